@@ -1,0 +1,63 @@
+"""The linear environment: weight and activation bits of every layer under a budget read from a lookup table."""
+
+from lib.env.search_env import SearchEnv
+from lib.utils.profile import profile_layers
+from lib.utils.quantize_utils import LinearQuantization, quantized_layers
+
+
+class LinearQuantizeEnv(SearchEnv):
+    """Two steps a layer: weight bits, then activation bits.
+
+    State: the eight layer features, the previous action divided by `max_bit` (1 at the first step; at an activation
+    step the layer's own weight bits, at a weight step the activation bits of the layer before), and 1 at a weight
+    step or 0 at an activation step. The first layer stays `[8, -1]` and the last `[8, 8]`.
+    """
+
+    num_states = 10
+    pairs = True  # a strategy is a list of [w_bit, a_bit]
+
+    def __init__(self, model, train_loader, val_loader, *, cost, input_shape, preserve_ratio=0.6, min_bit=1, max_bit=8,
+                 calibrate_method='kl', activation_cap=None, device='cpu', **settings):
+        """See `SearchEnv` for the other settings.
+
+        Args:
+            model: network with `QConv2d` and `QLinear` layers and float weights.
+            cost: `CostTable` with one row per quantized layer.
+            input_shape: (C, H, W) of the data set, at which the layers' input sizes are measured.
+            calibrate_method: 'kl', 'mse' or 'max'.
+            activation_cap: upper limit of the activation ranges, or None.
+
+        Raises:
+            ValueError: the table has another number of layers than the network.
+        """
+        layers = quantized_layers(model)
+        if cost.num_layers != len(layers):
+            raise ValueError(f'the cost table has {cost.num_layers} layers, the network has {len(layers)} quantized '
+                             'layers: make the table of this network with scripts/make_lookup_table.py')
+        self.layers, self.calibrate_method, self.activation_cap = layers, calibrate_method, activation_cap
+        train_loader.set_epoch(0)
+        self._calibration_images = next(iter(train_loader))[0].to(device)
+        records = [record for record in profile_layers(model, input_shape, device) if record.name in layers]
+        super().__init__(model, train_loader, val_loader, records=records, cost=cost, preserve_ratio=preserve_ratio,
+                         min_bit=min_bit, max_bit=max_bit, fixed={0: [8, -1], len(layers) - 1: [8, 8]}, device=device,
+                         **settings)
+
+    @property
+    def num_steps(self):
+        """Steps of an episode."""
+        return 2 * self.num_layers
+
+    def _state(self, chosen):
+        step = min(len(chosen), self.num_steps - 1)
+        previous = chosen[step - 1] / self.max_bit if step else 1.0
+        return [*self.features[step // 2], previous, float(step % 2 == 0)]
+
+    def _entries(self, chosen):
+        return [list(pair) for pair in zip(chosen[::2], chosen[1::2], strict=True)]
+
+    def _choices(self, strategy):
+        return [8 if bits == -1 else bits for pair in strategy for bits in pair]
+
+    def _quantize(self, strategy):
+        return LinearQuantization(self.model, strategy, self._calibration_images, method=self.calibrate_method,
+                                  cap=self.activation_cap)

@@ -1,0 +1,156 @@
+"""What both HAQ environments share: one episode is one pass over the layers, then a short fine-tuning and a reward."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+
+from lib.env.state import action_from_bits, bits_from_action, layer_features
+from lib.simulator import budget
+from lib.utils.train import evaluate, loss_function, train_one_epoch
+from lib.utils.utils import seed_everything, set_learning_rate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an episode found: the strategy as executed, its accuracy (percent), cost, cost / reference, and reward."""
+
+    strategy: list
+    accuracy: float
+    loss: float
+    cost: float
+    ratio: float
+    reward: float
+
+
+class SearchEnv:
+    """Base of `QuantizeEnv` and `LinearQuantizeEnv`, which say how states look and how a network is quantized.
+
+    `reset` starts an episode, `step` takes one action in [0, 1] and returns (state, reward, done, outcome); reward
+    and outcome come with the last step. The float weights, the training subset and the validation subset are the
+    same in every episode.
+    """
+
+    def __init__(self, model, train_loader, val_loader, *, records, cost, preserve_ratio, min_bit, max_bit, fixed,
+                 finetune_epoch=1, finetune_lr=1e-3, finetune_gamma=0.8, finetune_flag=True, use_top5=False,
+                 reward_on='val', reward_cost=False, device='cpu', precision=None, seed=234):
+        """Measures the float accuracy and checks that the budget can be met.
+
+        Args:
+            model: network with float weights, on `device`.
+            train_loader, val_loader: the two subsets; `train_loader.set_epoch` makes an episode reproducible.
+            records: `LayerRecord` per quantizable layer.
+            cost: `CostTable` of the layers.
+            preserve_ratio: budget as a fraction of `cost.reference`.
+            min_bit, max_bit: range of the agent's choice, 1..8.
+            fixed: {layer index: entry} of layers that the agent cannot change.
+            finetune_epoch, finetune_lr, finetune_gamma: epochs per episode, rate, and its factor after each epoch.
+            finetune_flag: False evaluates the quantized network without any training.
+            use_top5: reward top-5 instead of top-1.
+            reward_on: 'val', or 'train' for the running training accuracy of the last epoch, as the original did.
+            reward_cost: add 1 / ratio to the accuracy difference.
+            device, precision: where and in which arithmetic the network runs.
+            seed: of dropout and the like in each episode.
+
+        Raises:
+            ValueError: the bits are out of range, or the ratio cannot be met.
+        """
+        if not 1 <= min_bit <= max_bit <= 8:
+            raise ValueError(f'--min_bit {min_bit} and --max_bit {max_bit}: expected 1 <= min_bit <= max_bit <= 8')
+        if reward_on == 'train' and not (finetune_flag and finetune_epoch):
+            raise ValueError('--reward_on train needs fine-tuning in the episode: drop it, or give --finetune_flag '
+                             'and --finetune_epoch of at least 1')
+        budget.check_feasible(cost, preserve_ratio, min_bit, max_bit, fixed, pairs=self.pairs)
+        self.model, self.train_loader, self.val_loader = model, train_loader, val_loader
+        self.records, self.cost, self.limit = records, cost, preserve_ratio * cost.reference
+        self.min_bit, self.max_bit, self.fixed = min_bit, max_bit, fixed
+        self.finetune_epoch, self.finetune_lr, self.finetune_gamma = finetune_epoch, finetune_lr, finetune_gamma
+        self.finetune_flag, self.use_top5 = finetune_flag, use_top5
+        self.reward_on, self.reward_cost = reward_on, reward_cost
+        self.device, self.precision, self.seed = device, precision, seed
+        self.criterion = loss_function().to(device)
+        self.features = layer_features(records)
+        self._float_state = copy.deepcopy(model.state_dict())
+        self.float_accuracy = self._accuracy(self._evaluate(train_loader if reward_on == 'train' else val_loader))
+        self.reset()
+
+    @property
+    def num_layers(self):
+        """Number of layers in a strategy."""
+        return len(self.records)
+
+    def reset(self):
+        """Starts an episode with no bits chosen; returns the first state."""
+        self._chosen = []
+        return self._state(self._chosen)
+
+    def step(self, action, episode=0):
+        """Takes the action of one step.
+
+        Args:
+            action: number in [0, 1].
+            episode: number of the episode, which decides the order of the training images.
+
+        Returns:
+            (next state, reward, done, outcome): reward 0 and outcome None until the last step.
+        """
+        self._chosen.append(bits_from_action(action, self.min_bit, self.max_bit))
+        if len(self._chosen) < self.num_steps:
+            return self._state(self._chosen), 0.0, False, None
+        outcome = self.evaluate_strategy(self.within_budget(self._entries(self._chosen)), episode)
+        return self._state(self._chosen[:-1]), outcome.reward, True, outcome
+
+    def within_budget(self, strategy):
+        """Returns the strategy after the final action wall."""
+        return budget.fit(strategy, self.cost, self.limit, min_bit=self.min_bit, max_bit=self.max_bit,
+                          fixed=self.fixed)
+
+    def trajectory(self, strategy):
+        """Returns [(state, action)] of an episode that chose `strategy` step by step, without running it."""
+        chosen = self._choices(strategy)
+        return [(self._state(chosen[:step]), action_from_bits(bits, self.min_bit, self.max_bit))
+                for step, bits in enumerate(chosen)]
+
+    def evaluate_strategy(self, strategy, episode=0):
+        """Quantizes the float network, fine-tunes it shortly and validates it.
+
+        Args:
+            strategy: entries within the budget.
+            episode: decides the order of the training images.
+
+        Returns:
+            The `Outcome`.
+
+        Raises:
+            FloatingPointError: loss or reward is not finite.
+        """
+        seed_everything(self.seed, 'episode', episode)
+        self.model.load_state_dict(self._float_state)
+        quantization = self._quantize(strategy)
+        metrics = self._finetune(quantization, episode) if self.finetune_flag else None
+        if self.reward_on == 'val':
+            metrics = self._evaluate(self.val_loader)
+        ratio = self.cost.ratio(strategy)
+        accuracy = self._accuracy(metrics)
+        reward = 0.1 * (accuracy - self.float_accuracy + (1 / ratio if self.reward_cost else 0))
+        if not math.isfinite(reward):
+            raise FloatingPointError(f'the reward of {strategy} is {reward} (accuracy {accuracy})')
+        return Outcome(strategy, accuracy, metrics.loss, self.cost.cost(strategy), ratio, reward)
+
+    def _finetune(self, quantization, episode):
+        optimizer = torch.optim.SGD(quantization.parameters(), lr=self.finetune_lr, momentum=0.9, weight_decay=4e-5)
+        metrics = None
+        for epoch in range(self.finetune_epoch):
+            set_learning_rate(optimizer, self.finetune_lr * self.finetune_gamma ** epoch)
+            self.train_loader.set_epoch(episode * self.finetune_epoch + epoch)
+            metrics = train_one_epoch(self.model, self.train_loader, self.criterion, optimizer, self.device,
+                                      quantization.after_step, before_step=quantization.before_step,
+                                      precision=self.precision, title=f'episode {episode}')
+        return metrics
+
+    def _evaluate(self, loader):
+        return evaluate(self.model, loader, self.criterion, self.device, precision=self.precision)
+
+    def _accuracy(self, metrics):
+        return metrics.top5 if self.use_top5 else metrics.top1

@@ -1,0 +1,141 @@
+"""Clipping ranges from data: the maximum, HAQ's KL threshold, and the range of least squared error."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+METHODS = ("kl", "max", "mse")
+KL_BELOW_BITS = 5  # from here on clipping costs more than it gains and the maximum is used
+LOG_FLOOR = 1e-12
+MAX_BINS = 8192  # the search costs bins^2 / 2; only tensors of more than 67 million elements, or narrow ones, would have more
+MSE_SAMPLE = 2**20
+
+
+def find_range(x: Tensor, bits: int, *, signed: bool, method: str = "kl", kl_bits: int | None = None) -> float:
+    """Return the clipping range of `x` for `bits` bits by `method`, one of 'kl', 'max', 'mse'.
+
+    'kl' is the threshold of `kl_threshold` for `kl_bits` (default `bits`) below 5, the maximum from there on. One signed bit has no
+    magnitude to clip: its scale is mean|x| by any method. Raises ValueError for another method or values that are not finite.
+    """
+    if method not in METHODS:
+        raise ValueError(f"calibration method is {method!r}; expected one of {', '.join(METHODS)}")
+    if signed and bits == 1:
+        max_range(x)
+        return x.detach().abs().mean().item()
+    if method == "mse":
+        return mse_range(x, bits, signed)
+    kl_bits = bits if kl_bits is None else kl_bits
+    return kl_threshold(x, kl_bits) if method == "kl" and kl_bits < KL_BELOW_BITS else max_range(x)
+
+
+def max_range(x: Tensor) -> float:
+    """Return max|x|; ValueError where `x` is empty or not finite."""
+    if x.numel() == 0:
+        raise ValueError("cannot choose a clipping range from an empty tensor")
+    low, high = (bound.item() for bound in torch.aminmax(x.detach()))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"cannot choose a clipping range: values from {low} to {high} are not all finite")
+    return max(-low, high)
+
+
+def kl_threshold(x: Tensor, bits: int) -> float:
+    """Return the clipping threshold of |x| with the least Kullback-Leibler-like distance for `bits` bits.
+
+    The cumulative histogram c of |x| (numpy's 'sqrt' bins on [0, max]) is compared, for every threshold i from n + 1 bins on,
+    n = 2^(bits-1), with q = c cut off at bin i (p: 1 from bin i - 1 on) and linearly resampled to n points and back; the distance is
+    sum (c - q) log2(c / q). With fewer than n + 1 bins the maximum is returned, and 0 for an all-zero tensor.
+    """
+    top = max_range(x)
+    levels = 2 ** (bits - 1)
+    if top == 0:
+        return 0.0
+    magnitude = x.detach().abs().flatten()
+    bins = _number_of_bins(magnitude, top)
+    if levels + 1 > bins:
+        return top
+    counts = _histogram(magnitude, bins, top)
+    cumulative = (counts / counts.sum()).cumsum(0)
+    best = levels + 1 + int(_distances(cumulative, levels).argmin())
+    return (best + 0.5) * top / bins
+
+
+def _number_of_bins(magnitude: Tensor, top: float) -> int:
+    width = (top - magnitude.amin().item()) / math.sqrt(magnitude.numel())
+    return min(math.ceil(top / width), MAX_BINS) if width > 0 else 1
+
+
+def _histogram(magnitude: Tensor, bins: int, top: float) -> Tensor:
+    """Return float64 counts of `bins` equal bins on [0, top]; in pieces that stay in the processor's cache."""
+    counts = torch.zeros(bins, dtype=torch.float64, device=magnitude.device)
+    for part in magnitude.split(2**26 if magnitude.is_cuda else 2**16):
+        index = (part.double() * bins / top).long().clamp_max_(bins - 1)
+        counts += torch.bincount(index, minlength=bins)
+    return counts
+
+
+def _distances(cumulative: Tensor, levels: int) -> Tensor:
+    """Return the distance of every threshold i = levels + 1 .. bins, a block of thresholds at a time."""
+    bins = len(cumulative)
+    log_c = cumulative.clamp_min(LOG_FLOOR).log2()
+    beyond = ((cumulative - 1) * log_c).flip(0).cumsum(0).flip(0)  # sum over the bins from i on, where q is 1
+    beyond = torch.cat([beyond, beyond.new_zeros(1)])
+    column = torch.arange(bins, dtype=torch.float64, device=cumulative.device)
+    blocks = []
+    for rows in torch.arange(levels + 1, bins + 1, device=cumulative.device).split(max(1, 2**16 // bins)):
+        width = int(rows[-1])  # bins after the block's last threshold belong to `beyond`
+        resampled = _resampled(cumulative, rows, column[:width], levels)
+        terms = (cumulative[:width] - resampled) * (log_c[:width] - resampled.clamp_min(LOG_FLOOR).log2_())
+        terms.masked_fill_(column[:width] >= rows[:, None], 0)
+        blocks.append(terms.sum(1) + beyond[rows])
+    return torch.cat(blocks)
+
+
+def _resampled(cumulative: Tensor, rows: Tensor, column: Tensor, levels: int) -> Tensor:
+    """Return q of every threshold i in `rows` at the bins `column`: p[:i] by linear interpolation at `levels` points and back."""
+    last = (rows - 1)[:, None]  # index of the last of the i points; p is 1 there
+
+    def p(index):
+        return torch.where(index >= last, 1.0, cumulative[index.clamp_max(len(cumulative) - 1)])
+
+    position = torch.arange(levels, device=rows.device) * last / max(levels - 1, 1)  # (rows, levels), in bins
+    left = position.floor().long()
+    knots = p(left) + (position - left) * (p(left + 1) - p(left))
+    knots = torch.cat([knots, knots[:, -1:]], 1)
+    slope = torch.cat([knots.diff(dim=1), torch.zeros_like(knots[:, :1])], 1)
+    position = column * ((levels - 1) / last)  # (rows, bins), in knots
+    left = position.long().clamp_max_(levels)
+    return knots.gather(1, left) + (position - left) * slope.gather(1, left)
+
+
+def mse_range(x: Tensor, bits: int, signed: bool) -> float:
+    """Return the clipping range of least mean squared error for linear quantization of `x` to `bits` bits.
+
+    Exact errors from prefix sums of the sorted magnitudes, on a geometric grid from mean|x| / 2 to max|x| that is refined
+    twice. Of more than 2^20 values a regular sample (and the maximum) is used.
+    """
+    top = max_range(x)
+    values = (x.detach().abs() if signed else x.detach().clamp_min(0)).flatten()
+    if values.numel() > MSE_SAMPLE:
+        step = values.numel() // MSE_SAMPLE | 1  # odd: not in step with rows and channels
+        values = torch.cat([values[::step], values.amax()[None]])
+    values = np.sort(values.float().cpu().numpy()).astype(np.float64)
+    top, mean = values[-1], values.mean()
+    if top == 0:
+        return 0.0
+    if signed and bits == 1:
+        return float(mean)
+    sums = np.concatenate([[0.0], values.cumsum()])
+    codes = np.arange((2 ** (bits - 1) if signed else 2**bits))
+
+    def error(clip):  # the sum of squared errors, less the constant sum of squares
+        levels = codes * (clip / codes[-1])
+        edges = np.concatenate([[0], values.searchsorted((levels[1:] + levels[:-1]) / 2), [len(values)]])
+        return (levels**2 * np.diff(edges) - 2 * levels * np.diff(sums[edges])).sum()
+
+    grid = np.geomspace(mean / 2, top, 96)
+    for points in (24, 24):
+        best = int(np.argmin([error(clip) for clip in grid]))
+        grid = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], points + 1)
+    return float(min(grid, key=error))

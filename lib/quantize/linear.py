@@ -1,0 +1,220 @@
+"""Linear (uniform) quantization of weights and activations: pure functions, then HAQ's two quantizers on top of them."""
+
+import torch
+from torch import Tensor, nn
+
+from lib.quantize.calibrate import find_range, max_range
+from lib.quantize.quantizer import Quantizer, straight_through
+
+
+def max_code(bits: int, signed: bool) -> int:
+    """Largest integer code: 2^bits - 1 unsigned, 2^(bits-1) - 1 signed (codes are symmetric), 1 for one signed bit."""
+    return max(2 ** (bits - 1) - 1, 1) if signed else 2**bits - 1
+
+
+def choose_scale(clip: Tensor, bits: int, signed: bool) -> Tensor:
+    """Return the step between levels for the clipping range `clip`; 0 (all levels are zero) where the range is not positive."""
+    return clip.clamp_min(0) / max_code(bits, signed)
+
+
+def quantize(x: Tensor, scale: Tensor, bits: int, signed: bool) -> Tensor:
+    """Return integer codes, as floats: round(x / scale) clamped to [-n, n] (signed) or [0, n], n = `max_code`.
+
+    One signed bit is the sign, -1 or +1, with sign(0) = +1. Ties round to even. Example: x = (-0.4, 0.9, 7), scale 0.5,
+    3 bits signed gives (-1, 2, 3).
+    """
+    if signed and bits == 1:
+        return (x >= 0).to(x.dtype).mul_(2).sub_(1)
+    top = max_code(bits, signed)
+    step = torch.where(scale > 0, scale, torch.inf)  # no range: every code is 0 instead of 0 / 0
+    return (x / step).round_().clamp_(-top if signed else 0, top)
+
+
+def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
+    """Return the real values `codes * scale`."""
+    return codes * scale
+
+
+def fake_quantize(x: Tensor, scale: Tensor, bits: int, signed: bool) -> Tensor:
+    """Return `dequantize(quantize(x))` in the dtype of `x`, computed in one buffer; carries no gradient."""
+    with torch.no_grad():
+        return quantize(x, scale, bits, signed).mul_(scale).to(x.dtype)
+
+
+class LinearWeightQuantizer(Quantizer):
+    """Symmetric weights, one scale per tensor: q = round(clamp(w, -r, r) / s) * s with s = r / (2^(bits-1) - 1).
+
+    The gradient passes straight through to the unclamped weight, so weights outside the range still learn. Example: w = (-0.4, 0.1,
+    0.7), r = 0.6, 3 bits: s = 0.2 and q = (-0.4, 0, 0.6). One bit is binary: q = sign(w) * mean|w|, whatever the range.
+
+    The range r (buffer of shape [1]) is set by `calibrate`; while it is not positive, the first forward makes it |w| max. It does not
+    follow the weights in training. `fix_weight` cuts the gradient to the weight; `tanh` quantizes tanh(w) / max|tanh(w)|
+    with r = 1 (weight normalisation of DoReFa, 1606.06160; the gradient flows through the normalisation).
+    """
+
+    def __init__(self, bits: int | None = None, *, fix_weight: bool = False, tanh: bool = False):
+        super().__init__(bits)
+        self.fix_weight = fix_weight
+        self.tanh = tanh
+        self.register_buffer("range", torch.zeros(1))
+        self._range_is_set = False  # spares a device-to-host copy of the range in every forward
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        weight = self._normalised(x)
+        quantized = fake_quantize(weight, self._scale(weight.detach()), self.bits, signed=True)
+        return quantized if self.fix_weight else straight_through(weight, quantized)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, *, method: str = "kl", cap: float | None = None):
+        """Set the range from the weight `x`: |w| max from 5 bits on, the KL threshold below (`method` 'kl'); 'max'; 'mse'."""
+        if self.active:
+            weight = self._normalised(x)
+            clip = find_range(weight, self.bits, signed=True, method=method, kl_bits=self.bits)
+            self.range.fill_(clip if cap is None else min(clip, cap))
+            self._range_is_set = bool(clip > 0)
+
+    @torch.no_grad()
+    def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_active()
+        weight = self._normalised(x)
+        scale = self._scale(weight)
+        return quantize(weight, scale, self.bits, signed=True).to(torch.int32), scale
+
+    def _normalised(self, weight: Tensor) -> Tensor:
+        if not self.tanh:
+            return weight
+        squashed = weight.tanh()
+        return squashed / squashed.abs().amax().clamp_min(torch.finfo(weight.dtype).tiny)
+
+    def _scale(self, weight: Tensor) -> Tensor:
+        if self.bits == 1:
+            return weight.abs().mean().reshape(1)
+        if self.tanh:
+            return choose_scale(torch.ones_like(self.range), self.bits, signed=True)
+        if not self._range_is_set:
+            if self.range.item() <= 0:
+                self.range.fill_(max_range(weight))
+            self._range_is_set = self.range.item() > 0
+        return choose_scale(self.range, self.bits, signed=True)
+
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+        self._range_is_set = False
+
+
+class _ClipAndRound(torch.autograd.Function):
+    """Fake quantization with a learnable range; keeps one byte per element for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, clip, bits, signed, exact):
+        out = fake_quantize(x, choose_scale(clip, bits, signed), bits, signed)
+        top = clip.clamp_min(torch.finfo(clip.dtype).tiny)  # a range of 0 or less still tells the sign of x
+        above, below = x >= top, (x <= -top if signed else x < 0)
+        region = above.view(torch.int8).sub_(below.view(torch.int8))  # 1 above the range, 0 inside, -1 below
+        ctx.signed, ctx.exact = signed, exact
+        ctx.save_for_backward(region, clip, *((x, out) if exact else ()))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        region, clip, *exact = ctx.saved_tensors
+        grad_x = torch.where(region == 0, grad, 0)
+        grad_clip = None
+        if ctx.needs_input_grad[1]:
+            grad_clip = torch.where(region > 0, grad, 0).sum(dtype=clip.dtype)
+            if ctx.signed:
+                grad_clip = grad_clip - torch.where(region < 0, grad, 0).sum(dtype=clip.dtype)
+            if exact:
+                x, out = exact
+                grad_clip = grad_clip + (grad_x * (out - x)).sum(dtype=clip.dtype) / clip.clamp_min(torch.finfo(clip.dtype).tiny)
+            grad_clip = grad_clip.reshape(clip.shape)
+        return grad_x, grad_clip, None, None, None
+
+
+class LinearActivationQuantizer(Quantizer):
+    """Activations clipped to a learnable range r: y = clip(x), q = round(y / s) * s.
+
+    * Unsigned ("half wave"): y = 0.5 (|x| - |x - r| + r) = clip(x, 0, r), s = r / (2^bits - 1).
+    * Signed ("full wave"): y = 0.5 (|x + r| - |x - r|) = clip(x, -r, r), s = r / (2^(bits-1) - 1): one bit is the sign.
+    * One signed bit: q = r where x >= 0 and -r elsewhere; its calibrated r is mean|x|.
+
+    Example: x = (-1, 0.3, 2), r = 1.5, 2 bits: unsigned (0, 0.5, 1.5), signed (-1.5, 0, 1.5).
+
+    The gradient is straight through the rounding, for one bit too: dq/dx is 1 inside the range and 0 outside; dq/dr is 1 for x >= r, -1 for
+    x <= -r (signed) and 0 inside. `range_gradient='exact'` adds the inside's rounding term (q - x) / r (as in LSQ,
+    1902.08153). A range of 0 or less gives zeros, never NaN; every non-zero x is then outside, so the gradient can bring the range back.
+
+    `range` is a Parameter of shape [1], initially 6; it asks for a gradient only while `trainable` and `active`. `signed` None
+    means unknown: the next calibration or forward finds it from its input. It is saved with the state dict.
+
+    Args:
+        bits: 1..16, or None, -1, >= 32 to leave inputs alone.
+        signed: whether inputs can be negative; None to find out.
+        initial_range: the range before calibration.
+        trainable: whether the range learns.
+        range_gradient: 'clip' (faithful to HAQ) or 'exact'.
+    """
+
+    def __init__(self, bits: int | None = None, *, signed: bool | None = None, initial_range: float = 6.0, trainable: bool = True,
+                 range_gradient: str = "clip"):
+        super().__init__(bits)
+        if range_gradient not in ("clip", "exact"):
+            raise ValueError(f"range_gradient is {range_gradient!r}; expected 'clip' or 'exact'")
+        self.signed = signed
+        self.range_gradient = range_gradient
+        self.range = nn.Parameter(torch.full((1,), float(initial_range)))
+        self.trainable = trainable
+
+    @property
+    def trainable(self) -> bool:
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, trainable: bool):
+        self._trainable = trainable
+        self.bits_changed()
+
+    def bits_changed(self):
+        # A range that asks for a gradient and never gets one stops DistributedDataParallel.
+        self.range.requires_grad_(self._trainable and self.active)
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        signed = self._find_sign(x)
+        if torch.is_grad_enabled() and (x.requires_grad or self.range.requires_grad):
+            return _ClipAndRound.apply(x, self.range, self.bits, signed, self.range_gradient == "exact")
+        return fake_quantize(x, choose_scale(self.range, self.bits, signed), self.bits, signed)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, *, method: str = "kl", cap: float | None = None):
+        """Set the range (and an unknown sign) from a batch `x` of inputs, at most `cap`.
+
+        'kl': max|x| from 5 magnitude bits on (one bit of a signed input is its sign), else the KL threshold where that is lower;
+        'max': max|x|; 'mse': the range of least mean squared error.
+        """
+        signed = self._find_sign(x)
+        if self.active:
+            magnitude_bits = self.bits - int(signed)
+            clip = find_range(x, self.bits, signed=signed, method=method, kl_bits=magnitude_bits)
+            limits = [clip, max_range(x)] if cap is None else [clip, max_range(x), cap]
+            self.range.fill_(min(limits))
+
+    @torch.no_grad()
+    def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_active()
+        signed = self._find_sign(x)
+        scale = choose_scale(self.range, self.bits, signed)
+        return quantize(x, scale, self.bits, signed).to(torch.int32), scale
+
+    def _find_sign(self, x: Tensor) -> bool:
+        if self.signed is None:
+            self.signed = bool(x.detach().amin() < 0)
+        return self.signed
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(-1 if self.signed is None else int(self.signed), dtype=torch.int8)
+
+    def set_extra_state(self, state: Tensor):
+        self.signed = None if int(state) < 0 else bool(state)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, signed={self.signed}"

@@ -1,0 +1,90 @@
+"""What every quantizer shares: its width in bits and the verbs forward, calibrate and to_int."""
+
+from numbers import Integral
+
+import torch
+from torch import Tensor, nn
+
+MAX_BITS = 16
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, quantized):
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
+    """Return `quantized` exactly, with the gradient of the identity in `x` (Bengio et al., 1308.3432).
+
+    `x + (quantized - x).detach()` has the same gradient, but its rounding leaves the quantization grid.
+    """
+    return _StraightThrough.apply(x, quantized)
+
+
+class Quantizer(nn.Module):
+    """A tensor in, the same tensor on a grid of at most 2^bits levels out (fake quantization).
+
+    `bits` None, -1 or at least 32 leaves the tensor alone; 1..16 quantizes; anything else raises ValueError. The width comes
+    from the strategy and is not in the state dict; ranges are. A state dict without a quantizer's keys (that of the float
+    network) loads without complaint and leaves its ranges as they are.
+
+    A subclass defines `fake_quantize` and `to_int`, and `calibrate` if it has something to find in the data.
+    """
+
+    def __init__(self, bits: int | None = None):
+        super().__init__()
+        self._bits = _checked_bits(bits)
+
+    @property
+    def bits(self) -> int | None:
+        return self._bits
+
+    @bits.setter
+    def bits(self, bits: int | None):
+        self._bits = _checked_bits(bits)
+        self.bits_changed()
+
+    @property
+    def active(self) -> bool:
+        """Whether this quantizer changes its input at all."""
+        return self._bits is not None and 0 < self._bits < 32
+
+    def bits_changed(self):
+        """Called after `bits` was set; for subclasses whose parameters depend on it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fake_quantize(x) if self.active else x
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize `x` with a useful gradient; called only while `active`."""
+        raise NotImplementedError
+
+    def calibrate(self, x: Tensor, *, method: str = "kl", cap: float | None = None):
+        """Choose the clipping range from a sample `x` of the tensors to come; without effect where nothing is chosen."""
+
+    def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (int32 codes, scale) with `codes * scale` equal to `self(x)`; ValueError while not `active`."""
+        raise NotImplementedError
+
+    def check_active(self):
+        if not self.active:
+            raise ValueError(f"bits is {self.bits}: this tensor stays float and has no integer codes; set bits to 1..{MAX_BITS}")
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, [], unexpected_keys, error_msgs)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"
+
+
+def _checked_bits(bits: int | None) -> int | None:
+    if bits is None:
+        return None
+    if isinstance(bits, Integral) and not isinstance(bits, bool) and (bits == -1 or 1 <= bits <= MAX_BITS or bits >= 32):
+        return int(bits)
+    raise ValueError(f"bits is {bits!r}; expected 1..{MAX_BITS}, or None, -1 or at least 32 for a tensor that stays float")

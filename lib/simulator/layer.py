@@ -1,0 +1,67 @@
+"""The record of one quantizable layer: all that a hardware model needs to know about it."""
+
+from dataclasses import asdict, dataclass, fields
+from math import prod
+
+KINDS = ("conv", "linear")
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """Shapes of one convolution or linear layer in one forward pass of one image.
+
+    A linear layer has kernel and stride (1, 1); `in_h` = `out_h` is the number of positions it is applied to per image
+    (1 for a classifier, the number of tokens in a transformer) and `in_w` = `out_w` = 1. A layer that the forward pass
+    never reaches has `calls` = 0 and sizes 0. `num_weights` leaves the bias out.
+
+    Raises:
+        ValueError: kind unknown, or sizes that no layer can have.
+    """
+
+    name: str
+    kind: str  # 'conv' or 'linear'
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]  # (height, width)
+    stride: tuple[int, int]
+    groups: int
+    in_h: int
+    in_w: int
+    out_h: int
+    out_w: int
+    num_weights: int
+    calls: int = 1  # how often one forward pass uses the layer
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"layer {self.name!r}: kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
+        positive = (self.in_channels, self.out_channels, self.groups, *self.kernel, *self.stride)
+        not_negative = (self.in_h, self.in_w, self.out_h, self.out_w, self.num_weights, self.calls)
+        if min(positive) < 1 or min(not_negative) < 0:
+            raise ValueError(f"{self}: channels, groups, kernel and stride must be positive, no size negative")
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ValueError(f"{self}: both channel counts must be multiples of groups")
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every filter sees a single one of several input channels."""
+        return self.groups == self.in_channels > 1
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations per image, all calls together."""
+        weights = self.out_channels * (self.in_channels // self.groups) * prod(self.kernel)
+        return self.calls * self.out_h * self.out_w * weights
+
+    def to_dict(self) -> dict:
+        """Return plain lists and numbers, for JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, entries: dict) -> "LayerRecord":
+        """Rebuild a record from `to_dict`; a missing or unknown key raises ValueError."""
+        known = {field.name for field in fields(cls)}
+        optional = {"calls"}
+        if wrong := (set(entries) - known) | (known - optional - set(entries)):
+            raise ValueError(f"layer record {entries.get('name', '?')!r}: missing or unknown keys {sorted(wrong)}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()})

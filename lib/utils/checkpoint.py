@@ -1,0 +1,111 @@
+"""Files on disk: atomic writes, checkpoints that say what is wrong with them, weights loaded by name."""
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yields a temporary path beside `path` and renames it onto `path` when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        os.chmod(temporary, 0o644)  # mkstemp makes private files; a run folder is meant to be shared
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path, text):
+    """Writes `text` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding='utf-8')
+
+
+def write_json(path, value):
+    """Writes `value` as indented JSON to `path` atomically."""
+    write_text(path, json.dumps(value, indent=1) + '\n')
+
+
+def save_checkpoint(path, checkpoint):
+    """Saves a dict of tensors and plain values atomically; loadable with `weights_only=True`."""
+    with atomic_path(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def read_checkpoint(path):
+    """Reads a checkpoint on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, is no checkpoint, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {path} does not exist: check the path'
+                                + (' (it is a folder; name the file in it)' if path.is_dir() else ''))
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, UnicodeDecodeError, KeyError,
+            ValueError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f'{path} ({path.stat().st_size} bytes) cannot be read as a PyTorch checkpoint: it is '
+                         f'truncated or of another kind; make or copy it again ({reason})') from error
+
+
+def state_dict_of(checkpoint, path='checkpoint'):
+    """Finds the state dict in a checkpoint: under `state_dict` or `model`, or the dict itself.
+
+    The prefix `module.` of DataParallel is removed, also inside (`features.module.0` of the original's VGG).
+
+    Raises:
+        ValueError: nothing in the checkpoint looks like a state dict.
+    """
+    found = checkpoint
+    for key in ('state_dict', 'model'):
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
+            found = checkpoint[key]
+            break
+    if not isinstance(found, dict) or not any(isinstance(value, torch.Tensor) for value in found.values()):
+        raise ValueError(f'{path} holds no state dict: expected a dict of tensors, or one under "state_dict"')
+    return {key.removeprefix('module.').replace('.module.', '.'): value for key, value in found.items()
+            if isinstance(value, torch.Tensor)}
+
+
+def load_weights(model, state_dict, path='checkpoint'):
+    """Loads `state_dict` into `model`; every key must fit.
+
+    Raises:
+        ValueError: keys are missing or unexpected, or shapes differ; the first ones are named.
+    """
+    own = model.state_dict()
+    shapes = [f'{key} is {tuple(state_dict[key].shape)}, the model has {tuple(own[key].shape)}'
+              for key in own if key in state_dict and state_dict[key].shape != own[key].shape]
+    if shapes:
+        raise ValueError(f'{path} does not fit the model: {_some(shapes)}; check --arch, --width_mult and '
+                         '--num_classes')
+    missing, unexpected = model.load_state_dict(state_dict, strict=False)
+    missing = [key for key in missing if not key.endswith('num_batches_tracked')]
+    problems = [f'{len(keys)} {kind} ({_some(keys)})'
+                for kind, keys in (('missing', missing), ('unexpected', unexpected)) if keys]
+    if problems:
+        raise ValueError(f'{path} does not fit the model: keys {"; ".join(problems)}; check --arch')
+
+
+def _some(items, limit=4):
+    more = f', and {len(items) - limit} more' if len(items) > limit else ''
+    return ', '.join(map(str, items[:limit])) + more

@@ -1,0 +1,323 @@
+"""The figures of a run, ready for a paper: bits per layer, the course of a search, accuracy against budget, training.
+
+Every function takes plain data and a path; the suffix of the path decides the format (.png, .pdf, .svg). Figures are
+made without pyplot, so that neither the backend nor the settings of the caller's matplotlib change.
+"""
+
+import math
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from lib.utils.checkpoint import atomic_path
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+BLUE, ORANGE, GREEN, PINK, RED, SKY, GREY = '#0072B2', '#E69F00', '#009E73', '#CC79A7', '#D55E00', '#56B4E9', '#8C8C8C'
+KIND_COLORS = {'conv': BLUE, 'depthwise': ORANGE, 'pointwise': GREEN, 'linear': PINK}
+SERIES = [(BLUE, 'o'), (RED, 's'), (GREEN, '^'), (PINK, 'D'), (ORANGE, 'v'), (SKY, 'P')]  # colour, marker
+IMAGE_BITS = 8  # an input that is left alone (a = -1) counts as the 8-bit image it is
+MAX_NAMES = 64  # more layer names than this do not fit under one figure
+
+
+# ---- bits per layer
+
+def plot_strategy(strategy, kinds, names, path, title=None):
+    """Draws the bits of every layer: weights upwards and, for pairs, activations downwards.
+
+    Args:
+        strategy: ints (weight bits) or pairs [w_bit, a_bit], one per layer; a_bit -1 is drawn hatched at 8 bits.
+        kinds: 'conv', 'depthwise', 'pointwise' or 'linear' per layer, decides the colour; others are grey.
+        names: layer names per layer.
+        path: file to write.
+        title: line above the figure.
+
+    Raises:
+        ValueError: the three lists differ in length, or are empty.
+    """
+    if not len(strategy) == len(kinds) == len(names) > 0:
+        raise ValueError(f'expected one kind and one name per layer, got {len(strategy)} entries, {len(kinds)} kinds '
+                         f'and {len(names)} names')
+    pairs = any(isinstance(entry, (list, tuple)) for entry in strategy)
+    width, name_height = min(max(.2 * len(strategy) + 1.2, 5), 13), .05 * max(map(len, names))
+    figure, (ax,) = _figure(width, (3.8 if pairs else 2.5) + name_height)
+    for i, (entry, kind) in enumerate(zip(strategy, kinds, strict=True)):
+        w_bit, a_bit = entry if isinstance(entry, (list, tuple)) else (entry, None)
+        color = KIND_COLORS.get(kind, GREY)
+        _draw_bits(ax, i, w_bit, color)
+        if a_bit is not None:
+            _draw_bits(ax, i, a_bit, color, direction=-1)
+    _label_bits(ax, pairs)
+    _label_layers(ax, names)
+    _strategy_legend(figure, strategy, kinds, rows=math.ceil(6 / width))
+    if title:
+        ax.set_title(title, loc='left', fontsize=10)
+    _save(figure, path)
+
+
+def _draw_bits(ax, x, bits, color, direction=1):
+    height = IMAGE_BITS if bits == -1 else bits
+    look = {'facecolor': 'white', 'hatch': '/////', 'edgecolor': color} if bits == -1 else \
+        {'facecolor': color, 'edgecolor': color, 'alpha': 1 if direction > 0 else .6}
+    ax.bar(x, direction * height, width=.78, linewidth=.6, **look)
+    ax.annotate('–' if bits == -1 else f'{bits}', (x, direction * height), (0, 2 * direction), fontsize=6.5,
+                textcoords='offset points', ha='center', va='bottom' if direction > 0 else 'top', color='.25')
+
+
+def _label_bits(ax, pairs):
+    low, high = ax.get_ylim()
+    top = max(high, -low, IMAGE_BITS) + .9
+    ax.set_ylim(-top if pairs else 0, top)
+    ticks = range(-8, 9, 2) if pairs else range(0, int(top) + 1, 2)
+    ax.set_yticks(ticks, [str(abs(tick)) for tick in ticks])
+    if not pairs:
+        ax.set_ylabel('weight bits')
+        return
+    ax.axhline(0, color='.2', linewidth=.8)
+    for text, y in (('activation bits', .25), ('weight bits', .75)):
+        ax.annotate(text, (0, y), (-28, 0), xycoords='axes fraction', textcoords='offset points', rotation=90,
+                    ha='center', va='center', fontsize=9)
+
+
+def _label_layers(ax, names):
+    step = math.ceil(len(names) / MAX_NAMES)
+    positions = range(0, len(names), step)
+    ax.set_xticks(positions, [names[i] for i in positions], rotation=90, fontsize=6.5 if len(names) > 20 else 8)
+    ax.tick_params(axis='x', length=0, pad=1)
+    ax.set_xlim(-.7, len(names) - .3)
+    ax.grid(False, axis='x')
+
+
+def _strategy_legend(figure, strategy, kinds, rows):
+    order = sorted(set(kinds), key=lambda kind: [*KIND_COLORS, kind].index(kind))
+    handles = [Patch(color=KIND_COLORS.get(kind, GREY), label=kind) for kind in order]
+    if any(isinstance(entry, (list, tuple)) and entry[1] == -1 for entry in strategy):
+        handles.append(Patch(facecolor='white', edgecolor='.4', hatch='/////', label='input left alone (8-bit image)'))
+    figure.legend(handles=handles, loc='outside lower center', ncols=math.ceil(len(handles) / rows), frameon=False,
+                  fontsize=8, handlelength=1.2, columnspacing=1.4)
+
+
+# ---- the course of a search
+
+def plot_search(episodes, path, warmup, float_accuracy=None):
+    """Draws reward and accuracy over the episodes of a search, with running best and warm-up.
+
+    Args:
+        episodes: dicts with `episode`, `reward`, `accuracy` (percent) and `best_reward`, in order.
+        path: file to write.
+        warmup: last episode that acted at random.
+        float_accuracy: accuracy of the float network in percent, drawn as a line.
+    """
+    number, reward, accuracy, best = (_column(episodes, key) for key in
+                                      ('episode', 'reward', 'accuracy', 'best_reward'))
+    figure, (top, bottom) = _figure(7, 4.6, rows=2)
+    _warmup_band((top, bottom), number, warmup)
+    for ax, values in ((top, reward), (bottom, accuracy)):
+        ax.plot(number, values, '.', color=SKY, markersize=4, label='episode')
+        ax.plot(number, _running_mean(values), color=BLUE, linewidth=1.2, label='mean of the last 20')
+    top.step(number, best, where='post', color=RED, linewidth=1.5, label='best so far')
+    bottom.step(number, _accuracy_of_best(reward, accuracy), where='post', color=RED, linewidth=1.5)
+    if float_accuracy is not None:
+        _float_line(bottom, float_accuracy)
+    top.set_ylabel('reward')
+    bottom.set_ylabel('accuracy (%)')
+    bottom.set_xlabel('episode')
+    bottom.xaxis.set_major_locator(_whole_numbers())
+    figure.legend(*top.get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def plot_search_cloud(episodes, path, float_accuracy=None, xlabel='cost / reference'):
+    """Draws every episode of a search as a point, accuracy against budget, coloured by episode.
+
+    Args:
+        episodes: dicts with `episode`, `reward`, `ratio` and `accuracy` (percent).
+        path: file to write.
+        float_accuracy: accuracy of the float network in percent, drawn as a line.
+        xlabel: what `ratio` is.
+    """
+    number, ratio, accuracy, reward = (_column(episodes, key) for key in ('episode', 'ratio', 'accuracy', 'reward'))
+    figure, (ax,) = _figure(5.6, 3.8)
+    points = ax.scatter(ratio, accuracy, c=number, cmap='cividis', s=14, linewidths=0, zorder=2)
+    best = int(np.nanargmax(reward))
+    ax.plot(ratio[best], accuracy[best], '*', color=RED, markersize=15, markeredgecolor='white', zorder=3,
+            label=f'best reward: {accuracy[best]:.2f} % at {ratio[best]:.4f}')
+    if float_accuracy is not None:
+        _float_line(ax, float_accuracy)
+    bar = figure.colorbar(points, ax=ax, pad=.02, ticks=_whole_numbers())
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, color='.4')
+    bar.set_label('episode', fontsize=9)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel('accuracy (%)')
+    figure.legend(*ax.get_legend_handles_labels(), loc='outside upper center', frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _warmup_band(axes, number, warmup):
+    end = min(warmup + .5, number[-1] + .5)
+    for ax in axes:
+        ax.axvspan(number[0] - .5, end, color='.93', linewidth=0, zorder=0)
+        ax.set_xlim(number[0] - .5, number[-1] + .5)
+    axes[0].annotate('warm-up: random actions', (number[0] - .5, 1), (0, 3), xycoords=axes[0].get_xaxis_transform(),
+                     textcoords='offset points', fontsize=7, color='.35', va='bottom')
+
+
+def _running_mean(values, window=20):
+    sums = np.cumsum(np.concatenate([[0.], values]))
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(end - window, 0)
+    return (sums[end] - sums[start]) / (end - start)
+
+
+def _accuracy_of_best(reward, accuracy):
+    best, result = 0, []
+    for i, value in enumerate(reward):
+        best = i if value > reward[best] else best
+        result.append(accuracy[best])
+    return result
+
+
+# ---- accuracy against budget
+
+def plot_budget(points, path, float_accuracy=None, xlabel='cost / reference'):
+    """Draws accuracy against budget, one line per group, for instance uniform against searched strategies.
+
+    Args:
+        points: dicts with `label` (written beside the point; may be empty), `ratio`, `accuracy` (percent), `group`.
+        path: file to write.
+        float_accuracy: accuracy of the float network in percent, drawn as a line.
+        xlabel: what `ratio` is.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    _column(points, 'ratio')
+    figure, (ax,) = _figure(5.6, 3.8)
+    labels = []  # (x, y, text, colour)
+    for i, group in enumerate(dict.fromkeys(point['group'] for point in points)):
+        color, marker = SERIES[i % len(SERIES)]
+        members = sorted((p for p in points if p['group'] == group), key=lambda p: p['ratio'])
+        ax.plot(_column(members, 'ratio'), _column(members, 'accuracy'), color=color, marker=marker, markersize=5.5,
+                linewidth=1.3, label=group, zorder=3)
+        labels += [(p['ratio'], p['accuracy'], p['label'], color) for p in members if p['label']]
+    if float_accuracy is not None:
+        _float_line(ax, float_accuracy)
+    ax.margins(.12)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel('accuracy (%)')
+    figure.legend(*ax.get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False, fontsize=8)
+    _place_labels(figure, ax, labels)
+    _save(figure, path)
+
+
+def _place_labels(figure, ax, labels):
+    """Writes each text at the place around its point that covers least of other texts (above all), points and lines."""
+    figure.draw_without_rendering()  # the layout has to be final before anything can be measured
+    figure.set_layout_engine('none')
+    frame = ax.get_window_extent().extents
+    lines = [box for line in ax.lines for box in _boxes_along(ax, line)]
+    texts = [text.get_window_extent().extents for text in ax.texts]
+    around = [(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1)]
+    for x, y, text, color in labels:
+        trials = [ax.annotate(text, (x, y), (far * 7 * dx, far * 6 * dy), textcoords='offset points', fontsize=7,
+                              color=color, ha=('center', 'left', 'right')[dx], va=('center', 'bottom', 'top')[dy])
+                  for far in (1, 2) for dx, dy in around]
+        boxes = [trial.get_window_extent().extents for trial in trials]
+        crowding = [sum(_overlap(box, line) for line in lines) + 10 * sum(_overlap(box, other) for other in texts)
+                    + 10 * _outside(box, frame) for box in boxes]
+        best = int(np.argmin(crowding))
+        texts.append(boxes[best])
+        for trial in trials[:best] + trials[best + 1:]:
+            trial.remove()
+
+
+def _boxes_along(ax, line, half=3):
+    """Covers a drawn line by little squares, in pixels."""
+    corners = line.get_transform().transform(line.get_xydata())
+    along = np.concatenate([np.linspace(one, two, 40) for one, two in zip(corners[:-1], corners[1:], strict=True)]
+                           or [corners])
+    return [(x - half, y - half, x + half, y + half) for x, y in along]
+
+
+def _overlap(one, other):
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0) * max(height, 0)
+
+
+def _outside(box, frame):
+    return (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, frame)
+
+
+# ---- training
+
+def plot_training(columns, path):
+    """Draws loss and accuracy of training and validation against the epoch.
+
+    Args:
+        columns: the columns of `log.txt`, {'Train Loss': [...], 'Valid Loss': [...], 'Train Acc.': [...],
+            'Valid Acc.': [...]}, one number per epoch; others are ignored.
+        path: file to write.
+
+    Raises:
+        ValueError: there is no epoch to draw.
+    """
+    if not columns['Train Loss']:
+        raise ValueError('nothing to plot: expected at least one epoch')
+    figure, axes = _figure(8, 3.2, columns=2)
+    for ax, name, label in ((axes[0], 'Loss', 'loss'), (axes[1], 'Acc.', 'accuracy (%)')):
+        for kind, color, style in (('Train', BLUE, '--'), ('Valid', RED, '-')):
+            values = np.asarray(columns[f'{kind} {name}'], dtype=float)
+            epochs = np.arange(1, len(values) + 1)
+            ax.plot(epochs, values, style, color=color, linewidth=1.4, marker='.' if len(values) < 30 else None,
+                    label={'Train': 'training', 'Valid': 'validation'}[kind])
+        ax.set_xlabel('epoch')
+        ax.set_ylabel(label)
+        ax.xaxis.set_major_locator(_whole_numbers())
+    best = int(np.nanargmax(values))
+    axes[1].plot(epochs[best], values[best], '*', color=RED, markersize=11, markeredgecolor='white', zorder=3,
+                 label=f'best: {values[best]:.2f} % in epoch {epochs[best]}')
+    figure.legend(*axes[1].get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+# ---- shared
+
+def _figure(width, height, rows=1, columns=1):
+    """Returns a figure of that many inches and its axes in one look."""
+    figure = Figure(figsize=(width, height), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, sharex=rows > 1, squeeze=False).ravel()
+    for ax in axes:
+        ax.spines[['top', 'right']].set_visible(False)
+        ax.spines[['left', 'bottom']].set_color('.4')
+        ax.grid(color='.9', linewidth=.6)
+        ax.set_axisbelow(True)
+        ax.tick_params(labelsize=8, color='.4')
+        ax.xaxis.label.set_size(9)
+        ax.yaxis.label.set_size(9)
+    return figure, axes
+
+
+def _float_line(ax, accuracy):
+    ax.axhline(accuracy, color='.3', linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    ax.annotate(f'float {accuracy:.2f} %', (0, accuracy), (4, 2), xycoords=ax.get_yaxis_transform(),
+                textcoords='offset points', va='bottom', fontsize=7, color='.3')
+
+
+def _whole_numbers():
+    return MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+
+
+def _column(rows, key):
+    if not rows:
+        raise ValueError('nothing to plot: expected at least one point')
+    return np.array([row[key] for row in rows], dtype=float)
+
+
+def _save(figure, path):
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=temporary.suffix[1:] or 'png')

@@ -1,0 +1,100 @@
+"""The record of a search: one entry an episode, from which log, scalars, strategy files and plots are written."""
+
+import json
+import logging
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from lib.utils import plots
+from lib.utils.checkpoint import write_text
+from lib.utils.strategy import save_strategy
+
+logger = logging.getLogger(__name__)
+
+
+class SearchLog:
+    """Keeps the history of a search and writes `log.txt`, TensorBoard scalars, `strategy.*` and the plots."""
+
+    def __init__(self, folder, *, layer_names, kinds, float_accuracy, warmup, about, history=()):
+        """Starts the record, or continues it after `history`.
+
+        Args:
+            folder: the run folder.
+            layer_names, kinds: name of each layer, and its kind for the colours of the plots.
+            float_accuracy: accuracy of the float network in percent, drawn as a line.
+            warmup: last episode that acted at random.
+            about: what goes into `strategy.json` beside the strategy (network, data set, budget ...).
+            history: records of earlier episodes.
+        """
+        self.folder, self.layer_names, self.kinds = Path(folder), list(layer_names), list(kinds)
+        self.float_accuracy, self.warmup, self.about = float_accuracy, warmup, about
+        self.history = list(history)
+        self.writer = SummaryWriter(logdir=str(self.folder), purge_step=len(self.history))
+
+    @property
+    def best(self):
+        """Record of the episode with the highest reward, the earliest of equals; None before the first episode."""
+        return max(self.history, key=lambda record: record['reward'], default=None)
+
+    def add(self, record):
+        """Adds the record of an episode and writes everything but the plots.
+
+        Args:
+            record: dict with episode, reward, accuracy, loss, cost, ratio, w_ratio, strategy, delta, seconds, and
+                value_loss and policy_loss (None during warm-up).
+        """
+        improved = self.best is None or record['reward'] > self.best['reward']
+        self.history.append(record)
+        self._write_scalars(record)
+        write_text(self.folder / 'log.txt', ''.join(self._line(i) for i in range(len(self.history))) + self._footer())
+        if improved:
+            save_strategy(self.folder, record['strategy'], self.layer_names, accuracy=record['accuracy'],
+                          reward=record['reward'], ratio=record['ratio'], cost=record['cost'],
+                          episode=record['episode'], float_accuracy=self.float_accuracy, **self.about)
+        logger.info('%s', self._line(-1).rstrip())
+
+    def _line(self, index):
+        record = self.history[index]
+        best = max(r['reward'] for r in self.history[:record['episode'] + 1])
+        losses = '' if record['value_loss'] is None else \
+            f" value_loss {record['value_loss']:.4f} policy_loss {record['policy_loss']:.4f}"
+        return (f"#{record['episode']}: reward {record['reward']:.4f} accuracy {record['accuracy']:.3f} "
+                f"{self.about['cost_name']} {record['cost']:.6g} {self.about['cost_unit']} ratio {record['ratio']:.4f} "
+                f"best_reward {best:.4f}{losses} delta {record['delta']:.4f} {record['seconds']:.1f} s\n")
+
+    def _footer(self):
+        best = self.best
+        return (f"best reward: {best['reward']:.4f} (episode {best['episode']}, accuracy {best['accuracy']:.3f}, "
+                f"ratio {best['ratio']:.4f})\nbest policy: {json.dumps(best['strategy'])}\n")
+
+    def _write_scalars(self, record):
+        step, strategy, best = record['episode'], record['strategy'], self.best
+        scalars = {'reward/last': record['reward'], 'reward/best': best['reward'], 'info/accuracy': record['accuracy'],
+                   'info/w_ratio': record['w_ratio'], 'info/cost_ratio': record['ratio'], 'delta': record['delta'],
+                   'value_loss': record['value_loss'], 'policy_loss': record['policy_loss']}
+        for i, entry in enumerate(strategy):
+            w_bit, a_bit = entry if isinstance(entry, list) else (entry, None)
+            scalars |= {f'preserve_rate_w/{i}': w_bit, f'preserve_rate_a/{i}': a_bit}
+        for name, value in scalars.items():
+            if value is not None:
+                self.writer.add_scalar(name, value, step)
+        self.writer.add_text('info/best_policy', json.dumps(best['strategy']), step)
+        self.writer.add_text('info/current_policy', json.dumps(strategy), step)
+        self.writer.flush()
+
+    def plot(self):
+        """Draws bits per layer of the best strategy, reward and accuracy over episodes, accuracy against budget."""
+        best = self.best
+        plots.plot_strategy(best['strategy'], self.kinds, self.layer_names, self.folder / 'strategy.png',
+                            title=f"{self.about['arch']}: {best['accuracy']:.2f} % at ratio {best['ratio']:.3f}")
+        running, episodes = float('-inf'), []
+        for record in self.history:
+            running = max(running, record['reward'])
+            episodes.append({**record, 'best_reward': running})
+        plots.plot_search(episodes, self.folder / 'search.png', self.warmup, float_accuracy=self.float_accuracy)
+        plots.plot_search_cloud(episodes, self.folder / 'budget.png', float_accuracy=self.float_accuracy)
+
+    def close(self):
+        """Closes the TensorBoard file."""
+        self.writer.close()

@@ -1,0 +1,132 @@
+"""The one training loop and the one evaluation loop, used by every script and by both environments."""
+
+import contextlib
+import math
+
+import torch
+from progress.bar import Bar
+from torch import nn
+
+from lib.utils.utils import MetricCounter
+
+
+class Precision:
+    """Decides once in which arithmetic a network runs: float32, or mixed precision by `torch.amp`.
+
+    Half precision is float16 with a gradient scaler on CUDA and bfloat16, which needs none, on the CPU.
+    """
+
+    def __init__(self, device, half=False):
+        self.device_type, self.half = torch.device(device).type, half
+        self.dtype = torch.float16 if self.device_type == 'cuda' else torch.bfloat16
+        self.scaler = torch.amp.GradScaler(self.device_type, enabled=half and self.device_type == 'cuda')
+
+    def autocast(self):
+        """Returns the context in which the forward pass runs."""
+        if not self.half:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device_type, dtype=self.dtype)
+
+
+def train_one_epoch(model, loader, criterion, optimizer, device, after_step=None, *, before_step=None,
+                    precision=None, title='train'):
+    """Trains `model` over `loader` once.
+
+    Args:
+        model: any module that maps images (N, C, H, W) to logits (N, classes).
+        loader: iterable of (images, labels).
+        criterion: loss of (logits, labels), averaged over the batch.
+        optimizer: steps after every batch.
+        device: where the batches go; the model is there already.
+        after_step: called without arguments after every optimizer step (writes trained centroids to the weights).
+        before_step: called after the backward pass (moves the weights' gradients to the centroids).
+        precision: a `Precision`; float32 if None.
+        title: name on the progress bar, which is silent where the output is no terminal.
+
+    Returns:
+        The `Metrics` in training mode, while the weights moved.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the batch and the first layer concerned are named.
+    """
+    precision = precision or Precision(device)
+    model.train()
+    counter = MetricCounter()
+    for step, (images, labels) in enumerate(_bar(title, loader)):
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        with precision.autocast():
+            logits = model(images)
+            loss = criterion(logits, labels)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(f'the loss became {value} at batch {step} of {title}: {blame(model, images)}; '
+                                     'lower the learning rate or raise the bits of that layer')
+        optimizer.zero_grad(set_to_none=True)
+        precision.scaler.scale(loss).backward()
+        if before_step:
+            before_step()
+        precision.scaler.step(optimizer)
+        precision.scaler.update()
+        if after_step:
+            after_step()
+        counter.add(value, logits, labels)
+    return counter.result()
+
+
+@torch.no_grad()
+def evaluate(model, loader, criterion, device, *, precision=None, title='valid'):
+    """Evaluates `model` in evaluation mode over `loader`, and gives it its former mode back.
+
+    Returns:
+        The `Metrics` over exactly the images of the loader.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the first layer concerned is named.
+    """
+    precision = precision or Precision(device)
+    training = model.training
+    model.eval()
+    counter = MetricCounter()
+    for step, (images, labels) in enumerate(_bar(title, loader)):
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        with precision.autocast():
+            logits = model(images)
+            loss = criterion(logits, labels).item()
+        if not math.isfinite(loss):
+            raise FloatingPointError(f'the loss is {loss} at batch {step} of {title}: {blame(model, images)}')
+        counter.add(loss, logits, labels)
+    model.train(training)
+    return counter.result()
+
+
+@torch.no_grad()
+def blame(model, images):
+    """Says which module is the first whose weights or output are not finite, by one more forward pass."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f'parameter {name} holds values that are not finite'
+    found, hooks = [], []
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            hooks.append(module.register_forward_hook(
+                lambda _, __, output, name=name: found.append(name) if not _finite(output) else None))
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return f'the first output that is not finite comes from layer {found[0]}' if found else \
+        'all layers are finite, the loss alone is not'
+
+
+def loss_function():
+    """Returns the criterion of all scripts, cross entropy averaged over the batch."""
+    return nn.CrossEntropyLoss()
+
+
+def _finite(output):
+    return not isinstance(output, torch.Tensor) or bool(torch.isfinite(output).all())
+
+
+def _bar(title, loader):
+    return Bar(f'{title:>12}', max=len(loader), suffix='%(index)d/%(max)d  %(elapsed_td)s  left %(eta_td)s').iter(loader)

@@ -1,0 +1,20 @@
+"""Float networks by name: our own, one family per file, and every classification model of torchvision.
+
+Importing a family's file registers it. A quantized twin is no second copy of an architecture but a conversion,
+`create_model("qresnet50", convert=...)`; this package knows nothing of quantization.
+"""
+
+from models import mobilenet, mobilenetv2, mobilenetv3, resnet_cifar
+from models.registry import create_model, default_resolution, list_models, register, torchvision_weights
+
+__all__ = [
+    "create_model",
+    "default_resolution",
+    "list_models",
+    "mobilenet",
+    "mobilenetv2",
+    "mobilenetv3",
+    "register",
+    "resnet_cifar",
+    "torchvision_weights",
+]

@@ -1,0 +1,60 @@
+"""MobileNetV2 (Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018), as HAQ used it."""
+
+from torch import Tensor, nn
+
+from models._blocks import InvertedResidual, conv_bn, global_pool, init_weights, make_divisible
+from models.registry import register
+
+STEM_CHANNELS = 32
+LAST_CHANNELS = 1280
+# (expansion t, output channels c, repeats n, stride s of the first repeat): table 2 of the paper.
+ROWS = [
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+]
+
+
+def _bottleneck(in_channels: int, out_channels: int, stride: int, expansion: int) -> InvertedResidual:
+    """Expand 1x1 (left out where it would not expand), depthwise 3x3, linear 1x1."""
+    hidden = in_channels * expansion
+    expand = conv_bn(in_channels, hidden, activation=nn.ReLU6) if expansion > 1 else []
+    depthwise = conv_bn(hidden, hidden, 3, stride, groups=hidden, activation=nn.ReLU6)
+    project = conv_bn(hidden, out_channels)
+    return InvertedResidual(expand + depthwise + project, residual=stride == 1 and in_channels == out_channels)
+
+
+@register("mobilenetv2")
+class MobileNetV2(nn.Module):
+    """MobileNetV2; 53 convolutions and linear layers, 3,504,872 parameters at width 1.
+
+    Unlike torchvision's mobilenet_v2 the stem is never scaled, widths round up, and the classifier is a single linear
+    layer without dropout. Keys: `features.N...`, `classifier.weight`.
+
+    Args:
+        num_classes: outputs of the classifier.
+        width_mult: multiplies the channels of the blocks, rounded up to a multiple of 8; the last 1280 grow with it
+            above 1 but do not shrink below.
+    """
+
+    def __init__(self, num_classes: int = 1000, width_mult: float = 1.0):
+        super().__init__()
+        channels, last_channels = STEM_CHANNELS, make_divisible(LAST_CHANNELS * max(1.0, width_mult))
+        blocks = [nn.Sequential(*conv_bn(3, channels, 3, stride=2, activation=nn.ReLU6))]
+        for expansion, out_channels, repeats, first_stride in ROWS:
+            out_channels = make_divisible(out_channels * width_mult)
+            for stride in [first_stride] + [1] * (repeats - 1):
+                blocks.append(_bottleneck(channels, out_channels, stride, expansion))
+                channels = out_channels
+        blocks.append(nn.Sequential(*conv_bn(channels, last_channels, activation=nn.ReLU6)))
+        self.features = nn.Sequential(*blocks)
+        self.pool = global_pool()
+        self.classifier = nn.Linear(last_channels, num_classes)
+        init_weights(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.features(x)).flatten(1))

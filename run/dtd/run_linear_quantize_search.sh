@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Searches the weight and activation bits of MobileNetV3-small on DTD for 0.6 of the 8/8 latency on the cloud preset.
+# Hardware: a GPU (hours). Needs data/DTD and the float network of run/dtd/run_pretrain.sh.
+set -euo pipefail
+. "$(dirname "$0")/../environment.sh"
+use_environment requirements.txt
+need_file data/DTD/train "bash run/dtd/prepare.sh makes it"
+need_file checkpoints/dtd_mobilenetv3/model_best.pth.tar "bash run/dtd/run_pretrain.sh trains it"
+python scripts/rl_quantize.py \
+    --arch qmobilenetv3 --linear_quantization \
+    --dataset dtd --dataset_root data/DTD --weights checkpoints/dtd_mobilenetv3/model_best.pth.tar \
+    --suffix ratio060 --preserve_ratio 0.6 --min_bit 2 --max_bit 8 \
+    --n_worker 8 --data_bsize 64 --train_size 3000 --val_size 700 \
+    "$@"

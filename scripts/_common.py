@@ -1,0 +1,370 @@
+"""What the scripts share: options, repository root on `sys.path`, device, data and model from the options.
+
+Nothing heavy is imported before the options are parsed, so `--help` answers at once.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+logger = logging.getLogger('haq')
+
+# Where the originals keep the weights of their own networks, and the scripts that name them.
+PRETRAINED_FILES = {'mobilenetv2': 'mobilenetv2-150.pth.tar', 'mobilenetv3': 'mobilenetv3small-f3be529c.pth',
+                    'mobilenet_v3': 'mobilenetv3small-f3be529c.pth'}
+NOT_RESUMED = ('resume', 'overwrite', 'debug', 'evaluate', 'device', 'gpu_id', 'workers', 'download')
+BIT_SERIAL_COSTS = {'cloud_latency': 'cloud', 'edge_latency': 'edge'}
+
+
+class RepositoryPath(str):
+    """A default path, relative to the repository; a path that the user types is relative to the current folder."""
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of every option that has one, and its historic spellings only once."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is argparse.SUPPRESS:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class BooleanOption(argparse.Action):
+    """`--x`, `--no-x`, `--x True` and `--x False`."""
+
+    WORDS = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
+
+    def __init__(self, option_strings, dest, default=False, **kwargs):
+        options = [*option_strings, *(f'--no-{o[2:]}' for o in option_strings if o.startswith('--'))]
+        super().__init__(options, dest, nargs='?', default=default, metavar='True|False', **kwargs)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        value = self.WORDS.get(str(True if values is None else values).lower())
+        if value is None:
+            parser.error(f'{option_string} {values}: expected True or False')
+        setattr(namespace, self.dest, value != option_string.startswith('--no-'))
+
+
+def make_parser(description, **kwargs):
+    """Returns a parser that shows defaults and takes no abbreviations."""
+    return argparse.ArgumentParser(description=description, formatter_class=Formatter, allow_abbrev=False, **kwargs)
+
+
+def add_model_options(parser, arch):
+    """Adds the options that choose the network and its float weights."""
+    group = parser.add_argument_group('network')
+    group.add_argument('-a', '--arch', default=arch, help='name of the network: mobilenet, mobilenetv2, mobilenetv3, '
+                       'resnet20/32/44/56, any of torchvision, or q + name for its linearly quantized twin')
+    group.add_argument('--width_mult', type=float, default=1.0, help='width multiplier of the MobileNets')
+    group.add_argument('--mode', choices=['small', 'large'], help='size of mobilenetv3 (default: small)')
+    group.add_argument('--num_classes', type=int, help='outputs of the network (default: from the data set; 1000 for '
+                       'imagenet, imagenet100 and imagenet10)')
+    group.add_argument('--weights', metavar='PATH', help='checkpoint with float weights to start from')
+    return group
+
+
+def add_data_options(parser, batch):
+    """Adds the options that choose and load the data."""
+    group = parser.add_argument_group('data')
+    group.add_argument('--dataset', '--data_name', default='imagenet', help='digits, mnist, fashion_mnist, svhn, '
+                       'cifar10, cifar100, tinyimagenet, imagenet, imagenet100, imagenet10, dtd, or folder')
+    group.add_argument('-d', '--data', '--dataset_root', dest='dataset_root', default=RepositoryPath('data/imagenet'),
+                       help='folder of the data set; digits needs none')
+    group.add_argument('-j', '--workers', '--n_worker', dest='workers', type=int, default=16,
+                       help='loader processes, at most the number of CPU cores; data sets in memory use none')
+    group.add_argument('--train_batch', '--data_bsize', dest='train_batch', type=int, default=batch,
+                       help='training batch size')
+    group.add_argument('--test_batch', type=int, default=512, help='batch size of evaluation')
+    group.add_argument('--image_size', type=int, help="side of the images (default: the data set's, 299 for the "
+                       'inception family)')
+    group.add_argument('--download', action=BooleanOption, help='let torchvision download the data set where it can')
+    return group
+
+
+def add_run_options(parser):
+    """Adds the options about device, precision, seed and logging."""
+    group = parser.add_argument_group('run')
+    group.add_argument('--seed', '--manualSeed', dest='seed', type=int, default=234, help='seed of everything random')
+    group.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N; auto takes CUDA where there is one')
+    group.add_argument('--gpu_id', help='value for CUDA_VISIBLE_DEVICES, which is left alone without this option')
+    group.add_argument('--half', action=BooleanOption, help='mixed precision by torch.amp: float16 on CUDA, bfloat16 '
+                       'on the CPU')
+    group.add_argument('--half_type', default='O1', help='accepted for old command lines; has no effect')
+    group.add_argument('--overwrite', action=BooleanOption, help='replace a run that is in the output folder')
+    group.add_argument('--debug', action=BooleanOption, help='log more, and show the traceback of an error')
+    return group
+
+
+def add_quantization_options(parser):
+    """Adds the options about quantization that search and fine-tuning share."""
+    group = parser.add_argument_group('quantization')
+    group.add_argument('--linear_quantization', action=BooleanOption, help='quantize weights and activations linearly '
+                       '(strategy of pairs, latency budget) instead of weights by K-means (model size)')
+    group.add_argument('--is_pruned', action=BooleanOption, help='K-means: zero weights stay zero, cost nothing and '
+                       'get no centroid')
+    group.add_argument('--float_bit', type=int, help='bits that a ratio of 1 stands for (default: 32 in the K-means '
+                       'flow, 8 in the linear flow)')
+    group.add_argument('--cost', default='cloud_latency', help='linear: cost table that prices a strategy: '
+                       'cloud_latency or edge_latency (made when the file is missing), or the path of a .npy')
+    group.add_argument('--cost_batch', type=int, help='linear: batch size of a table that has to be made (default: 16 '
+                       'for cloud_latency, 1 for edge_latency)')
+    group.add_argument('--calibrate', choices=['kl', 'mse', 'max'], default='kl', help='linear: how clipping ranges '
+                       'are chosen: KL threshold below 5 bits, least squared error, or the largest value')
+    group.add_argument('--activation_cap', type=float, help="linear: upper limit of activation ranges (the original's "
+                       'is 6; default: none)')
+    return group
+
+
+def parse(parser, argv=None):
+    """Parses the options, resolves default paths against the repository, and sets up logging.
+
+    A resumed run brings its own settings from its `args.json`; options on the command line that say something else
+    are kept in `args.changed` as {name: (before, now)}.
+    """
+    args, _ = parser.parse_known_args(argv)
+    saved = _saved_settings(args)
+    parser.set_defaults(**saved)
+    args = parser.parse_args(argv)
+    args.changed = {name: (saved[name], value) for name, value in vars(args).items()
+                    if name in saved and plain_value(value) != saved[name]}
+    for name, value in vars(args).items():
+        if isinstance(value, RepositoryPath):
+            setattr(args, name, str(ROOT / value))
+    logging.basicConfig(level=logging.DEBUG if args.debug else logging.INFO, format='%(message)s', stream=sys.stdout,
+                        force=True)
+    for noisy in ('matplotlib', 'PIL', 'tensorboardX'):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if args.gpu_id is not None:
+        os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
+    return args
+
+
+def _saved_settings(args):
+    resume = getattr(args, 'resume', None)
+    if not resume:
+        return {}
+    path = Path(resume) if Path(resume).is_dir() else Path(resume).parent
+    path = path / 'args.json'
+    saved = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    return {name: value for name, value in saved.items() if hasattr(args, name) and name not in NOT_RESUMED}
+
+
+def check_unchanged(args, allowed):
+    """Refuses to resume a run with other settings than it was started with, but for those in `allowed`.
+
+    Raises:
+        ValueError: names every setting that differs, with both values.
+    """
+    changed = [f'--{name} was {before}, now {now}' for name, (before, now) in args.changed.items()
+               if name not in allowed]
+    if changed:
+        raise ValueError(f'{args.resume} was started with other settings: {"; ".join(changed)}; leave these options '
+                         'out, or start another run')
+
+
+def run(main, parser, resume_hint, argv=None):
+    """Runs `main(args)`; an error of the user ends with one readable line, Ctrl-C with how to resume."""
+    args = parse(parser, argv)
+    try:
+        main(args)
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, FloatingPointError) as error:
+        if args.debug:
+            raise
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit(f'\ninterrupted; {resume_hint(args)}')
+
+
+def find_device(name):
+    """Returns the torch device of `--device`.
+
+    Raises:
+        ValueError: CUDA is asked for and there is none, or the name is unknown.
+    """
+    import torch
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    if name.split(':')[0] not in ('cpu', 'cuda'):
+        raise ValueError(f'--device {name}: expected auto, cpu, cuda or cuda:N')
+    if name.startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError(f'--device {name}: this PyTorch sees no CUDA device; take --device cpu')
+    return torch.device(name)
+
+
+def float_name(arch):
+    """Returns the architecture without the q of its quantized twin."""
+    import models
+    return arch[1:] if arch.startswith('q') and arch not in models.list_models(quantized=False) else arch
+
+
+def is_linear(args):
+    """Whether the linear flow is meant: by --linear_quantization, or by the q of the network's name."""
+    return args.linear_quantization or args.arch != float_name(args.arch)
+
+
+def image_size(args):
+    """Returns the side of the images: the option, 299 for the inception family at full resolution, or the data set's."""
+    import models
+    from lib.utils.data_utils import dataset_spec
+    size = dataset_spec(args.dataset).resolution
+    return args.image_size or (models.default_resolution(float_name(args.arch)) if size == 224 else size)
+
+
+def build_model(args, num_classes, device, linear=False):
+    """Returns the network of the options on `device`, converted to quantized layers if `linear`."""
+    import torch
+
+    import models
+    from lib.utils.quantize_utils import convert_to_quantized
+    torch.manual_seed(args.seed)
+    options = {'mode': args.mode} if args.mode else {}
+    model = models.create_model(float_name(args.arch), num_classes=args.num_classes or num_classes,
+                                width_mult=args.width_mult, **options).to(device)
+    if not linear:
+        return model
+    side = image_size(args)
+    probe = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    return convert_to_quantized(model, probe)
+
+
+def load_float_weights(model, args):
+    """Loads the weights of `--weights`, or the pretrained ones: the original's file in its place, or torchvision's.
+
+    Raises:
+        FileNotFoundError: there are none; the message names the file that is wanted and where to put it.
+    """
+    from lib.utils.checkpoint import load_weights, read_checkpoint, state_dict_of
+    if args.weights:
+        load_weights(model, state_dict_of(read_checkpoint(args.weights), args.weights), args.weights)
+        logger.info('float weights: %s', args.weights)
+        return
+    name = float_name(args.arch)
+    if name in PRETRAINED_FILES:
+        path = ROOT / 'pretrained' / 'imagenet' / PRETRAINED_FILES[name]
+        if not path.is_file():
+            raise FileNotFoundError(f'pretrained weights of {name} are missing: put {path.name} into {path.parent} '
+                                    '(bash run/setup.sh fetches it), or give --weights PATH')
+        load_weights(model, state_dict_of(read_checkpoint(path), path), path)
+        return
+    load_weights(model, _torchvision_state_dict(name), f"torchvision's weights of {name}")
+
+
+def _torchvision_state_dict(name):
+    import models
+    weights = models.torchvision_weights(name)
+    if weights is None:
+        raise FileNotFoundError(f'{name} has no published weights here: give --weights PATH, for example the '
+                                'model_best.pth.tar of scripts/pretrain.py')
+    try:
+        return {key: value for key, value in weights.get_state_dict(progress=False).items()
+                if not key.startswith(('aux1.', 'aux2.', 'AuxLogits.'))}
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(f'the weights of {name} could not be downloaded ({error}): fetch {weights.url} and '
+                                'give --weights PATH') from error
+
+
+def find_cost(args, model, side, layer_names):
+    """Returns the `CostTable` of `--cost` for the quantized layers of `model`; makes a missing bit-serial one."""
+    from lib.simulator import bit_serial
+    from lib.simulator.cost import load_table, save_table
+    from lib.utils.profile import profile_layers
+    layers = [r for r in profile_layers(model, (3, side, side), next(model.parameters()).device)
+              if r.name in layer_names]
+    if args.cost not in BIT_SERIAL_COSTS:
+        return load_table(args.cost, layers)
+    hardware = BIT_SERIAL_COSTS[args.cost]
+    batch = args.cost_batch or bit_serial.PRESETS[hardware].batch
+    path = table_path(args, hardware, batch)
+    if not path.is_file():
+        logger.info('making the lookup table %s', path)
+        table = bit_serial.make_table(layers, hardware=hardware, batch=batch,
+                                      about={'network': args.arch, 'dataset': args.dataset, 'resolution': side})
+        save_table(path, table)
+    return load_table(path, layers)
+
+
+def table_path(args, hardware, batch):
+    """Returns the conventional path of a latency table; networks of other width or image size get names of their own."""
+    name = f'q{float_name(args.arch)}_{args.dataset}_batch{batch}'
+    name += f'_{args.mode}' if args.mode == 'large' else ''
+    name += f'_width{args.width_mult:g}' if args.width_mult != 1 else ''
+    name += f'_image{args.image_size}' if args.image_size else ''
+    name += f'_classes{args.num_classes}' if args.num_classes else ''
+    name += '_edge' if hardware == 'edge' else ''
+    return ROOT / 'lib' / 'simulator' / 'lookup_tables' / f'{name}_latency_table.npy'
+
+
+def plain_value(value):
+    """Returns `value` as JSON gives it back."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def settings(args):
+    """Returns the options as a dict of JSON values, for `args.json`."""
+    return {name: plain_value(value) for name, value in vars(args).items() if name != 'changed'}
+
+
+def add_training_options(parser, *, lr, weight_decay):
+    """Adds the options of pretrain.py and finetune.py."""
+    group = parser.add_argument_group('training')
+    group.add_argument('--epochs', type=int, default=100, help='epochs in all')
+    group.add_argument('--start_epoch', type=int, default=0, help='epoch to start with; --resume sets it')
+    group.add_argument('--lr', '--learning-rate', '--learning_rate', dest='lr', type=float, default=lr,
+                       help='learning rate')
+    group.add_argument('--lr_type', choices=['cos', 'exp', 'step3', 'fixed'], default='cos',
+                       help='schedule of the learning rate')
+    group.add_argument('--warmup_epoch', type=int, default=0, help='first epochs at the constant rate lr * gamma')
+    group.add_argument('--schedule', type=int, nargs='+', default=[31, 61, 91], help='step3: epochs at which the rate '
+                       'is multiplied by gamma')
+    group.add_argument('--gamma', type=float, default=0.1, help='factor of step3, exp and the warm-up')
+    group.add_argument('--momentum', type=float, default=0.9, help='momentum of SGD')
+    group.add_argument('--weight-decay', '--weight_decay', '--wd', dest='weight_decay', type=float,
+                       default=weight_decay, help='weight decay of SGD')
+    group.add_argument('--pretrained', action=BooleanOption, help='start from published float weights: the file in '
+                       "pretrained/imagenet, else torchvision's download")
+    group.add_argument('-c', '--checkpoint', default=RepositoryPath('checkpoint'), help='folder of the run')
+    group.add_argument('--resume', metavar='CHECKPOINT', help='checkpoint.pth.tar of a run to continue in its folder, '
+                       'with its own settings, or a checkpoint to evaluate')
+    group.add_argument('-e', '--evaluate', '--eval', dest='evaluate', action=BooleanOption,
+                       help='only evaluate')
+    return group
+
+
+def training_folder(args):
+    """Returns the folder of a training run: that of the checkpoint to resume, or --checkpoint."""
+    return Path(args.resume).parent if args.resume else Path(args.checkpoint)
+
+
+def loaders_of(args, device):
+    """Returns (training loader, validation loader, number of classes) of the options."""
+    from lib.utils.data_utils import create_loaders
+    return create_loaders(args.dataset, args.dataset_root, batch_size=args.train_batch, test_batch_size=args.test_batch,
+                          workers=args.workers, seed=args.seed, download=args.download,
+                          image_size=args.image_size or image_size(args), pin_memory=device.type == 'cuda')
+
+
+def rate_of(args):
+    """Returns the learning rate as a function of the epoch."""
+    from lib.utils.utils import learning_rate
+    return lambda epoch: learning_rate(epoch, lr=args.lr, epochs=args.epochs, lr_type=args.lr_type,
+                                       schedule=args.schedule, gamma=args.gamma, warmup_epoch=args.warmup_epoch)
+
+
+def resume_training(saved, optimizer, precision):
+    """Gives the optimizer its saved state; returns where `fit` starts and the best accuracy so far."""
+    optimizer.load_state_dict(saved['optimizer'])
+    if precision.scaler.is_enabled():
+        precision.scaler.load_state_dict(saved['scaler'])
+    return {'start_epoch': saved['epoch'], 'best': saved['best_acc']}
+
+
+def resume_hint(args):
+    """Says how an interrupted training run goes on."""
+    path = training_folder(args) / 'checkpoint.pth.tar'
+    return f'continue with --resume {path}' if path.is_file() else 'no epoch was finished yet; start again'

@@ -1,0 +1,176 @@
+"""Fine-tunes and evaluates a network under a strategy: paste the strategy that rl_quantize.py printed below."""
+
+from _common import (
+    add_data_options,
+    add_model_options,
+    add_quantization_options,
+    add_run_options,
+    add_training_options,
+    build_model,
+    check_unchanged,
+    find_cost,
+    find_device,
+    float_name,
+    image_size,
+    load_float_weights,
+    loaders_of,
+    logger,
+    make_parser,
+    rate_of,
+    resume_hint,
+    resume_training,
+    run,
+    settings,
+    training_folder,
+)
+from _common import BooleanOption as Bool
+
+# One entry per architecture: weight bits for K-means, [weight bits, activation bits] for linear quantization (q...).
+# fmt: off
+STRATEGIES = {
+    # HAQ's README: K-means, preserve ratio 0.1
+    'resnet50': [6, 6, 5, 5, 5, 5, 4, 5, 5, 4, 5, 5, 5, 5, 5, 5, 3, 5, 4, 3, 5, 4, 3, 4, 4, 4, 2, 5, 4, 3, 3, 5, 3, 2, 5,
+                 3, 2, 4, 3, 2, 5, 3, 2, 5, 3, 4, 2, 5, 2, 3, 4, 2, 3, 4],
+    # The other published list for the same budget; take it with --strategy resnet50_finetune
+    'resnet50_finetune': [6, 6, 6, 6, 5, 5, 6, 5, 5, 6, 5, 5, 6, 5, 5, 5, 5, 5, 4, 5, 4, 4, 5, 4, 4, 4, 3, 4, 4, 4, 3, 4,
+                          4, 3, 4, 4, 3, 4, 4, 3, 4, 4, 3, 4, 3, 3, 2, 3, 2, 3, 3, 2, 3, 4],
+    # HAQ's README: linear, 0.6 of the latency at 8/8 bits; -1 leaves the image as it is
+    'qmobilenetv2': [[8, -1], [7, 7], [5, 6], [4, 6], [5, 6], [5, 7], [5, 6], [7, 4], [4, 6], [4, 6], [7, 7], [5, 6],
+                     [4, 6], [7, 3], [5, 7], [4, 7], [7, 3], [5, 7], [4, 7], [7, 7], [4, 7], [4, 7], [6, 4], [6, 7],
+                     [4, 7], [7, 4], [6, 7], [5, 7], [7, 4], [6, 7], [5, 7], [7, 4], [6, 7], [6, 7], [6, 4], [5, 7],
+                     [6, 7], [6, 4], [5, 7], [6, 7], [7, 7], [4, 7], [7, 7], [7, 7], [4, 7], [7, 7], [7, 7], [4, 7],
+                     [7, 7], [7, 7], [4, 7], [7, 7], [8, 8]],
+}
+# fmt: on
+
+
+def make_finetune_parser():
+    """Returns the parser of this script."""
+    parser = make_parser(__doc__)
+    add_model_options(parser, arch='resnet50')
+    add_data_options(parser, batch=256)
+    group = add_quantization_options(parser)
+    group.add_argument('--strategy', help='name of an entry of STRATEGIES, path of a strategy.json or strategy.txt, '
+                       'a list, or uniform:K (default: the entry of STRATEGIES named like the network)')
+    group.add_argument('--free_high_bit', action=Bool, default=True, help='K-means: layers above 6 bits stay float '
+                       'until the last epoch')
+    group.add_argument('--kmeans_iter', type=int, default=50, help='K-means: Lloyd iterations')
+    add_training_options(parser, lr=0.1, weight_decay=1e-5)
+    add_run_options(parser)
+    return parser
+
+
+def main(args):
+    """Quantizes, fine-tunes and evaluates; only evaluates with --evaluate."""
+    import torch
+
+    from lib.utils.checkpoint import read_checkpoint
+    from lib.utils.fit import fit, write_results
+    from lib.utils.run_folder import open_run
+    from lib.utils.strategy import save_strategy
+    from lib.utils.train import Precision, evaluate, loss_function
+
+    saved = read_checkpoint(args.resume) if args.resume else None
+    folder = training_folder(args)
+    if not args.evaluate:
+        check_unchanged(args, allowed=('epochs',))
+        open_run(folder, settings(args), resume=bool(saved), overwrite=args.overwrite)
+    device = find_device(args.device)
+    precision = Precision(device, args.half)
+    train_loader, val_loader, classes = loaders_of(args, device)
+    model = build_model(args, classes, device, is_linear(args))
+    quantization, cost = (quantize_linear if is_linear(args) else quantize_kmeans)(args, model, saved, train_loader)
+    ratio = cost.ratio(quantization.strategy)
+    logger.info('%s, %s quantization: %s is %.4f of %.6g %s', args.arch, quantization.kind, cost.name, ratio,
+                cost.reference, cost.unit)
+    if args.evaluate:
+        report(args, evaluate(model, val_loader, loss_function(), device, precision=precision))
+        return
+    optimizer = torch.optim.SGD(quantization.parameters(), lr=args.lr, momentum=args.momentum,
+                                weight_decay=args.weight_decay)
+    progress = resume_training(saved, optimizer, precision) if saved else {'start_epoch': args.start_epoch}
+    about = {'arch': args.arch, 'dataset': args.dataset, 'ratio': ratio, 'cost': cost.cost(quantization.strategy),
+             'cost_name': cost.name, 'cost_unit': cost.unit}
+    save_strategy(folder, quantization.strategy, cost.layer_names, **about)
+    metrics, best = fit(model, (train_loader, val_loader), optimizer, folder, epochs=args.epochs, rate=rate_of(args),
+                        device=device, precision=precision, seed=args.seed, **progress, quantization=quantization,
+                        about={**about, 'layers': cost.layer_names})
+    metrics = metrics or evaluate(model, val_loader, loss_function(), device, precision=precision)
+    write_results(folder, metrics, best, **about, quantization=quantization.kind, strategy=quantization.strategy)
+    report(args, metrics)
+
+
+def quantize_kmeans(args, model, saved, train_loader):
+    """Returns the K-means `Quantization` of the network, and its size as a `CostTable`."""
+    from lib.quantize.kmeans import Codebook
+    from lib.simulator.cost import model_size
+    from lib.utils.quantize_utils import KMeansQuantization, quantizable_layers, recognise_codebooks
+
+    load_start(args, model, saved)
+    layers = quantizable_layers(model)
+    codebooks, strategy = {}, None
+    if saved and 'codebooks' in saved:
+        codebooks = {name: Codebook.from_state_dict(state) for name, state in saved['codebooks'].items()}
+    elif saved and not args.strategy:
+        codebooks = recognise_codebooks(model, args.is_pruned)
+        strategy = [max((len(book.centroids) - 1).bit_length(), 1) for book in codebooks.values()]
+    strategy = strategy or choose_strategy(args, saved, list(layers), linear=False)
+    counts = [int((layer.weight != 0).sum()) if args.is_pruned else layer.weight.numel() for layer in layers.values()]
+    quantization = KMeansQuantization(model, strategy, is_pruned=args.is_pruned, free_high_bit=args.free_high_bit,
+                                      codebooks=codebooks, max_iter=args.kmeans_iter, seed=args.seed)
+    return quantization, model_size(counts, float_bit=args.float_bit or 32, layer_names=list(layers))
+
+
+def quantize_linear(args, model, saved, train_loader):
+    """Returns the linear `Quantization` of the network, and its latency as a `CostTable`."""
+    from lib.utils.quantize_utils import LinearQuantization, quantized_layers
+
+    load_start(args, model, saved)
+    names = list(quantized_layers(model))
+    strategy = choose_strategy(args, saved, names, linear=True)
+    device = next(model.parameters()).device
+    images = None if saved else next(iter(train_loader))[0].to(device)
+    quantization = LinearQuantization(model, strategy, images, method=args.calibrate, cap=args.activation_cap)
+    return quantization, find_cost(args, model, image_size(args), names)
+
+
+def load_start(args, model, saved):
+    """Loads the weights to begin with: those of the checkpoint to resume, or float ones."""
+    from lib.utils.checkpoint import load_weights, state_dict_of
+    if saved:
+        load_weights(model, state_dict_of(saved, args.resume), args.resume)
+    elif args.weights or args.pretrained:
+        load_float_weights(model, args)
+    else:
+        logger.warning('neither --weights nor --pretrained is given: the weights to be quantized are random')
+
+
+def choose_strategy(args, saved, layer_names, *, linear):
+    """Returns the checked strategy: the checkpoint's own, that of --strategy, or the network's in STRATEGIES."""
+    from lib.utils.strategy import check_strategy, read_strategy, uniform_strategy
+
+    default = ('q' if linear else '') + float_name(args.arch)
+    names = None
+    if saved and saved.get('strategy'):
+        strategy, names, source = saved['strategy'], saved.get('layers'), args.resume
+    elif args.strategy in STRATEGIES or (not args.strategy and default in STRATEGIES):
+        source = f'STRATEGIES[{args.strategy or default!r}] in finetune.py'
+        strategy = STRATEGIES[args.strategy or default]
+    elif args.strategy:
+        strategy, names, source = read_strategy(args.strategy)
+    else:
+        raise ValueError(f'no strategy for {args.arch}: paste the list that rl_quantize.py printed into STRATEGIES of '
+                         f'scripts/finetune.py as {default!r}, or give --strategy with its strategy.json')
+    if isinstance(strategy, int):
+        strategy = uniform_strategy(len(layer_names), strategy, linear=linear)
+    return check_strategy(strategy, layer_names, linear=linear, source=source, names_in_file=names, network=args.arch)
+
+
+def report(args, metrics):
+    """Logs the accuracies."""
+    logger.info('%s on %s: top-1 %.2f %%  top-5 %.2f %%  loss %.4f', args.arch, args.dataset, metrics.top1, metrics.top5,
+                metrics.loss)
+
+
+if __name__ == '__main__':
+    run(main, make_finetune_parser(), resume_hint)

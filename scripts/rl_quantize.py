@@ -1,0 +1,226 @@
+"""Searches the bits of every layer with a DDPG agent under a hard budget.
+
+K-means flow (default): weight bits under a budget of model size. Linear flow (--linear_quantization): weight and
+activation bits under a budget of latency, read from a lookup table. The best strategy is printed and saved, ready for
+the STRATEGIES block of finetune.py or its --strategy.
+"""
+
+import json
+import time
+from pathlib import Path
+
+from _common import BooleanOption as Bool
+from _common import (
+    RepositoryPath,
+    add_data_options,
+    add_model_options,
+    add_quantization_options,
+    add_run_options,
+    build_model,
+    check_unchanged,
+    find_cost,
+    find_device,
+    image_size,
+    is_linear,
+    load_float_weights,
+    logger,
+    make_parser,
+    run,
+    settings,
+)
+
+CHECKPOINT = 'search.pth.tar'  # agent with replay and random states, and the history of all episodes
+
+
+def make_search_parser():
+    """Returns the parser of this script."""
+    parser = make_parser(__doc__)
+    add_model_options(parser, arch='mobilenet_v2')
+    add_data_options(parser, batch=256)
+    add_quantization_options(parser)
+    group = parser.add_argument_group('search')
+    group.add_argument('--preserve_ratio', type=float, default=0.1, help='budget: fraction of the float model size, or '
+                       'of the latency at 8/8 bits')
+    group.add_argument('--min_bit', type=int, default=1, help='fewest bits of a layer')
+    group.add_argument('--max_bit', type=int, default=8, help='most bits of a layer')
+    group.add_argument('--train_episode', type=int, default=600, help='episodes of the search')
+    group.add_argument('--train_size', type=int, default=20000, help='images an episode trains on')
+    group.add_argument('--val_size', type=int, default=10000, help='images an episode is judged on, held out of the '
+                       'training set')
+    group.add_argument('--finetune_flag', action=Bool, default=True, help='fine-tune in every episode')
+    group.add_argument('--finetune_epoch', type=int, default=1, help='epochs of fine-tuning per episode')
+    group.add_argument('--finetune_lr', type=float, default=0.001, help='learning rate of that fine-tuning')
+    group.add_argument('--finetune_gamma', type=float, default=0.8, help='its factor after each epoch')
+    group.add_argument('--kmeans_iter', type=int, default=3, help='K-means: Lloyd iterations per clustering')
+    group.add_argument('--use_top5', action=Bool, help='reward top-5 instead of top-1 accuracy')
+    group.add_argument('--reward_on', choices=['val', 'train'], default='val', help='accuracy that is rewarded: on '
+                       'held-out images, or the running training accuracy as the original linear flow had it')
+    group.add_argument('--reward_cost', action=Bool, help='add 1 / ratio to the accuracy difference in the reward')
+    add_agent_options(parser)
+    group = parser.add_argument_group('output')
+    group.add_argument('--output', default=RepositoryPath('save'), help='folder that holds the folders of searches')
+    group.add_argument('--suffix', help='appended to the name of the folder, <arch>_<dataset>[_<suffix>]')
+    group.add_argument('--resume', metavar='RUN', help='folder of a search to continue, with its own settings')
+    add_run_options(parser)
+    return parser
+
+
+def add_agent_options(parser):
+    """Adds the options of the DDPG agent."""
+    group = parser.add_argument_group('agent')
+    group.add_argument('--hidden1', type=int, default=300, help='units of the first hidden layer')
+    group.add_argument('--hidden2', type=int, default=300, help='units of the second hidden layer')
+    group.add_argument('--lr_c', type=float, default=1e-3, help='learning rate of the critic')
+    group.add_argument('--lr_a', type=float, default=1e-4, help='learning rate of the actor')
+    group.add_argument('--warmup', type=int, default=20, help='episodes 0 to this one act at random')
+    group.add_argument('--discount', type=float, default=1.0, help='discount of the critic target')
+    group.add_argument('--bsize', type=int, default=64, help='transitions per update')
+    group.add_argument('--rmsize', type=int, default=128, help='replay capacity in transitions per layer')
+    group.add_argument('--tau', type=float, default=0.01, help='rate of the soft target update')
+    group.add_argument('--init_delta', type=float, default=0.5, help='exploration sigma when warm-up ends')
+    group.add_argument('--delta_decay', type=float, default=0.99, help='factor of sigma per episode')
+    group.add_argument('--n_update', type=int, default=1, help='updates per stored transition')
+    group.add_argument('--store_action', choices=['executed', 'chosen'], default='executed', help='actions in the '
+                       'replay: those of the strategy within the budget, or those the agent chose before the wall')
+    for name, default in (('window_length', 1), ('max_episode_length', 1e9), ('init_w', 0.003), ('epsilon', 50000)):
+        group.add_argument(f'--{name}', type=type(default), default=default, help='accepted for old command lines; has '
+                           'no effect, as in the original')
+
+
+def main(args):
+    """Runs the search."""
+    from lib.rl.ddpg import DDPG
+    from lib.utils.run_folder import open_run
+
+    folder = run_path(args)
+    saved = read_search(args, folder)
+    open_run(folder, settings(args), resume=bool(args.resume), overwrite=args.overwrite)
+    device = find_device(args.device)
+    env = make_env(args, device)
+    agent = DDPG(num_states=env.num_states, hidden1=args.hidden1, hidden2=args.hidden2, lr_a=args.lr_a, lr_c=args.lr_c,
+                 tau=args.tau, discount=args.discount, bsize=args.bsize, capacity=args.rmsize * env.num_layers,
+                 init_delta=args.init_delta, delta_decay=args.delta_decay, warmup=args.warmup, n_update=args.n_update,
+                 seed=args.seed)
+    if saved:
+        agent.load_state_dict(saved['agent'])
+    logger.info('%s on %s: %d layers, float accuracy %.2f %%, budget %.4g %s = %.4f of %.4g', args.arch, device,
+                env.num_layers, env.float_accuracy, env.limit, env.cost.unit, args.preserve_ratio, env.cost.reference)
+    search(args, env, agent, folder, saved['history'] if saved else [])
+
+
+def run_path(args):
+    """Returns the folder of the search."""
+    name = f'{args.arch}_{args.dataset}' + (f'_{args.suffix}' if args.suffix else '')
+    return Path(args.resume or Path(args.output) / name)
+
+
+def read_search(args, folder):
+    """Returns the saved state of the search to resume, or None."""
+    from lib.utils.checkpoint import read_checkpoint
+    if not args.resume:
+        return None
+    check_unchanged(args, allowed=('train_episode',))
+    if not (folder / 'args.json').is_file():
+        raise FileNotFoundError(f'--resume {folder}: no run is there (args.json is missing); give the folder of a '
+                                'search, for example save/mobilenet_v2_imagenet')
+    if not (folder / CHECKPOINT).is_file():
+        return None  # killed before the end of its first episode
+    return read_checkpoint(folder / CHECKPOINT)
+
+
+def make_env(args, device):
+    """Returns the environment: data, network with float weights, cost and budget."""
+    from lib.env.linear_quantize_env import LinearQuantizeEnv
+    from lib.env.quantize_env import QuantizeEnv
+    from lib.utils.data_utils import create_search_loaders
+    from lib.utils.quantize_utils import quantized_layers
+    from lib.utils.train import Precision
+
+    side = image_size(args)
+    train_loader, val_loader, classes = create_search_loaders(
+        args.dataset, args.dataset_root, train_size=args.train_size, val_size=args.val_size,
+        batch_size=args.train_batch, test_batch_size=args.test_batch, workers=args.workers, seed=args.seed,
+        download=args.download, image_size=args.image_size or side, pin_memory=device.type == 'cuda')
+    linear = is_linear(args)
+    if linear and args.is_pruned:
+        raise ValueError('--is_pruned belongs to the K-means flow: leave it out in the linear flow')
+    model = build_model(args, classes, device, linear)
+    load_float_weights(model, args)
+    shared = {'input_shape': (3, side, side), 'preserve_ratio': args.preserve_ratio, 'min_bit': args.min_bit,
+              'max_bit': args.max_bit, 'finetune_epoch': args.finetune_epoch, 'finetune_lr': args.finetune_lr,
+              'finetune_gamma': args.finetune_gamma, 'finetune_flag': args.finetune_flag, 'use_top5': args.use_top5,
+              'reward_on': args.reward_on, 'reward_cost': args.reward_cost, 'device': device,
+              'precision': Precision(device, args.half), 'seed': args.seed}
+    if not linear:
+        return QuantizeEnv(model, train_loader, val_loader, float_bit=args.float_bit or 32, is_pruned=args.is_pruned,
+                           kmeans_iter=args.kmeans_iter, **shared)
+    cost = find_cost(args, model, side, list(quantized_layers(model)))
+    return LinearQuantizeEnv(model, train_loader, val_loader, cost=cost, calibrate_method=args.calibrate,
+                             activation_cap=args.activation_cap, **shared)
+
+
+def search(args, env, agent, folder, history):
+    """Runs the episodes that are left, saving everything after each of them."""
+    from lib.simulator.cost import model_size
+    from lib.utils.checkpoint import save_checkpoint
+    from lib.utils.search_log import SearchLog
+
+    about = {'arch': args.arch, 'dataset': args.dataset, 'preserve_ratio': args.preserve_ratio,
+             'quantization': 'linear' if is_linear(args) else 'kmeans', 'cost_name': env.cost.name,
+             'cost_unit': env.cost.unit, 'min_bit': args.min_bit, 'max_bit': args.max_bit}
+    log = SearchLog(folder, layer_names=[r.name for r in env.records], kinds=[layer_kind(r) for r in env.records],
+                    float_accuracy=env.float_accuracy, warmup=args.warmup, about=about, history=history)
+    sizes = model_size([r.num_weights for r in env.records])
+    for episode in range(len(log.history), args.train_episode):
+        start = time.time()
+        outcome, transitions = run_episode(env, agent, episode, args.store_action)
+        losses = learn(agent, transitions, outcome.reward, episode)
+        log.add({'episode': episode, **vars(outcome), **losses, 'delta': agent.delta(episode),
+                 'w_ratio': sizes.ratio(outcome.strategy), 'seconds': time.time() - start})
+        save_checkpoint(folder / CHECKPOINT, {'agent': agent.state_dict(), 'history': log.history})
+        if (episode + 1) % max(args.train_episode // 10, 1) == 0 or episode + 1 == args.train_episode:
+            agent.save_model(folder)
+            log.plot()
+    log.close()
+    best = log.best
+    logger.info('best: accuracy %.2f %% (float %.2f %%) at ratio %.4f, episode %d', best['accuracy'],
+                env.float_accuracy, best['ratio'], best['episode'])
+    logger.info('paste this into STRATEGIES of scripts/finetune.py, or give --strategy %s:\n%s',
+                folder / 'strategy.json', json.dumps(best['strategy']))
+
+
+def run_episode(env, agent, episode, store_action):
+    """Chooses bits layer by layer; returns the outcome and the transitions [(state, action)] to learn from."""
+    acted, state, done = [], env.reset(), False
+    while not done:
+        action = agent.act(state, episode)
+        acted.append((state, action))
+        state, _, done, outcome = env.step(action, episode)
+    return outcome, env.trajectory(outcome.strategy) if store_action == 'executed' else acted
+
+
+def learn(agent, transitions, reward, episode):
+    """Stores every transition with the episode's final reward, and updates the agent after each once warm-up is over."""
+    losses = []
+    for (state, action), (next_state, _) in zip(transitions, transitions[1:] + transitions[-1:], strict=True):
+        terminal = next_state is state
+        agent.observe(state, action, reward, next_state, terminal)
+        if agent.learning(episode):
+            losses.append(agent.update_policy())
+    if not losses:
+        return {'value_loss': None, 'policy_loss': None}
+    value, policy = (sum(column) / len(losses) for column in zip(*losses, strict=True))
+    return {'value_loss': value, 'policy_loss': policy}
+
+
+def layer_kind(record):
+    """Returns what colours a layer in the plots: linear, depthwise, pointwise or conv."""
+    if record.kind == 'linear':
+        return 'linear'
+    if record.is_depthwise:
+        return 'depthwise'
+    return 'pointwise' if record.kernel == (1, 1) else 'conv'
+
+
+if __name__ == '__main__':
+    run(main, make_search_parser(), lambda args: f'continue with --resume {run_path(args)}')
