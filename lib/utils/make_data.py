@@ -20,7 +20,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 if __name__ == '__main__':
-    sys.path.insert(0, str(REPOSITORY))  # run as a command, from any directory
+    sys.path[0] = str(REPOSITORY)  # run as a command: not lib/utils, whose profile.py would hide Python's own
 
 from lib.utils.link_tree import find_strangers, make_tree, refuse_overlap, some_names  # noqa: E402  (needs the line above)
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lib.quantize.kmeans import CentroidTrainer, Codebook, CodebookCache
-from lib.quantize.layers import QConv2d, QLinear
+from lib.quantize.layers import QConv2d, QLinear, calibrating
 from lib.utils.signedness import probe_inputs
 
 __all__ = ['KMeansQuantization', 'LinearQuantization', 'QConv2d', 'QLinear', 'Quantization', 'calibrate',
@@ -94,7 +94,7 @@ class KMeansQuantization(Quantization):
         self.is_pruned = is_pruned
         self.bits = dict(zip(quantizable_layers(model), strategy, strict=True))
         self.cache = cache or CodebookCache(max_iter=max_iter, is_pruned=is_pruned, seed=seed)
-        self.trainers = []
+        self.trainers, self._centroids = [], {}
         known = codebooks or {}
         self.free = [name for name, bits in self.bits.items()
                      if free_high_bit and bits > HIGH_BIT and name not in known]
@@ -109,17 +109,17 @@ class KMeansQuantization(Quantization):
         for name in names:
             weight = self._weight(name)
             codebook = known.get(name) or self.cache.get(name, weight.detach(), self.bits[name])
-            layers[name] = weight, codebook.to(weight.device)
+            layers[name] = weight, codebook
         if layers:
-            self.trainers.append(CentroidTrainer(layers))
-            self.trainers[-1].after_step()  # writes the centroids to the weights
+            trainer = CentroidTrainer(layers)
+            self.trainers.append(trainer)
+            self._centroids.update(zip(layers, trainer.parameters(), strict=True))
 
     def parameters(self):
         """Returns centroids in place of clustered weights, in layer order, and everything else as it is."""
-        clustered = {id(self._weight(name)) for name in self.bits if name not in self.free}
-        centroids = {name: p for trainer in self.trainers for name, p in trainer.named_parameters()}
+        clustered = {id(self._weight(name)) for name in self._centroids}
         rest = [p for p in self.model.parameters() if id(p) not in clustered]
-        return rest + [centroids[name] for name in self.bits if name in centroids]
+        return rest + [self._centroids[name] for name in self.bits if name in self._centroids]
 
     def before_epoch(self, epoch, epochs, optimizer):
         """Before the last epoch clusters the layers left free, and hands their centroids to the optimizer."""
@@ -208,8 +208,7 @@ def convert_to_quantized(model, images):
 def calibrate(model, images, *, method='kl', cap=None):
     """Sets the ranges of all quantized layers from one batch.
 
-    The pass runs in evaluation mode, so BatchNorm statistics stay as they are, and unquantized. An input that was
-    taken for unsigned and shows a negative value becomes signed, with a warning.
+    The pass runs in evaluation mode, so BatchNorm statistics stay as they are, and unquantized.
 
     Args:
         model: network with quantized layers whose bits are set.
@@ -219,12 +218,8 @@ def calibrate(model, images, *, method='kl', cap=None):
     """
     training = model.training
     model.eval()
-    layers = quantized_layers(model)
-    for name, layer in layers.items():
-        layer.calibration = Calibration(method, cap)
     try:
-        model(images)
+        with calibrating(model, method=method, cap=cap):
+            model(images)
     finally:
-        for layer in layers.values():
-            layer.calibration = None
         model.train(training)

@@ -138,6 +138,15 @@ def test_strangers_in_the_target_are_named(dtd, tmp_path, stray, is_folder):
     assert path.exists() and len(files(tmp_path / 'DTD')) == (not is_folder)
 
 
+def test_strangers_behind_a_linked_train_folder_are_named_too(dtd, tmp_path):
+    for folder in ('DTD', 'disk/banded'):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / 'disk' / 'banded' / 'other.jpg').write_text('mine')
+    (tmp_path / 'DTD' / 'train').symlink_to(tmp_path / 'disk')
+    with pytest.raises(ValueError, match='train/banded/other.jpg'):
+        split_dtd(dtd, tmp_path / 'DTD')
+
+
 @pytest.mark.parametrize('kind', ['link elsewhere', 'dangling link', 'other file', 'link where a copy is wanted'])
 def test_a_wrong_file_in_the_place_of_a_right_one_is_named(dtd, tmp_path, kind):
     split_dtd(dtd, tmp_path / 'DTD')

@@ -89,6 +89,14 @@ def test_same_epoch_is_bit_identical_and_another_is_not():
     assert not same(first, list(make_loader(make_images(), augment=Augment(flip=True), seed=4)))
 
 
+def test_epoch_changes_order_and_augmentation_each_on_its_own():
+    for options in ({'shuffle': True}, {'shuffle': False, 'augment': Augment()}):
+        loader = make_loader(make_images(), **options)
+        first = list(loader)
+        loader.set_epoch(1)
+        assert not same(first, list(loader))
+
+
 def test_global_generator_is_left_alone():
     before = torch.get_rng_state()
     list(make_loader(make_images(), augment=Augment(flip=True)))

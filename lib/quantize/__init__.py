@@ -1,0 +1,27 @@
+"""The mathematics on tensors: K-means codebooks, linear quantizers, calibration, and the layers that carry quantizers."""
+
+from lib.quantize.calibrate import METHODS, find_range, kl_threshold, max_range, mse_range
+from lib.quantize.kmeans import CentroidTrainer, Codebook, CodebookCache, fit_codebook
+from lib.quantize.layers import QConv2d, QLinear, QuantizedLayer, calibrating
+from lib.quantize.linear import LinearActivationQuantizer, LinearWeightQuantizer
+from lib.quantize.quantizer import Quantizer, straight_through
+
+__all__ = [
+    "METHODS",
+    "CentroidTrainer",
+    "Codebook",
+    "CodebookCache",
+    "LinearActivationQuantizer",
+    "LinearWeightQuantizer",
+    "QConv2d",
+    "QLinear",
+    "QuantizedLayer",
+    "Quantizer",
+    "calibrating",
+    "find_range",
+    "fit_codebook",
+    "kl_threshold",
+    "max_range",
+    "mse_range",
+    "straight_through",
+]

@@ -1,0 +1,69 @@
+"""Prints runs side by side and plots accuracy against budget: float, uniform bits, searched bits.
+
+Reads the results.json that pretrain.py and finetune.py leave in their folders when they finish.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from _common import ROOT, make_parser
+
+
+def make_summary_parser():
+    """Returns the parser of this script."""
+    parser = make_parser(__doc__)
+    parser.add_argument('runs', nargs='+', metavar='LABEL=FOLDER', help='finished runs, each with the name it gets in '
+                        'the table')
+    parser.add_argument('--output', metavar='FOLDER', help='folder for summary.md and one plot per kind of cost '
+                        '(default: only print)')
+    return parser
+
+
+def read_run(text):
+    """Returns the results of one run with its label."""
+    label, _, folder = text.partition('=')
+    path = Path(folder or label) / 'results.json'
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} does not exist: is the run finished? expected LABEL=FOLDER of a run of '
+                                'pretrain.py or finetune.py')
+    results = json.loads(path.read_text(encoding='utf-8'))
+    return {'label': label, 'cost_name': 'float', **results}
+
+
+def table(runs):
+    """Returns the lines of a Markdown table."""
+    lines = ['| network | cost | ratio | top-1 (%) | against float |', '|---|---|---|---|---|']
+    reference = next((run['top1'] for run in runs if run['quantization'] == 'float'), None)
+    for run in runs:
+        gap = '' if reference is None or run['quantization'] == 'float' else f"{run['top1'] - reference:+.2f}"
+        lines.append(f"| {run['label']} | {run['cost_name']} | {run['ratio']:.4f} | {run['top1']:.2f} | {gap} |")
+    return lines
+
+
+def main(args):
+    """Prints the table; with --output also writes it and the plots."""
+    runs = [read_run(text) for text in args.runs]
+    lines = table(runs)
+    print('\n'.join(lines))
+    if not args.output:
+        return
+    from lib.utils.checkpoint import write_text
+    from lib.utils.plots import plot_budget
+    reference = next((run['top1'] for run in runs if run['quantization'] == 'float'), None)
+    write_text(Path(args.output) / 'summary.md', '\n'.join(lines) + '\n')
+    for name in sorted({run['cost_name'] for run in runs} - {'float'}):
+        points = [{'label': run['label'], 'ratio': run['ratio'], 'accuracy': run['top1'],
+                   'group': 'uniform' if 'uniform' in run['label'] else 'searched'}
+                  for run in runs if run['cost_name'] == name]
+        path = Path(args.output) / f'{name}.png'
+        plot_budget(points, path, float_accuracy=reference, xlabel=f'{name} / reference')
+        print(f'plot: {path}')
+
+
+if __name__ == '__main__':
+    sys.path.insert(0, str(ROOT))
+    try:
+        main(make_summary_parser().parse_args())
+    except (ValueError, OSError) as error:
+        sys.exit(f'error: {error}')

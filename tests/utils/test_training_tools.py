@@ -1,0 +1,101 @@
+"""Metrics, learning rates, seeds, logs and the two loops."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lib.utils.train import Precision, evaluate, loss_function, train_one_epoch
+from lib.utils.utils import MetricCounter, TableLog, derived_seed, learning_rate, seed_everything
+
+
+def test_metrics_count_images_not_batches():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(23, 7, generator=generator), torch.randint(0, 7, (23,), generator=generator)
+    counter = MetricCounter()
+    for part in torch.arange(23).split(5):
+        counter.add(nn.functional.cross_entropy(logits[part], labels[part]).item(), logits[part], labels[part])
+    result = counter.result()
+    rank = (logits > logits.gather(1, labels[:, None])).sum(1)
+    assert result.top1 == pytest.approx(100 * (rank < 1).float().mean().item())
+    assert result.top5 == pytest.approx(100 * (rank < 5).float().mean().item())
+    assert result.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
+
+
+def test_top5_of_few_classes_is_all_of_them():
+    counter = MetricCounter()
+    counter.add(0.0, torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
+    assert counter.result().top5 == 100
+
+
+def test_learning_rates():
+    common = {'lr': 0.4, 'epochs': 10, 'gamma': 0.1, 'schedule': [3, 6]}
+    assert [learning_rate(e, lr_type='step3', **common) for e in (0, 2, 3, 5, 6, 9)] == pytest.approx(
+        [0.4, 0.4, 0.04, 0.04, 0.004, 0.004])
+    assert learning_rate(5, lr_type='cos', **common) == pytest.approx(0.5 * 0.4 * (1 + math.cos(math.pi / 2)))
+    assert learning_rate(2, lr_type='exp', **common) == pytest.approx(0.4 * 0.01)
+    assert learning_rate(7, lr_type='fixed', **common) == 0.4
+    assert [learning_rate(e, lr_type='fixed', warmup_epoch=2, **common) for e in (0, 1, 2)] == pytest.approx(
+        [0.04, 0.04, 0.4])
+    with pytest.raises(ValueError, match='cos, exp'):
+        learning_rate(0, lr_type='linear', **common)
+
+
+def test_seeds_depend_on_every_part():
+    seeds = {derived_seed(*parts) for parts in ((1, 'epoch', 2), (1, 'epoch', 3), (2, 'epoch', 2), (1, 'episode', 2))}
+    assert len(seeds) == 4
+    seed_everything(1, 'epoch', 2)
+    first = torch.rand(3)
+    seed_everything(1, 'epoch', 2)
+    assert torch.equal(first, torch.rand(3))
+
+
+def test_the_log_drops_rows_of_a_killed_epoch(tmp_path):
+    log = TableLog(tmp_path / 'log.txt', ('a', 'b'))
+    for i in range(3):
+        log.append((i, 2 * i))
+    again = TableLog(tmp_path / 'log.txt', ('a', 'b'), keep_rows=2)
+    again.append((9, 9))
+    assert again.columns() == {'a': [0, 1, 9], 'b': [0, 2, 9]}
+    assert (tmp_path / 'log.txt').read_text().splitlines()[0] == 'a\tb'
+
+
+def test_training_learns_and_evaluation_changes_nothing(tiny_net, tiny_loaders):
+    train, val = tiny_loaders
+    before = evaluate(tiny_net, val, loss_function(), 'cpu')
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(15):
+        train_one_epoch(tiny_net, train, loss_function(), optimizer, 'cpu')
+    state = {k: v.clone() for k, v in tiny_net.state_dict().items()}
+    after = evaluate(tiny_net, val, loss_function(), 'cpu')
+    assert after.loss < before.loss
+    assert after.top1 > 80
+    assert all(torch.equal(v, state[k]) for k, v in tiny_net.state_dict().items())
+    assert tiny_net.training  # the mode it had
+
+
+def test_hooks_run_around_every_step(tiny_net, tiny_loaders):
+    calls = []
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
+    train_one_epoch(tiny_net, tiny_loaders[0], loss_function(), optimizer, 'cpu', lambda: calls.append('after'),
+                    before_step=lambda: calls.append('before'))
+    assert calls == ['before', 'after'] * 3
+
+
+def test_half_precision_runs_on_the_cpu(tiny_net, tiny_loaders):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.05)
+    metrics = train_one_epoch(tiny_net, tiny_loaders[0], loss_function(), optimizer, 'cpu',
+                              precision=Precision('cpu', half=True))
+    assert math.isfinite(metrics.loss)
+
+
+def test_a_loss_that_is_not_finite_names_the_layer(tiny_net, tiny_loaders):
+    tiny_net.act = nn.Module()
+    tiny_net.act.forward = lambda x: x / 0
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.1)
+    with pytest.raises(FloatingPointError, match='comes from layer act'):
+        train_one_epoch(tiny_net, tiny_loaders[0], loss_function(), optimizer, 'cpu')
+    tiny_net.pointwise.weight.data[0] = float('nan')
+    with pytest.raises(FloatingPointError, match='parameter pointwise.weight'):
+        evaluate(tiny_net, tiny_loaders[1], loss_function(), 'cpu')
