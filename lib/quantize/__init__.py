@@ -1,13 +1,15 @@
-"""The mathematics on tensors: K-means codebooks, linear quantizers, calibration, and the layers that carry quantizers."""
+"""The mathematics on tensors: K-means codebooks, linear quantizers, calibration, and layers that carry quantizers."""
 
 from lib.quantize.calibrate import METHODS, find_range, kl_threshold, max_range, mse_range
-from lib.quantize.kmeans import CentroidTrainer, Codebook, CodebookCache, fit_codebook
-from lib.quantize.layers import QConv2d, QLinear, QuantizedLayer, calibrating
+from lib.quantize.codebook import CentroidTrainer, Codebook
+from lib.quantize.kmeans import CodebookCache, fit_codebook
+from lib.quantize.layers import Calibration, QConv2d, QLinear, QuantizedLayer, calibrating
 from lib.quantize.linear import LinearActivationQuantizer, LinearWeightQuantizer
 from lib.quantize.quantizer import Quantizer, straight_through
 
 __all__ = [
     "METHODS",
+    "Calibration",
     "CentroidTrainer",
     "Codebook",
     "CodebookCache",

@@ -1,10 +1,14 @@
-"""Linear (uniform) quantization of weights and activations: pure functions, then HAQ's two quantizers on top of them."""
+"""Linear (uniform) quantization: pure functions, then HAQ's quantizers of weights and of activations on top."""
+
+import logging
 
 import torch
 from torch import Tensor, nn
 
 from lib.quantize.calibrate import find_range, max_range
 from lib.quantize.quantizer import Quantizer, straight_through
+
+logger = logging.getLogger(__name__)
 
 
 def max_code(bits: int, signed: bool) -> int:
@@ -13,20 +17,20 @@ def max_code(bits: int, signed: bool) -> int:
 
 
 def choose_scale(clip: Tensor, bits: int, signed: bool) -> Tensor:
-    """Return the step between levels for the clipping range `clip`; 0 (all levels are zero) where the range is not positive."""
+    """Return the step between levels for the clipping range `clip`; 0 where the range is not positive."""
     return clip.clamp_min(0) / max_code(bits, signed)
 
 
 def quantize(x: Tensor, scale: Tensor, bits: int, signed: bool) -> Tensor:
     """Return integer codes, as floats: round(x / scale) clamped to [-n, n] (signed) or [0, n], n = `max_code`.
 
-    One signed bit is the sign, -1 or +1, with sign(0) = +1. Ties round to even. Example: x = (-0.4, 0.9, 7), scale 0.5,
-    3 bits signed gives (-1, 2, 3).
+    One signed bit is the sign, -1 or +1, with sign(0) = +1. Ties round to even; a scale of 0 gives codes of 0.
+    Example: x = (-0.4, 0.9, 7), scale 0.5, 3 bits signed gives (-1, 2, 3).
     """
     if signed and bits == 1:
         return (x >= 0).to(x.dtype).mul_(2).sub_(1)
     top = max_code(bits, signed)
-    step = torch.where(scale > 0, scale, torch.inf)  # no range: every code is 0 instead of 0 / 0
+    step = torch.where(scale > 0, scale, torch.inf)
     return (x / step).round_().clamp_(-top if signed else 0, top)
 
 
@@ -35,21 +39,27 @@ def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
     return codes * scale
 
 
+@torch.no_grad()
 def fake_quantize(x: Tensor, scale: Tensor, bits: int, signed: bool) -> Tensor:
     """Return `dequantize(quantize(x))` in the dtype of `x`, computed in one buffer; carries no gradient."""
-    with torch.no_grad():
-        return quantize(x, scale, bits, signed).mul_(scale).to(x.dtype)
+    return quantize(x, scale, bits, signed).mul_(scale).to(x.dtype)
 
 
 class LinearWeightQuantizer(Quantizer):
     """Symmetric weights, one scale per tensor: q = round(clamp(w, -r, r) / s) * s with s = r / (2^(bits-1) - 1).
 
-    The gradient passes straight through to the unclamped weight, so weights outside the range still learn. Example: w = (-0.4, 0.1,
-    0.7), r = 0.6, 3 bits: s = 0.2 and q = (-0.4, 0, 0.6). One bit is binary: q = sign(w) * mean|w|, whatever the range.
+    Example: w = (-0.4, 0.12, 0.7), r = 0.6, 3 bits: s = 0.2 and q = (-0.4, 0.2, 0.6). One bit is binary:
+    q = sign(w) * mean|w|, whatever the range. The gradient passes straight through to the unclamped weight, so weights
+    outside the range still learn.
 
-    The range r (buffer of shape [1]) is set by `calibrate`; while it is not positive, the first forward makes it |w| max. It does not
-    follow the weights in training. `fix_weight` cuts the gradient to the weight; `tanh` quantizes tanh(w) / max|tanh(w)|
-    with r = 1 (weight normalisation of DoReFa, 1606.06160; the gradient flows through the normalisation).
+    The range r (buffer of shape [1]) is set by `calibrate`; while it is not positive, the first forward makes it
+    |w| max. It does not follow the weights in training.
+
+    Args:
+        bits: 1..16, or None, -1, >= 32 to leave weights alone.
+        fix_weight: cut the gradient to the weight.
+        tanh: quantize tanh(w) / max|tanh(w)| with r = 1, the weight normalisation of DoReFa (1606.06160); the gradient
+            flows through the normalisation.
     """
 
     def __init__(self, bits: int | None = None, *, fix_weight: bool = False, tanh: bool = False):
@@ -66,12 +76,11 @@ class LinearWeightQuantizer(Quantizer):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *, method: str = "kl", cap: float | None = None):
-        """Set the range from the weight `x`: |w| max from 5 bits on, the KL threshold below (`method` 'kl'); 'max'; 'mse'."""
+        """Set the range from the weight `x`; `method` 'kl' is |w| max from 5 bits on and the KL threshold below."""
         if self.active:
-            weight = self._normalised(x)
-            clip = find_range(weight, self.bits, signed=True, method=method, kl_bits=self.bits)
+            clip = find_range(self._normalised(x), self.bits, signed=True, method=method)
             self.range.fill_(clip if cap is None else min(clip, cap))
-            self._range_is_set = bool(clip > 0)
+            self._range_is_set = False
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,50 +111,22 @@ class LinearWeightQuantizer(Quantizer):
         self._range_is_set = False
 
 
-class _ClipAndRound(torch.autograd.Function):
-    """Fake quantization with a learnable range; keeps one byte per element for the backward pass."""
-
-    @staticmethod
-    def forward(ctx, x, clip, bits, signed, exact):
-        out = fake_quantize(x, choose_scale(clip, bits, signed), bits, signed)
-        top = clip.clamp_min(torch.finfo(clip.dtype).tiny)  # a range of 0 or less still tells the sign of x
-        above, below = x >= top, (x <= -top if signed else x < 0)
-        region = above.view(torch.int8).sub_(below.view(torch.int8))  # 1 above the range, 0 inside, -1 below
-        ctx.signed, ctx.exact = signed, exact
-        ctx.save_for_backward(region, clip, *((x, out) if exact else ()))
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        region, clip, *exact = ctx.saved_tensors
-        grad_x = torch.where(region == 0, grad, 0)
-        grad_clip = None
-        if ctx.needs_input_grad[1]:
-            grad_clip = torch.where(region > 0, grad, 0).sum(dtype=clip.dtype)
-            if ctx.signed:
-                grad_clip = grad_clip - torch.where(region < 0, grad, 0).sum(dtype=clip.dtype)
-            if exact:
-                x, out = exact
-                grad_clip = grad_clip + (grad_x * (out - x)).sum(dtype=clip.dtype) / clip.clamp_min(torch.finfo(clip.dtype).tiny)
-            grad_clip = grad_clip.reshape(clip.shape)
-        return grad_x, grad_clip, None, None, None
-
-
 class LinearActivationQuantizer(Quantizer):
     """Activations clipped to a learnable range r: y = clip(x), q = round(y / s) * s.
 
     * Unsigned ("half wave"): y = 0.5 (|x| - |x - r| + r) = clip(x, 0, r), s = r / (2^bits - 1).
     * Signed ("full wave"): y = 0.5 (|x + r| - |x - r|) = clip(x, -r, r), s = r / (2^(bits-1) - 1): one bit is the sign.
-    * One signed bit: q = r where x >= 0 and -r elsewhere; its calibrated r is mean|x|.
+    * One signed bit: q = r where x >= 0 and -r elsewhere; calibration makes r = mean|x|.
 
-    Example: x = (-1, 0.3, 2), r = 1.5, 2 bits: unsigned (0, 0.5, 1.5), signed (-1.5, 0, 1.5).
+    Example: x = (-1, 0.6, 2), r = 1.5, 2 bits: unsigned (0, 0.5, 1.5), signed (-1.5, 0, 1.5).
 
-    The gradient is straight through the rounding, for one bit too: dq/dx is 1 inside the range and 0 outside; dq/dr is 1 for x >= r, -1 for
-    x <= -r (signed) and 0 inside. `range_gradient='exact'` adds the inside's rounding term (q - x) / r (as in LSQ,
-    1902.08153). A range of 0 or less gives zeros, never NaN; every non-zero x is then outside, so the gradient can bring the range back.
+    The gradient is straight through the rounding, for one bit too: dq/dx is 1 inside the range and 0 outside; dq/dr is
+    1 for x >= r, -1 for x <= -r (signed) and 0 inside. `range_gradient='exact'` adds the rounding term of the inside,
+    (q - x) / r (as LSQ does, 1902.08153). A range of 0 or less gives zeros, never NaN; every non-zero x is then
+    outside, so the gradient can bring the range back.
 
-    `range` is a Parameter of shape [1], initially 6; it asks for a gradient only while `trainable` and `active`. `signed` None
-    means unknown: the next calibration or forward finds it from its input. It is saved with the state dict.
+    `range` is a Parameter of shape [1]. It asks for a gradient only while `trainable` and `active`. `signed` is saved
+    with the state dict; None means unknown, and the next calibration or forward finds it from its input.
 
     Args:
         bits: 1..16, or None, -1, >= 32 to leave inputs alone.
@@ -155,8 +136,15 @@ class LinearActivationQuantizer(Quantizer):
         range_gradient: 'clip' (faithful to HAQ) or 'exact'.
     """
 
-    def __init__(self, bits: int | None = None, *, signed: bool | None = None, initial_range: float = 6.0, trainable: bool = True,
-                 range_gradient: str = "clip"):
+    def __init__(
+        self,
+        bits: int | None = None,
+        *,
+        signed: bool | None = None,
+        initial_range: float = 6.0,
+        trainable: bool = True,
+        range_gradient: str = "clip",
+    ):
         super().__init__(bits)
         if range_gradient not in ("clip", "exact"):
             raise ValueError(f"range_gradient is {range_gradient!r}; expected 'clip' or 'exact'")
@@ -175,7 +163,7 @@ class LinearActivationQuantizer(Quantizer):
         self.bits_changed()
 
     def bits_changed(self):
-        # A range that asks for a gradient and never gets one stops DistributedDataParallel.
+        # A range that asks for a gradient and never gets one would stop DistributedDataParallel.
         self.range.requires_grad_(self._trainable and self.active)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
@@ -186,17 +174,20 @@ class LinearActivationQuantizer(Quantizer):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *, method: str = "kl", cap: float | None = None):
-        """Set the range (and an unknown sign) from a batch `x` of inputs, at most `cap`.
+        """Set the range and an unknown sign from a batch `x` of inputs; the range is at most max|x| and `cap`.
 
-        'kl': max|x| from 5 magnitude bits on (one bit of a signed input is its sign), else the KL threshold where that is lower;
-        'max': max|x|; 'mse': the range of least mean squared error.
+        'kl': max|x| from 5 magnitude bits on (one bit of a signed input is its sign), else the KL threshold;
+        'max': max|x|; 'mse': the range of least mean squared error. An input that was taken for unsigned and shows a
+        negative value is signed from now on.
         """
-        signed = self._find_sign(x)
+        if not self._find_sign(x) and x.amin() < 0:
+            logger.warning("an input taken for unsigned goes down to %g: it is quantized as signed", x.amin())
+            self.signed = True
         if self.active:
-            magnitude_bits = self.bits - int(signed)
-            clip = find_range(x, self.bits, signed=signed, method=method, kl_bits=magnitude_bits)
-            limits = [clip, max_range(x)] if cap is None else [clip, max_range(x), cap]
-            self.range.fill_(min(limits))
+            magnitude_bits = self.bits - int(self.signed)
+            clip = find_range(x, self.bits, signed=self.signed, method=method, kl_bits=magnitude_bits)
+            clip = min(clip, max_range(x))  # the KL threshold can lie half a bin above
+            self.range.fill_(clip if cap is None else min(clip, cap))
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,7 +205,40 @@ class LinearActivationQuantizer(Quantizer):
         return torch.tensor(-1 if self.signed is None else int(self.signed), dtype=torch.int8)
 
     def set_extra_state(self, state: Tensor):
-        self.signed = None if int(state) < 0 else bool(state)
+        self.signed = None if state < 0 else bool(state)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, signed={self.signed}"
+
+
+class _ClipAndRound(torch.autograd.Function):
+    """Fake quantization with a learnable range; the default keeps one byte per element for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, clip, bits, signed, exact):
+        out = fake_quantize(x, choose_scale(clip, bits, signed), bits, signed)
+        edge = _positive(clip)
+        above, below = x >= edge, (x <= -edge if signed else x < 0)
+        region = above.view(torch.int8).sub_(below.view(torch.int8))  # 1 above the range, 0 inside, -1 below
+        ctx.signed = signed
+        ctx.save_for_backward(region, clip, *((x, out) if exact else ()))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        region, clip, *inside = ctx.saved_tensors
+        grad_x = torch.where(region == 0, grad, 0)
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None, None, None
+        grad_clip = torch.where(region > 0, grad, 0).sum(dtype=clip.dtype)
+        if ctx.signed:
+            grad_clip -= torch.where(region < 0, grad, 0).sum(dtype=clip.dtype)
+        if inside:
+            x, out = inside
+            grad_clip = grad_clip + (grad_x * (out - x)).sum(dtype=clip.dtype) / _positive(clip)
+        return grad_x, grad_clip.reshape(clip.shape), None, None, None
+
+
+def _positive(clip: Tensor) -> Tensor:
+    """The range, or the smallest positive number where it is 0 or less: the sign of x still tells the side then."""
+    return clip.clamp_min(torch.finfo(clip.dtype).tiny)

@@ -29,9 +29,9 @@ def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
 class Quantizer(nn.Module):
     """A tensor in, the same tensor on a grid of at most 2^bits levels out (fake quantization).
 
-    `bits` None, -1 or at least 32 leaves the tensor alone; 1..16 quantizes; anything else raises ValueError. The width comes
-    from the strategy and is not in the state dict; ranges are. A state dict without a quantizer's keys (that of the float
-    network) loads without complaint and leaves its ranges as they are.
+    `bits` None, -1 or at least 32 leaves the tensor alone; 1..16 quantizes; anything else raises ValueError. The width
+    comes from the strategy and is not in the state dict; ranges are. A state dict without a quantizer's keys (that of
+    the float network) loads without complaint and leaves the ranges as they are.
 
     A subclass defines `fake_quantize` and `to_int`, and `calibrate` if it has something to find in the data.
     """
@@ -61,11 +61,11 @@ class Quantizer(nn.Module):
         return self.fake_quantize(x) if self.active else x
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        """Quantize and dequantize `x` with a useful gradient; called only while `active`."""
+        """Return `x` quantized and dequantized, with a useful gradient; called only while `active`."""
         raise NotImplementedError
 
     def calibrate(self, x: Tensor, *, method: str = "kl", cap: float | None = None):
-        """Choose the clipping range from a sample `x` of the tensors to come; without effect where nothing is chosen."""
+        """Choose the clipping range from `x`, a sample of what is to come, at most `cap`; here: nothing to choose."""
 
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (int32 codes, scale) with `codes * scale` equal to `self(x)`; ValueError while not `active`."""
@@ -73,10 +73,13 @@ class Quantizer(nn.Module):
 
     def check_active(self):
         if not self.active:
-            raise ValueError(f"bits is {self.bits}: this tensor stays float and has no integer codes; set bits to 1..{MAX_BITS}")
+            raise ValueError(
+                f"bits is {self.bits}: a float tensor has no integer codes; set bits to 1..{MAX_BITS} first"
+            )
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, [], unexpected_keys, error_msgs)
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        missing_keys = []  # a float network's state dict has none of ours
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
@@ -85,6 +88,7 @@ class Quantizer(nn.Module):
 def _checked_bits(bits: int | None) -> int | None:
     if bits is None:
         return None
-    if isinstance(bits, Integral) and not isinstance(bits, bool) and (bits == -1 or 1 <= bits <= MAX_BITS or bits >= 32):
+    is_integer = isinstance(bits, Integral) and not isinstance(bits, bool)
+    if is_integer and (bits == -1 or 1 <= bits <= MAX_BITS or bits >= 32):
         return int(bits)
-    raise ValueError(f"bits is {bits!r}; expected 1..{MAX_BITS}, or None, -1 or at least 32 for a tensor that stays float")
+    raise ValueError(f"bits is {bits!r}; expected 1..{MAX_BITS}, or None, -1 or at least 32 for a float tensor")

@@ -12,5 +12,5 @@ python scripts/rl_quantize.py \
     --arch resnet20 --weights "$WEIGHTS" \
     --dataset cifar10 --dataset_root "$DATA" \
     --suffix ratio010 --preserve_ratio 0.1 \
-    --data_bsize 128 --train_size 2000 --val_size 2000 --train_episode 100 \
+    --min_bit 2 --data_bsize 64 --train_size 1000 --val_size 1000 --train_episode 80 --finetune_lr 0.005 \
     "$@"
