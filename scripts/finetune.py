@@ -1,5 +1,6 @@
 """Fine-tunes and evaluates a network under a strategy: paste the strategy that rl_quantize.py printed below."""
 
+from _common import BooleanOption as Bool
 from _common import (
     add_data_options,
     add_model_options,
@@ -12,6 +13,7 @@ from _common import (
     find_device,
     float_name,
     image_size,
+    is_linear,
     load_float_weights,
     loaders_of,
     logger,
@@ -23,7 +25,6 @@ from _common import (
     settings,
     training_folder,
 )
-from _common import BooleanOption as Bool
 
 # One entry per architecture: weight bits for K-means, [weight bits, activation bits] for linear quantization (q...).
 # fmt: off

@@ -162,7 +162,7 @@ def make_env(args, device):
 def search(args, env, agent, folder, history):
     """Runs the episodes that are left, saving everything after each of them."""
     from lib.simulator.cost import model_size
-    from lib.utils.checkpoint import save_checkpoint
+    from lib.utils.checkpoint import save_checkpoint, write_json
     from lib.utils.search_log import SearchLog
 
     about = {'arch': args.arch, 'dataset': args.dataset, 'preserve_ratio': args.preserve_ratio,
@@ -183,6 +183,8 @@ def search(args, env, agent, folder, history):
             log.plot()
     log.close()
     best = log.best
+    write_json(folder / 'results.json', {**about, **best, 'float_accuracy': env.float_accuracy,
+                                         'episodes': len(log.history)})
     logger.info('best: accuracy %.2f %% (float %.2f %%) at ratio %.4f, episode %d', best['accuracy'],
                 env.float_accuracy, best['ratio'], best['episode'])
     logger.info('paste this into STRATEGIES of scripts/finetune.py, or give --strategy %s:\n%s',
@@ -200,11 +202,12 @@ def run_episode(env, agent, episode, store_action):
 
 
 def learn(agent, transitions, reward, episode):
-    """Stores every transition with the episode's final reward, and updates the agent after each once warm-up is over."""
+    """Stores the transitions with the episode's final reward; updates the agent after each once warm-up is over."""
     losses = []
-    for (state, action), (next_state, _) in zip(transitions, transitions[1:] + transitions[-1:], strict=True):
-        terminal = next_state is state
-        agent.observe(state, action, reward, next_state, terminal)
+    last = len(transitions) - 1
+    for step, (state, action) in enumerate(transitions):
+        next_state = transitions[min(step + 1, last)][0]
+        agent.observe(state, action, reward, next_state, terminal=step == last)
         if agent.learning(episode):
             losses.append(agent.update_policy())
     if not losses:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from lib.rl.memory import ReplayMemory
 
 BASELINE_RATE = .5  # alpha of the moving average b of the batch's mean reward
+SAVED_PARTS = ('actor', 'critic', 'actor_target', 'critic_target', 'actor_optimizer', 'critic_optimizer', 'memory')
 
 
 class Actor(nn.Module):
@@ -105,7 +106,7 @@ class DDPG:
         warmup: the last episode whose actions are uniformly random; updates start with the next one.
         n_update: gradient steps per `update_policy`.
         seed: seeds initialisation, exploration and replay, each with a generator of its own.
-        device: where the networks live; the CPU is the faster place for networks this small.
+        device: where the networks live.
 
     Raises:
         ValueError: a size is below 1, or tau, discount, init_delta or delta_decay is out of its range.
@@ -229,7 +230,7 @@ class DDPG:
 
     def state_dict(self) -> dict:
         """Everything that a search needs to continue bit for bit; `torch.load(..., weights_only=True)` reads it."""
-        parts = {name: getattr(self, name).state_dict() for name in _PARTS}
+        parts = {name: getattr(self, name).state_dict() for name in SAVED_PARTS}
         return copy.deepcopy({**parts, 'baseline': self.baseline, 'rng': self.rng.bit_generator.state})
 
     def load_state_dict(self, state: dict) -> None:
@@ -238,7 +239,7 @@ class DDPG:
         Raises:
             ValueError: the replay memory or a network has another shape.
         """
-        for name in _PARTS:
+        for name in SAVED_PARTS:
             _load(getattr(self, name), state[name], name)
         self.baseline, self.rng.bit_generator.state = state['baseline'], state['rng']
 
@@ -262,9 +263,6 @@ class DDPG:
             weights = torch.load(path, map_location=self.device, weights_only=True)
             _load(getattr(self, name), weights, path)
             _load(getattr(self, f'{name}_target'), weights, path)
-
-
-_PARTS = ('actor', 'critic', 'actor_target', 'critic_target', 'actor_optimizer', 'critic_optimizer', 'memory')
 
 
 def _create_networks(sizes: tuple[int, int, int, int], seed: int) -> tuple[Actor, Critic]:

@@ -3,8 +3,6 @@
 import itertools
 
 import numpy as np
-import pytest
-import torch
 
 from lib.rl.ddpg import DDPG
 
@@ -12,15 +10,6 @@ SENSITIVITY = np.array([2, 20, 5, 30, 1, 10, 4, 15])  # of eight layers; one bit
 SIZE = np.array([6, 2, 5, 1, 8, 3, 7, 2])
 LIMIT = int(.4 * 8 * SIZE.sum())
 LAYERS, EPISODES, NEAR = len(SIZE), 150, .16
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small gain nothing from threads, and lose much where other processes use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def noise(layer: int, bits: int) -> float:
