@@ -49,7 +49,7 @@ search() {
 KMEANS_SEARCH=mobilenetv2_digits_search
 LINEAR_SEARCH=qmobilenetv2_digits_search
 KMEANS=(--arch mobilenetv2)
-LINEAR=(--arch qmobilenetv2 --linear_quantization)
+LINEAR=(--arch qmobilenetv2 --linear_quantization --calibrate mse)
 
 say "1/7 float MobileNetV2"
 train pretrain "$OUT/float" --arch mobilenetv2 --epochs 30 --lr 0.05 --wd 1e-4

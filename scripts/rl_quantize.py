@@ -80,8 +80,8 @@ def add_agent_options(parser):
     group.add_argument('--init_delta', type=float, default=0.5, help='exploration sigma when warm-up ends')
     group.add_argument('--delta_decay', type=float, default=0.99, help='factor of sigma per episode')
     group.add_argument('--n_update', type=int, default=1, help='updates per stored transition')
-    group.add_argument('--store_action', choices=['executed', 'chosen'], default='executed', help='actions in the '
-                       'replay: those of the strategy within the budget, or those the agent chose before the wall')
+    group.add_argument('--store_action', choices=['chosen', 'executed'], default='chosen', help='actions in the '
+                       'replay: those the agent chose, or those of the strategy that the wall made of them')
     for name, default in (('window_length', 1), ('max_episode_length', 1e9), ('init_w', 0.003), ('epsilon', 50000)):
         group.add_argument(f'--{name}', type=type(default), default=default, help='accepted for old command lines; has '
                            'no effect, as in the original')

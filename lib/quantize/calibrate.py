@@ -85,7 +85,7 @@ def _distances(cumulative: Tensor, levels: int) -> Tensor:
     beyond = torch.cat([beyond, beyond.new_zeros(1)])
     bin_index = torch.arange(bins, dtype=torch.float64, device=cumulative.device)
     blocks = []
-    for i in torch.arange(levels + 1, bins + 1, device=cumulative.device).split(max(1, 2**16 // bins)):
+    for i in torch.arange(levels + 1, bins + 1, device=cumulative.device).split(max(1, 2**15 // bins)):
         c, log, column = (vector[: i[-1]] for vector in (cumulative, log_c, bin_index))
         q = _resampled(cumulative, i, column, levels)  # (block, bins)
         terms = (c - q) * (log - q.clamp_min(LOG_FLOOR).log2_())

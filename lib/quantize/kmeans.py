@@ -42,17 +42,18 @@ def fit_codebook(weight: Tensor, bits: int, *, max_iter: int = 3, is_pruned: boo
         raise ValueError(f"max_iter is {max_iter!r}; expected at least 1")
     if weight.numel() == 0:
         raise ValueError("cannot cluster an empty weight tensor")
-    weight = weight.detach()
+    weight = weight.detach().contiguous()
     weight = weight if weight.dtype == torch.float64 else weight.float()  # numpy has no bfloat16
     kept = weight != 0 if is_pruned else None
     line = _Line.from_sample(weight if kept is None else weight[kept])
-    if len(line.values) <= 2**bits:
+    k = 2**bits
+    if len(line.values) <= k:
         edges = np.arange(len(line.values) + 1)
     else:
-        edges = line.lloyd(_seed_centroids(line, 2**bits, seed), max_iter)
+        edges = line.lloyd(_seed_centroids(line, k, seed), k, max_iter)
     first_values = torch.from_numpy(line.values[edges[1:-1]]).to(weight)  # of every cluster but the first
     labels = torch.bucketize(weight, first_values, right=True, out_int32=True).to(torch.uint8)
-    centroids = torch.from_numpy(line.means(edges)).float().to(weight.device)
+    centroids = torch.from_numpy(line.exact_means(edges)).float().to(weight.device)
     return Codebook(centroids, labels if kept is None else labels * kept, kept)
 
 
@@ -87,26 +88,39 @@ class _Line:
         edges = np.unique(np.concatenate([tail, n - tail]))
         return _Line(self.means(edges), np.diff(self._sums[0, edges]))
 
-    def split(self, centroids: np.ndarray) -> np.ndarray:
-        """The edges that give every point to the nearest of the ascending `centroids`, less those without points."""
-        middles = (centroids[1:] + centroids[:-1]) / 2
-        edges = np.concatenate([[0], self.values.searchsorted(middles), [len(self.values)]])
-        return edges[_is_first(edges)]
-
     def means(self, edges: np.ndarray) -> np.ndarray:
         count, total, _ = np.diff(self._sums[:, edges])
         return total / count
+
+    def exact_means(self, edges: np.ndarray) -> np.ndarray:
+        """The means from the points themselves: prefix sums lose small values that come after large ones."""
+        totals = (np.add.reduceat(terms, edges[:-1]) for terms in (self.counts * self.values, self.counts))
+        return np.divide(*totals)
 
     def errors(self, edges: np.ndarray) -> np.ndarray:
         """The squared error of every cluster."""
         count, total, square = np.diff(self._sums[:, edges])
         return np.maximum(square - total * total / count, 0)
 
-    def lloyd(self, centroids: np.ndarray, iterations: int) -> np.ndarray:
-        """The edges after at most `iterations` (at least one) iterations of Lloyd from `centroids`."""
-        edges = self.split(centroids)
+    def split(self, centroids: np.ndarray, k: int) -> np.ndarray:
+        """The edges of k clusters that give every point to the nearest of the ascending `centroids`.
+
+        Where centroids are missing or get no points, the clusters of largest error are divided at their means.
+        """
+        middles = (centroids[1:] + centroids[:-1]) / 2
+        edges = np.concatenate([[0], self.values.searchsorted(middles), [len(self.values)]])
+        edges = edges[_is_first(edges)]
+        while len(edges) <= k:
+            worst = np.where(np.diff(edges) > 1, self.errors(edges), -1).argmax()
+            middle = self.values.searchsorted(self.means(edges)[worst])
+            edges = np.insert(edges, worst + 1, np.clip(middle, edges[worst] + 1, edges[worst + 1] - 1))
+        return edges
+
+    def lloyd(self, centroids: np.ndarray, k: int, iterations: int) -> np.ndarray:
+        """The edges of k clusters after at most `iterations` (at least one) iterations of Lloyd from `centroids`."""
+        edges = self.split(centroids, k)
         for _ in range(iterations - 1):
-            before, edges = edges, self.split(self.means(edges))
+            before, edges = edges, self.split(self.means(edges), k)
             if np.array_equal(before, edges):
                 break
         return edges
@@ -118,7 +132,7 @@ def _is_first(ordered: np.ndarray) -> np.ndarray:
 
 
 def _seed_centroids(line: _Line, k: int, seed: int) -> np.ndarray:
-    """Up to `k` seeds: drawn from a coarse summary of the line, then improved on a finer one.
+    """The k seeds: drawn from a coarse summary of the line, then improved on a finer one.
 
     Lloyd moves centroids between dense and sparse regions only slowly, so between its runs a step evens out the
     clusters' errors: in an optimal quantizer all are about the same, and the error of a cluster grows with the cube of
@@ -127,13 +141,13 @@ def _seed_centroids(line: _Line, k: int, seed: int) -> np.ndarray:
     """
     drawn = _kmeans_plus_plus(line.summary(SEED_POINTS), k, np.random.default_rng(seed))
     line = line.summary(REFINE_POINTS)
-    edges = line.lloyd(drawn, REFINE_ITERATIONS)
+    edges = line.lloyd(drawn, k, REFINE_ITERATIONS)
     errors, share = line.errors(edges), 1.0
     for _ in range(REFINE_ROUNDS):
         widths = np.cbrt(errors)
         position = np.concatenate([[0.0], np.cumsum(widths + share * widths.mean())])
         moved = np.interp(np.linspace(0, position[-1], k + 1), position, edges).round().astype(np.int64)
-        moved = line.lloyd(line.means(moved[_is_first(moved)]), REFINE_ITERATIONS)
+        moved = line.lloyd(line.means(moved[_is_first(moved)]), k, REFINE_ITERATIONS)
         moved_errors = line.errors(moved)
         if moved_errors.sum() < errors.sum():
             edges, errors = moved, moved_errors
@@ -143,7 +157,7 @@ def _seed_centroids(line: _Line, k: int, seed: int) -> np.ndarray:
 
 
 def _kmeans_plus_plus(line: _Line, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Greedy k-means++ (Arthur and Vassilvitskii 2007): each seed is the best of 2 + log k drawn by squared distance."""
+    """Greedy k-means++ (Arthur and Vassilvitskii 2007): every seed is the best of 2 + log k that were drawn."""
     x = line.values - line.values.mean()
     x = (x / np.abs(x).max()).astype(np.float32)
     counts = line.counts.astype(np.float32)

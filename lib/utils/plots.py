@@ -265,7 +265,7 @@ def plot_training(columns, path):
     Raises:
         ValueError: there is no epoch to draw.
     """
-    if not columns['Train Loss']:
+    if not len(columns['Train Loss']):
         raise ValueError('nothing to plot: expected at least one epoch')
     figure, axes = _figure(8, 3.2, columns=2)
     for ax, name, label in ((axes[0], 'Loss', 'loss'), (axes[1], 'Acc.', 'accuracy (%)')):

@@ -12,6 +12,6 @@ need_file "$STRATEGY" "bash run/cifar10/run_linear_quantize_search.sh finds it"
 python scripts/finetune.py \
     --arch qresnet20 --linear_quantization --weights "$WEIGHTS" --strategy "$STRATEGY" --cost "${HARDWARE}_latency" \
     --data_name cifar10 --data "$DATA" \
-    --epochs 3 --lr 0.005 --wd 1e-4 --train_batch 128 \
+    --epochs 4 --lr 0.01 --wd 1e-4 --train_batch 128 --calibrate mse \
     -c "checkpoints/cifar10_qresnet20_linear_${HARDWARE}_ratio060" \
     "$@"

@@ -12,5 +12,5 @@ python scripts/rl_quantize.py \
     --arch qresnet20 --linear_quantization --weights "$WEIGHTS" --cost "${HARDWARE}_latency" \
     --dataset cifar10 --dataset_root "$DATA" \
     --suffix "${HARDWARE}_ratio060" --preserve_ratio 0.6 --min_bit 2 --max_bit 8 \
-    --data_bsize 64 --train_size 1000 --val_size 1000 --train_episode 80 --finetune_lr 0.005 \
+    --data_bsize 64 --train_size 1000 --val_size 1000 --train_episode 80 --finetune_lr 0.005 --calibrate mse \
     "$@"

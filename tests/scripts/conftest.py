@@ -1,0 +1,170 @@
+"""Runs the scripts as a user does, from another folder; the stages of both flows run once for all tests here."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import runpy
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
+NETWORK = ('--dataset', 'digits', '--arch', 'resnet20', '--image_size', '12',
+           '--workers', '0', '--device', 'cpu')
+LINEAR = ('--dataset', 'digits', '--arch', 'qresnet20', *NETWORK[4:])
+EPISODES = ('--train_size', '64', '--val_size', '64', '--data_bsize', '32', '--warmup', '0')
+AGENT = ('--hidden1', '64', '--hidden2', '48')  # small ones: every file and number is there all the same
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a finished command leaves: exit status, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(script, *options, cwd):
+    """Runs the command `script` in this process, which saves the imports of a new one; gives what a shell would get."""
+    out, err = io.StringIO(), io.StringIO()
+    before = os.getcwd(), sys.argv, list(sys.path), logging.root.handlers[:], logging.root.level
+    os.chdir(cwd)
+    sys.argv = [str(SCRIPTS / script), *map(str, options)]
+    sys.path.insert(0, str(SCRIPTS))
+    code = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(sys.argv[0], run_name='__main__')
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) or stop.code is None else 1
+        err.write('' if isinstance(stop.code, int) or stop.code is None else f'{stop.code}\n')
+    except Exception:  # a traceback is what the user would see
+        code = 1
+        err.write(traceback.format_exc())
+    finally:
+        os.chdir(before[0])
+        sys.argv, sys.path[:], logging.root.handlers[:] = before[1], before[2], before[3]
+        logging.root.setLevel(before[4])
+    return Done(code or 0, out.getvalue(), err.getvalue())
+
+
+def start(script, *options, cwd):
+    """Starts the command `script` as a process of its own."""
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
+    return subprocess.Popen([sys.executable, str(SCRIPTS / script), *map(str, options)], cwd=cwd, text=True,
+                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def succeed(script, *options, cwd):
+    """Runs the command in this process and fails unless it succeeds."""
+    done = call(script, *options, cwd=cwd)
+    assert done.code == 0, f'{script} {" ".join(map(str, options))}\n{done.out}\n{done.err}'
+    return done
+
+
+@pytest.fixture(scope='session', name='call')
+def call_fixture():
+    """`call(script, *options, cwd=)` -> `Done`."""
+    return call
+
+
+@pytest.fixture(scope='session', name='succeed')
+def succeed_fixture():
+    """`succeed(script, *options, cwd=)` -> `Done` of a command that must succeed."""
+    return succeed
+
+
+@pytest.fixture(scope='session', name='start')
+def start_fixture():
+    """`start(script, *options, cwd=)` -> `Popen`."""
+    return start
+
+
+@pytest.fixture(scope='session')
+def home(tmp_path_factory):
+    """The folder in which the user works; the stages below leave their folders in it."""
+    return tmp_path_factory.mktemp('home')
+
+
+@pytest.fixture(scope='session')
+def network():
+    """Options of a small network on the digits."""
+    return NETWORK
+
+
+@pytest.fixture(scope='session')
+def linear():
+    """Options of its quantized twin."""
+    return LINEAR
+
+
+@pytest.fixture(scope='session')
+def episodes():
+    """Options of a search with short episodes and a small agent that learns from the second episode on."""
+    return (*EPISODES, *AGENT)
+
+
+@pytest.fixture(scope='session')
+def pretrained(home):
+    """`Done` of pretrain.py, whose run is in `float`; a process of its own, as all others are as good as."""
+    process = start('pretrain.py', *NETWORK, '--epochs', '2', '--lr', '0.1', '--train_batch', '64', '-c', 'float',
+                    cwd=home)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return Done(0, out, err)
+
+
+@pytest.fixture(scope='session')
+def weights(home, pretrained):
+    """Path of the float checkpoint."""
+    return home / 'float' / 'checkpoint.pth.tar'
+
+
+@pytest.fixture(scope='session')
+def table(home):
+    """Path of the latency table of the quantized twin, made by make_lookup_table.py."""
+    succeed('make_lookup_table.py', *LINEAR[:6], '--hardware', 'cloud', '--output', 'table.npy', cwd=home)
+    return home / 'table.npy'
+
+
+@pytest.fixture(scope='session')
+def kmeans_search(home, weights):
+    """`Done` of a K-means search, whose run is in `save/resnet20_digits_k`."""
+    return succeed('rl_quantize.py', *NETWORK, *EPISODES, *AGENT, '--weights', weights, '--output', 'save',
+                   '--suffix', 'k', '--train_episode', '4', '--preserve_ratio', '0.13', '--min_bit', '2',
+                   '--max_bit', '6', cwd=home)
+
+
+@pytest.fixture(scope='session')
+def linear_search(home, weights, table):
+    """`Done` of a linear search, whose run is in `save/qresnet20_digits`."""
+    return succeed('rl_quantize.py', *LINEAR, *EPISODES, *AGENT, '--linear_quantization', '--weights', weights,
+                   '--output', 'save', '--cost', table, '--train_episode', '3', '--preserve_ratio', '0.6', cwd=home)
+
+
+@pytest.fixture(scope='session')
+def kmeans_finetune(home, weights, kmeans_search):
+    """`Done` of the K-means fine-tuning, whose run is in `tuned_k`."""
+    return succeed('finetune.py', *NETWORK, '--weights', weights, '--strategy', 'save/resnet20_digits_k/strategy.json',
+                   '--epochs', '2', '--lr', '0.01', '--train_batch', '64', '-c', 'tuned_k', cwd=home)
+
+
+@pytest.fixture(scope='session')
+def linear_finetune(home, weights, table, linear_search):
+    """`Done` of the linear fine-tuning, whose run is in `tuned_l`."""
+    return succeed('finetune.py', *LINEAR, '--linear_quantization', '--weights', weights, '--cost', table,
+                   '--strategy', 'save/qresnet20_digits/strategy.txt', '--epochs', '1', '--lr', '0.01',
+                   '--train_batch', '64', '-c', 'tuned_l', cwd=home)
+
+
+@pytest.fixture(scope='session')
+def read_json():
+    """Reads a JSON file."""
+    return lambda path: json.loads(Path(path).read_text(encoding='utf-8'))
