@@ -19,6 +19,7 @@ logger = logging.getLogger('haq')
 PRETRAINED_FILES = {'mobilenetv2': 'mobilenetv2-150.pth.tar', 'mobilenetv3': 'mobilenetv3small-f3be529c.pth',
                     'mobilenet_v3': 'mobilenetv3small-f3be529c.pth'}
 NOT_RESUMED = ('resume', 'overwrite', 'debug', 'evaluate', 'device', 'gpu_id', 'workers', 'download')
+PATH_OPTIONS = ('weights', 'dataset_root', 'output', 'checkpoint', 'resume')
 BIT_SERIAL_COSTS = {'cloud_latency': 'cloud', 'edge_latency': 'edge'}
 
 
@@ -75,7 +76,7 @@ def add_data_options(parser, batch):
     group.add_argument('--dataset', '--data_name', default='imagenet', help='digits, mnist, fashion_mnist, svhn, '
                        'cifar10, cifar100, tinyimagenet, imagenet, imagenet100, imagenet10, dtd, or folder')
     group.add_argument('-d', '--data', '--dataset_root', dest='dataset_root', default=RepositoryPath('data/imagenet'),
-                       help='folder of the data set; digits needs none')
+                       help='folder of the data set, data/<name> for another one than imagenet; digits needs none')
     group.add_argument('-j', '--workers', '--n_worker', dest='workers', type=int, default=16,
                        help='loader processes, at most the number of CPU cores; data sets in memory use none')
     group.add_argument('--train_batch', '--data_bsize', dest='train_batch', type=int, default=batch,
@@ -133,16 +134,25 @@ def parse(parser, argv=None):
     args = parser.parse_args(argv)
     args.changed = {name: (saved[name], value) for name, value in vars(args).items()
                     if name in saved and plain_value(value) != saved[name]}
+    resolve_paths(args)
+    debug = getattr(args, 'debug', False)
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format='%(message)s', stream=sys.stdout, force=True)
+    for noisy in ('matplotlib', 'PIL', 'tensorboardX'):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if getattr(args, 'gpu_id', None) is not None:
+        os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
+    return args
+
+
+def resolve_paths(args):
+    """Makes the paths in the options absolute, so that a run can be resumed from anywhere."""
+    if isinstance(getattr(args, 'dataset_root', None), RepositoryPath) and args.dataset != 'imagenet':
+        args.dataset_root = RepositoryPath(f'data/{"DTD" if args.dataset == "dtd" else args.dataset}')
     for name, value in vars(args).items():
         if isinstance(value, RepositoryPath):
             setattr(args, name, str(ROOT / value))
-    logging.basicConfig(level=logging.DEBUG if args.debug else logging.INFO, format='%(message)s', stream=sys.stdout,
-                        force=True)
-    for noisy in ('matplotlib', 'PIL', 'tensorboardX'):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    if args.gpu_id is not None:
-        os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
-    return args
+        elif value and (name in PATH_OPTIONS or (name in ('cost', 'strategy') and Path(value).is_file())):
+            setattr(args, name, str(Path(value).absolute()))
 
 
 def _saved_settings(args):
@@ -168,17 +178,17 @@ def check_unchanged(args, allowed):
                          'out, or start another run')
 
 
-def run(main, parser, resume_hint, argv=None):
+def run(main, parser, resume_hint=None, argv=None):
     """Runs `main(args)`; an error of the user ends with one readable line, Ctrl-C with how to resume."""
     args = parse(parser, argv)
     try:
         main(args)
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, FloatingPointError) as error:
-        if args.debug:
+    except (ValueError, OSError, FloatingPointError) as error:
+        if getattr(args, 'debug', False):
             raise
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
-        sys.exit(f'\ninterrupted; {resume_hint(args)}')
+        sys.exit('\ninterrupted' + (f'; {resume_hint(args)}' if resume_hint else ''))
 
 
 def find_device(name):

@@ -5,10 +5,9 @@ The network is built with random weights and measured with one image; neither we
 is an int64 .npy of shape (layers, 8, 8), the .json beside it says how it was made. See docs/lookup_tables.md.
 """
 
-import sys
 from pathlib import Path
 
-from _common import BooleanOption, float_name, image_size, make_parser, table_path
+from _common import BooleanOption, float_name, image_size, make_parser, run, table_path
 
 
 def make_table_parser():
@@ -98,7 +97,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    try:
-        main(make_table_parser().parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+    run(main, make_table_parser())

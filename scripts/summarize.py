@@ -4,10 +4,9 @@ Reads the results.json that pretrain.py and finetune.py leave in their folders w
 """
 
 import json
-import sys
 from pathlib import Path
 
-from _common import ROOT, make_parser
+from _common import make_parser, run
 
 
 def make_summary_parser():
@@ -62,8 +61,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    sys.path.insert(0, str(ROOT))
-    try:
-        main(make_summary_parser().parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+    run(main, make_summary_parser())

@@ -18,8 +18,8 @@ SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 NETWORK = ('--dataset', 'digits', '--arch', 'resnet20', '--image_size', '12',
            '--workers', '0', '--device', 'cpu')
 LINEAR = ('--dataset', 'digits', '--arch', 'qresnet20', *NETWORK[4:])
-EPISODES = ('--train_size', '64', '--val_size', '64', '--data_bsize', '32', '--warmup', '0')
-AGENT = ('--hidden1', '64', '--hidden2', '48')  # small ones: every file and number is there all the same
+EPISODES = ('--train_size', '64', '--val_size', '64', '--data_bsize', '32', '--warmup', '0', '--hidden1', '64',
+            '--hidden2', '48')  # short ones, and an agent that learns from the second episode on
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,20 @@ def linear():
 
 @pytest.fixture(scope='session')
 def episodes():
-    """Options of a search with short episodes and a small agent that learns from the second episode on."""
-    return (*EPISODES, *AGENT)
+    """Options of a search with short episodes."""
+    return EPISODES
 
 
 @pytest.fixture(scope='session')
-def pretrained(home):
-    """`Done` of pretrain.py, whose run is in `float`; a process of its own, as all others are as good as."""
-    process = start('pretrain.py', *NETWORK, '--epochs', '2', '--lr', '0.1', '--train_batch', '64', '-c', 'float',
-                    cwd=home)
+def pretrain_options():
+    """Options of the float training, but for its folder."""
+    return (*NETWORK, '--epochs', '2', '--lr', '0.1', '--train_batch', '64')
+
+
+@pytest.fixture(scope='session')
+def pretrained(home, pretrain_options):
+    """`Done` of pretrain.py, whose run is in `float`; a process of its own, to see that it makes no difference."""
+    process = start('pretrain.py', *pretrain_options, '-c', 'float', cwd=home)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return Done(0, out, err)
@@ -135,32 +140,49 @@ def table(home):
 
 
 @pytest.fixture(scope='session')
-def kmeans_search(home, weights):
+def kmeans_options(weights):
+    """Options of the K-means search, but for its folder."""
+    return (*NETWORK, *EPISODES, '--weights', weights, '--train_episode', '4', '--preserve_ratio', '0.13',
+            '--min_bit', '2', '--max_bit', '6')
+
+
+@pytest.fixture(scope='session')
+def linear_options(weights, table):
+    """Options of the linear search, but for its folder."""
+    return (*LINEAR, *EPISODES, '--linear_quantization', '--weights', weights, '--cost', table, '--train_episode', '4',
+            '--preserve_ratio', '0.6')
+
+
+@pytest.fixture(scope='session')
+def kmeans_search(home, kmeans_options):
     """`Done` of a K-means search, whose run is in `save/resnet20_digits_k`."""
-    return succeed('rl_quantize.py', *NETWORK, *EPISODES, *AGENT, '--weights', weights, '--output', 'save',
-                   '--suffix', 'k', '--train_episode', '4', '--preserve_ratio', '0.13', '--min_bit', '2',
-                   '--max_bit', '6', cwd=home)
+    return succeed('rl_quantize.py', *kmeans_options, '--output', 'save', '--suffix', 'k', cwd=home)
 
 
 @pytest.fixture(scope='session')
-def linear_search(home, weights, table):
+def linear_search(home, linear_options):
     """`Done` of a linear search, whose run is in `save/qresnet20_digits`."""
-    return succeed('rl_quantize.py', *LINEAR, *EPISODES, *AGENT, '--linear_quantization', '--weights', weights,
-                   '--output', 'save', '--cost', table, '--train_episode', '3', '--preserve_ratio', '0.6', cwd=home)
+    return succeed('rl_quantize.py', *linear_options, '--output', 'save', cwd=home)
 
 
 @pytest.fixture(scope='session')
-def kmeans_finetune(home, weights, kmeans_search):
+def finetune_options(home, weights, kmeans_search):
+    """Options of the K-means fine-tuning, but for its folder."""
+    return (*NETWORK, '--weights', weights, '--strategy', home / 'save' / 'resnet20_digits_k' / 'strategy.json',
+            '--epochs', '2', '--lr', '0.01', '--train_batch', '64')
+
+
+@pytest.fixture(scope='session')
+def kmeans_finetune(home, finetune_options):
     """`Done` of the K-means fine-tuning, whose run is in `tuned_k`."""
-    return succeed('finetune.py', *NETWORK, '--weights', weights, '--strategy', 'save/resnet20_digits_k/strategy.json',
-                   '--epochs', '2', '--lr', '0.01', '--train_batch', '64', '-c', 'tuned_k', cwd=home)
+    return succeed('finetune.py', *finetune_options, '-c', 'tuned_k', cwd=home)
 
 
 @pytest.fixture(scope='session')
 def linear_finetune(home, weights, table, linear_search):
     """`Done` of the linear fine-tuning, whose run is in `tuned_l`."""
     return succeed('finetune.py', *LINEAR, '--linear_quantization', '--weights', weights, '--cost', table,
-                   '--strategy', 'save/qresnet20_digits/strategy.txt', '--epochs', '1', '--lr', '0.01',
+                   '--strategy', 'save/qresnet20_digits/strategy.txt', '--epochs', '2', '--lr', '0.01',
                    '--train_batch', '64', '-c', 'tuned_l', cwd=home)
 
 

@@ -104,7 +104,7 @@ def searched(request, home):
     """(kind, folder, printed text, episodes, ratio) of each of the two searches."""
     if request.param == 'kmeans':
         return 'kmeans', home / 'save' / 'resnet20_digits_k', request.getfixturevalue('kmeans_search').out, 4, 0.13
-    return 'linear', home / 'save' / 'qresnet20_digits', request.getfixturevalue('linear_search').out, 3, 0.6
+    return 'linear', home / 'save' / 'qresnet20_digits', request.getfixturevalue('linear_search').out, 4, 0.6
 
 
 def test_the_strategy_is_the_same_everywhere(searched, read_json):

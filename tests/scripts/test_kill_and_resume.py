@@ -1,0 +1,235 @@
+"""A run that is killed and resumed ends with the very numbers of one that was never stopped."""
+
+import os
+import random
+import re
+import signal
+import time
+
+import pytest
+import torch
+
+EVERYWHERE = 'seconds'  # the one entry of a history that may differ
+
+
+class Crash(BaseException):
+    """Stands for the end of the process at one exact point; no script catches it."""
+
+
+def read(path):
+    return torch.load(path, weights_only=True)
+
+
+def equal(a, b):
+    """Whether two nested values hold the same types and bits."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
+    return type(a) is type(b) and a == b
+
+
+def history(folder):
+    return [{key: value for key, value in record.items() if key != EVERYWHERE}
+            for record in read(folder / 'search.pth.tar')['history']]
+
+
+def without_seconds(text):
+    return re.sub(r' \S+ s$', '', text, flags=re.MULTILINE)
+
+
+def check_same_search(resumed, whole):
+    """Everything that a search leaves, but for the clock."""
+    assert history(resumed) == history(whole)
+    assert equal(read(resumed / 'search.pth.tar')['agent'], read(whole / 'search.pth.tar')['agent'])
+    for name in ('strategy.json', 'strategy.txt'):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+    for name in ('actor.pkl', 'critic.pkl'):
+        assert equal(read(resumed / name), read(whole / name))
+    assert without_seconds((resumed / 'log.txt').read_text()) == without_seconds((whole / 'log.txt').read_text())
+    assert (resumed / 'search.png').is_file() and (resumed / 'strategy.png').is_file()
+
+
+def check_same_training(resumed, whole):
+    """Everything that a training run leaves."""
+    for name in ('log.txt', 'results.json'):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+    for name in ('checkpoint.pth.tar', 'model_best.pth.tar'):
+        assert equal(read(resumed / name), read(whole / name)), name
+    assert (resumed / 'training.png').is_file()
+
+
+def stop(process, checkpoint, how):
+    """Waits until `checkpoint` is there and a random moment longer, then stops the process by signal `how`."""
+    end = time.monotonic() + 120
+    while not checkpoint.is_file():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, 0.25))
+    process.send_signal(how)
+    return process.communicate(timeout=60)
+
+
+def hint(err):
+    """Returns the path after --resume in what an interrupted script said."""
+    assert 'Traceback' not in err, err
+    found = re.search(r'interrupted; continue with --resume (\S+)\n$', err)
+    assert found, err
+    return found[1]
+
+
+# ---- real processes, stopped at a moment of chance
+
+
+def test_a_killed_kmeans_search(home, kmeans_options, kmeans_search, start, succeed, tmp_path):
+    run = tmp_path / 'save' / 'resnet20_digits'
+    process = start('rl_quantize.py', *kmeans_options, '--output', 'save', cwd=tmp_path)
+    stop(process, run / 'search.pth.tar', signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    succeed('rl_quantize.py', '--resume', 'save/resnet20_digits', cwd=tmp_path)
+    check_same_search(run, home / 'save' / 'resnet20_digits_k')
+
+
+def test_an_interrupted_linear_search_says_how_to_resume(home, linear_options, linear_search, start, succeed, tmp_path):
+    run = tmp_path / 'save' / 'qresnet20_digits_x'
+    process = start('rl_quantize.py', *linear_options, '--output', 'save', '--suffix', 'x', cwd=tmp_path)
+    _, err = stop(process, run / 'search.pth.tar', signal.SIGINT)
+    assert process.returncode not in (0, -signal.SIGKILL)
+    assert not list(run.glob('.*')), 'no temporary file is left'
+    succeed('rl_quantize.py', '--resume', hint(err), cwd=tmp_path)
+    check_same_search(run, home / 'save' / 'qresnet20_digits')
+
+
+def test_a_killed_float_training(home, pretrain_options, pretrained, start, succeed, tmp_path):
+    process = start('pretrain.py', *pretrain_options, '-c', 'run', cwd=tmp_path)
+    stop(process, tmp_path / 'run' / 'checkpoint.pth.tar', signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    succeed('pretrain.py', '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
+    check_same_training(tmp_path / 'run', home / 'float')
+
+
+def test_an_interrupted_fine_tuning_says_how_to_resume(home, finetune_options, kmeans_finetune, start, succeed,
+                                                      tmp_path):
+    process = start('finetune.py', *finetune_options, '-c', 'run', cwd=tmp_path)
+    _, err = stop(process, tmp_path / 'run' / 'checkpoint.pth.tar', signal.SIGINT)
+    assert process.returncode not in (0, -signal.SIGKILL)
+    succeed('finetune.py', '--resume', hint(err), cwd=tmp_path)
+    check_same_training(tmp_path / 'run', home / 'tuned_k')
+
+
+# ---- in this process, stopped at exact points
+
+
+@pytest.fixture
+def crash(call, monkeypatch):
+    """`crash(name, count, script, *options, cwd=)`: the command ends just before file `name` is written again."""
+    def run(name, count, *command, cwd):
+        replace, left = os.replace, [count]
+
+        def crashing(source, target, *args, **kwargs):
+            left[0] -= os.path.basename(target) == name
+            if not left[0]:
+                raise Crash
+            replace(source, target, *args, **kwargs)
+        with monkeypatch.context() as patch, pytest.raises(Crash):
+            patch.setattr(os, 'replace', crashing)
+            call(*command, cwd=cwd)
+    return run
+
+
+@pytest.mark.parametrize(('name', 'count'), [('log.txt', 1), ('log.txt', 3), ('strategy.json', 2), ('strategy.txt', 2),
+                                             ('search.pth.tar', 1), ('search.pth.tar', 3), ('actor.pkl', 2),
+                                             ('critic.pkl', 4)])
+def test_a_search_that_ends_between_two_files(home, linear_options, linear_search, crash, succeed, tmp_path, name,
+                                              count):
+    crash(name, count, 'rl_quantize.py', *linear_options, '--output', tmp_path, cwd=tmp_path)
+    run = tmp_path / 'qresnet20_digits'
+    succeed('rl_quantize.py', '--resume', run, cwd=tmp_path)
+    check_same_search(run, home / 'save' / 'qresnet20_digits')
+
+
+@pytest.mark.parametrize('name', ['log.txt', 'model_best.pth.tar', 'checkpoint.pth.tar', 'results.json'])
+def test_fine_tuning_that_ends_between_two_files(home, finetune_options, kmeans_finetune, crash, succeed, tmp_path,
+                                                 name):
+    count = 1 if name == 'results.json' else 2
+    crash(name, count, 'finetune.py', *finetune_options, '-c', 'run', cwd=tmp_path)
+    succeed('finetune.py', '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
+    check_same_training(tmp_path / 'run', home / 'tuned_k')
+
+
+def test_resumed_linear_fine_tuning(home, weights, table, linear, linear_finetune, crash, succeed, tmp_path):
+    crash('checkpoint.pth.tar', 2, 'finetune.py', *linear, '--linear_quantization', '--weights', weights, '--cost',
+          table, '--strategy', home / 'save' / 'qresnet20_digits' / 'strategy.json', '--epochs', '2', '--lr', '0.01',
+          '--train_batch', '64', '-c', 'run', cwd=tmp_path)
+    succeed('finetune.py', '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
+    check_same_training(tmp_path / 'run', home / 'tuned_l')
+
+
+def test_resumed_fine_tuning_with_layers_that_stay_float_at_first(weights, network, crash, succeed, tmp_path):
+    """The layers of 7 and 8 bits are clustered before the last epoch, here the first one after the resume."""
+    options = (*network, '--weights', weights, '--strategy', [8, 7, *[4] * 17, 8], '--epochs', '2', '--lr', '0.01',
+               '--train_batch', '256')
+    succeed('finetune.py', *options, '-c', 'whole', cwd=tmp_path)
+    crash('checkpoint.pth.tar', 2, 'finetune.py', *options, '-c', 'run', cwd=tmp_path)
+    succeed('finetune.py', '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
+    check_same_training(tmp_path / 'run', tmp_path / 'whole')
+
+
+# ---- shorter and longer, again and elsewhere
+
+
+def test_a_search_may_go_on_for_longer(home, kmeans_options, kmeans_search, succeed, tmp_path):
+    run = tmp_path / 'resnet20_digits'
+    succeed('rl_quantize.py', *kmeans_options, '--output', tmp_path, '--train_episode', '2', cwd=tmp_path)
+    assert len(history(run)) == 2
+    succeed('rl_quantize.py', '--resume', run, '--train_episode', '4', cwd=tmp_path)
+    check_same_search(run, home / 'save' / 'resnet20_digits_k')
+
+
+def test_the_same_seed_gives_the_same_search_and_another_seed_another(home, kmeans_options, kmeans_search, succeed,
+                                                                      tmp_path):
+    succeed('rl_quantize.py', *kmeans_options, '--output', 'a', cwd=tmp_path)
+    check_same_search(tmp_path / 'a' / 'resnet20_digits', home / 'save' / 'resnet20_digits_k')
+    succeed('rl_quantize.py', *kmeans_options, '--output', 'b', '--manualSeed', '7', '--train_episode', '1',
+            cwd=tmp_path)
+    assert history(tmp_path / 'b' / 'resnet20_digits')[0]['strategy'] != \
+        history(tmp_path / 'a' / 'resnet20_digits')[0]['strategy']
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(home, kmeans_search, kmeans_finetune, pretrained, succeed):
+    """With nothing left to do; a search prints its strategy again."""
+    for script, run, files in (('rl_quantize.py', 'save/resnet20_digits_k', ('strategy.json', 'log.txt')),
+                               ('finetune.py', 'tuned_k/checkpoint.pth.tar', ('log.txt', 'results.json')),
+                               ('pretrain.py', 'float/checkpoint.pth.tar', ('log.txt', 'results.json'))):
+        folder = home / run if (home / run).is_dir() else (home / run).parent
+        before = [(folder / name).read_bytes() for name in files]
+        done = succeed(script, '--resume', run, cwd=home)
+        assert [(folder / name).read_bytes() for name in files] == before
+        if script == 'rl_quantize.py':
+            assert done.out.endswith((folder / 'strategy.txt').read_text())
+
+
+def test_the_whole_command_line_again_with_resume(home, kmeans_options, kmeans_search, pretrain_options, pretrained,
+                                                  succeed):
+    """What a person does: the last command from the shell's history, and --resume behind it."""
+    succeed('rl_quantize.py', *kmeans_options, '--output', 'save', '--suffix', 'k', '--resume',
+            'save/resnet20_digits_k', cwd=home)
+    succeed('pretrain.py', *pretrain_options, '-c', 'float', '--resume', 'float/checkpoint.pth.tar', cwd=home)
+
+
+def test_resuming_from_another_folder_than_the_run_was_started_in(home, weights, network, episodes, succeed, tmp_path):
+    """Relative paths in the settings mean what they meant when the run was started."""
+    succeed('rl_quantize.py', *network, *episodes, '--weights', os.path.relpath(weights, home), '--train_episode', '1',
+            '--preserve_ratio', '0.13', '--output', 'elsewhere', cwd=home)
+    succeed('rl_quantize.py', '--resume', home / 'elsewhere' / 'resnet20_digits', '--train_episode', '2', cwd=tmp_path)
+    assert len(history(home / 'elsewhere' / 'resnet20_digits')) == 2
+
+
+def test_a_training_killed_in_its_first_epoch_can_be_started_again(pretrain_options, pretrained, home, crash, succeed,
+                                                                  tmp_path):
+    """There is nothing to resume: the command is given again, with --overwrite for what little is in the folder."""
+    crash('checkpoint.pth.tar', 1, 'pretrain.py', *pretrain_options, '-c', 'run', cwd=tmp_path)
+    succeed('pretrain.py', *pretrain_options, '-c', 'run', '--overwrite', cwd=tmp_path)
+    check_same_training(tmp_path / 'run', home / 'float')
