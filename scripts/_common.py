@@ -267,7 +267,10 @@ def load_float_weights(model, args):
 
 def _torchvision_state_dict(name):
     import models
-    weights = models.torchvision_weights(name)
+    try:
+        weights = models.torchvision_weights(name, 'IMAGENET1K_V1')  # the ones HAQ started from: ResNet-50 at 76.15 %
+    except ValueError:
+        weights = models.torchvision_weights(name)
     if weights is None:
         raise FileNotFoundError(f'{name} has no published weights here: give --weights PATH, for example the '
                                 'model_best.pth.tar of scripts/pretrain.py')
@@ -287,7 +290,7 @@ def find_cost(args, model, side, layer_names):
     layers = [r for r in profile_layers(model, (3, side, side), next(model.parameters()).device)
               if r.name in layer_names]
     if args.cost not in BIT_SERIAL_COSTS:
-        return load_table(args.cost, layers)
+        return with_reference(load_table(args.cost, layers), args.float_bit)
     hardware = BIT_SERIAL_COSTS[args.cost]
     batch = args.cost_batch or bit_serial.PRESETS[hardware].batch
     path = table_path(args, hardware, batch)
@@ -296,7 +299,18 @@ def find_cost(args, model, side, layer_names):
         table = bit_serial.make_table(layers, hardware=hardware, batch=batch,
                                       about={'network': args.arch, 'dataset': args.dataset, 'resolution': side})
         save_table(path, table)
-    return load_table(path, layers)
+    return with_reference(load_table(path, layers), args.float_bit)
+
+
+def with_reference(cost, float_bit):
+    """Returns the linear cost with the column of `--float_bit` as what a ratio of 1 stands for, 8/8 bits if None."""
+    from lib.simulator.cost import CostTable
+    if float_bit is None:
+        return cost
+    if not 1 <= float_bit <= 8:
+        raise ValueError(f'--float_bit {float_bit}: in the linear flow it is a column of the cost table, 1 to 8')
+    return CostTable(cost.table, reference=cost.table[:, float_bit - 1, float_bit - 1].sum().item(), name=cost.name,
+                     unit=cost.unit, layer_names=cost.layer_names, about=cost.about)
 
 
 def table_path(args, hardware, batch):

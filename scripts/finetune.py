@@ -67,7 +67,7 @@ def main(args):
 
     from lib.utils.checkpoint import read_checkpoint
     from lib.utils.fit import fit, write_results
-    from lib.utils.run_folder import open_run
+    from lib.utils.run_folder import check_folder, open_run
     from lib.utils.strategy import save_strategy
     from lib.utils.train import Precision, evaluate, loss_function
 
@@ -75,7 +75,7 @@ def main(args):
     folder = training_folder(args)
     if not args.evaluate:
         check_unchanged(args, allowed=('epochs',))
-        open_run(folder, settings(args), resume=bool(saved), overwrite=args.overwrite)
+        check_folder(folder, resume=bool(saved), overwrite=args.overwrite)
     device = find_device(args.device)
     precision = Precision(device, args.half)
     train_loader, val_loader, classes = loaders_of(args, device)
@@ -89,6 +89,7 @@ def main(args):
         return
     optimizer = torch.optim.SGD(quantization.parameters(), lr=args.lr, momentum=args.momentum,
                                 weight_decay=args.weight_decay)
+    open_run(folder, settings(args), resume=bool(saved))
     progress = resume_training(saved, optimizer, precision) if saved else {'start_epoch': args.start_epoch}
     about = {'arch': args.arch, 'dataset': args.dataset, 'ratio': ratio, 'cost': cost.cost(quantization.strategy),
              'cost_name': cost.name, 'cost_unit': cost.unit}

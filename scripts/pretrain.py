@@ -37,14 +37,14 @@ def main(args):
 
     from lib.utils.checkpoint import load_weights, read_checkpoint, state_dict_of
     from lib.utils.fit import fit, write_results
-    from lib.utils.run_folder import open_run
+    from lib.utils.run_folder import check_folder, open_run
     from lib.utils.train import Precision, evaluate, loss_function
 
     saved = read_checkpoint(args.resume) if args.resume else None
     folder = training_folder(args)
     if not args.evaluate:
         check_unchanged(args, allowed=('epochs',))
-        open_run(folder, settings(args), resume=bool(saved), overwrite=args.overwrite)
+        check_folder(folder, resume=bool(saved), overwrite=args.overwrite)
     device = find_device(args.device)
     train_loader, val_loader, classes = loaders_of(args, device)
     model = build_model(args, classes, device)
@@ -59,6 +59,7 @@ def main(args):
                     metrics.top5, metrics.loss)
         return
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    open_run(folder, settings(args), resume=bool(saved))
     progress = resume_training(saved, optimizer, precision) if saved else {'start_epoch': args.start_epoch}
     metrics, best = fit(model, (train_loader, val_loader), optimizer, folder, epochs=args.epochs, rate=rate_of(args),
                         device=device, precision=precision, seed=args.seed, **progress,

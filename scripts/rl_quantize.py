@@ -90,11 +90,11 @@ def add_agent_options(parser):
 def main(args):
     """Runs the search."""
     from lib.rl.ddpg import DDPG
-    from lib.utils.run_folder import open_run
+    from lib.utils.run_folder import check_folder, open_run
 
     folder = run_path(args)
+    check_folder(folder, resume=bool(args.resume), overwrite=args.overwrite)
     saved = read_search(args, folder)
-    open_run(folder, settings(args), resume=bool(args.resume), overwrite=args.overwrite)
     device = find_device(args.device)
     env = make_env(args, device)
     agent = DDPG(num_states=env.num_states, hidden1=args.hidden1, hidden2=args.hidden2, lr_a=args.lr_a, lr_c=args.lr_c,
@@ -103,6 +103,7 @@ def main(args):
                  seed=args.seed)
     if saved:
         agent.load_state_dict(saved['agent'])
+    open_run(folder, settings(args), resume=bool(args.resume))
     logger.info('%s on %s: %d layers, float accuracy %.2f %%, budget %.4g %s = %.4f of %.4g', args.arch, device,
                 env.num_layers, env.float_accuracy, env.limit, env.cost.unit, args.preserve_ratio, env.cost.reference)
     search(args, env, agent, folder, saved['history'] if saved else [])

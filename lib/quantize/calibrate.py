@@ -85,11 +85,12 @@ def _distances(cumulative: Tensor, levels: int) -> Tensor:
     beyond = torch.cat([beyond, beyond.new_zeros(1)])
     bin_index = torch.arange(bins, dtype=torch.float64, device=cumulative.device)
     blocks = []
-    for i in torch.arange(levels + 1, bins + 1, device=cumulative.device).split(max(1, 2**15 // bins)):
+    for i in torch.arange(levels + 1, bins + 1, device=cumulative.device).split(max(1, 2**16 // bins)):
         c, log, column = (vector[: i[-1]] for vector in (cumulative, log_c, bin_index))
         q = _resampled(cumulative, i, column, levels)  # (block, bins)
-        terms = (c - q) * (log - q.clamp_min(LOG_FLOOR).log2_())
-        blocks.append(terms.masked_fill_(column >= i[:, None], 0).sum(1) + beyond[i])
+        terms = (c - q) * (log - q.clamp_min_(LOG_FLOOR).log2_())
+        terms[:, i[0] :].masked_fill_(column[i[0] :] >= i[:, None], 0)
+        blocks.append(terms.sum(1) + beyond[i])
     return torch.cat(blocks)
 
 
@@ -100,14 +101,14 @@ def _resampled(cumulative: Tensor, i: Tensor, column: Tensor, levels: int) -> Te
     def p(index):
         return torch.where(index >= last, 1.0, cumulative[index.clamp_max(len(cumulative) - 1)])
 
-    position = torch.arange(levels, device=i.device) * last / max(levels - 1, 1)  # (block, levels), in bins
+    knot = torch.arange(levels, device=i.device)
+    position = knot * last / max(levels - 1, 1)  # (block, levels), in bins
     left = position.floor().long()
     knots = p(left) + (position - left) * (p(left + 1) - p(left))
-    knots = torch.cat([knots, knots[:, -1:]], 1)  # one more, so that the last has a (flat) segment after it
-    slopes = torch.cat([knots.diff(dim=1), torch.zeros_like(knots[:, :1])], 1)
+    slopes = torch.cat([knots.diff(dim=1), torch.zeros_like(knots[:, :1])], 1)  # none after the last knot
     position = column * ((levels - 1) / last)  # (block, bins), in knots
-    left = position.long().clamp_max_(levels)
-    return knots.gather(1, left) + (position - left) * slopes.gather(1, left)
+    left = position.long().clamp_max_(levels - 1)
+    return torch.addcmul((knots - knot * slopes).gather(1, left), slopes.gather(1, left), position)
 
 
 def mse_range(x: Tensor, bits: int, signed: bool) -> float:

@@ -84,7 +84,7 @@ def search_split(count, train_size, val_size):
         ValueError: a size below 1, or no image is left for training.
     """
     if train_size < 1 or val_size < 1 or val_size >= count:
-        raise ValueError(f'a search with train_size {train_size} and val_size {val_size} cannot be made of {count} '
+        raise ValueError(f'a search with --train_size {train_size} and --val_size {val_size} cannot be made of {count} '
                          f'training images: both must be at least 1, val_size at most {count - 1} '
                          f'(a fifth for validation is {count // 5})')
     order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED))

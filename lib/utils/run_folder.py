@@ -9,30 +9,39 @@ OWN_FILES = ('args.json', 'log.txt', 'results.json', 'strategy.json', 'strategy.
              'logs/events.out.tfevents.*')
 
 
-def open_run(folder, args, *, resume=False, overwrite=False):
-    """Makes the folder of a run and writes `args.json`.
+def check_folder(folder, *, resume=False, overwrite=False):
+    """Checks that a run may be written to `folder`; called before anything slow begins.
 
     Args:
         folder: path of the run.
-        args: dict of the run's settings.
-        resume: the run continues what is in the folder; `args.json` is kept.
-        overwrite: files of an earlier run in the folder are removed, others are left alone.
-
-    Returns:
-        The folder as a `Path`.
+        resume: the run continues what is in the folder.
+        overwrite: an earlier run in the folder is to be replaced.
 
     Raises:
         FileExistsError: the folder holds another run and neither `resume` nor `overwrite` is given.
     """
-    folder = Path(folder)
-    if resume:
-        return folder
-    held = [path for pattern in OWN_FILES for path in sorted(folder.glob(pattern))]
-    if held and not overwrite:
+    held = _own_files(folder)
+    if held and not resume and not overwrite:
         raise FileExistsError(f'{folder} already holds a run ({held[0].name} and {len(held) - 1} more files): give '
                               '--resume to continue it, --overwrite to replace it, or another folder')
-    for path in held:
+
+
+def open_run(folder, args, *, resume=False):
+    """Makes the folder of a run that `check_folder` has passed and writes `args.json`.
+
+    Unless the run is resumed, the files of an earlier run are removed; files of others in the folder are left alone.
+
+    Args:
+        folder: path of the run.
+        args: dict of the run's settings.
+        resume: keep what is there.
+    """
+    if resume:
+        return
+    for path in _own_files(folder):
         path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / 'args.json', args)
-    return folder
+    write_json(Path(folder) / 'args.json', args)
+
+
+def _own_files(folder):
+    return [path for pattern in OWN_FILES for path in sorted(Path(folder).glob(pattern))]

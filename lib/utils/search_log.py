@@ -45,23 +45,22 @@ class SearchLog:
                 value_loss and policy_loss (None during warm-up).
         """
         improved = self.best is None or record['reward'] > self.best['reward']
+        record = {**record, 'best_reward': record['reward'] if improved else self.best['reward']}
         self.history.append(record)
         self._write_scalars(record)
-        write_text(self.folder / 'log.txt', ''.join(self._line(i) for i in range(len(self.history))) + self._footer())
+        write_text(self.folder / 'log.txt', ''.join(map(self._line, self.history)) + self._footer())
         if improved:
             save_strategy(self.folder, record['strategy'], self.layer_names, accuracy=record['accuracy'],
                           reward=record['reward'], ratio=record['ratio'], cost=record['cost'],
                           episode=record['episode'], float_accuracy=self.float_accuracy, **self.about)
-        logger.info('%s', self._line(-1).rstrip())
+        logger.info('%s', self._line(record).rstrip())
 
-    def _line(self, index):
-        record = self.history[index]
-        best = max(r['reward'] for r in self.history[:record['episode'] + 1])
+    def _line(self, record):
         losses = '' if record['value_loss'] is None else \
             f" value_loss {record['value_loss']:.4f} policy_loss {record['policy_loss']:.4f}"
         return (f"#{record['episode']}: reward {record['reward']:.4f} accuracy {record['accuracy']:.3f} "
                 f"{self.about['cost_name']} {record['cost']:.6g} {self.about['cost_unit']} ratio {record['ratio']:.4f} "
-                f"best_reward {best:.4f}{losses} delta {record['delta']:.4f} {record['seconds']:.1f} s\n")
+                f"best_reward {record['best_reward']:.4f}{losses} delta {record['delta']:.4f} {record['seconds']:.1f} s\n")
 
     def _footer(self):
         best = self.best
@@ -88,12 +87,9 @@ class SearchLog:
         best = self.best
         plots.plot_strategy(best['strategy'], self.kinds, self.layer_names, self.folder / 'strategy.png',
                             title=f"{self.about['arch']}: {best['accuracy']:.2f} % at ratio {best['ratio']:.3f}")
-        running, episodes = float('-inf'), []
-        for record in self.history:
-            running = max(running, record['reward'])
-            episodes.append({**record, 'best_reward': running})
-        plots.plot_search(episodes, self.folder / 'search.png', self.warmup, float_accuracy=self.float_accuracy)
-        plots.plot_search_cloud(episodes, self.folder / 'budget.png', float_accuracy=self.float_accuracy)
+        plots.plot_search(self.history, self.folder / 'search.png', self.warmup, float_accuracy=self.float_accuracy)
+        plots.plot_search_cloud(self.history, self.folder / 'budget.png', float_accuracy=self.float_accuracy,
+                                xlabel=f"{self.about['cost_name']} / reference")
 
     def close(self):
         """Closes the TensorBoard file."""
