@@ -2,10 +2,16 @@
 # Installs the requirements, makes the folders that the other scripts use, and fetches the float weights of the
 # authors' MobileNetV2 and of MobileNetV3-small; with --checkpoints also the two quantized networks they published.
 # Needs network access; a file that cannot be fetched is named, with the place where it belongs, and the rest goes on.
-# Takes a few minutes, most of it PyTorch.
+# Hardware: any. Takes a few minutes, most of it PyTorch. Other arguments go to pip install (for example --upgrade).
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 use_environment requirements.txt
+
+checkpoints=0 options=()
+for argument in "$@"; do
+    if [ "$argument" = --checkpoints ]; then checkpoints=1; else options+=("$argument"); fi
+done
+if [ ${#options[@]} -gt 0 ]; then python -m pip install -r requirements.txt "${options[@]}"; fi
 
 mkdir -p data save pretrained/imagenet checkpoints
 
@@ -35,7 +41,7 @@ PYTHON
 
 fetch "$HAQ_FILES/mobilenetv2-150.pth.tar" pretrained/imagenet/mobilenetv2-150.pth.tar
 fetch "$MOBILENETV3_FILES/mobilenetv3-small-f3be529c.pth" pretrained/imagenet/mobilenetv3small-f3be529c.pth
-if [[ " $* " == *" --checkpoints "* ]]; then
+if [ "$checkpoints" = 1 ]; then
     fetch "$HAQ_FILES/resnet50_0.1_75.48.pth.tar" checkpoints/resnet50/resnet50_0.1_75.48.pth.tar
     fetch "$HAQ_FILES/qmobilenetv2_0.6_71.23.pth.tar" checkpoints/mobilenetv2/qmobilenetv2_0.6_71.23.pth.tar
 fi

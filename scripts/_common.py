@@ -1,4 +1,4 @@
-"""What the scripts share: options, repository root on `sys.path`, device, data and model from the options.
+"""What the scripts share: their options, the repository root on `sys.path`, and how a command runs and ends.
 
 Nothing heavy is imported before the options are parsed, so `--help` answers at once.
 """
@@ -15,12 +15,8 @@ sys.path.insert(0, str(ROOT))
 
 logger = logging.getLogger('haq')
 
-# Where the originals keep the weights of their own networks, and the scripts that name them.
-PRETRAINED_FILES = {'mobilenetv2': 'mobilenetv2-150.pth.tar', 'mobilenetv3': 'mobilenetv3small-f3be529c.pth',
-                    'mobilenet_v3': 'mobilenetv3small-f3be529c.pth'}
 NOT_RESUMED = ('resume', 'overwrite', 'debug', 'evaluate', 'device', 'gpu_id', 'workers', 'download')
 PATH_OPTIONS = ('weights', 'dataset_root', 'output', 'checkpoint', 'resume')
-BIT_SERIAL_COSTS = {'cloud_latency': 'cloud', 'edge_latency': 'edge'}
 
 
 class RepositoryPath(str):
@@ -122,6 +118,32 @@ def add_quantization_options(parser):
     return group
 
 
+def add_training_options(parser, *, lr, weight_decay):
+    """Adds the options of pretrain.py and finetune.py."""
+    group = parser.add_argument_group('training')
+    group.add_argument('--epochs', type=int, default=100, help='epochs in all')
+    group.add_argument('--start_epoch', type=int, default=0, help='epoch to start with; --resume sets it')
+    group.add_argument('--lr', '--learning-rate', '--learning_rate', dest='lr', type=float, default=lr,
+                       help='learning rate')
+    group.add_argument('--lr_type', choices=['cos', 'exp', 'step3', 'fixed'], default='cos',
+                       help='schedule of the learning rate')
+    group.add_argument('--warmup_epoch', type=int, default=0, help='first epochs at the constant rate lr * gamma')
+    group.add_argument('--schedule', type=int, nargs='+', default=[31, 61, 91], help='step3: epochs at which the rate '
+                       'is multiplied by gamma')
+    group.add_argument('--gamma', type=float, default=0.1, help='factor of step3, exp and the warm-up')
+    group.add_argument('--momentum', type=float, default=0.9, help='momentum of SGD')
+    group.add_argument('--weight-decay', '--weight_decay', '--wd', dest='weight_decay', type=float,
+                       default=weight_decay, help='weight decay of SGD')
+    group.add_argument('--pretrained', action=BooleanOption, help='start from published float weights: the file in '
+                       "pretrained/imagenet, else torchvision's download")
+    group.add_argument('-c', '--checkpoint', default=RepositoryPath('checkpoint'), help='folder of the run')
+    group.add_argument('--resume', metavar='CHECKPOINT', help='checkpoint.pth.tar of a run to continue in its folder, '
+                       'with its own settings, or a checkpoint to evaluate')
+    group.add_argument('-e', '--evaluate', '--eval', dest='evaluate', action=BooleanOption,
+                       help='only evaluate')
+    return group
+
+
 def parse(parser, argv=None):
     """Parses the options, resolves default paths against the repository, and sets up logging.
 
@@ -191,139 +213,6 @@ def run(main, parser, resume_hint=None, argv=None):
         sys.exit('\ninterrupted' + (f'; {resume_hint(args)}' if resume_hint else ''))
 
 
-def find_device(name):
-    """Returns the torch device of `--device`.
-
-    Raises:
-        ValueError: CUDA is asked for and there is none, or the name is unknown.
-    """
-    import torch
-    if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    if name.split(':')[0] not in ('cpu', 'cuda'):
-        raise ValueError(f'--device {name}: expected auto, cpu, cuda or cuda:N')
-    if name.startswith('cuda') and not torch.cuda.is_available():
-        raise ValueError(f'--device {name}: this PyTorch sees no CUDA device; take --device cpu')
-    return torch.device(name)
-
-
-def float_name(arch):
-    """Returns the architecture without the q of its quantized twin."""
-    import models
-    return arch[1:] if arch.startswith('q') and arch not in models.list_models(quantized=False) else arch
-
-
-def is_linear(args):
-    """Whether the linear flow is meant: by --linear_quantization, or by the q of the network's name."""
-    return args.linear_quantization or args.arch != float_name(args.arch)
-
-
-def image_size(args):
-    """Returns the side of the images: the option, 299 for the inception family at full resolution, or the data set's."""
-    import models
-    from lib.utils.data_utils import dataset_spec
-    size = dataset_spec(args.dataset).resolution
-    return args.image_size or (models.default_resolution(float_name(args.arch)) if size == 224 else size)
-
-
-def build_model(args, num_classes, device, linear=False):
-    """Returns the network of the options on `device`, converted to quantized layers if `linear`."""
-    import torch
-
-    import models
-    from lib.utils.quantize_utils import convert_to_quantized
-    torch.manual_seed(args.seed)
-    options = {'mode': args.mode} if args.mode else {}
-    model = models.create_model(float_name(args.arch), num_classes=args.num_classes or num_classes,
-                                width_mult=args.width_mult, **options).to(device)
-    if not linear:
-        return model
-    side = image_size(args)
-    probe = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-    return convert_to_quantized(model, probe)
-
-
-def load_float_weights(model, args):
-    """Loads the weights of `--weights`, or the pretrained ones: the original's file in its place, or torchvision's.
-
-    Raises:
-        FileNotFoundError: there are none; the message names the file that is wanted and where to put it.
-    """
-    from lib.utils.checkpoint import load_weights, read_checkpoint, state_dict_of
-    if args.weights:
-        load_weights(model, state_dict_of(read_checkpoint(args.weights), args.weights), args.weights)
-        logger.info('float weights: %s', args.weights)
-        return
-    name = float_name(args.arch)
-    if name in PRETRAINED_FILES:
-        path = ROOT / 'pretrained' / 'imagenet' / PRETRAINED_FILES[name]
-        if not path.is_file():
-            raise FileNotFoundError(f'pretrained weights of {name} are missing: put {path.name} into {path.parent} '
-                                    '(bash run/setup.sh fetches it), or give --weights PATH')
-        load_weights(model, state_dict_of(read_checkpoint(path), path), path)
-        return
-    load_weights(model, _torchvision_state_dict(name), f"torchvision's weights of {name}")
-
-
-def _torchvision_state_dict(name):
-    import models
-    try:
-        weights = models.torchvision_weights(name, 'IMAGENET1K_V1')  # the ones HAQ started from: ResNet-50 at 76.15 %
-    except ValueError:
-        weights = models.torchvision_weights(name)
-    if weights is None:
-        raise FileNotFoundError(f'{name} has no published weights here: give --weights PATH, for example the '
-                                'model_best.pth.tar of scripts/pretrain.py')
-    try:
-        return {key: value for key, value in weights.get_state_dict(progress=False).items()
-                if not key.startswith(('aux1.', 'aux2.', 'AuxLogits.'))}
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(f'the weights of {name} could not be downloaded ({error}): fetch {weights.url} and '
-                                'give --weights PATH') from error
-
-
-def find_cost(args, model, side, layer_names):
-    """Returns the `CostTable` of `--cost` for the quantized layers of `model`; makes a missing bit-serial one."""
-    from lib.simulator import bit_serial
-    from lib.simulator.cost import load_table, save_table
-    from lib.utils.profile import profile_layers
-    layers = [r for r in profile_layers(model, (3, side, side), next(model.parameters()).device)
-              if r.name in layer_names]
-    if args.cost not in BIT_SERIAL_COSTS:
-        return with_reference(load_table(args.cost, layers), args.float_bit)
-    hardware = BIT_SERIAL_COSTS[args.cost]
-    batch = args.cost_batch or bit_serial.PRESETS[hardware].batch
-    path = table_path(args, hardware, batch)
-    if not path.is_file():
-        logger.info('making the lookup table %s', path)
-        table = bit_serial.make_table(layers, hardware=hardware, batch=batch,
-                                      about={'network': args.arch, 'dataset': args.dataset, 'resolution': side})
-        save_table(path, table)
-    return with_reference(load_table(path, layers), args.float_bit)
-
-
-def with_reference(cost, float_bit):
-    """Returns the linear cost with the column of `--float_bit` as what a ratio of 1 stands for, 8/8 bits if None."""
-    from lib.simulator.cost import CostTable
-    if float_bit is None:
-        return cost
-    if not 1 <= float_bit <= 8:
-        raise ValueError(f'--float_bit {float_bit}: in the linear flow it is a column of the cost table, 1 to 8')
-    return CostTable(cost.table, reference=cost.table[:, float_bit - 1, float_bit - 1].sum().item(), name=cost.name,
-                     unit=cost.unit, layer_names=cost.layer_names, about=cost.about)
-
-
-def table_path(args, hardware, batch):
-    """Returns the conventional path of a latency table; networks of other width or image size get names of their own."""
-    name = f'q{float_name(args.arch)}_{args.dataset}_batch{batch}'
-    name += f'_{args.mode}' if args.mode == 'large' else ''
-    name += f'_width{args.width_mult:g}' if args.width_mult != 1 else ''
-    name += f'_image{args.image_size}' if args.image_size else ''
-    name += f'_classes{args.num_classes}' if args.num_classes else ''
-    name += '_edge' if hardware == 'edge' else ''
-    return ROOT / 'lib' / 'simulator' / 'lookup_tables' / f'{name}_latency_table.npy'
-
-
 def plain_value(value):
     """Returns `value` as JSON gives it back."""
     return json.loads(json.dumps(value, default=str))
@@ -332,63 +221,3 @@ def plain_value(value):
 def settings(args):
     """Returns the options as a dict of JSON values, for `args.json`."""
     return {name: plain_value(value) for name, value in vars(args).items() if name != 'changed'}
-
-
-def add_training_options(parser, *, lr, weight_decay):
-    """Adds the options of pretrain.py and finetune.py."""
-    group = parser.add_argument_group('training')
-    group.add_argument('--epochs', type=int, default=100, help='epochs in all')
-    group.add_argument('--start_epoch', type=int, default=0, help='epoch to start with; --resume sets it')
-    group.add_argument('--lr', '--learning-rate', '--learning_rate', dest='lr', type=float, default=lr,
-                       help='learning rate')
-    group.add_argument('--lr_type', choices=['cos', 'exp', 'step3', 'fixed'], default='cos',
-                       help='schedule of the learning rate')
-    group.add_argument('--warmup_epoch', type=int, default=0, help='first epochs at the constant rate lr * gamma')
-    group.add_argument('--schedule', type=int, nargs='+', default=[31, 61, 91], help='step3: epochs at which the rate '
-                       'is multiplied by gamma')
-    group.add_argument('--gamma', type=float, default=0.1, help='factor of step3, exp and the warm-up')
-    group.add_argument('--momentum', type=float, default=0.9, help='momentum of SGD')
-    group.add_argument('--weight-decay', '--weight_decay', '--wd', dest='weight_decay', type=float,
-                       default=weight_decay, help='weight decay of SGD')
-    group.add_argument('--pretrained', action=BooleanOption, help='start from published float weights: the file in '
-                       "pretrained/imagenet, else torchvision's download")
-    group.add_argument('-c', '--checkpoint', default=RepositoryPath('checkpoint'), help='folder of the run')
-    group.add_argument('--resume', metavar='CHECKPOINT', help='checkpoint.pth.tar of a run to continue in its folder, '
-                       'with its own settings, or a checkpoint to evaluate')
-    group.add_argument('-e', '--evaluate', '--eval', dest='evaluate', action=BooleanOption,
-                       help='only evaluate')
-    return group
-
-
-def training_folder(args):
-    """Returns the folder of a training run: that of the checkpoint to resume, or --checkpoint."""
-    return Path(args.resume).parent if args.resume else Path(args.checkpoint)
-
-
-def loaders_of(args, device):
-    """Returns (training loader, validation loader, number of classes) of the options."""
-    from lib.utils.data_utils import create_loaders
-    return create_loaders(args.dataset, args.dataset_root, batch_size=args.train_batch, test_batch_size=args.test_batch,
-                          workers=args.workers, seed=args.seed, download=args.download,
-                          image_size=args.image_size or image_size(args), pin_memory=device.type == 'cuda')
-
-
-def rate_of(args):
-    """Returns the learning rate as a function of the epoch."""
-    from lib.utils.utils import learning_rate
-    return lambda epoch: learning_rate(epoch, lr=args.lr, epochs=args.epochs, lr_type=args.lr_type,
-                                       schedule=args.schedule, gamma=args.gamma, warmup_epoch=args.warmup_epoch)
-
-
-def resume_training(saved, optimizer, precision):
-    """Gives the optimizer its saved state; returns where `fit` starts and the best accuracy so far."""
-    optimizer.load_state_dict(saved['optimizer'])
-    if precision.scaler.is_enabled():
-        precision.scaler.load_state_dict(saved['scaler'])
-    return {'start_epoch': saved['epoch'], 'best': saved['best_acc']}
-
-
-def resume_hint(args):
-    """Says how an interrupted training run goes on."""
-    path = training_folder(args) / 'checkpoint.pth.tar'
-    return f'continue with --resume {path}' if path.is_file() else 'no epoch was finished yet; start again'

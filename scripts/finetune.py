@@ -7,24 +7,12 @@ from _common import (
     add_quantization_options,
     add_run_options,
     add_training_options,
-    build_model,
-    check_unchanged,
-    find_cost,
-    find_device,
-    float_name,
-    image_size,
-    is_linear,
-    load_float_weights,
-    loaders_of,
     logger,
     make_parser,
-    rate_of,
-    resume_hint,
-    resume_training,
     run,
-    settings,
-    training_folder,
 )
+from _setup import build_model, find_cost, find_device, float_name, image_size, is_linear, loaders_of
+from _training import load_start, read_resumed, resume_hint, train
 
 # One entry per architecture: weight bits for K-means, [weight bits, activation bits] for linear quantization (q...).
 # fmt: off
@@ -63,43 +51,21 @@ def make_finetune_parser():
 
 def main(args):
     """Quantizes, fine-tunes and evaluates; only evaluates with --evaluate."""
-    import torch
-
-    from lib.utils.checkpoint import read_checkpoint
-    from lib.utils.fit import fit, write_results
-    from lib.utils.run_folder import check_folder, open_run
-    from lib.utils.strategy import save_strategy
-    from lib.utils.train import Precision, evaluate, loss_function
-
-    saved = read_checkpoint(args.resume) if args.resume else None
-    folder = training_folder(args)
-    if not args.evaluate:
-        check_unchanged(args, allowed=('epochs',))
-        check_folder(folder, resume=bool(saved), overwrite=args.overwrite)
+    saved = read_resumed(args)
     device = find_device(args.device)
-    precision = Precision(device, args.half)
-    train_loader, val_loader, classes = loaders_of(args, device)
+    *loaders, classes = loaders_of(args, device)
     model = build_model(args, classes, device, is_linear(args))
-    quantization, cost = (quantize_linear if is_linear(args) else quantize_kmeans)(args, model, saved, train_loader)
-    ratio = cost.ratio(quantization.strategy)
-    logger.info('%s, %s quantization: %s is %.4f of %.6g %s', args.arch, quantization.kind, cost.name, ratio,
+    if not (saved or args.weights or args.pretrained):
+        logger.warning('neither --weights nor --pretrained is given: the weights to be quantized are random')
+    load_start(args, model, saved)
+    quantize = quantize_linear if is_linear(args) else quantize_kmeans
+    quantization, cost = quantize(args, model, saved, loaders[0])
+    about = {'arch': args.arch, 'dataset': args.dataset, 'ratio': cost.ratio(quantization.strategy),
+             'cost': cost.cost(quantization.strategy), 'cost_name': cost.name, 'cost_unit': cost.unit,
+             'layers': list(cost.layer_names)}
+    logger.info('%s, %s quantization: %s is %.4f of %.6g %s', args.arch, quantization.kind, cost.name, about['ratio'],
                 cost.reference, cost.unit)
-    if args.evaluate:
-        report(args, evaluate(model, val_loader, loss_function(), device, precision=precision))
-        return
-    optimizer = torch.optim.SGD(quantization.parameters(), lr=args.lr, momentum=args.momentum,
-                                weight_decay=args.weight_decay)
-    open_run(folder, settings(args), resume=bool(saved))
-    progress = resume_training(saved, optimizer, precision) if saved else {'start_epoch': args.start_epoch}
-    about = {'arch': args.arch, 'dataset': args.dataset, 'ratio': ratio, 'cost': cost.cost(quantization.strategy),
-             'cost_name': cost.name, 'cost_unit': cost.unit}
-    save_strategy(folder, quantization.strategy, cost.layer_names, **about)
-    metrics, best = fit(model, (train_loader, val_loader), optimizer, folder, epochs=args.epochs, rate=rate_of(args),
-                        device=device, precision=precision, seed=args.seed, **progress, quantization=quantization,
-                        about={**about, 'layers': cost.layer_names})
-    metrics = metrics or evaluate(model, val_loader, loss_function(), device, precision=precision)
-    write_results(folder, metrics, best, **about, quantization=quantization.kind, strategy=quantization.strategy)
-    report(args, metrics)
+    train(args, model, loaders, saved, device, quantization=quantization, about=about)
 
 
 def quantize_kmeans(args, model, saved, train_loader):
@@ -108,7 +74,6 @@ def quantize_kmeans(args, model, saved, train_loader):
     from lib.simulator.cost import model_size
     from lib.utils.quantize_utils import KMeansQuantization, quantizable_layers, recognise_codebooks
 
-    load_start(args, model, saved)
     layers = quantizable_layers(model)
     codebooks, strategy = {}, None
     if saved and 'codebooks' in saved:
@@ -127,24 +92,12 @@ def quantize_linear(args, model, saved, train_loader):
     """Returns the linear `Quantization` of the network, and its latency as a `CostTable`."""
     from lib.utils.quantize_utils import LinearQuantization, quantized_layers
 
-    load_start(args, model, saved)
     names = list(quantized_layers(model))
     strategy = choose_strategy(args, saved, names, linear=True)
     device = next(model.parameters()).device
     images = None if saved else next(iter(train_loader))[0].to(device)
     quantization = LinearQuantization(model, strategy, images, method=args.calibrate, cap=args.activation_cap)
     return quantization, find_cost(args, model, image_size(args), names)
-
-
-def load_start(args, model, saved):
-    """Loads the weights to begin with: those of the checkpoint to resume, or float ones."""
-    from lib.utils.checkpoint import load_weights, state_dict_of
-    if saved:
-        load_weights(model, state_dict_of(saved, args.resume), args.resume)
-    elif args.weights or args.pretrained:
-        load_float_weights(model, args)
-    else:
-        logger.warning('neither --weights nor --pretrained is given: the weights to be quantized are random')
 
 
 def choose_strategy(args, saved, layer_names, *, linear):
@@ -166,12 +119,6 @@ def choose_strategy(args, saved, layer_names, *, linear):
     if isinstance(strategy, int):
         strategy = uniform_strategy(len(layer_names), strategy, linear=linear)
     return check_strategy(strategy, layer_names, linear=linear, source=source, names_in_file=names, network=args.arch)
-
-
-def report(args, metrics):
-    """Logs the accuracies."""
-    logger.info('%s on %s: top-1 %.2f %%  top-5 %.2f %%  loss %.4f', args.arch, args.dataset, metrics.top1, metrics.top5,
-                metrics.loss)
 
 
 if __name__ == '__main__':

@@ -7,7 +7,8 @@ is an int64 .npy of shape (layers, 8, 8), the .json beside it says how it was ma
 
 from pathlib import Path
 
-from _common import BooleanOption, float_name, image_size, make_parser, run, table_path
+from _common import BooleanOption, make_parser, run
+from _setup import float_name, image_size, table_path
 
 
 def make_table_parser():

@@ -5,20 +5,11 @@ from _common import (
     add_model_options,
     add_run_options,
     add_training_options,
-    build_model,
-    check_unchanged,
-    find_device,
-    load_float_weights,
-    loaders_of,
-    logger,
     make_parser,
-    rate_of,
-    resume_hint,
-    resume_training,
     run,
-    settings,
-    training_folder,
 )
+from _setup import build_model, find_device, loaders_of
+from _training import load_start, read_resumed, resume_hint, train
 
 
 def make_pretrain_parser():
@@ -33,41 +24,15 @@ def make_pretrain_parser():
 
 def main(args):
     """Trains, or evaluates with --evaluate."""
-    import torch
+    from lib.utils.quantize_utils import Quantization
 
-    from lib.utils.checkpoint import load_weights, read_checkpoint, state_dict_of
-    from lib.utils.fit import fit, write_results
-    from lib.utils.run_folder import check_folder, open_run
-    from lib.utils.train import Precision, evaluate, loss_function
-
-    saved = read_checkpoint(args.resume) if args.resume else None
-    folder = training_folder(args)
-    if not args.evaluate:
-        check_unchanged(args, allowed=('epochs',))
-        check_folder(folder, resume=bool(saved), overwrite=args.overwrite)
+    saved = read_resumed(args)
     device = find_device(args.device)
-    train_loader, val_loader, classes = loaders_of(args, device)
+    *loaders, classes = loaders_of(args, device)
     model = build_model(args, classes, device)
-    if saved:
-        load_weights(model, state_dict_of(saved, args.resume), args.resume)
-    elif args.weights or args.pretrained:
-        load_float_weights(model, args)
-    precision = Precision(device, args.half)
-    if args.evaluate:
-        metrics = evaluate(model, val_loader, loss_function(), device, precision=precision)
-        logger.info('%s on %s: top-1 %.2f %%  top-5 %.2f %%  loss %.4f', args.arch, args.dataset, metrics.top1,
-                    metrics.top5, metrics.loss)
-        return
-    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
-    open_run(folder, settings(args), resume=bool(saved))
-    progress = resume_training(saved, optimizer, precision) if saved else {'start_epoch': args.start_epoch}
-    metrics, best = fit(model, (train_loader, val_loader), optimizer, folder, epochs=args.epochs, rate=rate_of(args),
-                        device=device, precision=precision, seed=args.seed, **progress,
-                        about={'arch': args.arch, 'dataset': args.dataset})
-    metrics = metrics or evaluate(model, val_loader, loss_function(), device, precision=precision)
-    write_results(folder, metrics, best, arch=args.arch, dataset=args.dataset, quantization='float', ratio=1.0)
-    logger.info('float %s: top-1 %.2f %% (best %.2f %%); weights in %s', args.arch, metrics.top1, best,
-                folder / 'checkpoint.pth.tar')
+    load_start(args, model, saved)
+    train(args, model, loaders, saved, device, quantization=Quantization(model),
+          about={'arch': args.arch, 'dataset': args.dataset, 'ratio': 1.0})
 
 
 if __name__ == '__main__':

@@ -16,18 +16,13 @@ from _common import (
     add_model_options,
     add_quantization_options,
     add_run_options,
-    build_model,
     check_unchanged,
-    find_cost,
-    find_device,
-    image_size,
-    is_linear,
-    load_float_weights,
     logger,
     make_parser,
     run,
     settings,
 )
+from _setup import build_model, find_cost, find_device, image_size, is_linear, load_float_weights
 
 CHECKPOINT = 'search.pth.tar'  # agent with replay and random states, and the history of all episodes
 

@@ -33,10 +33,10 @@ def read_run(text):
 def table(runs):
     """Returns the lines of a Markdown table."""
     lines = ['| network | cost | ratio | top-1 (%) | against float |', '|---|---|---|---|---|']
-    reference = next((run['top1'] for run in runs if run['quantization'] == 'float'), None)
-    for run in runs:
-        gap = '' if reference is None or run['quantization'] == 'float' else f"{run['top1'] - reference:+.2f}"
-        lines.append(f"| {run['label']} | {run['cost_name']} | {run['ratio']:.4f} | {run['top1']:.2f} | {gap} |")
+    reference = next((row['top1'] for row in runs if row['quantization'] == 'float'), None)
+    for row in runs:
+        gap = '' if reference is None or row['quantization'] == 'float' else f"{row['top1'] - reference:+.2f}"
+        lines.append(f"| {row['label']} | {row['cost_name']} | {row['ratio']:.4f} | {row['top1']:.2f} | {gap} |")
     return lines
 
 
@@ -49,12 +49,12 @@ def main(args):
         return
     from lib.utils.checkpoint import write_text
     from lib.utils.plots import plot_budget
-    reference = next((run['top1'] for run in runs if run['quantization'] == 'float'), None)
+    reference = next((row['top1'] for row in runs if row['quantization'] == 'float'), None)
     write_text(Path(args.output) / 'summary.md', '\n'.join(lines) + '\n')
-    for name in sorted({run['cost_name'] for run in runs} - {'float'}):
-        points = [{'label': run['label'], 'ratio': run['ratio'], 'accuracy': run['top1'],
-                   'group': 'uniform' if 'uniform' in run['label'] else 'searched'}
-                  for run in runs if run['cost_name'] == name]
+    for name in sorted({row['cost_name'] for row in runs} - {'float'}):
+        points = [{'label': row['label'], 'ratio': row['ratio'], 'accuracy': row['top1'],
+                   'group': 'uniform' if 'uniform' in row['label'] else 'searched'}
+                  for row in runs if row['cost_name'] == name]
         path = Path(args.output) / f'{name}.png'
         plot_budget(points, path, float_accuracy=reference, xlabel=f'{name} / reference')
         print(f'plot: {path}')

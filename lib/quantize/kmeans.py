@@ -16,7 +16,7 @@ __all__ = ["CentroidTrainer", "Codebook", "CodebookCache", "fit_codebook"]
 
 SEED_POINTS = 2048  # seeds are drawn from at most this many weighted points
 REFINE_POINTS = 8192  # and refined on these, before the iterations on all the weights
-REFINE_ROUNDS, REFINE_ITERATIONS = 20, 10
+REFINE_ROUNDS, REFINE_ITERATIONS = 12, 10
 
 
 def fit_codebook(weight: Tensor, bits: int, *, max_iter: int = 3, is_pruned: bool = False, seed: int = 0) -> Codebook:
@@ -94,8 +94,7 @@ class _Line:
 
     def exact_means(self, edges: np.ndarray) -> np.ndarray:
         """The means from the points themselves: prefix sums lose small values that come after large ones."""
-        totals = (np.add.reduceat(terms, edges[:-1]) for terms in (self.counts * self.values, self.counts))
-        return np.divide(*totals)
+        return np.add.reduceat(self.counts * self.values, edges[:-1]) / np.diff(self._sums[0, edges])
 
     def errors(self, edges: np.ndarray) -> np.ndarray:
         """The squared error of every cluster."""
@@ -147,6 +146,8 @@ def _seed_centroids(line: _Line, k: int, seed: int) -> np.ndarray:
         widths = np.cbrt(errors)
         position = np.concatenate([[0.0], np.cumsum(widths + share * widths.mean())])
         moved = np.interp(np.linspace(0, position[-1], k + 1), position, edges).round().astype(np.int64)
+        if np.array_equal(moved, edges):
+            break
         moved = line.lloyd(line.means(moved[_is_first(moved)]), k, REFINE_ITERATIONS)
         moved_errors = line.errors(moved)
         if moved_errors.sum() < errors.sum():
@@ -161,13 +162,11 @@ def _kmeans_plus_plus(line: _Line, k: int, rng: np.random.Generator) -> np.ndarr
     x = line.values - line.values.mean()
     x = (x / np.abs(x).max()).astype(np.float32)
     counts = line.counts.astype(np.float32)
-    trials = 2 + int(np.log(k))
     chosen = [rng.choice(len(x), p=line.counts / line.counts.sum())]
     distance = (x - x[chosen[0]]) ** 2
-    while len(chosen) < k:
+    for shares in rng.random((k - 1, 2 + int(np.log(k)))):
         potential = np.cumsum(distance * counts)
-        drawn = potential.searchsorted(rng.random(trials) * potential[-1], side="right")
-        candidates = np.minimum(drawn, len(x) - 1)
+        candidates = np.minimum(potential.searchsorted(shares * potential[-1], side="right"), len(x) - 1)
         closer = np.minimum((x - x[candidates, None]) ** 2, distance)  # (trials, points)
         best = np.argmin(closer @ counts)
         chosen.append(candidates[best])

@@ -61,9 +61,8 @@ class QuantizedLayer(nn.Module):
             ValueError: a layer of another type, or with a forward of its own, which the twin would silently lose.
         """
         if not isinstance(layer, cls.float_type) or type(layer).forward is not cls.float_type.forward:
-            raise ValueError(
-                f"{cls.__name__}.from_float expects a {cls.float_type.__name__}, got {type(layer).__name__}"
-            )
+            expected = f"a plain {cls.float_type.__name__}"
+            raise ValueError(f"{cls.__name__}.from_float got a {type(layer).__name__}, expected {expected}")
         arguments = {name: getattr(layer, name) for name in cls.float_arguments}
         # On the meta device the weights that are replaced at once take no memory.
         twin = cls(**arguments, bias=layer.bias is not None, device="meta", **quantization)
@@ -110,9 +109,8 @@ class QConv2d(QuantizedLayer, nn.Conv2d):
     """`nn.Conv2d` with a quantized input and weight."""
 
     float_type = nn.Conv2d
-    float_arguments = (
-        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
-    )
+    float_arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
+                       "padding_mode")
 
     def compute(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._conv_forward(x, weight, self.bias)

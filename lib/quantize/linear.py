@@ -24,7 +24,7 @@ def choose_scale(clip: Tensor, bits: int, signed: bool) -> Tensor:
 def quantize(x: Tensor, scale: Tensor, bits: int, signed: bool) -> Tensor:
     """Return integer codes, as floats: round(x / scale) clamped to [-n, n] (signed) or [0, n], n = `max_code`.
 
-    One signed bit is the sign, -1 or +1, with sign(0) = +1. Ties round to even; a scale of 0 gives codes of 0.
+    Ties round to even; a scale of 0 gives codes of 0. One signed bit is the sign, -1 or +1, with sign(0) = +1.
     Example: x = (-0.4, 0.9, 7), scale 0.5, 3 bits signed gives (-1, 2, 3).
     """
     if signed and bits == 1:
@@ -76,8 +76,11 @@ class LinearWeightQuantizer(Quantizer):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *, method: str = "kl", cap: float | None = None):
-        """Set the range from the weight `x`; `method` 'kl' is |w| max from 5 bits on and the KL threshold below."""
-        if self.active:
+        """Set the range from the weight `x`; 'kl' is |w| max from 5 bits on and the KL threshold below.
+
+        One bit needs no range and leaves it as it is.
+        """
+        if self.active and self.bits > 1:
             clip = find_range(self._normalised(x), self.bits, signed=True, method=method)
             self.range.fill_(clip if cap is None else min(clip, cap))
             self._range_is_set = False

@@ -37,8 +37,9 @@ def write_text(path, text):
 
 
 def write_json(path, value):
-    """Writes `value` as indented JSON to `path` atomically."""
-    write_text(path, json.dumps(value, indent=1) + '\n')
+    """Writes the dict `value` as JSON to `path` atomically, one entry a line."""
+    lines = (f'  {json.dumps(key)}: {json.dumps(entry)}' for key, entry in value.items())
+    write_text(path, '{\n' + ',\n'.join(lines) + '\n}\n')
 
 
 def save_checkpoint(path, checkpoint):

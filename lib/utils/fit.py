@@ -39,7 +39,7 @@ def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, s
     Returns:
         (validation `Metrics` of the last epoch or None if no epoch was left, best top-1).
     """
-    folder, metrics, quantization = Path(folder), None, quantization or Quantization(model, None)
+    folder, metrics, quantization = Path(folder), None, quantization or Quantization(model)
     log = TableLog(folder / 'log.txt', COLUMNS, keep_rows=start_epoch)
     writer = SummaryWriter(logdir=str(folder / 'logs'), purge_step=start_epoch)
     for epoch in range(start_epoch, epochs):

@@ -30,9 +30,9 @@ def quantized_layers(model):
 class Quantization:
     """What training needs to know of a quantized network; this base leaves everything to the network's own layers."""
 
-    kind = None
+    kind = 'float'
 
-    def __init__(self, model, strategy):
+    def __init__(self, model, strategy=None):
         self.model, self.strategy = model, strategy
 
     def parameters(self):
@@ -48,9 +48,13 @@ class Quantization:
     def after_step(self):
         """Called after every optimizer step."""
 
+    def describe(self):
+        """Returns the kind of quantization and the strategy, as plain values."""
+        return {'quantization': self.kind, 'strategy': self.strategy}
+
     def state(self):
         """Returns what a checkpoint carries, so that it needs no strategy beside it."""
-        return {'quantization': self.kind, 'strategy': self.strategy}
+        return self.describe()
 
 
 class LinearQuantization(Quantization):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains a float MobileNetV3-small on DTD from scratch (add --weights to start from ImageNet's).
-# Hardware: a GPU (minutes) or a CPU (hours). Needs data/DTD.
+# Hardware: a GPU (minutes) or a CPU (hours). Needs data/DTD. No figure has been recorded on the whole data set yet.
 set -euo pipefail
 . "$(dirname "$0")/../environment.sh"
 use_environment requirements.txt

@@ -47,7 +47,7 @@ def test_equals_projection_after_every_step(dtype, tolerance, pruned):
 
     trainer = CentroidTrainer({name: (w, books[name]) for name, w in weights_of(trained).items()})
     optimizers = [torch.optim.SGD(projected.parameters(), **settings),
-                  torch.optim.SGD([*trainer.parameters(), trained[0].bias, trained[3].bias], **settings)]  # fmt: skip
+                  torch.optim.SGD([*trainer.parameters(), trained[0].bias, trained[3].bias], **settings)]
     with torch.no_grad():
         for name, weight in weights_of(projected).items():
             weight.copy_(books[name].decode())

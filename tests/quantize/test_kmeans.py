@@ -26,7 +26,7 @@ def least_error(values, k):
     """Error of the best partition of sorted `values` into k intervals, by dynamic programming over all of them."""
     n = len(values)
     cost = np.array([[((v := values[a:b]) - v.mean()) @ (v - v.mean()) if a < b else 0 for b in range(n + 1)]
-                     for a in range(n)])  # fmt: skip
+                     for a in range(n)])
     best = cost[0]
     for _ in range(k - 1):
         best = np.array([0, *((best[:b] + cost[:b, b]).min() for b in range(1, n + 1))])
@@ -50,7 +50,7 @@ def test_error_is_not_above_scikit_learns_after_fifty_iterations(name):
     weight = sample(name, 30_000)
     for bits in (4, 6):
         reference = [KMeans(2**bits, n_init=1, max_iter=50, random_state=seed).fit(weight[:, None].double().numpy())
-                     for seed in range(2)]  # fmt: skip
+                     for seed in range(2)]
         assert squared_error(weight, fit_codebook(weight, bits)) <= np.mean([run.inertia_ for run in reference])
 
 

@@ -89,7 +89,7 @@ def test_from_float_refuses_other_layers():
             return super().forward(x).sigmoid()
 
     for kind, layer in ((QConv2d, nn.Linear(2, 2)), (QLinear, nn.Conv2d(2, 2, 1)), (QLinear, Gated(2, 2)),
-                        (QLinear, QLinear(2, 2))):  # fmt: skip
+                        (QLinear, QLinear(2, 2))):
         with pytest.raises(ValueError, match=type(layer).__name__):
             kind.from_float(layer)
 

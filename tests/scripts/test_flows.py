@@ -283,7 +283,8 @@ def test_a_lookup_table_by_command(table, read_json):
 
 
 def test_summary_of_three_runs(home, kmeans_finetune, linear_finetune, succeed, read_json):
-    done = succeed('summarize.py', 'float=float', 'searched=tuned_k', 'latency=tuned_l', '--output', 'summary', cwd=home)
+    done = succeed('summarize.py', 'float=float', 'searched=tuned_k', 'latency=tuned_l', '--output', 'summary',
+                   cwd=home)
     lines = (home / 'summary' / 'summary.md').read_text()
     assert lines in done.out
     for label, folder in (('float', 'float'), ('searched', 'tuned_k'), ('latency', 'tuned_l')):

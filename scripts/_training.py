@@ -1,0 +1,97 @@
+"""The course of a training, shared by pretrain.py and finetune.py."""
+
+from pathlib import Path
+
+from _common import check_unchanged, logger, settings
+from _setup import load_float_weights
+
+
+def read_resumed(args):
+    """Returns the checkpoint of --resume or None, after checking that the run may be written to its folder."""
+    from lib.utils.checkpoint import read_checkpoint
+    from lib.utils.run_folder import check_folder
+    saved = read_checkpoint(args.resume) if args.resume else None
+    if not args.evaluate:
+        check_unchanged(args, allowed=('epochs',))
+        check_folder(training_folder(args), resume=bool(saved), overwrite=args.overwrite)
+    return saved
+
+
+def load_start(args, model, saved):
+    """Loads the weights to begin with: those of the checkpoint to resume, or float ones; else they stay random."""
+    from lib.utils.checkpoint import load_weights, state_dict_of
+    if saved:
+        load_weights(model, state_dict_of(saved, args.resume), args.resume)
+    elif args.weights or args.pretrained:
+        load_float_weights(model, args)
+
+
+def train(args, model, loaders, saved, device, *, quantization, about):
+    """Trains and evaluates, or only evaluates with --evaluate.
+
+    Args:
+        args: the options.
+        model: the network, with the weights to begin with.
+        loaders: (training loader, validation loader).
+        saved: checkpoint to resume, or None.
+        device: where the model is.
+        quantization: `Quantization` of the model.
+        about: what results.json and the checkpoints say of the run.
+    """
+    import torch
+
+    from lib.utils.fit import fit, write_results
+    from lib.utils.run_folder import open_run
+    from lib.utils.strategy import save_strategy
+    from lib.utils.train import Precision, evaluate, loss_function
+
+    precision, folder = Precision(device, args.half), training_folder(args)
+    metrics, best = None, 0.0
+    if not args.evaluate:
+        optimizer = torch.optim.SGD(quantization.parameters(), lr=args.lr, momentum=args.momentum,
+                                    weight_decay=args.weight_decay)
+        progress = resume_training(args, saved, optimizer, precision) if saved else {'start_epoch': args.start_epoch}
+        open_run(folder, settings(args), resume=bool(saved))
+        if quantization.strategy:
+            save_strategy(folder, quantization.strategy, about['layers'], **{k: v for k, v in about.items() if k != 'layers'})
+        metrics, best = fit(model, loaders, optimizer, folder, epochs=args.epochs, rate=rate_of(args), device=device,
+                            precision=precision, seed=args.seed, **progress, quantization=quantization, about=about)
+    metrics = metrics or evaluate(model, loaders[1], loss_function(), device, precision=precision)
+    if not args.evaluate:
+        write_results(folder, metrics, max(best, metrics.top1), **quantization.describe(), **about)
+    logger.info('%s on %s: top-1 %.2f %%  top-5 %.2f %%  loss %.4f', args.arch, args.dataset, metrics.top1, metrics.top5,
+                metrics.loss)
+
+
+def training_folder(args):
+    """Returns the folder of a training run: that of the checkpoint to resume, or --checkpoint."""
+    return Path(args.resume).parent if args.resume else Path(args.checkpoint)
+
+
+def rate_of(args):
+    """Returns the learning rate as a function of the epoch."""
+    from lib.utils.utils import learning_rate
+    return lambda epoch: learning_rate(epoch, lr=args.lr, epochs=args.epochs, lr_type=args.lr_type,
+                                       schedule=args.schedule, gamma=args.gamma, warmup_epoch=args.warmup_epoch)
+
+
+def resume_training(args, saved, optimizer, precision):
+    """Gives the optimizer its saved state; returns where `fit` starts and the best accuracy so far.
+
+    Raises:
+        ValueError: the checkpoint does not hold what training goes on from.
+    """
+    try:
+        optimizer.load_state_dict(saved['optimizer'])
+        if precision.scaler.is_enabled():
+            precision.scaler.load_state_dict(saved['scaler'])
+        return {'start_epoch': saved['epoch'], 'best': saved['best_acc']}
+    except (KeyError, ValueError) as error:
+        raise ValueError(f'{args.resume} is no checkpoint that this training can go on from ({error}): evaluate it '
+                         'with --eval, or start a new run from its weights with --weights') from error
+
+
+def resume_hint(args):
+    """Says how an interrupted training run goes on."""
+    path = training_folder(args) / 'checkpoint.pth.tar'
+    return f'continue with --resume {path}' if path.is_file() else 'no epoch was finished yet; start again'
