@@ -154,9 +154,9 @@ def parse(parser, argv=None):
     saved = _saved_settings(args)
     parser.set_defaults(**saved)
     args = parser.parse_args(argv)
+    resolve_paths(args)
     args.changed = {name: (saved[name], value) for name, value in vars(args).items()
                     if name in saved and plain_value(value) != saved[name]}
-    resolve_paths(args)
     debug = getattr(args, 'debug', False)
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format='%(message)s', stream=sys.stdout, force=True)
     for noisy in ('matplotlib', 'PIL', 'tensorboardX'):

@@ -137,7 +137,7 @@ def table_path(args, hardware, batch):
     name += f'_width{args.width_mult:g}' if args.width_mult != 1 else ''
     name += f'_image{args.image_size}' if args.image_size else ''
     name += f'_classes{args.num_classes}' if args.num_classes else ''
-    name += '_edge' if hardware == 'edge' else ''
+    name += '' if hardware == 'cloud' else f'_{hardware}'
     return ROOT / 'lib' / 'simulator' / 'lookup_tables' / f'{name}_latency_table.npy'
 
 

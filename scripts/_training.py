@@ -46,7 +46,7 @@ def train(args, model, loaders, saved, device, *, quantization, about):
     from lib.utils.train import Precision, evaluate, loss_function
 
     precision, folder = Precision(device, args.half), training_folder(args)
-    metrics, best = None, 0.0
+    metrics, best = None, -1.0
     if not args.evaluate:
         optimizer = torch.optim.SGD(quantization.parameters(), lr=args.lr, momentum=args.momentum,
                                     weight_decay=args.weight_decay)
@@ -94,4 +94,4 @@ def resume_training(args, saved, optimizer, precision):
 def resume_hint(args):
     """Says how an interrupted training run goes on."""
     path = training_folder(args) / 'checkpoint.pth.tar'
-    return f'continue with --resume {path}' if path.is_file() else 'no epoch was finished yet; start again'
+    return f'continue with --resume {path}' if path.is_file() else 'no epoch was finished; start again with --overwrite'

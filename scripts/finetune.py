@@ -75,15 +75,17 @@ def quantize_kmeans(args, model, saved, train_loader):
     from lib.utils.quantize_utils import KMeansQuantization, quantizable_layers, recognise_codebooks
 
     layers = quantizable_layers(model)
+    is_pruned = saved.get('is_pruned', args.is_pruned) if saved else args.is_pruned
     codebooks, strategy = {}, None
     if saved and 'codebooks' in saved:
         codebooks = {name: Codebook.from_state_dict(state) for name, state in saved['codebooks'].items()}
     elif saved and not args.strategy:
-        codebooks = recognise_codebooks(model, args.is_pruned)
+        codebooks = recognise_codebooks(model, is_pruned)
         strategy = [max((len(book.centroids) - 1).bit_length(), 1) for book in codebooks.values()]
     strategy = strategy or choose_strategy(args, saved, list(layers), linear=False)
-    counts = [int((layer.weight != 0).sum()) if args.is_pruned else layer.weight.numel() for layer in layers.values()]
-    quantization = KMeansQuantization(model, strategy, is_pruned=args.is_pruned, free_high_bit=args.free_high_bit,
+    counts = [int((layer.weight != 0).sum()) if is_pruned else layer.weight.numel() for layer in layers.values()]
+    free_high_bit = args.free_high_bit and not args.evaluate  # what is evaluated is quantized as it is priced
+    quantization = KMeansQuantization(model, strategy, is_pruned=is_pruned, free_high_bit=free_high_bit,
                                       codebooks=codebooks, max_iter=args.kmeans_iter, seed=args.seed)
     return quantization, model_size(counts, float_bit=args.float_bit or 32, layer_names=list(layers))
 

@@ -27,6 +27,8 @@ def read_run(text):
         raise FileNotFoundError(f'{path} does not exist: is the run finished? expected LABEL=FOLDER of a run of '
                                 'pretrain.py or finetune.py')
     results = json.loads(path.read_text(encoding='utf-8'))
+    if 'top1' not in results:
+        raise ValueError(f'{path} is no result of pretrain.py or finetune.py; a search is compared after fine-tuning')
     return {'label': label, 'cost_name': 'float', **results}
 
 

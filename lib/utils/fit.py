@@ -18,7 +18,7 @@ COLUMNS = ('Learning Rate', 'Train Loss', 'Valid Loss', 'Train Acc.', 'Valid Acc
 SCALARS = ('learning_rate', 'train_loss', 'test_loss', 'train_accuracy', 'test_accuracy')
 
 
-def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, seed, start_epoch=0, best=0.0,
+def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, seed, start_epoch=0, best=-1.0,
         quantization=None, about=None):
     """Trains and validates epoch by epoch; writes `checkpoint.pth.tar`, `model_best.pth.tar`, `log.txt` and scalars.
 
@@ -32,12 +32,13 @@ def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, s
         device, precision: where and in which arithmetic the network runs.
         seed: with the epoch, of everything random in it.
         start_epoch: epochs already done.
-        best: best validation top-1 so far, in percent.
+        best: best validation top-1 so far, in percent; -1 before the first epoch.
         quantization: a `Quantization` of the model, or None for float training.
         about: what a checkpoint carries beside weights, optimizer, accuracies and the quantization's state.
 
     Returns:
-        (validation `Metrics` of the last epoch or None if no epoch was left, best top-1).
+        (validation `Metrics` of the last epoch or None if no epoch was left, best top-1 of the epochs in which the
+        quantization was complete).
     """
     folder, metrics, quantization = Path(folder), None, quantization or Quantization(model)
     log = TableLog(folder / 'log.txt', COLUMNS, keep_rows=start_epoch)
@@ -55,7 +56,8 @@ def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, s
         log.append(row)
         for name, value in zip(SCALARS, row, strict=True):
             writer.add_scalar(name, value, epoch)
-        improved, best = metrics.top1 > best or epoch == 0, max(best, metrics.top1)
+        improved = quantization.complete and metrics.top1 > best
+        best = metrics.top1 if improved else best
         checkpoint = {'epoch': epoch + 1, 'state_dict': model.state_dict(), 'acc': metrics.top1, 'best_acc': best,
                       'top5': metrics.top5, 'optimizer': optimizer.state_dict(),
                       'scaler': precision.scaler.state_dict(), **quantization.state(), **(about or {})}

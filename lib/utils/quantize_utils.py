@@ -31,6 +31,7 @@ class Quantization:
     """What training needs to know of a quantized network; this base leaves everything to the network's own layers."""
 
     kind = 'float'
+    complete = True  # whether the network is quantized as its strategy says
 
     def __init__(self, model, strategy=None):
         self.model, self.strategy = model, strategy
@@ -105,6 +106,11 @@ class KMeansQuantization(Quantization):
         self._masks = {name: self._weight(name) != 0 for name in self.free} if is_pruned else {}
         self._cluster([name for name in self.bits if name not in self.free], known)
 
+    @property
+    def complete(self):
+        """Whether no layer is left free."""
+        return not self.free
+
     def _weight(self, name):
         return self.model.get_submodule(name).weight
 
@@ -132,6 +138,8 @@ class KMeansQuantization(Quantization):
         freed, self.free, self._masks = self.free, [], {}
         self._cluster(freed, {})
         optimizer.param_groups[0]['params'] = self.parameters()
+        for name in freed:
+            optimizer.state.pop(self._weight(name), None)
 
     def before_step(self):
         """Moves the gradients of the weights to their centroids."""
@@ -180,7 +188,8 @@ def recognise_codebooks(model, is_pruned=False):
 def convert_to_quantized(model, images):
     """Turns every convolution and linear layer of `model` into a `QConv2d` or `QLinear`, in place.
 
-    One forward pass on `images` finds which layers are called, and whether their inputs are signed. A layer whose
+    One forward pass on `images` finds which layers are called, and whether their inputs are signed; what it cannot
+    tell is found at calibration, from real images. A layer whose
     forward is never called (its weight is read by other code, as inside torch's attention) cannot quantize its
     input: it is named in a warning and left as it is.
 
@@ -193,14 +202,16 @@ def convert_to_quantized(model, images):
     """
     layers = quantizable_layers(model)
     signed = probe_inputs(model, layers, images)
+    twins = {}
     for name, layer in layers.items():
         kind = {nn.Conv2d: QConv2d, nn.Linear: QLinear}.get(type(layer))
-        if kind is None or name not in signed:
-            continue
-        quantized = kind.from_float(layer)
-        quantized.input_quantizer.signed = signed[name]
-        parent, _, attribute = name.rpartition('.')
-        setattr(model.get_submodule(parent), attribute, quantized)
+        if kind is not None and name in signed:
+            twins[layer] = kind.from_float(layer)
+            twins[layer].input_quantizer.signed = signed[name]
+    for parent in list(model.modules()):  # a layer may have several parents and names
+        for name, child in list(parent._modules.items()):  # named_children would leave out the second name
+            if child in twins:
+                setattr(parent, name, twins[child])
     left = [name for name in layers if name not in quantized_layers(model)]
     if left:
         logger.warning('%d layers keep float weights and inputs in the linear flow, because their forward is never '

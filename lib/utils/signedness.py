@@ -1,4 +1,4 @@
-"""Finds which layers get inputs that can be negative: by the structure of the network, else by what a probe shows."""
+"""Finds which layers get inputs that can be negative: by the structure of the network, else by a probe."""
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -58,19 +58,21 @@ def probe_inputs(model, layers, images):
     Args:
         model: the network; its mode is restored afterwards.
         layers: {name: module} to look at.
-        images: tensor (N, C, H, W), on the model's device; also on the meta device, where only structure decides.
+        images: tensor (N, C, H, W), on the model's device; also on the meta device, where only structure tells.
 
     Returns:
-        {name: signed} of the layers whose forward was called: False where the structure proves the input not
-        negative, or where it proves nothing but the probe shows no negative value; else True.
+        {name: signed} of the layers whose forward was called: False where the structure proves all inputs not negative,
+        True where the probe shows a negative value, None where neither tells.
     """
     signed = {}
 
     def look(name):
         def hook(_, inputs):
             x = inputs[0]
-            is_signed = not proven_nonnegative(x) and (x.is_meta or bool((x < 0).any()))
-            signed[name] = signed.get(name, False) or is_signed
+            if not proven_nonnegative(x):
+                negative = not x.is_meta and bool((x < 0).any())
+                signed[name] = True if negative else signed.get(name) or None
+            signed.setdefault(name, False)
         return hook
 
     training = model.training

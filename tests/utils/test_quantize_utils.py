@@ -44,6 +44,14 @@ def test_conversion_without_bits_changes_nothing(tiny_net):
     tiny_net.load_state_dict(state)  # a float state dict fits
 
 
+def test_a_layer_with_two_names_is_converted_under_both():
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+    net.append(net[0])
+    convert_to_quantized(net, PROBE)
+    assert net[0] is net[2]
+    assert list(quantized_layers(net)) == ['0']
+
+
 def test_layers_that_are_never_called_are_named_and_left(caplog):
     class Net(nn.Module):
         def __init__(self):
@@ -87,7 +95,9 @@ def test_free_layers_stay_float_until_the_last_epoch_and_clustered_in_it(tiny_ne
     train(tiny_net, tiny_loaders[0], quantization, optimizer, epochs=2, start=1)
     for bits, layer in zip(strategy, quantizable_layers(tiny_net).values(), strict=True):
         assert len(layer.weight.unique()) <= 2 ** bits
+    assert quantization.complete
     assert set(quantization.state()['codebooks']) == set(quantizable_layers(tiny_net))
+    assert len(optimizer.state_dict()['param_groups'][0]['params']) == len(quantization.parameters())
 
 
 def test_all_trained_values_change(tiny_net, tiny_loaders):

@@ -1,0 +1,286 @@
+"""Every command line that the repository shows or runs is one that its script accepts; `--help` explains everything."""
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(path.name for path in (ROOT / 'scripts').glob('[!_]*.py'))
+SHELL = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'run').rglob('*.sh'))
+PARTS = ('run/environment.sh', 'run/cifar10/weights.sh')  # sourced by the others
+PAGES = sorted(str(path.relative_to(ROOT)) for pattern in ('*.md', 'docs/*.md', 'data/*.md', 'lib/**/*.md')
+               for path in ROOT.glob(pattern))
+
+
+def module_of(path):
+    """Returns the globals of a script that is not run."""
+    scripts = str(ROOT / 'scripts')
+    sys.path.insert(0, scripts)
+    try:
+        return runpy.run_path(str(ROOT / path))
+    finally:
+        sys.path.remove(scripts)
+
+
+def parser_of(path):
+    """Returns the parser of `scripts/x.py` or `lib/utils/make_data.py`."""
+    names = module_of(path)
+    if '_parser' in names:
+        return names['_parser']()
+    (make,) = [value for name, value in names.items() if re.fullmatch('make_(?!parser)\\w+_parser', name)]
+    return make()
+
+
+def parsed(path, options):
+    """Returns the parsed options; fails with what the script would say."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return parser_of(path).parse_args(options)
+    except SystemExit as stop:
+        assert stop.code == 0, f'{path} {shlex.join(options)}\n{said.getvalue().splitlines()[-1]}'
+        return None
+
+
+# ---- pages
+
+def commands_in(page):
+    """Returns the shell commands of a page: lines of code blocks (joined where they continue) and inline code."""
+    text = re.sub(r'\s*\\\n\s*', ' ', (ROOT / page).read_text(encoding='utf-8'))
+    found = re.findall(r'^[ \t>]*(?:\$ )?((?:\w+=\S+ )*(?:python|bash) (?:scripts|lib|run)/.*)$', text, re.MULTILINE)
+    found += re.findall(r'`((?:\w+=\S+ )*(?:python|bash) (?:scripts|lib|run)/[^`]*)`', text)
+    return [re.sub(r'`.*|\s{2,}(?=[^-\s]).*| \.\.\.$|…$', '', command) for command in found]
+
+
+def words_of(command):
+    """Returns the words of a shell command, without comments, variables before it, and what follows a pipe."""
+    lexer = shlex.shlex(command, posix=True, punctuation_chars='|&;<>')
+    lexer.whitespace_split = True
+    words = list(lexer)
+    words = words[next(i for i, word in enumerate(words) if word in ('python', 'bash')):]
+    return words[:next((i for i, word in enumerate(words) if set(word) <= set('|&;<>')), len(words))]
+
+
+PAGE_COMMANDS = [(page, command) for page in PAGES for command in dict.fromkeys(commands_in(page))]
+
+
+def test_the_pages_show_commands():
+    assert len(PAGE_COMMANDS) > 10
+
+
+@pytest.mark.parametrize(('page', 'command'), PAGE_COMMANDS)
+def test_a_command_on_a_page_is_accepted(page, command):
+    program, path, *options = words_of(command)
+    assert (ROOT / path).is_file(), f'{page} names {path}, which does not exist'
+    if program == 'python':
+        parsed(path, options)
+
+
+# ---- shell scripts
+
+@pytest.mark.parametrize('path', SHELL)
+def test_a_shell_script_is_valid_and_says_what_it_does(path):
+    done = subprocess.run(['bash', '-n', path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, *rest = (ROOT / path).read_text(encoding='utf-8').splitlines()
+    if path not in PARTS:
+        assert first == '#!/usr/bin/env bash' and 'set -euo pipefail' in rest
+        assert rest[0].startswith('# ')
+
+
+@pytest.fixture
+def rehearse(tmp_path):
+    """`rehearse(path, *options)`: runs a script of run/ with a `python` that only notes how it was called.
+
+    No input file need be there. Returns the command lines [[script, options ...]].
+    """
+    shutil.copytree(ROOT / 'run', tmp_path / 'run')
+    for path in ROOT.glob('requirements*.txt'):
+        shutil.copy(path, tmp_path)
+    with open(tmp_path / 'run' / 'environment.sh', 'a') as file:
+        file.write('\nneed_file() { :; }\n')
+    fake = tmp_path / 'environment' / 'bin' / 'python'
+    fake.parent.mkdir(parents=True)
+    fake.write_text('#!/bin/sh\n{ printf "%s\\n" "$@"; echo END; } >> "$NOTES"\ncat > /dev/null < /dev/null\n')
+    fake.chmod(0o755)
+
+    def run(path, *options):
+        notes = tmp_path / 'notes.txt'
+        notes.write_text('')
+        variables = {'PATH': f'{fake.parent}:{os.environ["PATH"]}', 'VIRTUAL_ENV': str(fake.parents[1]),
+                     'NOTES': str(notes), 'HOME': str(tmp_path)}
+        done = subprocess.run(['bash', str(tmp_path / path), *options], cwd='/', env=variables, capture_output=True,
+                              text=True, timeout=60, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stderr
+        calls = [call.splitlines() for call in notes.read_text().split('END\n')]
+        return [call for call in calls if call and call[0].endswith('.py')]
+    return run
+
+
+RUN = [path for path in SHELL if path not in (*PARTS, 'run/setup.sh', 'run/test.sh')]
+
+
+@pytest.mark.parametrize(('page', 'command'), [pair for pair in PAGE_COMMANDS if re.match(r'bash run/\S+ -', pair[1])])
+def test_further_options_of_a_shell_script_on_a_page_are_accepted(page, command, rehearse):
+    for script, *options in rehearse(*words_of(command)[1:]):
+        parsed(script, options)
+
+
+@pytest.mark.parametrize('path', RUN)
+def test_a_shell_script_calls_python_with_options_that_exist(path, rehearse):
+    extra = ('--copy',) if path.endswith('prepare.sh') else ('--seed', '7')
+    calls = rehearse(path, *extra)
+    assert calls, 'it runs no command'
+    for script, *options in calls:
+        args = parsed(script, options)
+        assert getattr(args, 'seed', 7) == 7 and getattr(args, 'copy', True), 'further options are passed on'
+
+
+def test_the_quick_start_continues_where_it_was_interrupted(rehearse, tmp_path):
+    """Given the checkpoints of unfinished runs it resumes each; the folders are those that the first call named."""
+    pytest.importorskip('torch')
+    first = rehearse('run/quickstart.sh')
+    folders = {}
+    for script, *options in first[:-1]:
+        if script.endswith('rl_quantize.py'):
+            folders[str(module_of(script)['run_path'](parsed(script, options)))] = 'search.pth.tar'
+        else:
+            folders[parsed(script, options).checkpoint] = 'checkpoint.pth.tar'
+    assert len(folders) == len(first) - 1 == 7
+    for folder, name in folders.items():
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / name).touch()
+    second = rehearse('run/quickstart.sh')
+    assert [call[0] for call in second] == [call[0] for call in first]
+    resumed = [parsed(script, options).resume for script, *options in second[:-1]]
+    assert resumed == [folder if name == 'search.pth.tar' else f'{folder}/{name}' for folder, name in folders.items()]
+    for folder in folders:
+        (tmp_path / folder / 'results.json').touch()
+    assert [call[0] for call in rehearse('run/quickstart.sh')] == ['scripts/summarize.py']
+
+
+def test_the_summary_of_the_quick_start_reads_the_runs_that_it_makes(rehearse):
+    *runs, (script, *options) = rehearse('run/quickstart.sh')
+    made = {parsed(name, rest).checkpoint for name, *rest in runs if not name.endswith('rl_quantize.py')}
+    assert {text.partition('=')[2] for text in parsed(script, options).runs} == made
+
+
+# ---- help
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_help_answers_at_once_and_explains_every_option(script, tmp_path):
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, ROOT / 'scripts' / script, '--help'], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 0 and time.monotonic() - start < 5
+    shown = re.sub(r'\s+', ' ', re.sub(r'-\n\s+', '-', done.stdout))
+    for action in parser_of(f'scripts/{script}')._actions:
+        sentence = re.sub(r'\s+', '', (action.help or '').replace('%%', '%'))
+        assert len(sentence) > 7, f'{action.dest} has no help'
+        assert sentence[:30] in shown.replace(' ', ''), action.dest
+        assert all(option in shown for option in action.option_strings)
+        if action.option_strings and action.default not in (None, argparse.SUPPRESS):
+            default = re.sub(r'\s', '', f'(default:{action.default})')
+            assert default in re.sub(r'\s', '', done.stdout) or '(default' in action.help
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_an_option_without_a_default_says_what_happens_without_it(script):
+    silent = [action.option_strings[0] for action in parser_of(f'scripts/{script}')._actions
+              if action.option_strings and action.default is None and not action.required
+              and not re.search(r'default|without this option', action.help)]
+    assert set(silent) <= {'--weights', '--suffix', '--resume'}, 'of these it is plain: nothing'
+
+
+# ---- the options of the originals
+
+# name on the command line, value given, attribute, default
+MODEL_AND_DATA = [
+    ('-a', 'resnet18', 'arch'), ('--arch', 'resnet18', 'arch'),
+    ('--dataset', 'cifar10', 'dataset'), ('--data_name', 'cifar10', 'dataset'),
+    ('--dataset_root', 'x', 'dataset_root'), ('--data', 'x', 'dataset_root'), ('-d', 'x', 'dataset_root'),
+    ('--workers', 3, 'workers'), ('-j', 3, 'workers'), ('--n_worker', 3, 'workers'),
+    ('--train_batch', 3, 'train_batch'), ('--data_bsize', 3, 'train_batch'), ('--test_batch', 3, 'test_batch'),
+    ('--seed', 3, 'seed'), ('--manualSeed', 3, 'seed'), ('--gpu_id', '2', 'gpu_id'), ('--half_type', 'O2', 'half_type'),
+    ('--resume', 'x', 'resume'),
+]
+SEARCH_DEFAULTS = {
+    'suffix': None, 'dataset': 'imagenet', 'preserve_ratio': 0.1, 'min_bit': 1, 'max_bit': 8, 'float_bit': None,
+    'linear_quantization': False, 'is_pruned': False, 'hidden1': 300, 'hidden2': 300, 'lr_c': 1e-3, 'lr_a': 1e-4,
+    'warmup': 20, 'discount': 1.0, 'bsize': 64, 'rmsize': 128, 'window_length': 1, 'tau': 0.01, 'init_delta': 0.5,
+    'delta_decay': 0.99, 'n_update': 1, 'max_episode_length': 1e9, 'debug': False, 'init_w': 0.003,
+    'train_episode': 600, 'epsilon': 50000, 'seed': 234, 'train_batch': 256, 'finetune_epoch': 1,
+    'finetune_gamma': 0.8, 'finetune_lr': 0.001, 'finetune_flag': True, 'use_top5': False, 'train_size': 20000,
+    'val_size': 10000, 'resume': None, 'arch': 'mobilenet_v2', 'gpu_id': None, 'output': 'save', 'workers': 32,
+}
+TRAINING_DEFAULTS = {
+    'dataset': 'imagenet', 'workers': 16, 'epochs': 100, 'start_epoch': 0, 'warmup_epoch': 0, 'train_batch': 256,
+    'test_batch': 512, 'lr': 0.1, 'lr_type': 'cos', 'schedule': [31, 61, 91], 'gamma': 0.1, 'momentum': 0.9,
+    'checkpoint': 'checkpoint', 'resume': None, 'pretrained': False, 'half': False, 'arch': 'resnet50',
+    'evaluate': False, 'gpu_id': None, 'dataset_root': 'data/imagenet',
+}
+DEFAULTS = {
+    'rl_quantize.py': SEARCH_DEFAULTS, 'pretrain.py': {**TRAINING_DEFAULTS, 'weight_decay': 1e-4},
+    'finetune.py': {**TRAINING_DEFAULTS, 'weight_decay': 1e-5, 'linear_quantization': False, 'free_high_bit': True},
+}
+TRAINING = [
+    ('--epochs', 3, 'epochs'), ('--start_epoch', 3, 'start_epoch'), ('--warmup_epoch', 3, 'warmup_epoch'),
+    ('--lr', 0.3, 'lr'), ('--learning-rate', 0.3, 'lr'), ('--lr_type', 'exp', 'lr_type'), ('--gamma', 0.3, 'gamma'),
+    ('--momentum', 0.3, 'momentum'), ('--wd', 0.3, 'weight_decay'), ('--weight-decay', 0.3, 'weight_decay'),
+    ('-c', 'x', 'checkpoint'), ('--checkpoint', 'x', 'checkpoint'),
+]
+BOOLEANS = {
+    'rl_quantize.py': ['linear_quantization', 'is_pruned', 'finetune_flag', 'use_top5', 'debug', 'half'],
+    'finetune.py': ['linear_quantization', 'free_high_bit', 'pretrained', 'half', 'evaluate'],
+    'pretrain.py': ['pretrained', 'half', 'evaluate'],
+}
+
+
+@pytest.mark.parametrize('script', DEFAULTS)
+def test_the_defaults_are_those_of_the_original(script):
+    args = vars(parsed(f'scripts/{script}', []))
+    assert {name: args[name] for name in DEFAULTS[script]} == DEFAULTS[script]
+
+
+@pytest.mark.parametrize('script', DEFAULTS)
+def test_both_historic_spellings_are_accepted(script):
+    training = [] if script == 'rl_quantize.py' else TRAINING
+    for option, value, name in MODEL_AND_DATA + training:
+        assert getattr(parsed(f'scripts/{script}', [option, str(value)]), name) == value, option
+    if training:
+        assert parsed(f'scripts/{script}', ['--schedule', '3', '5']).schedule == [3, 5]
+        assert all(parsed(f'scripts/{script}', [option]).evaluate for option in ('-e', '--eval', '--evaluate'))
+
+
+def test_every_option_of_the_search_takes_a_value():
+    for name, default in SEARCH_DEFAULTS.items():
+        if isinstance(default, bool) or name in ('train_batch', 'workers'):
+            continue
+        value = {'suffix': 'x', 'resume': 'x', 'gpu_id': '1', 'float_bit': 16}.get(name, default)
+        given = f'{value:g}' if isinstance(value, float) else str(value)
+        assert getattr(parsed('scripts/rl_quantize.py', [f'--{name}', given]), name) == value
+
+
+@pytest.mark.parametrize(('script', 'name'), [(script, name) for script, names in BOOLEANS.items() for name in names])
+def test_a_boolean_takes_all_four_forms(script, name):
+    for options, value in (([f'--{name}'], True), ([f'--no-{name}'], False), ([f'--{name}', 'True'], True),
+                           ([f'--{name}', 'False'], False), ([f'--{name}=false'], False)):
+        assert getattr(parsed(f'scripts/{script}', options), name) is value, options
+
+
+def test_a_default_folder_is_the_repositorys_wherever_the_user_is():
+    names = module_of('scripts/pretrain.py')
+    common = sys.modules['_common']
+    args = common.parse(names['make_pretrain_parser'](), ['--data', 'mine', '--dataset', 'digits'])
+    assert args.checkpoint == str(ROOT / 'checkpoint') and args.dataset_root.endswith('mine')
