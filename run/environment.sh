@@ -20,6 +20,7 @@ use_environment() {
         # shellcheck disable=SC1091
         . .venv/bin/activate
     fi
+    export PATH="$VIRTUAL_ENV/bin:$PATH"
     stamp="$VIRTUAL_ENV/.haq-$(basename "$requirements")"
     if ! cat requirements.txt "$requirements" | cmp -s - "$stamp"; then
         echo "installing $requirements into $VIRTUAL_ENV (a minute or two the first time)"
