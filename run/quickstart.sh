@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Both flows of HAQ from nothing, on scikit-learn's 1,797 handwritten digits (no download): trains a float MobileNetV2,
-# searches a K-means strategy for a tenth of the size and a linear one for 0.6 of the latency, fine-tunes and evaluates
+# searches a K-means strategy for 0.08 of the size and a linear one for 0.45 of the latency, fine-tunes and evaluates
 # them beside uniform bits at the same budgets, and ends with a table and plots in save/quickstart.
 # Hardware: two CPU cores, at most 8 minutes after installation. README.md says what it should give.
 # A second call skips what is finished and continues what was interrupted. SEED=N repeats it with another seed in a
@@ -42,7 +42,7 @@ search() {
         python scripts/rl_quantize.py --resume "$folder"
     else
         python scripts/rl_quantize.py "$@" "${COMMON[@]}" --weights "$FLOAT" --output "$OUT" --suffix search \
-            --train_size 1000 --val_size 400 --train_episode 40 --warmup 15 --finetune_lr 0.01 --min_bit 2 --overwrite
+            --train_size 1000 --val_size 400 --train_episode 40 --warmup 15 --finetune_lr 0.01 --overwrite
     fi
 }
 
@@ -53,21 +53,21 @@ LINEAR=(--arch qmobilenetv2 --linear_quantization --calibrate mse)
 
 say "1/7 float MobileNetV2"
 train pretrain "$OUT/float" --arch mobilenetv2 --epochs 30 --lr 0.05 --wd 1e-4
-say "2/7 K-means search: weight bits for a tenth of the float size"
-search $KMEANS_SEARCH "${KMEANS[@]}" --preserve_ratio 0.1
+say "2/7 K-means search: weight bits for 0.08 of the float size"
+search $KMEANS_SEARCH "${KMEANS[@]}" --preserve_ratio 0.08 --min_bit 2 --max_bit 5
 say "3/7 K-means: fine-tuning the searched strategy"
 finetune kmeans_searched "$OUT/$KMEANS_SEARCH/strategy.json" "${KMEANS[@]}"
-say "4/7 K-means: fine-tuning 3 bits everywhere, the most uniform bits within that budget"
-finetune kmeans_uniform uniform:3 "${KMEANS[@]}"
-say "5/7 linear search: weight and activation bits for 0.6 of the latency at 8/8 bits"
-search $LINEAR_SEARCH "${LINEAR[@]}" --preserve_ratio 0.6
+say "4/7 K-means: fine-tuning 2 bits everywhere, the most uniform bits within that budget"
+finetune kmeans_uniform uniform:2 "${KMEANS[@]}"
+say "5/7 linear search: weight and activation bits for 0.45 of the latency at 8/8 bits"
+search $LINEAR_SEARCH "${LINEAR[@]}" --preserve_ratio 0.45 --min_bit 3 --max_bit 6
 say "6/7 linear: fine-tuning the searched strategy"
 finetune linear_searched "$OUT/$LINEAR_SEARCH/strategy.json" "${LINEAR[@]}"
-say "7/7 linear: fine-tuning 4 bits everywhere, the most uniform bits within that budget"
-finetune linear_uniform uniform:4 "${LINEAR[@]}"
+say "7/7 linear: fine-tuning 3 bits everywhere, the most uniform bits within that budget"
+finetune linear_uniform uniform:3 "${LINEAR[@]}"
 
 say "result"
 python scripts/summarize.py "float=$OUT/float" \
-    "K-means, uniform 3 bits=$OUT/kmeans_uniform" "K-means, searched=$OUT/kmeans_searched" \
-    "linear, uniform 4/4 bits=$OUT/linear_uniform" "linear, searched=$OUT/linear_searched" --output "$OUT"
+    "K-means, uniform 2 bits=$OUT/kmeans_uniform" "K-means, searched=$OUT/kmeans_searched" \
+    "linear, uniform 3/3 bits=$OUT/linear_uniform" "linear, searched=$OUT/linear_searched" --output "$OUT"
 echo "plots: $OUT/*.png, $OUT/*_search/*.png; the strategies: $OUT/*_search/strategy.txt"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
-NETWORK = ('--dataset', 'digits', '--arch', 'resnet20', '--image_size', '12',
+NETWORK = ('--dataset', 'digits', '--arch', 'resnet20', '--image_size', '8',
            '--workers', '0', '--device', 'cpu')
 LINEAR = ('--dataset', 'digits', '--arch', 'qresnet20', *NETWORK[4:])
 EPISODES = ('--train_size', '64', '--val_size', '64', '--data_bsize', '32', '--warmup', '0', '--hidden1', '64',

@@ -93,7 +93,7 @@ def test_evaluating_the_float_network_gives_the_logged_accuracy(home, pretrained
 def test_a_run_remembers_its_settings(home, pretrained, read_json):
     args = read_json(home / 'float' / 'args.json')
     assert (args['arch'], args['image_size'], args['epochs'], args['train_batch'], args['seed']) == \
-        ('resnet20', 12, 2, 64, 234)
+        ('resnet20', 8, 2, 64, 234)
 
 
 # ---- search
@@ -279,7 +279,7 @@ def test_a_lookup_table_by_command(table, read_json):
     cells, about = np.load(table), read_json(table.with_suffix('.json'))
     assert cells.shape == (20, 8, 8) and cells.dtype == np.int64 and (cells > 0).all()
     assert about['network'] == 'qresnet20' and about['batch'] == 16 and len(about['layers']) == 20
-    assert about['layers'][0]['in_h'] == 12 and about['layers'][-1]['out_channels'] == 10
+    assert about['layers'][0]['in_h'] == 8 and about['layers'][-1]['out_channels'] == 10
 
 
 def test_summary_of_three_runs(home, kmeans_finetune, linear_finetune, succeed, read_json):
