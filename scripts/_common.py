@@ -48,9 +48,35 @@ class BooleanOption(argparse.Action):
         setattr(namespace, self.dest, value != option_string.startswith('--no-'))
 
 
-def make_parser(description, **kwargs):
+class Parser(argparse.ArgumentParser):
+    """Answers a wrong command line with one line, not with the list of all options."""
+
+    def error(self, message):
+        self.exit(2, f'error: {message} (see {self.prog} --help)\n')
+
+
+def make_parser(description):
     """Returns a parser that shows defaults and takes no abbreviations."""
-    return argparse.ArgumentParser(description=description, formatter_class=Formatter, allow_abbrev=False, **kwargs)
+    return Parser(description=description, formatter_class=Formatter, allow_abbrev=False)
+
+
+def at_least(minimum, kind=int):
+    """Returns an option type: a number of this kind that is not below `minimum`."""
+    def number(text):
+        value = kind(text)
+        if not value >= minimum:
+            raise argparse.ArgumentTypeError(f'{text} is too small, expected at least {minimum}')
+        return value
+    number.__name__ = {int: 'whole number', float: 'number'}[kind]  # argparse names it where the text is no number
+    return number
+
+
+def positive(text):
+    """Option type: a number above 0."""
+    value = float(text)
+    if not 0 < value < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text} is out of range, expected a number above 0')
+    return value
 
 
 def add_model_options(parser, arch):
@@ -58,27 +84,27 @@ def add_model_options(parser, arch):
     group = parser.add_argument_group('network')
     group.add_argument('-a', '--arch', default=arch, help='name of the network: mobilenet, mobilenetv2, mobilenetv3, '
                        'resnet20/32/44/56, any of torchvision, or q + name for its linearly quantized twin')
-    group.add_argument('--width_mult', type=float, default=1.0, help='width multiplier of the MobileNets')
+    group.add_argument('--width_mult', type=positive, default=1.0, help='width multiplier of the MobileNets')
     group.add_argument('--mode', choices=['small', 'large'], help='size of mobilenetv3 (default: small)')
-    group.add_argument('--num_classes', type=int, help='outputs of the network (default: from the data set; 1000 for '
+    group.add_argument('--num_classes', type=at_least(1), help='outputs of the network (default: from the data set; 1000 for '
                        'imagenet, imagenet100 and imagenet10)')
     group.add_argument('--weights', metavar='PATH', help='checkpoint with float weights to start from')
     return group
 
 
-def add_data_options(parser, batch):
+def add_data_options(parser, batch, workers=16):
     """Adds the options that choose and load the data."""
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', '--data_name', default='imagenet', help='digits, mnist, fashion_mnist, svhn, '
                        'cifar10, cifar100, tinyimagenet, imagenet, imagenet100, imagenet10, dtd, or folder')
     group.add_argument('-d', '--data', '--dataset_root', dest='dataset_root', default=RepositoryPath('data/imagenet'),
                        help='folder of the data set, data/<name> for another one than imagenet; digits needs none')
-    group.add_argument('-j', '--workers', '--n_worker', dest='workers', type=int, default=16,
+    group.add_argument('-j', '--workers', '--n_worker', dest='workers', type=at_least(0), default=workers,
                        help='loader processes, at most the number of CPU cores; data sets in memory use none')
-    group.add_argument('--train_batch', '--data_bsize', dest='train_batch', type=int, default=batch,
+    group.add_argument('--train_batch', '--data_bsize', dest='train_batch', type=at_least(1), default=batch,
                        help='training batch size')
-    group.add_argument('--test_batch', type=int, default=512, help='batch size of evaluation')
-    group.add_argument('--image_size', type=int, help="side of the images (default: the data set's, 299 for the "
+    group.add_argument('--test_batch', type=at_least(1), default=512, help='batch size of evaluation')
+    group.add_argument('--image_size', type=at_least(1), help="side of the images (default: the data set's, 299 for the "
                        'inception family)')
     group.add_argument('--download', action=BooleanOption, help='let torchvision download the data set where it can')
     return group
@@ -105,15 +131,15 @@ def add_quantization_options(parser):
                        '(strategy of pairs, latency budget) instead of weights by K-means (model size)')
     group.add_argument('--is_pruned', action=BooleanOption, help='K-means: zero weights stay zero, cost nothing and '
                        'get no centroid')
-    group.add_argument('--float_bit', type=int, help='bits that a ratio of 1 stands for (default: 32 in the K-means '
+    group.add_argument('--float_bit', type=at_least(1), help='bits that a ratio of 1 stands for (default: 32 in the K-means '
                        'flow, 8 in the linear flow)')
     group.add_argument('--cost', default='cloud_latency', help='linear: cost table that prices a strategy: '
                        'cloud_latency or edge_latency (made when the file is missing), or the path of a .npy')
-    group.add_argument('--cost_batch', type=int, help='linear: batch size of a table that has to be made (default: 16 '
+    group.add_argument('--cost_batch', type=at_least(1), help='linear: batch size of a table that has to be made (default: 16 '
                        'for cloud_latency, 1 for edge_latency)')
     group.add_argument('--calibrate', choices=['kl', 'mse', 'max'], default='kl', help='linear: how clipping ranges '
                        'are chosen: KL threshold below 5 bits, least squared error, or the largest value')
-    group.add_argument('--activation_cap', type=float, help="linear: upper limit of activation ranges (the original's "
+    group.add_argument('--activation_cap', type=positive, help="linear: upper limit of activation ranges (the original's "
                        'is 6; default: none)')
     return group
 
@@ -121,18 +147,18 @@ def add_quantization_options(parser):
 def add_training_options(parser, *, lr, weight_decay):
     """Adds the options of pretrain.py and finetune.py."""
     group = parser.add_argument_group('training')
-    group.add_argument('--epochs', type=int, default=100, help='epochs in all')
-    group.add_argument('--start_epoch', type=int, default=0, help='epoch to start with; --resume sets it')
-    group.add_argument('--lr', '--learning-rate', '--learning_rate', dest='lr', type=float, default=lr,
+    group.add_argument('--epochs', type=at_least(1), default=100, help='epochs in all')
+    group.add_argument('--start_epoch', type=at_least(0), default=0, help='epoch to start with; --resume sets it')
+    group.add_argument('--lr', '--learning-rate', '--learning_rate', dest='lr', type=positive, default=lr,
                        help='learning rate')
     group.add_argument('--lr_type', choices=['cos', 'exp', 'step3', 'fixed'], default='cos',
                        help='schedule of the learning rate')
-    group.add_argument('--warmup_epoch', type=int, default=0, help='first epochs at the constant rate lr * gamma')
+    group.add_argument('--warmup_epoch', type=at_least(0), default=0, help='first epochs at the constant rate lr * gamma')
     group.add_argument('--schedule', type=int, nargs='+', default=[31, 61, 91], help='step3: epochs at which the rate '
                        'is multiplied by gamma')
-    group.add_argument('--gamma', type=float, default=0.1, help='factor of step3, exp and the warm-up')
-    group.add_argument('--momentum', type=float, default=0.9, help='momentum of SGD')
-    group.add_argument('--weight-decay', '--weight_decay', '--wd', dest='weight_decay', type=float,
+    group.add_argument('--gamma', type=positive, default=0.1, help='factor of step3, exp and the warm-up')
+    group.add_argument('--momentum', type=at_least(0, float), default=0.9, help='momentum of SGD')
+    group.add_argument('--weight-decay', '--weight_decay', '--wd', dest='weight_decay', type=at_least(0, float),
                        default=weight_decay, help='weight decay of SGD')
     group.add_argument('--pretrained', action=BooleanOption, help='start from published float weights: the file in '
                        "pretrained/imagenet, else torchvision's download")
@@ -151,10 +177,12 @@ def parse(parser, argv=None):
     are kept in `args.changed` as {name: (before, now)}.
     """
     args, _ = parser.parse_known_args(argv)
-    saved = _saved_settings(args)
+    saved = _saved_settings(parser, args)
     parser.set_defaults(**saved)
     args = parser.parse_args(argv)
     resolve_paths(args)
+    if getattr(args, 'start_epoch', 0) >= getattr(args, 'epochs', 1):
+        parser.error(f'--start_epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}')
     args.changed = {name: (saved[name], value) for name, value in vars(args).items()
                     if name in saved and plain_value(value) != saved[name]}
     debug = getattr(args, 'debug', False)
@@ -177,13 +205,18 @@ def resolve_paths(args):
             setattr(args, name, str(Path(value).absolute()))
 
 
-def _saved_settings(args):
+def _saved_settings(parser, args):
     resume = getattr(args, 'resume', None)
     if not resume:
         return {}
     path = Path(resume) if Path(resume).is_dir() else Path(resume).parent
     path = path / 'args.json'
-    saved = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        saved = dict(json.loads(path.read_text(encoding='utf-8')))
+    except (ValueError, TypeError) as error:
+        parser.error(f'{path} cannot be read as the settings of a run ({error}): delete it and give all options')
     return {name: value for name, value in saved.items() if hasattr(args, name) and name not in NOT_RESUMED}
 
 

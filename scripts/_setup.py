@@ -21,7 +21,10 @@ def find_device(name):
         raise ValueError(f'--device {name}: expected auto, cpu, cuda or cuda:N')
     if name.startswith('cuda') and not torch.cuda.is_available():
         raise ValueError(f'--device {name}: this PyTorch sees no CUDA device; take --device cpu')
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f'--device {name}: expected auto, cpu, cuda or cuda:N') from error
 
 
 def float_name(arch):
@@ -44,18 +47,27 @@ def image_size(args):
 
 
 def build_model(args, num_classes, device, linear=False):
-    """Returns the network of the options on `device`, converted to quantized layers if `linear`."""
+    """Returns the network of the options on `device`, converted to quantized layers if `linear`.
+
+    Raises:
+        ValueError: the network is unknown, or cannot take images of this size.
+    """
     import torch
 
     import models
+    from lib.utils.profile import profile_layers
     from lib.utils.quantize_utils import convert_to_quantized
     torch.manual_seed(args.seed)
     options = {'mode': args.mode} if args.mode else {}
     model = models.create_model(float_name(args.arch), num_classes=args.num_classes or num_classes,
                                 width_mult=args.width_mult, **options).to(device)
+    side = image_size(args)
+    try:
+        profile_layers(model, (3, side, side), device)
+    except ValueError as error:
+        raise ValueError(f'{args.arch} does not take images of {side} x {side} ({error}): give another --image_size') from error
     if not linear:
         return model
-    side = image_size(args)
     probe = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
     return convert_to_quantized(model, probe)
 
@@ -107,6 +119,8 @@ def find_cost(args, model, side, layer_names):
     layers = [r for r in profile_layers(model, (3, side, side), next(model.parameters()).device)
               if r.name in layer_names]
     if args.cost not in BIT_SERIAL_COSTS:
+        if not args.cost.endswith('.npy'):
+            raise ValueError(f'unknown --cost {args.cost}: expected {", ".join(BIT_SERIAL_COSTS)} or the path of a .npy')
         return with_reference(load_table(args.cost, layers), args.float_bit)
     hardware = BIT_SERIAL_COSTS[args.cost]
     batch = args.cost_batch or bit_serial.PRESETS[hardware].batch

@@ -11,6 +11,8 @@ def read_resumed(args):
     from lib.utils.checkpoint import read_checkpoint
     from lib.utils.run_folder import check_folder
     saved = read_checkpoint(args.resume) if args.resume else None
+    if saved is not None and not isinstance(saved, dict):
+        raise ValueError(f'{args.resume} holds a {type(saved).__name__}, no checkpoint with weights')
     if not args.evaluate:
         check_unchanged(args, allowed=('epochs',))
         check_folder(training_folder(args), resume=bool(saved), overwrite=args.overwrite)
@@ -50,7 +52,9 @@ def train(args, model, loaders, saved, device, *, quantization, about):
     if not args.evaluate:
         optimizer = torch.optim.SGD(quantization.parameters(), lr=args.lr, momentum=args.momentum,
                                     weight_decay=args.weight_decay)
-        progress = resume_training(args, saved, optimizer, precision) if saved else {'start_epoch': args.start_epoch}
+        progress = {'start_epoch': args.start_epoch}
+        if saved:
+            progress = resume_training(args, saved, quantization.kind, optimizer, precision)
         open_run(folder, settings(args), resume=bool(saved))
         if quantization.strategy:
             save_strategy(folder, quantization.strategy, about['layers'], **{k: v for k, v in about.items() if k != 'layers'})
@@ -75,12 +79,17 @@ def rate_of(args):
                                        schedule=args.schedule, gamma=args.gamma, warmup_epoch=args.warmup_epoch)
 
 
-def resume_training(args, saved, optimizer, precision):
+def resume_training(args, saved, kind, optimizer, precision):
     """Gives the optimizer its saved state; returns where `fit` starts and the best accuracy so far.
 
     Raises:
         ValueError: the checkpoint does not hold what training goes on from.
     """
+    found = saved.get('quantization', kind)
+    if found != kind:
+        script = 'pretrain.py' if found == 'float' else 'finetune.py'
+        raise ValueError(f'{args.resume} is the checkpoint of a {found} training, this is a {kind} one: continue it with '
+                         f'{script} as it was started, or start a new run from its weights with --weights')
     try:
         optimizer.load_state_dict(saved['optimizer'])
         if precision.scaler.is_enabled():

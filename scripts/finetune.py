@@ -7,6 +7,7 @@ from _common import (
     add_quantization_options,
     add_run_options,
     add_training_options,
+    at_least,
     logger,
     make_parser,
     run,
@@ -43,7 +44,7 @@ def make_finetune_parser():
                        'a list, or uniform:K (default: the entry of STRATEGIES named like the network)')
     group.add_argument('--free_high_bit', action=Bool, default=True, help='K-means: layers above 6 bits stay float '
                        'until the last epoch')
-    group.add_argument('--kmeans_iter', type=int, default=50, help='K-means: Lloyd iterations')
+    group.add_argument('--kmeans_iter', type=at_least(1), default=50, help='K-means: Lloyd iterations')
     add_training_options(parser, lr=0.1, weight_decay=1e-5)
     add_run_options(parser)
     return parser
@@ -109,6 +110,9 @@ def choose_strategy(args, saved, layer_names, *, linear):
     default = ('q' if linear else '') + float_name(args.arch)
     names = None
     if saved and saved.get('strategy'):
+        if 'strategy' in args.changed:
+            raise ValueError(f'{args.resume} has a strategy of its own: leave --strategy out, or start a new run with '
+                             '--weights')
         strategy, names, source = saved['strategy'], saved.get('layers'), args.resume
     elif args.strategy in STRATEGIES or (not args.strategy and default in STRATEGIES):
         source = f'STRATEGIES[{args.strategy or default!r}] in finetune.py'
@@ -118,7 +122,7 @@ def choose_strategy(args, saved, layer_names, *, linear):
     else:
         raise ValueError(f'no strategy for {args.arch}: paste the list that rl_quantize.py printed into STRATEGIES of '
                          f'scripts/finetune.py as {default!r}, or give --strategy with its strategy.json')
-    if isinstance(strategy, int):
+    if isinstance(strategy, int) and source.startswith('uniform:'):
         strategy = uniform_strategy(len(layer_names), strategy, linear=linear)
     return check_strategy(strategy, layer_names, linear=linear, source=source, names_in_file=names, network=args.arch)
 

@@ -27,6 +27,8 @@ def main(args):
     from lib.utils.quantize_utils import Quantization
 
     saved = read_resumed(args)
+    if args.evaluate and not (saved or args.weights or args.pretrained):
+        raise ValueError('--eval: give the weights to evaluate by --resume, --weights or --pretrained')
     device = find_device(args.device)
     *loaders, classes = loaders_of(args, device)
     model = build_model(args, classes, device)

@@ -16,9 +16,11 @@ from _common import (
     add_model_options,
     add_quantization_options,
     add_run_options,
+    at_least,
     check_unchanged,
     logger,
     make_parser,
+    positive,
     run,
     settings,
 )
@@ -31,22 +33,22 @@ def make_search_parser():
     """Returns the parser of this script."""
     parser = make_parser(__doc__)
     add_model_options(parser, arch='mobilenet_v2')
-    add_data_options(parser, batch=256)
+    add_data_options(parser, batch=256, workers=32)
     add_quantization_options(parser)
     group = parser.add_argument_group('search')
     group.add_argument('--preserve_ratio', type=float, default=0.1, help='budget: fraction of the float model size, or '
                        'of the latency at 8/8 bits')
     group.add_argument('--min_bit', type=int, default=1, help='fewest bits of a layer')
     group.add_argument('--max_bit', type=int, default=8, help='most bits of a layer')
-    group.add_argument('--train_episode', type=int, default=600, help='episodes of the search')
-    group.add_argument('--train_size', type=int, default=20000, help='images an episode trains on')
-    group.add_argument('--val_size', type=int, default=10000, help='images an episode is judged on, held out of the '
+    group.add_argument('--train_episode', type=at_least(1), default=600, help='episodes of the search')
+    group.add_argument('--train_size', type=at_least(1), default=20000, help='images an episode trains on')
+    group.add_argument('--val_size', type=at_least(1), default=10000, help='images an episode is judged on, held out of the '
                        'training set')
     group.add_argument('--finetune_flag', action=Bool, default=True, help='fine-tune in every episode')
-    group.add_argument('--finetune_epoch', type=int, default=1, help='epochs of fine-tuning per episode')
-    group.add_argument('--finetune_lr', type=float, default=0.001, help='learning rate of that fine-tuning')
-    group.add_argument('--finetune_gamma', type=float, default=0.8, help='its factor after each epoch')
-    group.add_argument('--kmeans_iter', type=int, default=3, help='K-means: Lloyd iterations per clustering')
+    group.add_argument('--finetune_epoch', type=at_least(1), default=1, help='epochs of fine-tuning per episode')
+    group.add_argument('--finetune_lr', type=positive, default=0.001, help='learning rate of that fine-tuning')
+    group.add_argument('--finetune_gamma', type=positive, default=0.8, help='its factor after each epoch')
+    group.add_argument('--kmeans_iter', type=at_least(1), default=3, help='K-means: Lloyd iterations per clustering')
     group.add_argument('--use_top5', action=Bool, help='reward top-5 instead of top-1 accuracy')
     group.add_argument('--reward_on', choices=['val', 'train'], default='val', help='accuracy that is rewarded: on '
                        'held-out images, or the running training accuracy as the original linear flow had it')
@@ -63,18 +65,18 @@ def make_search_parser():
 def add_agent_options(parser):
     """Adds the options of the DDPG agent."""
     group = parser.add_argument_group('agent')
-    group.add_argument('--hidden1', type=int, default=300, help='units of the first hidden layer')
-    group.add_argument('--hidden2', type=int, default=300, help='units of the second hidden layer')
-    group.add_argument('--lr_c', type=float, default=1e-3, help='learning rate of the critic')
-    group.add_argument('--lr_a', type=float, default=1e-4, help='learning rate of the actor')
-    group.add_argument('--warmup', type=int, default=20, help='episodes 0 to this one act at random')
-    group.add_argument('--discount', type=float, default=1.0, help='discount of the critic target')
-    group.add_argument('--bsize', type=int, default=64, help='transitions per update')
-    group.add_argument('--rmsize', type=int, default=128, help='replay capacity in transitions per layer')
-    group.add_argument('--tau', type=float, default=0.01, help='rate of the soft target update')
-    group.add_argument('--init_delta', type=float, default=0.5, help='exploration sigma when warm-up ends')
-    group.add_argument('--delta_decay', type=float, default=0.99, help='factor of sigma per episode')
-    group.add_argument('--n_update', type=int, default=1, help='updates per stored transition')
+    group.add_argument('--hidden1', type=at_least(1), default=300, help='units of the first hidden layer')
+    group.add_argument('--hidden2', type=at_least(1), default=300, help='units of the second hidden layer')
+    group.add_argument('--lr_c', type=positive, default=1e-3, help='learning rate of the critic')
+    group.add_argument('--lr_a', type=positive, default=1e-4, help='learning rate of the actor')
+    group.add_argument('--warmup', type=at_least(0), default=20, help='episodes 0 to this one act at random')
+    group.add_argument('--discount', type=at_least(0, float), default=1.0, help='discount of the critic target')
+    group.add_argument('--bsize', type=at_least(1), default=64, help='transitions per update')
+    group.add_argument('--rmsize', type=at_least(1), default=128, help='replay capacity in transitions per layer')
+    group.add_argument('--tau', type=positive, default=0.01, help='rate of the soft target update')
+    group.add_argument('--init_delta', type=at_least(0, float), default=0.5, help='exploration sigma when warm-up ends')
+    group.add_argument('--delta_decay', type=positive, default=0.99, help='factor of sigma per episode')
+    group.add_argument('--n_update', type=at_least(1), default=1, help='updates per stored transition')
     group.add_argument('--store_action', choices=['chosen', 'executed'], default='chosen', help='actions in the '
                        'replay: those the agent chose, or those of the strategy that the wall made of them')
     for name, default in (('window_length', 1), ('max_episode_length', 1e9), ('init_w', 0.003), ('epsilon', 50000)):
@@ -119,9 +121,15 @@ def read_search(args, folder):
     if not (folder / 'args.json').is_file():
         raise FileNotFoundError(f'--resume {folder}: no run is there (args.json is missing); give the folder of a '
                                 'search, for example save/mobilenet_v2_imagenet')
+    if (folder / 'checkpoint.pth.tar').exists():
+        raise ValueError(f'--resume {folder}: this is the folder of a training, which pretrain.py or finetune.py '
+                         'continues; give the folder of a search')
     if not (folder / CHECKPOINT).is_file():
         return None  # killed before the end of its first episode
-    return read_checkpoint(folder / CHECKPOINT)
+    saved = read_checkpoint(folder / CHECKPOINT)
+    if not {'agent', 'history'} <= saved.keys():
+        raise ValueError(f'{folder / CHECKPOINT} is not the state of a search: it has no agent and no history')
+    return saved
 
 
 def make_env(args, device):
@@ -174,9 +182,11 @@ def search(args, env, agent, folder, history):
         log.add({'episode': episode, **vars(outcome), **losses, 'delta': agent.delta(episode),
                  'w_ratio': sizes.ratio(outcome.strategy), 'seconds': time.time() - start})
         save_checkpoint(folder / CHECKPOINT, {'agent': agent.state_dict(), 'history': log.history})
-        if (episode + 1) % max(args.train_episode // 10, 1) == 0 or episode + 1 == args.train_episode:
+        if (episode + 1) % max(args.train_episode // 10, 1) == 0:
             agent.save_model(folder)
             log.plot()
+    agent.save_model(folder)
+    log.plot()
     log.close()
     best = log.best
     write_json(folder / 'results.json', {**about, **best, 'float_accuracy': env.float_accuracy,
@@ -221,5 +231,11 @@ def layer_kind(record):
     return 'pointwise' if record.kernel == (1, 1) else 'conv'
 
 
+def resume_hint(args):
+    """Says how an interrupted search goes on."""
+    folder = run_path(args)
+    return f'continue with --resume {folder}' if (folder / 'args.json').is_file() else 'nothing was begun; start again'
+
+
 if __name__ == '__main__':
-    run(main, make_search_parser(), lambda args: f'continue with --resume {run_path(args)}')
+    run(main, make_search_parser(), resume_hint)

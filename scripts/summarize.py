@@ -26,8 +26,11 @@ def read_run(text):
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist: is the run finished? expected LABEL=FOLDER of a run of '
                                 'pretrain.py or finetune.py')
-    results = json.loads(path.read_text(encoding='utf-8'))
-    if 'top1' not in results:
+    try:
+        results = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} cannot be read ({error}): run the training again') from error
+    if not isinstance(results, dict) or not {'top1', 'ratio', 'quantization'} <= results.keys():
         raise ValueError(f'{path} is no result of pretrain.py or finetune.py; a search is compared after fine-tuning')
     return {'label': label, 'cost_name': 'float', **results}
 

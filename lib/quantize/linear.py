@@ -230,12 +230,14 @@ class _ClipAndRound(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         region, clip, *inside = ctx.saved_tensors
-        grad_x = torch.where(region == 0, grad, 0)
+        side = region.to(grad.dtype)  # arithmetic with it is several times faster than torch.where
+        outside = grad * side
+        grad_x = torch.addcmul(grad, outside, side, value=-1)
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None, None, None
-        grad_clip = torch.where(region > 0, grad, 0).sum(dtype=clip.dtype)
-        if ctx.signed:
-            grad_clip -= torch.where(region < 0, grad, 0).sum(dtype=clip.dtype)
+        if not ctx.signed:
+            outside = grad * side.clamp_min_(0)  # below 0 the range has no say
+        grad_clip = outside.sum(dtype=clip.dtype)
         if inside:
             x, out = inside
             grad_clip = grad_clip + (grad_x * (out - x)).sum(dtype=clip.dtype) / _positive(clip)

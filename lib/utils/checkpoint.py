@@ -104,7 +104,9 @@ def load_weights(model, state_dict, path='checkpoint'):
     problems = [f'{len(keys)} {kind} ({_some(keys)})'
                 for kind, keys in (('missing', missing), ('unexpected', unexpected)) if keys]
     if problems:
-        raise ValueError(f'{path} does not fit the model: keys {"; ".join(problems)}; check --arch')
+        linear = any(key.endswith('quantizer.range') for key in unexpected)
+        advice = 'it is of the linear flow, add --linear_quantization' if linear else 'check --arch'
+        raise ValueError(f'{path} does not fit the model: keys {"; ".join(problems)}; {advice}')
 
 
 def _some(items, limit=4):

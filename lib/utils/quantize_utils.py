@@ -118,6 +118,8 @@ class KMeansQuantization(Quantization):
         layers = {}
         for name in names:
             weight = self._weight(name)
+            if not torch.isfinite(weight).all():
+                raise ValueError(f'{name} has weights that are not finite: it cannot be quantized; check the checkpoint')
             codebook = known.get(name) or self.cache.get(name, weight.detach(), self.bits[name])
             layers[name] = weight, codebook
         if layers:
@@ -140,6 +142,7 @@ class KMeansQuantization(Quantization):
         optimizer.param_groups[0]['params'] = self.parameters()
         for name in freed:
             optimizer.state.pop(self._weight(name), None)
+            self._weight(name).grad = None  # zero_grad no longer reaches it
 
     def before_step(self):
         """Moves the gradients of the weights to their centroids."""

@@ -324,6 +324,8 @@ def test_calibration_of_activations():
     assert calibrated(x * 8, 8) == 8 * top and calibrated(x * 8, 8, cap=6) == 6
     assert calibrated(x, 8, cap=6) == top
     assert calibrated(torch.zeros(100), 4) == 0
+    uniform = torch.linspace(0, 2, 5000)
+    assert kl_threshold(uniform, 4) > 2 and calibrated(uniform, 4) == 2
 
 
 def test_refuses_an_unknown_range_gradient():
