@@ -8,13 +8,13 @@ from models import mobilenet, mobilenetv2, mobilenetv3, resnet_cifar
 from models.registry import create_model, default_resolution, list_models, register, torchvision_weights
 
 __all__ = [
-    "create_model",
-    "default_resolution",
-    "list_models",
-    "mobilenet",
-    "mobilenetv2",
-    "mobilenetv3",
-    "register",
-    "resnet_cifar",
-    "torchvision_weights",
+    'create_model',
+    'default_resolution',
+    'list_models',
+    'mobilenet',
+    'mobilenetv2',
+    'mobilenetv3',
+    'register',
+    'resnet_cifar',
+    'torchvision_weights',
 ]

@@ -59,10 +59,10 @@ def init_weights(model: nn.Module) -> None:
     """Kaiming-normal (fan out) convolutions, batch norm 1 and 0, linear layers N(0, 0.01), biases 0; in place."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            nn.init.kaiming_normal_(module.weight, mode='fan_out')
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
-        if getattr(module, "bias", None) is not None:
+        if getattr(module, 'bias', None) is not None:
             nn.init.zeros_(module.bias)

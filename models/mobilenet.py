@@ -25,7 +25,7 @@ def _separable(in_channels: int, out_channels: int, stride: int) -> nn.Sequentia
     )
 
 
-@register("mobilenet")
+@register('mobilenet')
 class MobileNet(nn.Module):
     """MobileNet V1; 28 convolutions and linear layers, 4,231,976 parameters at width 1.
 

@@ -28,7 +28,7 @@ def _bottleneck(in_channels: int, out_channels: int, stride: int, expansion: int
     return InvertedResidual(expand + depthwise + project, residual=stride == 1 and in_channels == out_channels)
 
 
-@register("mobilenetv2")
+@register('mobilenetv2')
 class MobileNetV2(nn.Module):
     """MobileNetV2; 53 convolutions and linear layers, 3,504,872 parameters at width 1.
 

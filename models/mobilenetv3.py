@@ -13,38 +13,38 @@ from models.registry import register
 
 STEM_CHANNELS = 16
 LAST_CHANNELS = 1280
-ACTIVATIONS = {"RE": nn.ReLU, "HS": nn.Hardswish}
+ACTIVATIONS = {'RE': nn.ReLU, 'HS': nn.Hardswish}
 # (kernel, expanded channels, output channels, squeeze-and-excitation, activation, stride): tables 1 and 2 of the paper.
 ROWS = {
-    "large": [
-        (3, 16, 16, False, "RE", 1),
-        (3, 64, 24, False, "RE", 2),
-        (3, 72, 24, False, "RE", 1),
-        (5, 72, 40, True, "RE", 2),
-        (5, 120, 40, True, "RE", 1),
-        (5, 120, 40, True, "RE", 1),
-        (3, 240, 80, False, "HS", 2),
-        (3, 200, 80, False, "HS", 1),
-        (3, 184, 80, False, "HS", 1),
-        (3, 184, 80, False, "HS", 1),
-        (3, 480, 112, True, "HS", 1),
-        (3, 672, 112, True, "HS", 1),
-        (5, 672, 160, True, "HS", 2),
-        (5, 960, 160, True, "HS", 1),
-        (5, 960, 160, True, "HS", 1),
+    'large': [
+        (3, 16, 16, False, 'RE', 1),
+        (3, 64, 24, False, 'RE', 2),
+        (3, 72, 24, False, 'RE', 1),
+        (5, 72, 40, True, 'RE', 2),
+        (5, 120, 40, True, 'RE', 1),
+        (5, 120, 40, True, 'RE', 1),
+        (3, 240, 80, False, 'HS', 2),
+        (3, 200, 80, False, 'HS', 1),
+        (3, 184, 80, False, 'HS', 1),
+        (3, 184, 80, False, 'HS', 1),
+        (3, 480, 112, True, 'HS', 1),
+        (3, 672, 112, True, 'HS', 1),
+        (5, 672, 160, True, 'HS', 2),
+        (5, 960, 160, True, 'HS', 1),
+        (5, 960, 160, True, 'HS', 1),
     ],
-    "small": [
-        (3, 16, 16, True, "RE", 2),
-        (3, 72, 24, False, "RE", 2),
-        (3, 88, 24, False, "RE", 1),
-        (5, 96, 40, True, "HS", 2),
-        (5, 240, 40, True, "HS", 1),
-        (5, 240, 40, True, "HS", 1),
-        (5, 120, 48, True, "HS", 1),
-        (5, 144, 48, True, "HS", 1),
-        (5, 288, 96, True, "HS", 2),
-        (5, 576, 96, True, "HS", 1),
-        (5, 576, 96, True, "HS", 1),
+    'small': [
+        (3, 16, 16, True, 'RE', 2),
+        (3, 72, 24, False, 'RE', 2),
+        (3, 88, 24, False, 'RE', 1),
+        (5, 96, 40, True, 'HS', 2),
+        (5, 240, 40, True, 'HS', 1),
+        (5, 240, 40, True, 'HS', 1),
+        (5, 120, 48, True, 'HS', 1),
+        (5, 144, 48, True, 'HS', 1),
+        (5, 288, 96, True, 'HS', 2),
+        (5, 576, 96, True, 'HS', 1),
+        (5, 576, 96, True, 'HS', 1),
     ],
 }
 
@@ -88,7 +88,7 @@ def _bottleneck(
     return InvertedResidual(layers, residual=stride == 1 and in_channels == out_channels)
 
 
-@register("mobilenetv3", "mobilenet_v3")
+@register('mobilenetv3', 'mobilenet_v3')
 class MobileNetV3(nn.Module):
     """MobileNetV3; small: 55 convolutions and linear layers, 2,938,368 parameters; large: 65 and 5,476,416.
 
@@ -105,7 +105,7 @@ class MobileNetV3(nn.Module):
         ValueError: `mode` is neither "small" nor "large".
     """
 
-    def __init__(self, num_classes: int = 1000, width_mult: float = 1.0, mode: str = "small", dropout: float = 0.2):
+    def __init__(self, num_classes: int = 1000, width_mult: float = 1.0, mode: str = 'small', dropout: float = 0.2):
         super().__init__()
         if mode not in ROWS:
             raise ValueError(f"mobilenetv3 has no mode {mode!r}; choose one of {', '.join(sorted(ROWS))}")

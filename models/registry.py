@@ -27,8 +27,8 @@ REGISTRY: dict[str, Entry] = {}
 
 # torchvision builds these with auxiliary heads and a slow truncated-normal initialisation. Its published weights expect
 # inputs in [-1, 1]: `transform_input` maps images normalised with ImageNet's mean and std to that range.
-_NO_AUXILIARY_HEADS = {"aux_logits": False, "init_weights": False, "transform_input": True}
-_TORCHVISION_PRESETS = {"googlenet": _NO_AUXILIARY_HEADS, "inception_v3": _NO_AUXILIARY_HEADS}
+_NO_AUXILIARY_HEADS = {'aux_logits': False, 'init_weights': False, 'transform_input': True}
+_TORCHVISION_PRESETS = {'googlenet': _NO_AUXILIARY_HEADS, 'inception_v3': _NO_AUXILIARY_HEADS}
 
 
 def register(*names: str, resolution: int = 224) -> Callable:
@@ -44,7 +44,7 @@ def register(*names: str, resolution: int = 224) -> Callable:
 
     def add(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         for name in names:
-            if name in REGISTRY or name.startswith("q"):
+            if name in REGISTRY or name.startswith('q'):
                 raise ValueError(f"cannot register {name!r}: the name is taken or begins with the 'q' of quantized")
         REGISTRY.update({name: Entry(build, resolution) for name in names})
         return build
@@ -79,22 +79,22 @@ def create_model(
     base, quantized = _split(name)
     if quantized and convert is None:
         raise ValueError(
-            f"{name!r} is a quantized twin: pass convert=<function from float to quantized network>, "
-            f"or ask for the float network {base!r}"
+            f'{name!r} is a quantized twin: pass convert=<function from float to quantized network>, '
+            f'or ask for the float network {base!r}'
         )
     build, known = _builder(base)
     if width_mult != 1.0:
         _check_width(base, width_mult, known)
-        options["width_mult"] = width_mult
+        options['width_mult'] = width_mult
     _check_options(base, options, known)
-    model = build(**{**_TORCHVISION_PRESETS.get(base, {}), "num_classes": num_classes, **options})
+    model = build(**{**_TORCHVISION_PRESETS.get(base, {}), 'num_classes': num_classes, **options})
     return convert(model) if quantized else model
 
 
 def list_models(*, quantized: bool = True) -> list[str]:
     """Sorted names of all networks, our own and torchvision's; with `quantized` also their q-twins."""
     names = [*REGISTRY, *_torchvision_names()]
-    return sorted(names + ["q" + name for name in names] if quantized else names)
+    return sorted(names + ['q' + name for name in names] if quantized else names)
 
 
 def default_resolution(name: str) -> int:
@@ -106,10 +106,10 @@ def default_resolution(name: str) -> int:
     base, _ = _split(name)
     if base in REGISTRY:
         return REGISTRY[base].resolution
-    return 299 if base.startswith("inception") else 224
+    return 299 if base.startswith('inception') else 224
 
 
-def torchvision_weights(name: str, version: str = "DEFAULT") -> WeightsEnum | None:
+def torchvision_weights(name: str, version: str = 'DEFAULT') -> WeightsEnum | None:
     """torchvision's weights of a network, or None for our own networks; nothing is downloaded here.
 
     Args:
@@ -143,10 +143,10 @@ def _torchvision_names() -> list[str]:
 
 def _split(name: str) -> tuple[str, bool]:
     """The float name and whether its quantized twin is meant."""
-    base = name.removeprefix("q")
+    base = name.removeprefix('q')
     if base not in REGISTRY and base not in _torchvision_names():
         near = difflib.get_close_matches(name, list_models())
-        hint = f"; did you mean {' or '.join(near)}?" if near else "."
+        hint = f"; did you mean {' or '.join(near)}?" if near else '.'
         raise ValueError(
             f"unknown model {name!r}{hint} Our own are {', '.join(REGISTRY)}; torchvision's classification models "
             "go by their torchvision names; 'q' + name is the quantized twin of any"
@@ -163,22 +163,22 @@ def _builder(base: str) -> tuple[Callable[..., nn.Module], set[str]]:
     # The builders pass **kwargs on to the class named in their return annotation, and some classes swallow what they
     # do not know: only the class's named arguments count. The MobileNetV3 builders read width_mult on the way.
     network = inspect.signature(build, eval_str=True).return_annotation
-    known = set(inspect.signature(network).parameters) - {"kwargs"}
-    return build, known | ({"width_mult"} if base.startswith("mobilenet_v3_") else set())
+    known = set(inspect.signature(network).parameters) - {'kwargs'}
+    return build, known | ({'width_mult'} if base.startswith('mobilenet_v3_') else set())
 
 
 def _check_width(base: str, width_mult: float, known: set[str]) -> None:
-    if "width_mult" not in known:
+    if 'width_mult' not in known:
         raise ValueError(
             f"{base} has no width multiplier, width_mult={width_mult} was given; leave it at 1.0 or take "
             "a network that has one: mobilenet, mobilenetv2, mobilenetv3 or torchvision's mobilenet_v2"
         )
     if width_mult <= 0:
-        raise ValueError(f"width_mult={width_mult} was given, a positive factor expected")
+        raise ValueError(f'width_mult={width_mult} was given, a positive factor expected')
 
 
 def _check_options(base: str, options: dict, known: set[str]) -> None:
     unknown = sorted(set(options) - known)
     if unknown:
-        others = ", ".join(sorted(known - {"num_classes", "width_mult"})) or "none beside the number of classes"
+        others = ', '.join(sorted(known - {'num_classes', 'width_mult'})) or 'none beside the number of classes'
         raise ValueError(f"{base} does not know the option {', '.join(unknown)}; it knows {others}")

@@ -75,25 +75,25 @@ class CifarResNet(nn.Module):
         return self.linear(self.pool(x).flatten(1))
 
 
-@register("resnet20", resolution=32)
+@register('resnet20', resolution=32)
 def resnet20(num_classes: int = 10) -> CifarResNet:
     """CIFAR ResNet with 3 blocks per stage."""
     return CifarResNet(3, num_classes)
 
 
-@register("resnet32", resolution=32)
+@register('resnet32', resolution=32)
 def resnet32(num_classes: int = 10) -> CifarResNet:
     """CIFAR ResNet with 5 blocks per stage."""
     return CifarResNet(5, num_classes)
 
 
-@register("resnet44", resolution=32)
+@register('resnet44', resolution=32)
 def resnet44(num_classes: int = 10) -> CifarResNet:
     """CIFAR ResNet with 7 blocks per stage."""
     return CifarResNet(7, num_classes)
 
 
-@register("resnet56", resolution=32)
+@register('resnet56', resolution=32)
 def resnet56(num_classes: int = 10) -> CifarResNet:
     """CIFAR ResNet with 9 blocks per stage."""
     return CifarResNet(9, num_classes)

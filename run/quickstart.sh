@@ -12,7 +12,7 @@ use_environment requirements.txt
 SEED=${SEED:-234}
 OUT=save/quickstart; [ "$SEED" = 234 ] || OUT=save/quickstart_seed$SEED
 FLOAT=$OUT/float/checkpoint.pth.tar
-COMMON=(--width_mult 0.5 --dataset digits --train_batch 64 --seed "$SEED" "$@")
+COMMON=(--width_mult 0.5 --dataset digits --seed "$SEED" "$@")
 start=$SECONDS
 
 say() { printf '\n[%d s] %s\n' $((SECONDS - start)) "$*"; }
@@ -31,7 +31,8 @@ train() {
 # finetune NAME STRATEGY OPTIONS...
 finetune() {
     local folder=$OUT/$1 strategy=$2; shift 2
-    train finetune "$folder" "$@" --strategy "$strategy" --weights "$FLOAT" --epochs 6 --lr 0.01 --wd 1e-4
+    train finetune "$folder" "$@" --strategy "$strategy" --weights "$FLOAT" --epochs 6 --lr 0.01 --wd 1e-4 \
+        --train_batch 64
 }
 
 # search FOLDER OPTIONS...: runs a search to its last episode; FOLDER is the one that its options lead to.
@@ -42,7 +43,7 @@ search() {
         python scripts/rl_quantize.py --resume "$folder"
     else
         python scripts/rl_quantize.py "$@" "${COMMON[@]}" --weights "$FLOAT" --output "$OUT" --suffix search \
-            --train_size 1000 --val_size 400 --train_episode 40 --warmup 15 --finetune_lr 0.01 --overwrite
+            --train_batch 64 --train_size 1000 --val_size 400 --train_episode 40 --warmup 15 --finetune_lr 0.01 --overwrite
     fi
 }
 
@@ -52,7 +53,7 @@ KMEANS=(--arch mobilenetv2)
 LINEAR=(--arch qmobilenetv2 --linear_quantization --calibrate mse)
 
 say "1/7 float MobileNetV2"
-train pretrain "$OUT/float" --arch mobilenetv2 --epochs 30 --lr 0.05 --wd 1e-4
+train pretrain "$OUT/float" --arch mobilenetv2 --epochs 30 --lr 0.02 --wd 1e-4 --train_batch 32
 say "2/7 K-means search: weight bits for 0.08 of the float size"
 search $KMEANS_SEARCH "${KMEANS[@]}" --preserve_ratio 0.08 --min_bit 2 --max_bit 5
 say "3/7 K-means: fine-tuning the searched strategy"

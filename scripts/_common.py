@@ -86,7 +86,8 @@ def add_model_options(parser, arch):
                        'resnet20/32/44/56, any of torchvision, or q + name for its linearly quantized twin')
     group.add_argument('--width_mult', type=positive, default=1.0, help='width multiplier of the MobileNets')
     group.add_argument('--mode', choices=['small', 'large'], help='size of mobilenetv3 (default: small)')
-    group.add_argument('--num_classes', type=at_least(1), help='outputs of the network (default: from the data set; 1000 for '
+    group.add_argument('--num_classes', type=at_least(1),
+                       help='outputs of the network (default: from the data set; 1000 for '
                        'imagenet, imagenet100 and imagenet10)')
     group.add_argument('--weights', metavar='PATH', help='checkpoint with float weights to start from')
     return group
@@ -104,7 +105,8 @@ def add_data_options(parser, batch, workers=16):
     group.add_argument('--train_batch', '--data_bsize', dest='train_batch', type=at_least(1), default=batch,
                        help='training batch size')
     group.add_argument('--test_batch', type=at_least(1), default=512, help='batch size of evaluation')
-    group.add_argument('--image_size', type=at_least(1), help="side of the images (default: the data set's, 299 for the "
+    group.add_argument('--image_size', type=at_least(1),
+                       help="side of the images (default: the data set's, 299 for the "
                        'inception family)')
     group.add_argument('--download', action=BooleanOption, help='let torchvision download the data set where it can')
     return group
@@ -131,15 +133,18 @@ def add_quantization_options(parser):
                        '(strategy of pairs, latency budget) instead of weights by K-means (model size)')
     group.add_argument('--is_pruned', action=BooleanOption, help='K-means: zero weights stay zero, cost nothing and '
                        'get no centroid')
-    group.add_argument('--float_bit', type=at_least(1), help='bits that a ratio of 1 stands for (default: 32 in the K-means '
+    group.add_argument('--float_bit', type=at_least(1),
+                       help='bits that a ratio of 1 stands for (default: 32 in the K-means '
                        'flow, 8 in the linear flow)')
     group.add_argument('--cost', default='cloud_latency', help='linear: cost table that prices a strategy: '
                        'cloud_latency or edge_latency (made when the file is missing), or the path of a .npy')
-    group.add_argument('--cost_batch', type=at_least(1), help='linear: batch size of a table that has to be made (default: 16 '
+    group.add_argument('--cost_batch', type=at_least(1),
+                       help='linear: batch size of a table that has to be made (default: 16 '
                        'for cloud_latency, 1 for edge_latency)')
     group.add_argument('--calibrate', choices=['kl', 'mse', 'max'], default='kl', help='linear: how clipping ranges '
                        'are chosen: KL threshold below 5 bits, least squared error, or the largest value')
-    group.add_argument('--activation_cap', type=positive, help="linear: upper limit of activation ranges (the original's "
+    group.add_argument('--activation_cap', type=positive,
+                       help="linear: upper limit of activation ranges (the original's "
                        'is 6; default: none)')
     return group
 
@@ -153,7 +158,8 @@ def add_training_options(parser, *, lr, weight_decay):
                        help='learning rate')
     group.add_argument('--lr_type', choices=['cos', 'exp', 'step3', 'fixed'], default='cos',
                        help='schedule of the learning rate')
-    group.add_argument('--warmup_epoch', type=at_least(0), default=0, help='first epochs at the constant rate lr * gamma')
+    group.add_argument('--warmup_epoch', type=at_least(0), default=0,
+                       help='first epochs at the constant rate lr * gamma')
     group.add_argument('--schedule', type=int, nargs='+', default=[31, 61, 91], help='step3: epochs at which the rate '
                        'is multiplied by gamma')
     group.add_argument('--gamma', type=positive, default=0.1, help='factor of step3, exp and the warm-up')
@@ -186,7 +192,8 @@ def parse(parser, argv=None):
     args.changed = {name: (saved[name], value) for name, value in vars(args).items()
                     if name in saved and plain_value(value) != saved[name]}
     debug = getattr(args, 'debug', False)
-    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format='%(message)s', stream=sys.stdout, force=True)
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format='%(message)s', stream=sys.stdout,
+                        force=True)
     for noisy in ('matplotlib', 'PIL', 'tensorboardX'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if getattr(args, 'gpu_id', None) is not None:

@@ -39,7 +39,7 @@ def is_linear(args):
 
 
 def image_size(args):
-    """Returns the side of the images: the option, 299 for the inception family at full resolution, or the data set's."""
+    """Returns the side of the images: the option, the data set's, or 299 for the inception family instead of 224."""
     import models
     from lib.utils.data_utils import dataset_spec
     size = dataset_spec(args.dataset).resolution
@@ -65,7 +65,8 @@ def build_model(args, num_classes, device, linear=False):
     try:
         profile_layers(model, (3, side, side), device)
     except ValueError as error:
-        raise ValueError(f'{args.arch} does not take images of {side} x {side} ({error}): give another --image_size') from error
+        raise ValueError(f'{args.arch} does not take images of {side} x {side} ({error}): give another '
+                         '--image_size') from error
     if not linear:
         return model
     probe = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
@@ -120,7 +121,8 @@ def find_cost(args, model, side, layer_names):
               if r.name in layer_names]
     if args.cost not in BIT_SERIAL_COSTS:
         if not args.cost.endswith('.npy'):
-            raise ValueError(f'unknown --cost {args.cost}: expected {", ".join(BIT_SERIAL_COSTS)} or the path of a .npy')
+            raise ValueError(f'unknown --cost {args.cost}: expected {", ".join(BIT_SERIAL_COSTS)} or the path of a '
+                             '.npy')
         return with_reference(load_table(args.cost, layers), args.float_bit)
     hardware = BIT_SERIAL_COSTS[args.cost]
     batch = args.cost_batch or bit_serial.PRESETS[hardware].batch
@@ -145,7 +147,7 @@ def with_reference(cost, float_bit):
 
 
 def table_path(args, hardware, batch):
-    """Returns the conventional path of a latency table; networks of other width or image size get names of their own."""
+    """Returns the conventional path of a latency table; another width or image size is part of the name."""
     name = f'q{float_name(args.arch)}_{args.dataset}_batch{batch}'
     name += f'_{args.mode}' if args.mode == 'large' else ''
     name += f'_width{args.width_mult:g}' if args.width_mult != 1 else ''

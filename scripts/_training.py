@@ -57,14 +57,15 @@ def train(args, model, loaders, saved, device, *, quantization, about):
             progress = resume_training(args, saved, quantization.kind, optimizer, precision)
         open_run(folder, settings(args), resume=bool(saved))
         if quantization.strategy:
-            save_strategy(folder, quantization.strategy, about['layers'], **{k: v for k, v in about.items() if k != 'layers'})
+            about_strategy = {key: value for key, value in about.items() if key != 'layers'}
+            save_strategy(folder, quantization.strategy, about['layers'], **about_strategy)
         metrics, best = fit(model, loaders, optimizer, folder, epochs=args.epochs, rate=rate_of(args), device=device,
                             precision=precision, seed=args.seed, **progress, quantization=quantization, about=about)
     metrics = metrics or evaluate(model, loaders[1], loss_function(), device, precision=precision)
     if not args.evaluate:
         write_results(folder, metrics, max(best, metrics.top1), **quantization.describe(), **about)
-    logger.info('%s on %s: top-1 %.2f %%  top-5 %.2f %%  loss %.4f', args.arch, args.dataset, metrics.top1, metrics.top5,
-                metrics.loss)
+    logger.info('%s on %s: top-1 %.2f %%  top-5 %.2f %%  loss %.4f', args.arch, args.dataset, metrics.top1,
+                metrics.top5, metrics.loss)
 
 
 def training_folder(args):
@@ -88,8 +89,8 @@ def resume_training(args, saved, kind, optimizer, precision):
     found = saved.get('quantization', kind)
     if found != kind:
         script = 'pretrain.py' if found == 'float' else 'finetune.py'
-        raise ValueError(f'{args.resume} is the checkpoint of a {found} training, this is a {kind} one: continue it with '
-                         f'{script} as it was started, or start a new run from its weights with --weights')
+        raise ValueError(f'{args.resume} is the checkpoint of a {found} training, this is a {kind} one: continue '
+                         f'it with {script} as it was started, or start a new run from its weights with --weights')
     try:
         optimizer.load_state_dict(saved['optimizer'])
         if precision.scaler.is_enabled():

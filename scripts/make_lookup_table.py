@@ -18,17 +18,20 @@ def make_table_parser():
                         'makes no difference')
     parser.add_argument('--dataset', '--data_name', default='imagenet100', help='data set that gives image size and '
                         'number of classes')
-    parser.add_argument('--batch', type=at_least(1), help='images that are processed together (default: 16 on cloud, 1 on '
+    parser.add_argument('--batch', type=at_least(1),
+                        help='images that are processed together (default: 16 on cloud, 1 on '
                         'edge)')
     parser.add_argument('--hardware', choices=['cloud', 'edge'], default='cloud', help='the array: cloud = 16x16 with '
                         '256-bit ports, edge = 8x8 with 64-bit ports')
     parser.add_argument('--output', metavar='PATH.npy', help='file to write (default: lib/simulator/lookup_tables/'
                         '<arch>_<dataset>_batch<B>_latency_table.npy, on edge ..._edge_latency_table.npy)')
-    parser.add_argument('--num_classes', type=at_least(1), help='outputs of the network (default: from the data set; 1000 for '
+    parser.add_argument('--num_classes', type=at_least(1),
+                        help='outputs of the network (default: from the data set; 1000 for '
                         'imagenet, imagenet100 and imagenet10)')
     parser.add_argument('--width_mult', type=positive, default=1.0, help='width multiplier of the MobileNets')
     parser.add_argument('--mode', choices=['small', 'large'], help='size of mobilenetv3 (default: small)')
-    parser.add_argument('--image_size', type=at_least(1), help="side of the images (default: the data set's, 299 for the "
+    parser.add_argument('--image_size', type=at_least(1),
+                        help="side of the images (default: the data set's, 299 for the "
                         'inception family)')
     parser.add_argument('--overwrite', '--clobber', action=BooleanOption, help='replace a different table of that name')
     return parser

@@ -42,7 +42,8 @@ def make_search_parser():
     group.add_argument('--max_bit', type=int, default=8, help='most bits of a layer')
     group.add_argument('--train_episode', type=at_least(1), default=600, help='episodes of the search')
     group.add_argument('--train_size', type=at_least(1), default=20000, help='images an episode trains on')
-    group.add_argument('--val_size', type=at_least(1), default=10000, help='images an episode is judged on, held out of the '
+    group.add_argument('--val_size', type=at_least(1), default=10000,
+                       help='images an episode is judged on, held out of the '
                        'training set')
     group.add_argument('--finetune_flag', action=Bool, default=True, help='fine-tune in every episode')
     group.add_argument('--finetune_epoch', type=at_least(1), default=1, help='epochs of fine-tuning per episode')

@@ -23,7 +23,8 @@ FAMILIES = {'mobilenet': (28, 28), 'mobilenetv2': (53, 53), 'mobilenetv3': (55, 
 def test_families_convert_on_the_meta_device(name):
     with torch.device('meta'):
         side = models.default_resolution(name)
-        net = models.create_model('q' + name, convert=lambda net: convert_to_quantized(net, torch.empty(2, 3, side, side)))
+        probe = torch.empty(2, 3, side, side)
+        net = models.create_model('q' + name, convert=lambda net: convert_to_quantized(net, probe))
     assert (len(quantizable_layers(net)), len(quantized_layers(net))) == FAMILIES[name]
 
 

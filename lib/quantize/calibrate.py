@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-METHODS = ("kl", "max", "mse")
+METHODS = ('kl', 'max', 'mse')
 KL_BELOW_BITS = 5  # from here on 'kl' is the maximum, as in HAQ
 LOG_FLOOR = 1e-12
 MAX_BINS = 8192  # of the KL threshold's bins^2 / 2 steps; reached by 67 million elements, or by values far from 0
 MSE_SAMPLE = 2**20
 
 
-def find_range(x: Tensor, bits: int, *, signed: bool, method: str = "kl", kl_bits: int | None = None) -> float:
+def find_range(x: Tensor, bits: int, *, signed: bool, method: str = 'kl', kl_bits: int | None = None) -> float:
     """Return the clipping range of `x` for `bits` bits by `method`, one of 'kl', 'max', 'mse'.
 
     'kl' is `kl_threshold` for `kl_bits` (default `bits`) below 5, the maximum from there on. One signed bit has no
@@ -28,18 +28,18 @@ def find_range(x: Tensor, bits: int, *, signed: bool, method: str = "kl", kl_bit
     if signed and bits == 1:
         return x.detach().abs().mean().item()
     kl_bits = bits if kl_bits is None else kl_bits
-    if method == "kl" and kl_bits < KL_BELOW_BITS:
+    if method == 'kl' and kl_bits < KL_BELOW_BITS:
         return kl_threshold(x, kl_bits)
-    return mse_range(x, bits, signed) if method == "mse" else top
+    return mse_range(x, bits, signed) if method == 'mse' else top
 
 
 def max_range(x: Tensor) -> float:
     """Return max|x|; ValueError where `x` is empty or not finite."""
     if x.numel() == 0:
-        raise ValueError("cannot choose a clipping range from an empty tensor")
+        raise ValueError('cannot choose a clipping range from an empty tensor')
     low, high = (bound.item() for bound in torch.aminmax(x.detach()))
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"cannot choose a clipping range from values between {low} and {high}: they are not finite")
+        raise ValueError(f'cannot choose a clipping range from values between {low} and {high}: they are not finite')
     return max(-low, high)
 
 

@@ -31,18 +31,18 @@ class Codebook:
         """Return the weight tensor (float32): every weight its centroid, every pruned weight 0."""
         return _with_zero(self.centroids)[self.index]
 
-    def to(self, device: torch.device | str) -> "Codebook":
+    def to(self, device: torch.device | str) -> 'Codebook':
         kept = None if self.kept is None else self.kept.to(device)
         return Codebook(self.centroids.to(device), self.labels.to(device), kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return plain tensors for a checkpoint."""
-        state = {"centroids": self.centroids, "labels": self.labels}
-        return state if self.kept is None else state | {"kept": self.kept}
+        state = {'centroids': self.centroids, 'labels': self.labels}
+        return state if self.kept is None else state | {'kept': self.kept}
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor]) -> "Codebook":
-        return cls(state["centroids"], state["labels"], state.get("kept"))
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> 'Codebook':
+        return cls(state['centroids'], state['labels'], state.get('kept'))
 
     @property
     def num_bytes(self) -> int:
@@ -95,8 +95,8 @@ class CentroidTrainer:
 class _ClusteredWeight:
     def __init__(self, name: str, weight: nn.Parameter, codebook: Codebook):
         if codebook.labels.shape != weight.shape:
-            shapes = f"{tuple(codebook.labels.shape)}, its weight {tuple(weight.shape)}"
-            raise ValueError(f"the codebook of {name} has shape {shapes}: it was made for another layer")
+            shapes = f'{tuple(codebook.labels.shape)}, its weight {tuple(weight.shape)}'
+            raise ValueError(f'the codebook of {name} has shape {shapes}: it was made for another layer')
         codebook = codebook.to(weight.device)
         self.weight, self.labels, self.kept = weight, codebook.labels, codebook.kept
         self.centroids = nn.Parameter(codebook.centroids.to(weight.dtype, copy=True))

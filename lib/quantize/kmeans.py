@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lib.quantize.codebook import CentroidTrainer, Codebook
 
-__all__ = ["CentroidTrainer", "Codebook", "CodebookCache", "fit_codebook"]
+__all__ = ['CentroidTrainer', 'Codebook', 'CodebookCache', 'fit_codebook']
 
 SEED_POINTS = 2048  # seeds are drawn from at most this many weighted points
 REFINE_POINTS = 8192  # and refined on these, before the iterations on all the weights
@@ -37,11 +37,11 @@ def fit_codebook(weight: Tensor, bits: int, *, max_iter: int = 3, is_pruned: boo
         ValueError: bits outside 1..8, max_iter below 1, an empty tensor, or weights that are not finite.
     """
     if not isinstance(bits, Integral) or not 1 <= bits <= 8:
-        raise ValueError(f"bits is {bits!r}; K-means quantization needs 1..8")
+        raise ValueError(f'bits is {bits!r}; K-means quantization needs 1..8')
     if max_iter < 1:
-        raise ValueError(f"max_iter is {max_iter!r}; expected at least 1")
+        raise ValueError(f'max_iter is {max_iter!r}; expected at least 1')
     if weight.numel() == 0:
-        raise ValueError("cannot cluster an empty weight tensor")
+        raise ValueError('cannot cluster an empty weight tensor')
     weight = weight.detach().contiguous()
     weight = weight if weight.dtype == torch.float64 else weight.float()  # numpy has no bfloat16
     kept = weight != 0 if is_pruned else None
@@ -67,15 +67,15 @@ class _Line:
             np.cumsum(terms, out=row[1:])
 
     @classmethod
-    def from_sample(cls, sample: Tensor) -> "_Line":
+    def from_sample(cls, sample: Tensor) -> '_Line':
         """The distinct values of a tensor, weighted by how often they occur."""
         ordered = np.sort(sample.flatten().cpu().numpy())
         if not np.isfinite(ordered[[0, -1] if len(ordered) else []]).all():
-            raise ValueError(f"cannot cluster weights from {ordered[0]} to {ordered[-1]}: they are not finite")
+            raise ValueError(f'cannot cluster weights from {ordered[0]} to {ordered[-1]}: they are not finite')
         starts = np.flatnonzero(_is_first(ordered))
         return cls(ordered[starts].astype(np.float64), np.diff(starts, append=len(ordered)).astype(np.float64))
 
-    def summary(self, size: int) -> "_Line":
+    def summary(self, size: int) -> '_Line':
         """At most `size` points, each the mean of neighbours: single values at both ends, more towards the median.
 
         The number of values beyond a point grows with the cube of its distance from the end: the optimal resolution
@@ -166,7 +166,7 @@ def _kmeans_plus_plus(line: _Line, k: int, rng: np.random.Generator) -> np.ndarr
     distance = (x - x[chosen[0]]) ** 2
     for shares in rng.random((k - 1, 2 + int(np.log(k)))):
         potential = np.cumsum(distance * counts)
-        candidates = np.minimum(potential.searchsorted(shares * potential[-1], side="right"), len(x) - 1)
+        candidates = np.minimum(potential.searchsorted(shares * potential[-1], side='right'), len(x) - 1)
         closer = np.minimum((x - x[candidates, None]) ** 2, distance)  # (trials, points)
         best = np.argmin(closer @ counts)
         chosen.append(candidates[best])
@@ -182,7 +182,7 @@ class CodebookCache:
     """
 
     def __init__(self, *, max_iter: int = 3, is_pruned: bool = False, seed: int = 0):
-        self._options = {"max_iter": max_iter, "is_pruned": is_pruned, "seed": seed}
+        self._options = {'max_iter': max_iter, 'is_pruned': is_pruned, 'seed': seed}
         self._codebooks: dict[tuple[str, int], Codebook] = {}
 
     def get(self, name: str, weight: Tensor, bits: int) -> Codebook:

@@ -11,14 +11,18 @@ from lib.quantize.linear import LinearActivationQuantizer, LinearWeightQuantizer
 from lib.quantize.quantizer import Quantizer
 
 # Keys of the original HAQ's checkpoints, and the quantizer that keeps the same number under the name `range`.
-HISTORIC_KEYS = {"weight_range": "weight_quantizer", "activation_range": "input_quantizer"}
+HISTORIC_KEYS = {'weight_range': 'weight_quantizer', 'activation_range': 'input_quantizer'}
 
 
 class Calibration(NamedTuple):
-    """How a layer chooses its ranges: `method` as in `find_range`; `cap`, an upper limit of the input's range."""
+    """How a layer chooses its ranges: `method` as in `find_range`; `cap`, an upper limit of the input's range.
 
-    method: str = "kl"
+    `again` is set once the layer was called: a layer that is called several times takes the largest of its ranges.
+    """
+
+    method: str = 'kl'
     cap: float | None = None
+    again: bool = False
 
 
 class QuantizedLayer(nn.Module):
@@ -52,7 +56,7 @@ class QuantizedLayer(nn.Module):
             self.a_bit = a_bit
 
     @classmethod
-    def from_float(cls, layer: nn.Module, **quantization) -> "QuantizedLayer":
+    def from_float(cls, layer: nn.Module, **quantization) -> 'QuantizedLayer':
         """Return the quantized twin of `layer`, with the very same weight and bias Parameter objects.
 
         Takes the keywords `w_bit`, `a_bit`, `weight_quantizer` and `input_quantizer`. Hooks are not carried over.
@@ -61,11 +65,11 @@ class QuantizedLayer(nn.Module):
             ValueError: a layer of another type, or with a forward of its own, which the twin would silently lose.
         """
         if not isinstance(layer, cls.float_type) or type(layer).forward is not cls.float_type.forward:
-            expected = f"a plain {cls.float_type.__name__}"
-            raise ValueError(f"{cls.__name__}.from_float got a {type(layer).__name__}, expected {expected}")
+            expected = f'a plain {cls.float_type.__name__}'
+            raise ValueError(f'{cls.__name__}.from_float got a {type(layer).__name__}, expected {expected}')
         arguments = {name: getattr(layer, name) for name in cls.float_arguments}
         # On the meta device the weights that are replaced at once take no memory.
-        twin = cls(**arguments, bias=layer.bias is not None, device="meta", **quantization)
+        twin = cls(**arguments, bias=layer.bias is not None, device='meta', **quantization)
         twin.weight, twin.bias = layer.weight, layer.bias
         twin.weight_quantizer.to(layer.weight.device)
         twin.input_quantizer.to(layer.weight.device)
@@ -90,8 +94,10 @@ class QuantizedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.calibration is None:
             return self.compute(self.input_quantizer(x), self.weight_quantizer(self.weight))
-        self.input_quantizer.calibrate(x, method=self.calibration.method, cap=self.calibration.cap)
-        self.weight_quantizer.calibrate(self.weight, method=self.calibration.method)
+        method, cap, again = self.calibration
+        self.input_quantizer.calibrate(x, method=method, cap=cap, grow=again)
+        self.weight_quantizer.calibrate(self.weight, method=method)
+        self.calibration = Calibration(method, cap, again=True)
         return self.compute(x, self.weight)
 
     def compute(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -100,8 +106,8 @@ class QuantizedLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         for key, quantizer in HISTORIC_KEYS.items():
-            if prefix + key in state_dict and hasattr(getattr(self, quantizer), "range"):
-                state_dict[f"{prefix}{quantizer}.range"] = state_dict.pop(prefix + key)
+            if prefix + key in state_dict and hasattr(getattr(self, quantizer), 'range'):
+                state_dict[f'{prefix}{quantizer}.range'] = state_dict.pop(prefix + key)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -109,8 +115,8 @@ class QConv2d(QuantizedLayer, nn.Conv2d):
     """`nn.Conv2d` with a quantized input and weight."""
 
     float_type = nn.Conv2d
-    float_arguments = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
-                       "padding_mode")
+    float_arguments = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups',
+                       'padding_mode')
 
     def compute(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._conv_forward(x, weight, self.bias)
@@ -120,14 +126,14 @@ class QLinear(QuantizedLayer, nn.Linear):
     """`nn.Linear` with a quantized input and weight."""
 
     float_type = nn.Linear
-    float_arguments = ("in_features", "out_features")
+    float_arguments = ('in_features', 'out_features')
 
     def compute(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight, self.bias)
 
 
 @contextmanager
-def calibrating(module: nn.Module, *, method: str = "kl", cap: float | None = None) -> Iterator[None]:
+def calibrating(module: nn.Module, *, method: str = 'kl', cap: float | None = None) -> Iterator[None]:
     """Within this context every forward of `module` runs in float and sets the ranges of its quantized layers.
 
     Put the module in eval mode first: in training mode a calibration batch also moves BatchNorm statistics.

@@ -66,7 +66,7 @@ class LinearWeightQuantizer(Quantizer):
         super().__init__(bits)
         self.fix_weight = fix_weight
         self.tanh = tanh
-        self.register_buffer("range", torch.zeros(1))
+        self.register_buffer('range', torch.zeros(1))
         self._range_is_set = False  # spares a device-to-host copy of the range in every forward
 
     def fake_quantize(self, x: Tensor) -> Tensor:
@@ -75,14 +75,15 @@ class LinearWeightQuantizer(Quantizer):
         return quantized if self.fix_weight else straight_through(weight, quantized)
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor, *, method: str = "kl", cap: float | None = None):
+    def calibrate(self, x: Tensor, *, method: str = 'kl', cap: float | None = None, grow: bool = False):
         """Set the range from the weight `x`; 'kl' is |w| max from 5 bits on and the KL threshold below.
 
         One bit needs no range and leaves it as it is.
         """
         if self.active and self.bits > 1:
             clip = find_range(self._normalised(x), self.bits, signed=True, method=method)
-            self.range.fill_(clip if cap is None else min(clip, cap))
+            clip = clip if cap is None else min(clip, cap)
+            self.range.fill_(max(clip, self.range.item()) if grow else clip)
             self._range_is_set = False
 
     @torch.no_grad()
@@ -146,10 +147,10 @@ class LinearActivationQuantizer(Quantizer):
         signed: bool | None = None,
         initial_range: float = 6.0,
         trainable: bool = True,
-        range_gradient: str = "clip",
+        range_gradient: str = 'clip',
     ):
         super().__init__(bits)
-        if range_gradient not in ("clip", "exact"):
+        if range_gradient not in ('clip', 'exact'):
             raise ValueError(f"range_gradient is {range_gradient!r}; expected 'clip' or 'exact'")
         self.signed = signed
         self.range_gradient = range_gradient
@@ -172,11 +173,11 @@ class LinearActivationQuantizer(Quantizer):
     def fake_quantize(self, x: Tensor) -> Tensor:
         signed = self._find_sign(x)
         if torch.is_grad_enabled() and (x.requires_grad or self.range.requires_grad):
-            return _ClipAndRound.apply(x, self.range, self.bits, signed, self.range_gradient == "exact")
+            return _ClipAndRound.apply(x, self.range, self.bits, signed, self.range_gradient == 'exact')
         return fake_quantize(x, choose_scale(self.range, self.bits, signed), self.bits, signed)
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor, *, method: str = "kl", cap: float | None = None):
+    def calibrate(self, x: Tensor, *, method: str = 'kl', cap: float | None = None, grow: bool = False):
         """Set the range and an unknown sign from a batch `x` of inputs; the range is at most max|x| and `cap`.
 
         'kl': max|x| from 5 magnitude bits on (one bit of a signed input is its sign), else the KL threshold;
@@ -184,13 +185,14 @@ class LinearActivationQuantizer(Quantizer):
         negative value is signed from now on.
         """
         if not self._find_sign(x) and x.amin() < 0:
-            logger.warning("an input taken for unsigned goes down to %g: it is quantized as signed", x.amin())
+            logger.warning('an input taken for unsigned goes down to %g: it is quantized as signed', x.amin())
             self.signed = True
         if self.active:
             magnitude_bits = self.bits - int(self.signed)
             clip = find_range(x, self.bits, signed=self.signed, method=method, kl_bits=magnitude_bits)
             clip = min(clip, max_range(x))  # the KL threshold can lie half a bin above
-            self.range.fill_(clip if cap is None else min(clip, cap))
+            clip = clip if cap is None else min(clip, cap)
+            self.range.fill_(max(clip, self.range.item()) if grow else clip)
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,7 +213,7 @@ class LinearActivationQuantizer(Quantizer):
         self.signed = None if state < 0 else bool(state)
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}, signed={self.signed}"
+        return f'bits={self.bits}, signed={self.signed}'
 
 
 class _ClipAndRound(torch.autograd.Function):

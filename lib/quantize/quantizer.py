@@ -64,8 +64,11 @@ class Quantizer(nn.Module):
         """Return `x` quantized and dequantized, with a useful gradient; called only while `active`."""
         raise NotImplementedError
 
-    def calibrate(self, x: Tensor, *, method: str = "kl", cap: float | None = None):
-        """Choose the clipping range from `x`, a sample of what is to come, at most `cap`; here: nothing to choose."""
+    def calibrate(self, x: Tensor, *, method: str = 'kl', cap: float | None = None, grow: bool = False):
+        """Choose the clipping range from a sample `x` of the tensors to come; no effect where nothing is chosen.
+
+        `grow` keeps the present range where it is the larger one.
+        """
 
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (int32 codes, scale) with `codes * scale` equal to `self(x)`; ValueError while not `active`."""
@@ -74,7 +77,7 @@ class Quantizer(nn.Module):
     def check_active(self):
         if not self.active:
             raise ValueError(
-                f"bits is {self.bits}: a float tensor has no integer codes; set bits to 1..{MAX_BITS} first"
+                f'bits is {self.bits}: a float tensor has no integer codes; set bits to 1..{MAX_BITS} first'
             )
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs):
@@ -82,7 +85,7 @@ class Quantizer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}"
+        return f'bits={self.bits}'
 
 
 def _checked_bits(bits: int | None) -> int | None:
@@ -91,4 +94,4 @@ def _checked_bits(bits: int | None) -> int | None:
     is_integer = isinstance(bits, Integral) and not isinstance(bits, bool)
     if is_integer and (bits == -1 or 1 <= bits <= MAX_BITS or bits >= 32):
         return int(bits)
-    raise ValueError(f"bits is {bits!r}; expected 1..{MAX_BITS}, or None, -1 or at least 32 for a float tensor")
+    raise ValueError(f'bits is {bits!r}; expected 1..{MAX_BITS}, or None, -1 or at least 32 for a float tensor')

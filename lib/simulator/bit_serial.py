@@ -34,7 +34,7 @@ class BitSerialArray:
     def __post_init__(self):
         for field in fields(self):
             if not getattr(self, field.name) > 0:
-                raise ValueError(f"bit-serial array: {field.name} is {getattr(self, field.name)}, expected > 0")
+                raise ValueError(f'bit-serial array: {field.name} is {getattr(self, field.name)}, expected > 0')
 
     def milliseconds(self, cycles):
         """Return the time of a number (or array) of cycles in ms."""
@@ -42,8 +42,8 @@ class BitSerialArray:
 
 
 PRESETS = {
-    "cloud": BitSerialArray(dim=16, chunk_bits=256, port_bits=256, depth=1024, batch=16, clock_mhz=200),
-    "edge": BitSerialArray(dim=8, chunk_bits=256, port_bits=64, depth=1024, batch=1, clock_mhz=200),
+    'cloud': BitSerialArray(dim=16, chunk_bits=256, port_bits=256, depth=1024, batch=16, clock_mhz=200),
+    'edge': BitSerialArray(dim=8, chunk_bits=256, port_bits=64, depth=1024, batch=1, clock_mhz=200),
 }
 
 
@@ -67,7 +67,7 @@ def layer_gemm(layer: LayerRecord, batch: int) -> Gemm:
     pixels = layer.out_h * layer.out_w
     taps = layer.kernel[0] * layer.kernel[1]
     in_channels, out_channels = layer.in_channels // layer.groups, layer.out_channels // layer.groups  # of one group
-    if layer.kind == "linear":
+    if layer.kind == 'linear':
         gemm = Gemm(1, batch * pixels, out_channels, in_channels)
     elif layer.is_depthwise:
         gemm = Gemm(layer.groups, pixels, batch * out_channels, taps * batch)
@@ -131,7 +131,7 @@ def gemm_cycles(gemm: Gemm, w_bit: int, a_bit: int, array: BitSerialArray) -> in
 def latency_table(layers: Sequence[LayerRecord], array: BitSerialArray, batch: int | None = None) -> np.ndarray:
     """Return the cycles of every layer at every pair of bits, int64 (layers, 8, 8), `table[l, w - 1, a - 1]`."""
     bits = range(1, MAX_BIT + 1)
-    unnamed = [replace(layer, name="") for layer in layers]
+    unnamed = [replace(layer, name='') for layer in layers]
     cells = {
         layer: [[layer_cycles(layer, w_bit, a_bit, array, batch) for a_bit in bits] for w_bit in bits]
         for layer in set(unnamed)  # equal shapes once
@@ -141,7 +141,7 @@ def latency_table(layers: Sequence[LayerRecord], array: BitSerialArray, batch: i
 
 def make_table(
     layers: Sequence[LayerRecord],
-    hardware: str | BitSerialArray = "cloud",
+    hardware: str | BitSerialArray = 'cloud',
     batch: int | None = None,
     about: Mapping | None = None,
 ) -> CostTable:
@@ -156,7 +156,7 @@ def make_table(
     Raises:
         ValueError: unknown preset (the message lists them), batch below 1, no layer that is ever called.
     """
-    name = hardware if isinstance(hardware, str) else "bit_serial"
+    name = hardware if isinstance(hardware, str) else 'bit_serial'
     if isinstance(hardware, str):
         if hardware not in PRESETS:
             raise ValueError(f"unknown hardware {hardware!r}, expected one of {', '.join(sorted(PRESETS))}")
@@ -167,15 +167,15 @@ def make_table(
     return CostTable(
         table,
         reference=int(table[:, -1, -1].sum()),
-        name=f"{name}_latency",
-        unit="cycles",
+        name=f'{name}_latency',
+        unit='cycles',
         layer_names=[layer.name for layer in layers],
         about={
             **(about or {}),
-            "batch": hardware.batch,
-            "model": "bit_serial",
-            "hardware": {"name": name, **asdict(hardware)},
-            "layers": [layer.to_dict() for layer in layers],
+            'batch': hardware.batch,
+            'model': 'bit_serial',
+            'hardware': {'name': name, **asdict(hardware)},
+            'layers': [layer.to_dict() for layer in layers],
         },
     )
 

@@ -35,14 +35,14 @@ def fit(
     """
     check_bit_range(min_bit, max_bit)
     if math.isnan(limit):
-        raise ValueError("the budget is not a number (nan): check the ratio and the reference cost")
+        raise ValueError('the budget is not a number (nan): check the ratio and the reference cost')
     fixed = dict(fixed or {})
     strategy = cost.with_fixed(strategy, fixed)
     bits = [list(pair) for pair in cost.bits(strategy)]
     free = [index for index in range(len(bits)) if index not in fixed]
     for index in free:
         if not all(min_bit <= bit <= max_bit for bit in bits[index] if bit != UNTOUCHED):
-            raise ValueError(f"{cost.label(index)} has {strategy[index]!r}, expected bits in {min_bit}..{max_bit}")
+            raise ValueError(f'{cost.label(index)} has {strategy[index]!r}, expected bits in {min_bit}..{max_bit}')
 
     _walk(bits, free, cost, limit, min_bit)
     fitted = [pair if _is_pair(entry) else pair[0] for entry, pair in zip(strategy, bits, strict=True)]
@@ -69,10 +69,10 @@ def check_feasible(
     possible = math.ceil(lowest / cost.reference * 1e5) / 1e5
     if possible * cost.reference < lowest:  # the division rounded down
         possible += 1e-5
-    pinned = f" with {len(fixed)} layers fixed" if fixed else ""
+    pinned = f' with {len(fixed)} layers fixed' if fixed else ''
     raise ValueError(
-        f"--preserve_ratio {ratio:g} cannot be met: the cheapest strategy of {min_bit}..{max_bit} bits{pinned} costs "
-        f"{lowest} of {cost.reference} {cost.unit} ({cost.name}), the lowest possible is {possible:.5f}"
+        f'--preserve_ratio {ratio:g} cannot be met: the cheapest strategy of {min_bit}..{max_bit} bits{pinned} costs '
+        f'{lowest} of {cost.reference} {cost.unit} ({cost.name}), the lowest possible is {possible:.5f}'
     )
 
 

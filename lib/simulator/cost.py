@@ -39,9 +39,9 @@ class CostTable:
         self.table.setflags(write=False)
         self.num_layers = len(self.table)
         if not 0 < reference < math.inf:
-            raise ValueError(f"{name}: the reference cost is {reference}, expected a positive number")
+            raise ValueError(f'{name}: the reference cost is {reference}, expected a positive number')
         if layer_names is not None and len(layer_names) != self.num_layers:
-            raise ValueError(f"{name}: {len(layer_names)} layer names for a table of {self.num_layers} layers")
+            raise ValueError(f'{name}: {len(layer_names)} layer names for a table of {self.num_layers} layers')
         self.reference = reference.item() if isinstance(reference, np.generic) else reference  # for JSON
         self.name = name
         self.unit = unit
@@ -49,12 +49,12 @@ class CostTable:
         self.about = dict(about or {})
 
     def __repr__(self):
-        return f"CostTable({self.name}, {self.num_layers} layers, reference {self.reference} {self.unit})"
+        return f'CostTable({self.name}, {self.num_layers} layers, reference {self.reference} {self.unit})'
 
     def label(self, index: int) -> str:
         """Return how messages call a layer: `layer 3 (features.1.conv.0)`; negative indices count from the end."""
         index %= self.num_layers
-        return f"layer {index}" + (f" ({self.layer_names[index]})" if self.layer_names else "")
+        return f'layer {index}' + (f' ({self.layer_names[index]})' if self.layer_names else '')
 
     def bits(self, strategy: Sequence) -> list[tuple[int, int]]:
         """Return the strategy as (weight bits, activation bits) per layer, -1 where the input is left alone.
@@ -64,11 +64,11 @@ class CostTable:
                 names the layer.
         """
         if not isinstance(strategy, (list, tuple, np.ndarray)):
-            raise ValueError(f"a strategy is a list with one entry per layer, got {strategy!r}")
+            raise ValueError(f'a strategy is a list with one entry per layer, got {strategy!r}')
         if len(strategy) != self.num_layers:
             too_short = len(strategy) < self.num_layers
-            where = f"none for {self.label(len(strategy))}" if too_short else f"the last is {self.label(-1)}"
-            raise ValueError(f"strategy has {len(strategy)} entries, {self.name} has {self.num_layers} layers: {where}")
+            where = f'none for {self.label(len(strategy))}' if too_short else f'the last is {self.label(-1)}'
+            raise ValueError(f'strategy has {len(strategy)} entries, {self.name} has {self.num_layers} layers: {where}')
         return [self._entry_bits(index, entry) for index, entry in enumerate(strategy)]
 
     def breakdown(self, strategy: Sequence) -> np.ndarray:
@@ -110,7 +110,7 @@ class CostTable:
         strategy = list(strategy)
         for index, entry in (fixed or {}).items():
             if not 0 <= index < len(strategy):
-                raise ValueError(f"fixed entry for layer {index}, the strategy has layers 0..{len(strategy) - 1}")
+                raise ValueError(f'fixed entry for layer {index}, the strategy has layers 0..{len(strategy) - 1}')
             strategy[index] = list(entry) if isinstance(entry, (list, tuple)) else entry
         return strategy
 
@@ -119,13 +119,13 @@ class CostTable:
         w_bit, a_bit = entry if is_pair else (entry, UNTOUCHED)
         if not (_is_int(w_bit) and _is_int(a_bit)):
             raise ValueError(
-                f"strategy entry for {self.label(index)} is {entry!r}, "
-                "expected an int (weight bits) or a pair [weight bits, activation bits]"
+                f'strategy entry for {self.label(index)} is {entry!r}, '
+                'expected an int (weight bits) or a pair [weight bits, activation bits]'
             )
         if not (1 <= w_bit <= MAX_BIT and (a_bit == UNTOUCHED or 1 <= a_bit <= MAX_BIT)):
             raise ValueError(
-                f"strategy entry for {self.label(index)} is {entry!r}, expected bits in 1..{MAX_BIT} "
-                f"(activation bits may be {UNTOUCHED}: input left alone)"
+                f'strategy entry for {self.label(index)} is {entry!r}, expected bits in 1..{MAX_BIT} '
+                f'(activation bits may be {UNTOUCHED}: input left alone)'
             )
         return int(w_bit), int(a_bit)
 
@@ -138,7 +138,7 @@ def exact_sum(values: Sequence[int | float]) -> int | float:
 def check_bit_range(min_bit: int, max_bit: int) -> None:
     """Raise ValueError unless 1 <= min_bit <= max_bit <= 8."""
     if not (_is_int(min_bit) and _is_int(max_bit) and 1 <= min_bit <= max_bit <= MAX_BIT):
-        raise ValueError(f"bits {min_bit!r}..{max_bit!r} are no range within 1..{MAX_BIT}: check min_bit and max_bit")
+        raise ValueError(f'bits {min_bit!r}..{max_bit!r} are no range within 1..{MAX_BIT}: check min_bit and max_bit')
 
 
 def model_size(
@@ -152,7 +152,7 @@ def model_size(
     bits = np.arange(1, MAX_BIT + 1)
     table = np.broadcast_to((counts[:, None] * bits)[:, :, None], (len(counts), MAX_BIT, MAX_BIT))
     reference = float_bit * int(counts.sum())
-    return CostTable(table, reference=reference, name="model_size", unit="bits", layer_names=layer_names)
+    return CostTable(table, reference=reference, name='model_size', unit='bits', layer_names=layer_names)
 
 
 def save_table(path: str | Path, table: CostTable, about: Mapping | None = None) -> None:
@@ -161,12 +161,12 @@ def save_table(path: str | Path, table: CostTable, about: Mapping | None = None)
     `about` is added to `table.about`; its `layers`, a list of `LayerRecord.to_dict`, is what `load_table` checks.
     """
     facts = {
-        "name": table.name,
-        "unit": table.unit,
-        "cell": "table[layer][w_bit - 1][a_bit - 1]",
-        "reference": table.reference,
-        "version": VERSION,
-        "sha256": checksum(table.table),
+        'name': table.name,
+        'unit': table.unit,
+        'cell': 'table[layer][w_bit - 1][a_bit - 1]',
+        'reference': table.reference,
+        'version': VERSION,
+        'sha256': checksum(table.table),
     }
     write_files(npy_path(path), table.table, {**facts, **table.about, **(about or {}), **facts})
 
@@ -187,16 +187,16 @@ def load_table(path: str | Path, layers: Sequence[LayerRecord] | None = None) ->
     path = npy_path(path)
     array = _as_table(read_array(path), path)
     about = read_about(path)
-    if about.get("sha256", checksum(array)) != checksum(array):
-        raise ValueError(f"{path} is not the table that the .json beside it describes; {REMAKE} (--overwrite)")
-    saved = [LayerRecord.from_dict(entries) for entries in about.get("layers", [])]
+    if about.get('sha256', checksum(array)) != checksum(array):
+        raise ValueError(f'{path} is not the table that the .json beside it describes; {REMAKE} (--overwrite)')
+    saved = [LayerRecord.from_dict(entries) for entries in about.get('layers', [])]
     if layers is not None:
         _check_same_network(path, saved, layers, num_rows=len(array))
     return CostTable(
         array,
-        reference=about.get("reference", array[:, -1, -1].sum().item()),
-        name=about.get("name", path.stem),
-        unit=about.get("unit", "units"),
+        reference=about.get('reference', array[:, -1, -1].sum().item()),
+        name=about.get('name', path.stem),
+        unit=about.get('unit', 'units'),
         layer_names=[layer.name for layer in saved or layers or []] or None,
         about=about,
     )
@@ -209,29 +209,29 @@ def _is_int(value) -> bool:
 def _as_table(values, name) -> np.ndarray:
     """Return a copy of the values as int64 or float64 of shape (layers, 8, 8), or raise ValueError."""
     table = np.array(values)
-    if table.dtype.kind not in "iuf":
-        raise ValueError(f"{name}: the table holds {table.dtype}, expected integers or floats")
+    if table.dtype.kind not in 'iuf':
+        raise ValueError(f'{name}: the table holds {table.dtype}, expected integers or floats')
     if table.ndim != 3 or table.shape[1:] != (MAX_BIT, MAX_BIT) or not len(table):
-        raise ValueError(f"{name}: the table has shape {table.shape}, expected (layers, {MAX_BIT}, {MAX_BIT})")
+        raise ValueError(f'{name}: the table has shape {table.shape}, expected (layers, {MAX_BIT}, {MAX_BIT})')
     wrong = np.argwhere(~(np.isfinite(table) & (table >= 0)))
     if len(wrong):
         layer, w_bit, a_bit = wrong[0] + (0, 1, 1)
         raise ValueError(
-            f"{name}: layer {layer} costs {table[tuple(wrong[0])]} at {w_bit} weight and {a_bit} activation bits, "
-            "expected a finite number that is not negative"
+            f'{name}: layer {layer} costs {table[tuple(wrong[0])]} at {w_bit} weight and {a_bit} activation bits, '
+            'expected a finite number that is not negative'
         )
-    return table.astype(np.float64 if table.dtype.kind == "f" else np.int64)
+    return table.astype(np.float64 if table.dtype.kind == 'f' else np.int64)
 
 
 def _check_same_network(path, saved, layers, num_rows) -> None:
     """Raise ValueError, naming the first layer that differs, unless the table's layers are the network's."""
     if not saved and num_rows != len(layers):  # a bare .npy: all that can be compared
-        raise ValueError(f"{path} has {num_rows} layers, the network has {len(layers)}; {REMAKE}")
+        raise ValueError(f'{path} has {num_rows} layers, the network has {len(layers)}; {REMAKE}')
     for index, (theirs, ours) in enumerate(itertools.zip_longest(saved, layers) if saved else ()):
         if theirs != ours:
             name = (ours or theirs).name
             raise ValueError(
-                f"{path} was made for another network: layer {index} ({name}): {_difference(theirs, ours)}; {REMAKE}"
+                f'{path} was made for another network: layer {index} ({name}): {_difference(theirs, ours)}; {REMAKE}'
             )
 
 
@@ -239,4 +239,4 @@ def _difference(theirs, ours) -> str:
     if theirs is None or ours is None:
         return f"only the {'network' if theirs is None else 'table'} has it"
     key = next(field.name for field in fields(LayerRecord) if getattr(theirs, field.name) != getattr(ours, field.name))
-    return f"{key} is {getattr(theirs, key)!r} in the table and {getattr(ours, key)!r} in the network"
+    return f'{key} is {getattr(theirs, key)!r} in the table and {getattr(ours, key)!r} in the network'

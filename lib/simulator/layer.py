@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from math import prod
 
-KINDS = ("conv", "linear")
+KINDS = ('conv', 'linear')
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class LayerRecord:
         positive = (self.in_channels, self.out_channels, self.groups, *self.kernel, *self.stride)
         not_negative = (self.in_h, self.in_w, self.out_h, self.out_w, self.num_weights, self.calls)
         if min(positive) < 1 or min(not_negative) < 0:
-            raise ValueError(f"{self}: channels, groups, kernel and stride must be positive, no size negative")
+            raise ValueError(f'{self}: channels, groups, kernel and stride must be positive, no size negative')
         if self.in_channels % self.groups or self.out_channels % self.groups:
-            raise ValueError(f"{self}: both channel counts must be multiples of groups")
+            raise ValueError(f'{self}: both channel counts must be multiples of groups')
 
     @property
     def is_depthwise(self) -> bool:
@@ -58,10 +58,10 @@ class LayerRecord:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, entries: dict) -> "LayerRecord":
+    def from_dict(cls, entries: dict) -> 'LayerRecord':
         """Rebuild a record from `to_dict`; a missing or unknown key raises ValueError."""
         known = {field.name for field in fields(cls)}
-        optional = {"calls"}
+        optional = {'calls'}
         if wrong := (set(entries) - known) | (known - optional - set(entries)):
             raise ValueError(f"layer record {entries.get('name', '?')!r}: missing or unknown keys {sorted(wrong)}")
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()})

@@ -32,7 +32,7 @@ def profile_layers(
     calls = {module: [] for module in layers.values()}
 
     def note(module, args, kwargs, output):
-        inputs = args[0] if args else kwargs["input"]
+        inputs = args[0] if args else kwargs['input']
         calls[module].append(_call_sizes(module, inputs, output))
 
     hooks = [module.register_forward_hook(note, with_kwargs=True) for module in calls]
@@ -40,9 +40,9 @@ def profile_layers(
         with _evaluating(model), torch.no_grad():
             model(_image(model, input_shape, device))
     except Exception as error:
-        shape = "x".join(str(size) for size in input_shape)
+        shape = 'x'.join(str(size) for size in input_shape)
         raise ValueError(
-            f"{type(model).__name__} fails on one image of {shape} (channels x height x width): {error}"
+            f'{type(model).__name__} fails on one image of {shape} (channels x height x width): {error}'
         ) from error
     finally:
         for hook in hooks:
@@ -80,9 +80,9 @@ def _call_sizes(layer, inputs, output) -> tuple[int, int, int, int, int]:
 
 def _record(name, layer, calls) -> LayerRecord:
     if isinstance(layer, nn.Linear):
-        shape = ("linear", layer.in_features, layer.out_features, (1, 1), (1, 1), 1)
+        shape = ('linear', layer.in_features, layer.out_features, (1, 1), (1, 1), 1)
     else:
-        shape = ("conv", layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.groups)
+        shape = ('conv', layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.groups)
     count, sizes = _merge(calls)
     return LayerRecord(name, *shape, *sizes, num_weights=layer.weight.numel(), calls=count)
 

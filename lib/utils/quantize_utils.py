@@ -119,7 +119,7 @@ class KMeansQuantization(Quantization):
         for name in names:
             weight = self._weight(name)
             if not torch.isfinite(weight).all():
-                raise ValueError(f'{name} has weights that are not finite: it cannot be quantized; check the checkpoint')
+                raise ValueError(f'{name} has weights that are not finite: check the checkpoint')
             codebook = known.get(name) or self.cache.get(name, weight.detach(), self.bits[name])
             layers[name] = weight, codebook
         if layers:

@@ -60,7 +60,8 @@ class SearchLog:
             f" value_loss {record['value_loss']:.4f} policy_loss {record['policy_loss']:.4f}"
         return (f"#{record['episode']}: reward {record['reward']:.4f} accuracy {record['accuracy']:.3f} "
                 f"{self.about['cost_name']} {record['cost']:.6g} {self.about['cost_unit']} ratio {record['ratio']:.4f} "
-                f"best_reward {record['best_reward']:.4f}{losses} delta {record['delta']:.4f} {record['seconds']:.1f} s\n")
+                f"best_reward {record['best_reward']:.4f}{losses} delta {record['delta']:.4f} "
+                f"{record['seconds']:.1f} s\n")
 
     def _footer(self):
         best = self.best

@@ -40,7 +40,8 @@ class SignTracker(TorchFunctionMode):
             return isinstance(low, (int, float)) and low >= 0
         if name not in ARITHMETIC | MOVING:
             return False
-        leaves = [leaf for arg in (*args, *kwargs.values()) for leaf in (arg if isinstance(arg, (tuple, list)) else [arg])]
+        leaves = [leaf for arg in (*args, *kwargs.values())
+                  for leaf in (arg if isinstance(arg, (tuple, list)) else [arg])]
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         numbers = [leaf for leaf in leaves if isinstance(leaf, (int, float)) and name in ARITHMETIC]
         return bool(tensors) and all(map(proven_nonnegative, tensors)) and all(number >= 0 for number in numbers)

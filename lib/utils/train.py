@@ -129,4 +129,5 @@ def _finite(output):
 
 
 def _bar(title, loader):
-    return Bar(f'{title:>12}', max=len(loader), suffix='%(index)d/%(max)d  %(elapsed_td)s  left %(eta_td)s').iter(loader)
+    suffix = '%(index)d/%(max)d  %(elapsed_td)s  left %(eta_td)s'
+    return Bar(f'{title:>12}', max=len(loader), suffix=suffix).iter(loader)

@@ -9,11 +9,12 @@ from lib.simulator.layer import LayerRecord
 
 def record(name, kind, cin, cout, kernel=1, stride=1, groups=1, size=1):
     weights = cin // groups * cout * kernel * kernel
-    return LayerRecord(name, kind, cin, cout, (kernel, kernel), (stride, stride), groups, size, size, size, size, weights)
+    return LayerRecord(name, kind, cin, cout, (kernel, kernel), (stride, stride), groups, *[size] * 4, weights)
 
 
 def test_features_are_normalised_column_by_column():
-    records = [record('a', 'conv', 3, 8, kernel=3, stride=2, size=32), record('b', 'conv', 8, 8, kernel=3, groups=8, size=16),
+    records = [record('a', 'conv', 3, 8, kernel=3, stride=2, size=32),
+               record('b', 'conv', 8, 8, kernel=3, groups=8, size=16),
                record('c', 'conv', 8, 16, size=16), record('d', 'linear', 16, 10)]
     raw = np.array([[0, 3, 8, 2, 3, 216, 1024, 0], [1, 8, 8, 1, 3, 72, 256, 1], [0, 8, 16, 1, 1, 128, 256, 2],
                     [0, 16, 10, 0, 1, 160, 16, 3]], float)
@@ -22,7 +23,7 @@ def test_features_are_normalised_column_by_column():
 
 
 def test_constant_columns_stay_as_they_are():
-    features = layer_features([record('a', 'conv', 4, 4, kernel=3, size=8), record('b', 'conv', 4, 4, kernel=3, size=8)])
+    features = layer_features([record(name, 'conv', 4, 4, kernel=3, size=8) for name in 'ab'])
     assert features[:, 4].tolist() == [3, 3]
     assert features[:, 7].tolist() == [0, 1]
 

@@ -9,11 +9,11 @@ from lib.quantize.calibrate import find_range, kl_threshold, max_range, mse_rang
 from lib.quantize.linear import choose_scale, fake_quantize
 
 SAMPLERS = {
-    "normal": lambda rng, n: rng.normal(size=n),
-    "laplace": lambda rng, n: rng.laplace(size=n),
-    "relu": lambda rng, n: np.maximum(rng.normal(size=n), 0),
-    "student": lambda rng, n: rng.standard_t(3, size=n),
-    "away from zero": lambda rng, n: 2 + rng.random(size=n),
+    'normal': lambda rng, n: rng.normal(size=n),
+    'laplace': lambda rng, n: rng.laplace(size=n),
+    'relu': lambda rng, n: np.maximum(rng.normal(size=n), 0),
+    'student': lambda rng, n: rng.standard_t(3, size=n),
+    'away from zero': lambda rng, n: 2 + rng.random(size=n),
 }
 
 
@@ -21,7 +21,7 @@ def sample(name, n, seed=0):
     return torch.from_numpy(SAMPLERS[name](np.random.default_rng(seed), n)).float()
 
 
-def threshold_by_loop(x, bits, bins="sqrt"):
+def threshold_by_loop(x, bits, bins='sqrt'):
     """The definition, one threshold after the other; returns it in bins, and the bin width."""
     x = np.abs(x.double().numpy())
     n = 2 ** (bits - 1)
@@ -38,9 +38,9 @@ def threshold_by_loop(x, bits, bins="sqrt"):
     return min(distances, key=distances.get) + 0.5, edges[1]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("bits", [1, 2, 3, 4])
-@pytest.mark.parametrize("n", [300, 20_000])
+@pytest.mark.parametrize('name', SAMPLERS)
+@pytest.mark.parametrize('bits', [1, 2, 3, 4])
+@pytest.mark.parametrize('n', [300, 20_000])
 def test_kl_threshold_is_that_of_the_loop(name, bits, n):
     x = sample(name, n)
     threshold, width = threshold_by_loop(x, bits)
@@ -48,14 +48,14 @@ def test_kl_threshold_is_that_of_the_loop(name, bits, n):
 
 
 def test_kl_threshold_with_empty_first_bins():
-    x = torch.cat([sample("normal", 500) * 0.01 + 1, torch.tensor([0.2])])
+    x = torch.cat([sample('normal', 500) * 0.01 + 1, torch.tensor([0.2])])
     threshold, width = threshold_by_loop(x, 3)
     assert kl_threshold(x, 3) / width == pytest.approx(threshold, abs=1e-4)
 
 
 def test_kl_threshold_with_too_many_bins_uses_wider_ones(monkeypatch):
-    monkeypatch.setattr(calibrate, "MAX_BINS", 60)
-    x = sample("laplace", 10_000)
+    monkeypatch.setattr(calibrate, 'MAX_BINS', 60)
+    x = sample('laplace', 10_000)
     threshold, width = threshold_by_loop(x, 3, bins=60)
     assert kl_threshold(x, 3) / width == pytest.approx(threshold, abs=1e-4)
 
@@ -68,7 +68,7 @@ def test_kl_threshold_of_few_values_is_the_maximum():
 
 
 def test_kl_threshold_of_any_layout_and_dtype():
-    x = sample("normal", 4 * 3 * 8 * 8).view(4, 3, 8, 8)
+    x = sample('normal', 4 * 3 * 8 * 8).view(4, 3, 8, 8)
     assert kl_threshold(x.to(memory_format=torch.channels_last), 3) == kl_threshold(x, 3) == kl_threshold(x.double(), 3)
     assert kl_threshold(x.bfloat16(), 3) == kl_threshold(x.bfloat16().float(), 3)
 
@@ -78,9 +78,9 @@ def mean_squared_error(x, clip, bits, signed):
     return (fake_quantize(x.double(), scale, bits, signed) - x).square().mean().item()
 
 
-@pytest.mark.parametrize("name", ["normal", "laplace", "relu", "student"])
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
-@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize('name', ['normal', 'laplace', 'relu', 'student'])
+@pytest.mark.parametrize('bits', [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize('signed', [True, False])
 def test_mse_range_is_the_best_of_all(name, bits, signed):
     x = sample(name, 4000)
     ours = mean_squared_error(x, mse_range(x, bits, signed), bits, signed)
@@ -93,36 +93,36 @@ def test_mse_range_is_the_best_of_all(name, bits, signed):
 
 
 def test_mse_range_of_one_signed_bit_is_the_mean():
-    x = sample("laplace", 1000)
+    x = sample('laplace', 1000)
     assert mse_range(x, 1, True) == pytest.approx(x.abs().mean().item())
     assert mse_range(torch.zeros(9), 4, False) == 0
 
 
 def test_mse_range_from_a_sample(monkeypatch):
-    x = sample("laplace", 40_000)
+    x = sample('laplace', 40_000)
     whole = mse_range(x, 4, True)
-    monkeypatch.setattr(calibrate, "MSE_SAMPLE", 10_000)
+    monkeypatch.setattr(calibrate, 'MSE_SAMPLE', 10_000)
     assert mse_range(x, 4, True) == pytest.approx(whole, rel=0.05)
     assert mse_range(x, 4, True) != whole
 
 
 def test_find_range():
-    x = sample("laplace", 5000)
+    x = sample('laplace', 5000)
     top = x.abs().max().item()
     assert find_range(x, 4, signed=True) == kl_threshold(x, 4) != top
     assert find_range(x, 5, signed=True) == top
     assert find_range(x, 5, signed=True, kl_bits=4) == kl_threshold(x, 4)
-    assert find_range(x, 4, signed=True, method="max") == top
-    assert find_range(x, 6, signed=True, method="mse") == mse_range(x, 6, True) < top
+    assert find_range(x, 4, signed=True, method='max') == top
+    assert find_range(x, 6, signed=True, method='mse') == mse_range(x, 6, True) < top
     assert find_range(x, 1, signed=True) == pytest.approx(x.abs().mean().item())
 
 
 def test_refuses_what_has_no_range():
-    with pytest.raises(ValueError, match="entropy"):
-        find_range(torch.ones(3), 4, signed=True, method="entropy")
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match='entropy'):
+        find_range(torch.ones(3), 4, signed=True, method='entropy')
+    with pytest.raises(ValueError, match='empty'):
         kl_threshold(torch.empty(0), 4)
-    for bad in (float("nan"), float("inf"), -float("inf")):
+    for bad in (float('nan'), float('inf'), -float('inf')):
         for method in calibrate.METHODS:
-            with pytest.raises(ValueError, match="finite"):
+            with pytest.raises(ValueError, match='finite'):
                 find_range(torch.tensor([1.0, bad]), 3, signed=True, method=method)

@@ -21,7 +21,7 @@ def small_network(dtype, pruned):
 
 
 def weights_of(net):
-    return {"conv": net[0].weight, "fc": net[3].weight}
+    return {'conv': net[0].weight, 'fc': net[3].weight}
 
 
 def project(weight, codebook):
@@ -36,14 +36,14 @@ def project(weight, codebook):
     return result
 
 
-@pytest.mark.parametrize("pruned", [False, True])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+@pytest.mark.parametrize('pruned', [False, True])
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 def test_equals_projection_after_every_step(dtype, tolerance, pruned):
     projected = small_network(dtype, pruned)
-    bits = {"conv": 2, "fc": 4}
+    bits = {'conv': 2, 'fc': 4}
     books = {name: fit_codebook(w, bits[name], is_pruned=pruned) for name, w in weights_of(projected).items()}
     trained = copy.deepcopy(projected)
-    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}
+    settings = {'lr': 0.1, 'momentum': 0.9, 'weight_decay': 1e-2}
 
     trainer = CentroidTrainer({name: (w, books[name]) for name, w in weights_of(trained).items()})
     optimizers = [torch.optim.SGD(projected.parameters(), **settings),
@@ -55,7 +55,7 @@ def test_equals_projection_after_every_step(dtype, tolerance, pruned):
     for step in range(8):
         images, labels = torch.randn(7, 2, 6, 6, dtype=dtype), torch.randint(5, (7,))
         for net, optimizer in zip((projected, trained), optimizers, strict=True):
-            optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+            optimizer.param_groups[0]['lr'] = 0.1 / (1 + step)
             net.zero_grad()
             nn.functional.cross_entropy(net(images), labels).backward()
         optimizers[0].step()
@@ -77,19 +77,19 @@ def test_equals_projection_after_every_step(dtype, tolerance, pruned):
 def test_starts_by_clustering_the_weights_and_moves_their_gradients():
     weight = nn.Parameter(torch.tensor([[1.0, 2.0], [10.0, 0.0]]))
     book = Codebook(torch.tensor([1.5, 5.0, 10.0]), torch.tensor([[0, 0], [2, 0]], dtype=torch.uint8), weight != 0)
-    trainer = CentroidTrainer({"layer": (weight, book)})
+    trainer = CentroidTrainer({'layer': (weight, book)})
     assert weight.tolist() == [[1.5, 1.5], [10, 0]]
     weight.grad = torch.tensor([[1.0, 3.0], [7.0, 100.0]])
     trainer.before_step()
     ((name, centroids),) = trainer.named_parameters()
-    assert name == "layer" and centroids is trainer.parameters()[0]
+    assert name == 'layer' and centroids is trainer.parameters()[0]
     assert centroids.grad.tolist() == [2, 0, 7]  # the empty cluster gets 0, the pruned weight nothing
     assert weight.grad is None
 
 
 def test_layer_without_gradient_is_skipped():
     weight = nn.Parameter(torch.randn(20))
-    trainer = CentroidTrainer({"layer": (weight, fit_codebook(weight, 2))})
+    trainer = CentroidTrainer({'layer': (weight, fit_codebook(weight, 2))})
     before = weight.detach().clone()
     trainer.before_step()
     torch.optim.SGD(trainer.parameters(), lr=1, weight_decay=1).step()
@@ -99,7 +99,7 @@ def test_layer_without_gradient_is_skipped():
 
 def test_layer_that_is_pruned_altogether():
     weight = nn.Parameter(torch.zeros(3, 3))
-    trainer = CentroidTrainer({"layer": (weight, fit_codebook(weight, 2, is_pruned=True))})
+    trainer = CentroidTrainer({'layer': (weight, fit_codebook(weight, 2, is_pruned=True))})
     weight.grad = torch.ones(3, 3)
     trainer.before_step()
     torch.optim.SGD(trainer.parameters(), lr=1, momentum=0.9).step()
@@ -111,7 +111,7 @@ def test_memory_layout_does_not_matter():
     plain = nn.Parameter(torch.randn(4, 3, 3, 3))
     strided = nn.Parameter(plain.detach().to(memory_format=torch.channels_last))
     book = fit_codebook(plain, 2)
-    trainer = CentroidTrainer({"plain": (plain, book), "strided": (strided, book)})
+    trainer = CentroidTrainer({'plain': (plain, book), 'strided': (strided, book)})
     gradient = torch.randn(4, 3, 3, 3)
     plain.grad, strided.grad = gradient.clone(), gradient.to(memory_format=torch.channels_last)
     trainer.before_step()
@@ -122,15 +122,15 @@ def test_memory_layout_does_not_matter():
 
 
 def test_refuses_the_codebook_of_another_layer():
-    with pytest.raises(ValueError, match="features.3"):
-        CentroidTrainer({"features.3": (nn.Parameter(torch.ones(3, 2)), fit_codebook(torch.ones(2, 3), 1))})
+    with pytest.raises(ValueError, match='features.3'):
+        CentroidTrainer({'features.3': (nn.Parameter(torch.ones(3, 2)), fit_codebook(torch.ones(2, 3), 1))})
 
 
-@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize('pruned', [False, True])
 def test_codebook_round_trip_through_a_file(tmp_path, pruned):
     weight = torch.randn(5, 4) * (torch.rand(5, 4) > 0.4)
     book = fit_codebook(weight, 2, is_pruned=pruned)
-    torch.save(book.state_dict(), tmp_path / "book.pt")
-    loaded = Codebook.from_state_dict(torch.load(tmp_path / "book.pt", weights_only=True)).to("cpu")
+    torch.save(book.state_dict(), tmp_path / 'book.pt')
+    loaded = Codebook.from_state_dict(torch.load(tmp_path / 'book.pt', weights_only=True)).to('cpu')
     assert torch.equal(loaded.decode(), book.decode()) and (loaded.kept is None) == (not pruned)
     assert loaded.num_bytes == book.num_bytes

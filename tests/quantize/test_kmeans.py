@@ -8,9 +8,9 @@ from sklearn.cluster import KMeans
 from lib.quantize.kmeans import CodebookCache, fit_codebook
 
 SAMPLERS = {
-    "normal": lambda rng, n: rng.normal(size=n),
-    "laplace": lambda rng, n: rng.laplace(size=n),
-    "student": lambda rng, n: rng.standard_t(3, size=n),
+    'normal': lambda rng, n: rng.normal(size=n),
+    'laplace': lambda rng, n: rng.laplace(size=n),
+    'student': lambda rng, n: rng.standard_t(3, size=n),
 }
 
 
@@ -33,8 +33,8 @@ def least_error(values, k):
     return best[n]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("bits", [1, 2, 3])
+@pytest.mark.parametrize('name', SAMPLERS)
+@pytest.mark.parametrize('bits', [1, 2, 3])
 def test_error_is_close_to_that_of_the_best_partition(name, bits):
     ratios = []
     for seed in range(10):
@@ -45,7 +45,7 @@ def test_error_is_close_to_that_of_the_best_partition(name, bits):
     assert np.mean(ratios) < 1.12  # scikit-learn's after 50 iterations: 1.01 to 1.12
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize('name', SAMPLERS)
 def test_error_is_not_above_scikit_learns_after_fifty_iterations(name):
     weight = sample(name, 30_000)
     for bits in (4, 6):
@@ -55,7 +55,7 @@ def test_error_is_not_above_scikit_learns_after_fifty_iterations(name):
 
 
 def test_iterations_are_those_of_scikit_learn():
-    weight = sample("laplace", 5000)
+    weight = sample('laplace', 5000)
     start = fit_codebook(weight, 4, max_iter=1).centroids.double().numpy()[:, None]
     reference = KMeans(16, init=start, n_init=1, max_iter=5, tol=0).fit(weight[:, None].double().numpy())
     codebook = fit_codebook(weight, 4, max_iter=6)
@@ -64,7 +64,7 @@ def test_iterations_are_those_of_scikit_learn():
 
 
 def test_error_falls_with_every_iteration_until_each_weight_has_the_nearest_centroid():
-    weight = sample("student", 20_000)
+    weight = sample('student', 20_000)
     errors = [squared_error(weight, fit_codebook(weight, 5, max_iter=n)) for n in (1, 2, 3, 5, 10, 1000)]
     assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0]
     codebook = fit_codebook(weight, 5, max_iter=1000)
@@ -72,9 +72,9 @@ def test_error_falls_with_every_iteration_until_each_weight_has_the_nearest_cent
     torch.testing.assert_close((weight - codebook.decode()).abs(), nearest, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize('bits', range(1, 9))
 def test_codebook_of_a_convolution(bits):
-    weight = sample("normal", 24 * 8 * 9).view(24, 8, 3, 3)
+    weight = sample('normal', 24 * 8 * 9).view(24, 8, 3, 3)
     codebook = fit_codebook(weight, bits)
     assert codebook.labels.shape == weight.shape and codebook.labels.dtype == torch.uint8 and codebook.kept is None
     assert codebook.centroids.dtype == torch.float32 and len(codebook.centroids) == 2**bits
@@ -85,7 +85,7 @@ def test_codebook_of_a_convolution(bits):
 
 
 def test_is_deterministic_and_leaves_other_random_generators_alone():
-    weight = sample("normal", 40_000)
+    weight = sample('normal', 40_000)
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first, second, other = (fit_codebook(weight, 6, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.centroids, second.centroids) and torch.equal(first.labels, second.labels)
@@ -95,7 +95,7 @@ def test_is_deterministic_and_leaves_other_random_generators_alone():
 
 
 @pytest.mark.parametrize(
-    "weight",
+    'weight',
     [
         torch.full((4, 3, 3, 3), 0.25),
         torch.zeros(10, 5),
@@ -112,28 +112,28 @@ def test_no_more_values_than_clusters_are_reproduced_exactly(weight):
 
 
 def test_mostly_zeros():
-    weight = sample("normal", 4000)
+    weight = sample('normal', 4000)
     weight[torch.randperm(4000, generator=torch.Generator().manual_seed(0))[:3800]] = 0
     codebook = fit_codebook(weight, 6)
     assert len(codebook.centroids) == 64 and codebook.decode().isfinite().all()
     assert squared_error(weight, codebook) < 0.02 * weight.double().square().sum()
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e30])
+@pytest.mark.parametrize('scale', [1e-30, 1e-6, 1e30])
 def test_scale_of_the_weights_does_not_matter(scale):
-    weight = sample("normal", 3000)
+    weight = sample('normal', 3000)
     plain, scaled = fit_codebook(weight, 4), fit_codebook(weight.double() * scale, 4)
     torch.testing.assert_close(scaled.centroids.double() / scale, plain.centroids.double(), rtol=1e-5, atol=1e-6)
 
 
 def test_one_far_outlier_among_equal_weights_near_zero():
-    weight = torch.cat([sample("normal", 5000) * 1e-20, torch.tensor([1e15])])
+    weight = torch.cat([sample('normal', 5000) * 1e-20, torch.tensor([1e15])])
     codebook = fit_codebook(weight, 2)
     assert codebook.centroids.isfinite().all() and codebook.centroids[-1] == 1e15
 
 
 def test_pruned_weights_stay_zero_and_do_not_move_a_centroid():
-    weight = sample("normal", 3000).view(30, 100)
+    weight = sample('normal', 3000).view(30, 100)
     weight[weight.abs() < 0.5] = 0
     codebook = fit_codebook(weight, 3, is_pruned=True)
     assert torch.equal(codebook.kept, weight != 0)
@@ -150,7 +150,7 @@ def test_all_weights_pruned():
 
 
 def test_memory_layout_and_dtype_do_not_matter():
-    weight = sample("laplace", 16 * 8 * 9).view(16, 8, 3, 3)
+    weight = sample('laplace', 16 * 8 * 9).view(16, 8, 3, 3)
     plain = fit_codebook(weight, 4)
     channels_last = fit_codebook(weight.to(memory_format=torch.channels_last), 4)
     assert torch.equal(plain.labels, channels_last.labels)
@@ -159,32 +159,32 @@ def test_memory_layout_and_dtype_do_not_matter():
     assert torch.equal(plain.labels, fit_codebook(torch.nn.Parameter(weight), 4).labels)
 
 
-@pytest.mark.parametrize("bits", [0, 9, -1, 4.5, None])
+@pytest.mark.parametrize('bits', [0, 9, -1, 4.5, None])
 def test_refuses_bits(bits):
-    with pytest.raises(ValueError, match="bits"):
+    with pytest.raises(ValueError, match='bits'):
         fit_codebook(torch.ones(4), bits)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
 def test_refuses_weights_that_are_not_finite(bad):
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match='finite'):
         fit_codebook(torch.tensor([1.0, bad, 2.0]), 2)
 
 
 def test_refuses_nothing_to_do():
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match='empty'):
         fit_codebook(torch.empty(0, 3), 2)
-    with pytest.raises(ValueError, match="max_iter"):
+    with pytest.raises(ValueError, match='max_iter'):
         fit_codebook(torch.ones(3), 2, max_iter=0)
 
 
 def test_cache_fits_once_for_every_layer_and_bits():
     cache = CodebookCache(max_iter=5, seed=3)
-    weights = {"a": sample("normal", 500), "b": sample("laplace", 400)}
+    weights = {'a': sample('normal', 500), 'b': sample('laplace', 400)}
     for _ in range(3):
         books = [cache.get(name, weight, bits) for name, weight in weights.items() for bits in (2, 3)]
-    assert cache.get("a", weights["a"], 2) is books[0] and cache.get("b", weights["b"], 3) is books[3]
-    assert torch.equal(books[1].centroids, fit_codebook(weights["a"], 3, max_iter=5, seed=3).centroids)
+    assert cache.get('a', weights['a'], 2) is books[0] and cache.get('b', weights['b'], 3) is books[3]
+    assert torch.equal(books[1].centroids, fit_codebook(weights['a'], 3, max_iter=5, seed=3).centroids)
     assert cache.num_bytes == 2 * (500 + 400) + 4 * 2 * (4 + 8)
     cache.clear()
     assert cache.num_bytes == 0

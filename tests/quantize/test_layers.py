@@ -12,8 +12,8 @@ from lib.quantize import Calibration, QConv2d, QLinear, Quantizer, calibrating, 
 FLOAT_LAYERS = [
     lambda: (nn.Conv2d(4, 6, 3, padding=1), (2, 4, 7, 7)),
     lambda: (nn.Conv2d(4, 8, (3, 2), stride=(2, 1), groups=4, bias=False), (2, 4, 7, 7)),
-    lambda: (nn.Conv2d(4, 4, 3, padding=2, dilation=2, padding_mode="reflect"), (2, 4, 7, 7)),
-    lambda: (nn.Conv2d(4, 4, 3, padding="same", padding_mode="circular"), (2, 4, 7, 7)),
+    lambda: (nn.Conv2d(4, 4, 3, padding=2, dilation=2, padding_mode='reflect'), (2, 4, 7, 7)),
+    lambda: (nn.Conv2d(4, 4, 3, padding='same', padding_mode='circular'), (2, 4, 7, 7)),
     lambda: (nn.Linear(5, 3), (2, 5)),
     lambda: (nn.Linear(5, 3, bias=False), (2, 4, 5)),
 ]
@@ -40,7 +40,7 @@ def set_bits(net, w_bit, a_bit):
         layer.w_bit, layer.a_bit = w_bit, a_bit
 
 
-@pytest.mark.parametrize("make", FLOAT_LAYERS)
+@pytest.mark.parametrize('make', FLOAT_LAYERS)
 def test_twin_without_bits_is_the_float_layer(make):
     layer, shape = make()
     twin = twin_of(layer.eval())
@@ -51,7 +51,7 @@ def test_twin_without_bits_is_the_float_layer(make):
     assert {id(p) for p in layer.parameters()} <= {id(p) for p in twin.parameters()}
 
 
-@pytest.mark.parametrize("make", FLOAT_LAYERS)
+@pytest.mark.parametrize('make', FLOAT_LAYERS)
 def test_output_is_the_layer_on_quantized_operands(make):
     layer, shape = make()
     twin = twin_of(layer, w_bit=3, a_bit=4)
@@ -77,9 +77,9 @@ def test_integer_convolution_gives_the_same_output():
 def test_built_like_the_float_layer():
     layer = QConv2d(3, 8, 3, 2, 1, groups=1, bias=False, w_bit=8, a_bit=-1, dtype=torch.float64)
     assert layer.stride == (2, 2) and layer.padding == (1, 1) and layer.weight.dtype == torch.float64
-    assert (layer.w_bit, layer.a_bit) == (8, -1) and "w_bit=8, a_bit=-1" not in repr(nn.Conv2d(1, 1, 1))
-    assert "bits=8" in repr(layer)
-    with pytest.raises(ValueError, match="bits"):
+    assert (layer.w_bit, layer.a_bit) == (8, -1) and 'w_bit=8, a_bit=-1' not in repr(nn.Conv2d(1, 1, 1))
+    assert 'bits=8' in repr(layer)
+    with pytest.raises(ValueError, match='bits'):
         layer.w_bit = 0
 
 
@@ -127,16 +127,16 @@ def test_float_state_dict_loads_unchanged_and_keeps_the_ranges():
 def test_state_dict_of_the_original_loads():
     target = small_network(quantized=True)
     source = dict(small_network(quantized=False).state_dict())
-    for index, name in enumerate(("0.0", "2")):
-        source[f"{name}.weight_range"] = torch.tensor([0.5 + index])
-        source[f"{name}.activation_range"] = torch.tensor([2.5 + index])
+    for index, name in enumerate(('0.0', '2')):
+        source[f'{name}.weight_range'] = torch.tensor([0.5 + index])
+        source[f'{name}.activation_range'] = torch.tensor([2.5 + index])
     keys = list(source)
     target.load_state_dict(source, strict=True)
     assert list(source) == keys  # the caller's dictionary is left alone
     for index, layer in enumerate((target[0][0], target[2])):
         assert layer.weight_quantizer.range.item() == 0.5 + index
         assert layer.input_quantizer.range.item() == 2.5 + index
-    alone = {name.removeprefix("2."): value for name, value in source.items() if name.startswith("2.")}
+    alone = {name.removeprefix('2.'): value for name, value in source.items() if name.startswith('2.')}
     layer = QLinear(36, 5)
     layer.load_state_dict(alone, strict=True)
     assert layer.weight_quantizer.range.item() == 1.5
@@ -144,10 +144,10 @@ def test_state_dict_of_the_original_loads():
 
 def test_other_missing_and_unknown_keys_are_still_errors():
     state = small_network(quantized=False).state_dict()
-    with pytest.raises(RuntimeError, match="scale"):
-        small_network(quantized=True).load_state_dict(state | {"2.scale": torch.ones(1)})
-    del state["2.weight"]
-    with pytest.raises(RuntimeError, match="2.weight"):
+    with pytest.raises(RuntimeError, match='scale'):
+        small_network(quantized=True).load_state_dict(state | {'2.scale': torch.ones(1)})
+    del state['2.weight']
+    with pytest.raises(RuntimeError, match='2.weight'):
         small_network(quantized=True).load_state_dict(state)
 
 
@@ -156,10 +156,10 @@ def test_round_trip_keeps_ranges_and_signs(tmp_path):
     set_bits(source, 3, 4)
     with calibrating(source.eval()):
         source(x)
-    torch.save(source.state_dict(), tmp_path / "net.pt")
+    torch.save(source.state_dict(), tmp_path / 'net.pt')
     target = small_network(quantized=True).eval()
     set_bits(target, 3, 4)
-    target.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True), strict=True)
+    target.load_state_dict(torch.load(tmp_path / 'net.pt', weights_only=True), strict=True)
     assert [layer.input_quantizer.signed for layer in (target[0][0], target[2])] == [True, False]
     assert torch.equal(target(x), source(x))
 
@@ -178,15 +178,15 @@ def test_calibration_passes_floats_and_sets_the_ranges():
     net, x = small_network(quantized=True).eval(), 9 * torch.randn(4, 3, 5, 5)
     plain, hidden = net(x), net[1](net[0](x))
     set_bits(net, 4, 8)
-    with calibrating(net, method="max", cap=6):
-        assert net[0][0].calibration == Calibration("max", 6)
+    with calibrating(net, method='max', cap=6):
+        assert net[0][0].calibration == Calibration('max', 6)
         assert torch.equal(net(x), plain)
     first, last = net[0][0], net[2]
     assert first.calibration is None and last.calibration is None
     assert first.weight_quantizer.range.item() == first.weight.abs().max()
     assert first.input_quantizer.range.item() == 6 and first.input_quantizer.signed is True
     assert not torch.equal(net(x), plain)
-    with calibrating(net, method="max"):
+    with calibrating(net, method='max'):
         net(x)
     assert first.input_quantizer.range.item() == x.abs().max()
     assert last.input_quantizer.range.item() == hidden.max() and last.input_quantizer.signed is False
@@ -194,7 +194,7 @@ def test_calibration_passes_floats_and_sets_the_ranges():
 
 def test_calibration_ends_with_an_error_too():
     net = small_network(quantized=True)
-    with pytest.raises(ValueError, match="entropy"), calibrating(net, method="entropy"):
+    with pytest.raises(ValueError, match='entropy'), calibrating(net, method='entropy'):
         set_bits(net, 4, 4)
         net(torch.randn(4, 3, 5, 5))
     assert net[0][0].calibration is None
@@ -224,5 +224,18 @@ def test_other_quantizers_fit_in():
     twin.load_state_dict(layer.state_dict(), strict=True)
     with calibrating(twin):
         torch.testing.assert_close(twin(x), layer(x))
-    with pytest.raises(RuntimeError, match="weight_range"):  # there is no place for it
-        twin.load_state_dict(dict(layer.state_dict()) | {"weight_range": torch.ones(1)})
+    with pytest.raises(RuntimeError, match='weight_range'):  # there is no place for it
+        twin.load_state_dict(dict(layer.state_dict()) | {'weight_range': torch.ones(1)})
+
+
+def test_a_layer_called_twice_takes_the_larger_range():
+    torch.manual_seed(0)
+    layer, small, large = QLinear(4, 4, a_bit=8, w_bit=8), torch.rand(5, 4), 3 * torch.rand(5, 4)
+    for order in ((small, large), (large, small)):
+        with torch.no_grad(), calibrating(layer, method='max'):
+            for x in order:
+                layer(x)
+        assert layer.input_quantizer.range.item() == large.max().item()
+    with torch.no_grad(), calibrating(layer, method='max'):
+        layer(small)  # a new calibration starts anew
+    assert layer.input_quantizer.range.item() == small.max().item()

@@ -40,8 +40,8 @@ def assert_equal_but_for_ties(ours, reference, x, scale):
 # --- levels and codes
 
 
-@pytest.mark.parametrize("bits", ALL_BITS)
-@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize('bits', ALL_BITS)
+@pytest.mark.parametrize('signed', [True, False])
 def test_every_code_is_hit_and_is_a_fixed_point(bits, signed):
     n = max_code(bits, signed)
     codes = torch.arange(-n if signed else 0, n + 1)
@@ -57,7 +57,7 @@ def test_every_code_is_hit_and_is_a_fixed_point(bits, signed):
         assert levels[-1].item() == pytest.approx(clip) and (levels[0] == (-levels[-1] if signed else 0))
 
 
-@pytest.mark.parametrize("bits", ALL_BITS)
+@pytest.mark.parametrize('bits', ALL_BITS)
 def test_codes_and_scale_reproduce_the_fake_quantized_tensor(bits):
     x = sample(500)
     quantizers = [weight_quantizer(bits, 0.8), weight_quantizer(bits, 0.8, tanh=True)]
@@ -81,7 +81,7 @@ def test_docstring_examples():
 # --- bits
 
 
-@pytest.mark.parametrize("kind", [LinearWeightQuantizer, LinearActivationQuantizer])
+@pytest.mark.parametrize('kind', [LinearWeightQuantizer, LinearActivationQuantizer])
 def test_no_bits_leave_the_tensor_alone(kind):
     x = sample(10)
     for bits in (None, -1, 32, 64):
@@ -89,16 +89,16 @@ def test_no_bits_leave_the_tensor_alone(kind):
         assert not quantizer.active and quantizer(x) is x
         quantizer.calibrate(x)
         assert quantizer.range.item() == (6 if kind is LinearActivationQuantizer else 0)
-        with pytest.raises(ValueError, match="integer codes"):
+        with pytest.raises(ValueError, match='integer codes'):
             quantizer.to_int(x)
 
 
-@pytest.mark.parametrize("bits", [0, -2, 17, 31, 4.0, "8", True])
+@pytest.mark.parametrize('bits', [0, -2, 17, 31, 4.0, '8', True])
 def test_refuses_bits(bits):
-    with pytest.raises(ValueError, match="bits"):
+    with pytest.raises(ValueError, match='bits'):
         LinearWeightQuantizer(bits)
     quantizer = LinearActivationQuantizer(4)
-    with pytest.raises(ValueError, match="bits"):
+    with pytest.raises(ValueError, match='bits'):
         quantizer.bits = bits
     assert quantizer.bits == 4
 
@@ -106,8 +106,8 @@ def test_refuses_bits(bits):
 # --- weights
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("clip", [0.5, 1.7, 5.0])
+@pytest.mark.parametrize('bits', range(2, 9))
+@pytest.mark.parametrize('clip', [0.5, 1.7, 5.0])
 def test_weights_equal_torch(bits, clip):
     weight = sample(64, 32, 3, 3)
     n = 2 ** (bits - 1) - 1
@@ -115,7 +115,7 @@ def test_weights_equal_torch(bits, clip):
     assert_equal_but_for_ties(weight_quantizer(bits, clip)(weight), reference, weight, clip / n)
 
 
-@pytest.mark.parametrize("bits", ALL_BITS)
+@pytest.mark.parametrize('bits', ALL_BITS)
 def test_weight_gradient_passes_straight_through(bits):
     weight = sample(100).requires_grad_()
     direction = sample(100, seed=1)
@@ -130,7 +130,7 @@ def test_binary_weights():
     assert quantizer(weight).tolist() == [-1, 1, 1, 1] and quantizer.range.item() == 7
 
 
-@pytest.mark.parametrize("bits", [2, 5, 8])
+@pytest.mark.parametrize('bits', [2, 5, 8])
 def test_tanh_normalised_weights(bits):
     weight = sample(200, dtype=torch.float64).requires_grad_()
     squashed = weight.tanh() / weight.tanh().abs().max()
@@ -152,7 +152,7 @@ def test_uncalibrated_weight_range_is_the_maximum_of_the_first_forward():
     assert quantizer.range.item() == weight.abs().max()
     quantizer(weight * 3)
     assert quantizer.range.item() == weight.abs().max()
-    quantizer.load_state_dict({"range": torch.zeros(1)})
+    quantizer.load_state_dict({'range': torch.zeros(1)})
     quantizer(weight * 3)
     assert quantizer.range.item() == weight.abs().max() * 3
 
@@ -162,21 +162,21 @@ def test_calibration_of_weights():
     top = weight.abs().max().item()
     ranges = {}
     for bits in (2, 3, 4, 5, 8):
-        for method in ("kl", "max", "mse"):
+        for method in ('kl', 'max', 'mse'):
             quantizer = weight_quantizer(bits, 100.0)
             quantizer.calibrate(weight.clone().requires_grad_(), method=method)
             ranges[bits, method] = quantizer.range.item()
     for bits in (2, 3, 4, 5, 8):
         kl = top if bits >= 5 else kl_threshold(weight, bits)
         expected = kl, top, mse_range(weight, bits, True)
-        assert [ranges[bits, method] for method in ("kl", "max", "mse")] == pytest.approx(expected)
+        assert [ranges[bits, method] for method in ('kl', 'max', 'mse')] == pytest.approx(expected)
 
 
 # --- activations
 
 
-@pytest.mark.parametrize(("bits", "signed"), [(b, False) for b in ALL_BITS] + [(b, True) for b in range(2, 9)])
-@pytest.mark.parametrize("clip", [0.5, 2.0, 6.0])
+@pytest.mark.parametrize(('bits', 'signed'), [(b, False) for b in ALL_BITS] + [(b, True) for b in range(2, 9)])
+@pytest.mark.parametrize('clip', [0.5, 2.0, 6.0])
 def test_activations_equal_torch(bits, signed, clip):
     x = sample(4, 8, 16, 16)
     n = max_code(bits, signed)
@@ -195,13 +195,13 @@ def formula(x, clip, bits, signed, exact):
     return y + (code * scale - y).detach()
 
 
-@pytest.mark.parametrize("bits", ALL_BITS)
-@pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("range_gradient", ["clip", "exact"])
+@pytest.mark.parametrize('bits', ALL_BITS)
+@pytest.mark.parametrize('signed', [True, False])
+@pytest.mark.parametrize('range_gradient', ['clip', 'exact'])
 def test_activation_gradients_are_those_of_the_formula(bits, signed, range_gradient):
     x = sample(1000, dtype=torch.float64).requires_grad_()
     quantizer = activation_quantizer(bits, signed, 0.9, range_gradient=range_gradient).double()
-    expected = formula(x, quantizer.range, bits, signed, range_gradient == "exact")
+    expected = formula(x, quantizer.range, bits, signed, range_gradient == 'exact')
     torch.testing.assert_close(quantizer(x), expected)
     direction = sample(1000, seed=1, dtype=torch.float64)
     ours = torch.autograd.grad(quantizer(x), (x, quantizer.range), direction)
@@ -227,10 +227,10 @@ def test_forward_is_the_same_without_gradient():
             assert not plain.requires_grad and torch.equal(plain, quantizer(x))
 
 
-@pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("bits", [1, 2, 8])
-@pytest.mark.parametrize("clip", [0.0, -3.0])
-@pytest.mark.parametrize("range_gradient", ["clip", "exact"])
+@pytest.mark.parametrize('signed', [True, False])
+@pytest.mark.parametrize('bits', [1, 2, 8])
+@pytest.mark.parametrize('clip', [0.0, -3.0])
+@pytest.mark.parametrize('range_gradient', ['clip', 'exact'])
 def test_range_that_is_not_positive_gives_zeros_and_learns_its_way_back(signed, bits, clip, range_gradient):
     quantizer = activation_quantizer(bits, signed, clip, range_gradient=range_gradient)
     x = torch.tensor([-2.0, -0.0, 0.0, 0.5, 2.0], requires_grad=True)
@@ -254,7 +254,7 @@ def test_keeps_one_byte_per_element_for_the_backward_pass():
     assert sum(kept) == 1000 + 4  # and the range
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_keeps_the_dtype_of_the_input(dtype):
     x = sample(100).to(dtype).requires_grad_()
     for quantizer in (activation_quantizer(4, True, 1.0), activation_quantizer(1, True, 1.0), weight_quantizer(4, 1.0)):
@@ -298,7 +298,7 @@ def test_calibration_finds_the_sign_and_corrects_a_wrong_one(caplog):
     quantizer.calibrate(sample(10).abs())
     assert quantizer.signed is False and not caplog.records
     quantizer.calibrate(sample(10))
-    assert quantizer.signed is True and "signed" in caplog.text
+    assert quantizer.signed is True and 'signed' in caplog.text
     quantizer.calibrate(sample(10).abs())
     assert quantizer.signed is True
 
@@ -318,9 +318,9 @@ def test_calibration_of_activations():
         if bits > 1:  # one bit is the sign, the threshold is for the others
             signed = top if bits - 1 >= 5 else kl_threshold(x, bits - 1)
             assert calibrated(x, bits) == pytest.approx(min(signed, top))
-        assert calibrated(positive, bits, method="mse") == pytest.approx(mse_range(positive, bits, False))
+        assert calibrated(positive, bits, method='mse') == pytest.approx(mse_range(positive, bits, False))
     assert calibrated(x, 1) == pytest.approx(x.abs().mean().item())
-    assert calibrated(x, 3, method="max") == top
+    assert calibrated(x, 3, method='max') == top
     assert calibrated(x * 8, 8) == 8 * top and calibrated(x * 8, 8, cap=6) == 6
     assert calibrated(x, 8, cap=6) == top
     assert calibrated(torch.zeros(100), 4) == 0
@@ -330,4 +330,4 @@ def test_calibration_of_activations():
 
 def test_refuses_an_unknown_range_gradient():
     with pytest.raises(ValueError, match="'lsq'"):
-        LinearActivationQuantizer(4, range_gradient="lsq")
+        LinearActivationQuantizer(4, range_gradient='lsq')

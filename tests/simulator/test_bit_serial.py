@@ -13,7 +13,7 @@ from lib.simulator.bit_serial import PRESETS, BitSerialArray, Gemm
 from lib.simulator.cost import load_table
 from lib.simulator.layer import LayerRecord
 
-SHIPPED = Path(bit_serial.__file__).parent / "lookup_tables" / "qmobilenetv2_imagenet100_batch16_latency_table.npy"
+SHIPPED = Path(bit_serial.__file__).parent / 'lookup_tables' / 'qmobilenetv2_imagenet100_batch16_latency_table.npy'
 BITS = range(1, 9)
 
 # Published with HAQ for MobileNetV2 at a ratio of 0.6 of the latency at 8/8 bits.
@@ -27,28 +27,28 @@ POLICY = [
 
 # Milliseconds per batch without the first and the last layer, at 1/1 .. 8/8 bits.
 MODEL_MS = {
-    ("v1", "cloud"): [12.349, 25.734, 40.827, 57.488, 77.523, 99.855, 124.352, 151.086],
-    ("v1", "edge"): [10.078, 20.684, 31.799, 43.412, 55.711, 68.634, 82.111, 96.185],
-    ("v2", "cloud"): [16.14, 33.259, 52.429, 74.458, 99.427, 127.07, 157.19, 189.821],
-    ("v2", "edge"): [12.127, 24.857, 38.182, 52.15, 66.945, 82.489, 98.807, 115.849],
+    ('v1', 'cloud'): [12.349, 25.734, 40.827, 57.488, 77.523, 99.855, 124.352, 151.086],
+    ('v1', 'edge'): [10.078, 20.684, 31.799, 43.412, 55.711, 68.634, 82.111, 96.185],
+    ('v2', 'cloud'): [16.14, 33.259, 52.429, 74.458, 99.427, 127.07, 157.19, 189.821],
+    ('v2', 'edge'): [12.127, 24.857, 38.182, 52.15, 66.945, 82.489, 98.807, 115.849],
 }
 # The same in the paper (CVPR 2019, table 3), at 4, 5, 6 and 8 bits, and how far the model may be from it.
 PAPER_MS = {
-    ("v1", "cloud"): ([57.49, 77.52, 99.86, 151.09], 0.005),
-    ("v2", "cloud"): ([74.46, 99.43, 127.07, 189.82], 0.005),
-    ("v2", "edge"): ([52.15, 66.94, 82.49, 115.84], 0.01),
-    ("v1", "edge"): ([45.45, 57.75, 70.67, 96.20], 2.05),  # a known mismatch at 4, 5 and 6 bits, see below
+    ('v1', 'cloud'): ([57.49, 77.52, 99.86, 151.09], 0.005),
+    ('v2', 'cloud'): ([74.46, 99.43, 127.07, 189.82], 0.005),
+    ('v2', 'edge'): ([52.15, 66.94, 82.49, 115.84], 0.01),
+    ('v1', 'edge'): ([45.45, 57.75, 70.67, 96.20], 2.05),  # a known mismatch at 4, 5 and 6 bits, see below
 }
 
 
 def conv(cin, cout, kernel, out, groups=1):
     """A square convolution with an `out` x `out` result; the model ignores stride and input size."""
     count = cout * cin // groups * kernel**2
-    return LayerRecord("conv", "conv", cin, cout, (kernel, kernel), (1, 1), groups, out, out, out, out, count)
+    return LayerRecord('conv', 'conv', cin, cout, (kernel, kernel), (1, 1), groups, out, out, out, out, count)
 
 
 def linear(cin, cout, positions=1, **changes):
-    return LayerRecord("fc", "linear", cin, cout, (1, 1), (1, 1), 1, positions, 1, positions, 1, cin * cout, **changes)
+    return LayerRecord('fc', 'linear', cin, cout, (1, 1), (1, 1), 1, positions, 1, positions, 1, cin * cout, **changes)
 
 
 def separable(cin, cout, out):
@@ -75,10 +75,10 @@ def mobilenet_v2():
     return [*layers, conv(320, 1280, 1, 7), linear(1280, 1000)]
 
 
-NETWORKS = {"v1": mobilenet_v1, "v2": mobilenet_v2}
+NETWORKS = {'v1': mobilenet_v1, 'v2': mobilenet_v2}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def tables():
     return {
         (network, hardware): bit_serial.latency_table(layers(), PRESETS[hardware])
@@ -87,7 +87,7 @@ def tables():
 
 
 def test_sums_at_equal_bits(tables):
-    table = tables["v2", "cloud"]
+    table = tables['v2', 'cloud']
     assert table.shape == (53, 8, 8) and table.dtype == np.int64
     expected = [3433704, 7063425, 11103578, 15716150, 20916896, 26653434, 32886714, 39624933]
     assert [table[:, b - 1, b - 1].sum() for b in BITS] == expected
@@ -95,25 +95,25 @@ def test_sums_at_equal_bits(tables):
 
 
 @pytest.mark.parametrize(
-    "layer, w_bit, a_bit, cycles",
+    'layer, w_bit, a_bit, cycles',
     [(0, 1, 1, 200720), (3, 8, 8, 4860688), (5, 8, 1, 52992), (20, 2, 2, 6624), (41, 2, 5, 29296), (42, 4, 4, 63792),
      (52, 8, 8, 40021), (0, 8, 8, 1620752), (0, 8, 7, 1419328)],
 )  # fmt: skip
 def test_sample_cells(tables, layer, w_bit, a_bit, cycles):
-    assert tables["v2", "cloud"][layer, w_bit - 1, a_bit - 1] == cycles
+    assert tables['v2', 'cloud'][layer, w_bit - 1, a_bit - 1] == cycles
 
 
 def milliseconds(table, bits, hardware):
     return PRESETS[hardware].milliseconds(table[1:-1, bits - 1, bits - 1].sum())
 
 
-@pytest.mark.parametrize("network, hardware", MODEL_MS)
+@pytest.mark.parametrize('network, hardware', MODEL_MS)
 def test_milliseconds_of_uniform_bits(tables, network, hardware):
     ours = [milliseconds(tables[network, hardware], bits, hardware) for bits in BITS]
     assert [round(ms, 3) for ms in ours] == MODEL_MS[network, hardware]
 
 
-@pytest.mark.parametrize("network, hardware", PAPER_MS)
+@pytest.mark.parametrize('network, hardware', PAPER_MS)
 def test_milliseconds_of_the_paper(tables, network, hardware):
     published, tolerance = PAPER_MS[network, hardware]
     for bits, expected in zip((4, 5, 6, 8), published, strict=True):
@@ -121,9 +121,9 @@ def test_milliseconds_of_the_paper(tables, network, hardware):
 
 
 def test_known_mismatch_of_mobilenet_v1_on_the_edge(tables):
-    published, _ = PAPER_MS["v1", "edge"]
+    published, _ = PAPER_MS['v1', 'edge']
     differences = [
-        milliseconds(tables["v1", "edge"], bits, "edge") - expected
+        milliseconds(tables['v1', 'edge'], bits, 'edge') - expected
         for bits, expected in zip((4, 5, 6, 8), published, strict=True)
     ]
     assert differences == pytest.approx([-2.038, -2.039, -2.036, -0.015], abs=6e-4)
@@ -136,10 +136,10 @@ def test_the_table_is_monotone_in_both_bits(tables):
 
 def test_the_shipped_table_is_what_the_model_makes(tables):
     cost = load_table(SHIPPED)
-    assert np.array_equal(cost.table, tables["v2", "cloud"])
+    assert np.array_equal(cost.table, tables['v2', 'cloud'])
     assert np.load(SHIPPED).dtype == np.int64
-    assert (cost.unit, cost.reference, cost.about["batch"]) == ("cycles", 39624933, 16)
-    saved = [LayerRecord.from_dict(entries) for entries in cost.about["layers"]]
+    assert (cost.unit, cost.reference, cost.about['batch']) == ('cycles', 39624933, 16)
+    saved = [LayerRecord.from_dict(entries) for entries in cost.about['layers']]
     assert [(r.in_channels, r.out_channels, r.kernel, r.groups, r.out_h, r.out_w) for r in saved] == [
         (r.in_channels, r.out_channels, r.kernel, r.groups, r.out_h, r.out_w) for r in mobilenet_v2()
     ]
@@ -238,7 +238,7 @@ def test_formulas_equal_the_schedule_played_event_by_event():
 
 
 @pytest.mark.parametrize(
-    "layer, gemm",
+    'layer, gemm',
     [
         (conv(8, 32, 3, 10), Gemm(4, 100, 32, 72)),
         (conv(8, 8, 3, 10, groups=8), Gemm(8, 100, 4, 36)),
@@ -257,7 +257,7 @@ def test_layers_as_matrix_products(layer, gemm):
 
 
 def test_calls_multiply_and_layers_never_called_cost_nothing():
-    array = PRESETS["edge"]
+    array = PRESETS['edge']
     once = bit_serial.layer_cycles(linear(64, 10), 3, 5, array)
     assert bit_serial.layer_cycles(linear(64, 10, calls=3), 3, 5, array) == 3 * once > 0
     assert bit_serial.layer_cycles(linear(64, 10, positions=0, calls=0), 3, 5, array) == 0
@@ -265,32 +265,32 @@ def test_calls_multiply_and_layers_never_called_cost_nothing():
 
 def test_batch_overrides_that_of_the_hardware(tables):
     layers = mobilenet_v2()
-    cost = bit_serial.make_table(layers, "edge", batch=16)
-    assert cost.about["batch"] == cost.about["hardware"]["batch"] == 16
-    assert np.array_equal(cost.table, bit_serial.latency_table(layers, PRESETS["edge"], 16))
-    assert (cost.table > tables["v2", "edge"]).all()
+    cost = bit_serial.make_table(layers, 'edge', batch=16)
+    assert cost.about['batch'] == cost.about['hardware']['batch'] == 16
+    assert np.array_equal(cost.table, bit_serial.latency_table(layers, PRESETS['edge'], 16))
+    assert (cost.table > tables['v2', 'edge']).all()
 
 
 def test_make_table_of_a_preset_and_of_ones_own_array():
-    cost = bit_serial.make_table(mobilenet_v1(), "edge", about={"network": "mobilenet"})
-    assert (cost.name, cost.unit, cost.num_layers) == ("edge_latency", "cycles", 28)
+    cost = bit_serial.make_table(mobilenet_v1(), 'edge', about={'network': 'mobilenet'})
+    assert (cost.name, cost.unit, cost.num_layers) == ('edge_latency', 'cycles', 28)
     assert cost.reference == cost.cost([[8, 8]] * 28)
-    assert cost.about["network"] == "mobilenet" and cost.about["hardware"]["port_bits"] == 64
-    wider = bit_serial.make_table(mobilenet_v1(), replace(PRESETS["edge"], port_bits=128))
-    assert wider.name == "bit_serial_latency" and wider.reference < cost.reference
+    assert cost.about['network'] == 'mobilenet' and cost.about['hardware']['port_bits'] == 64
+    wider = bit_serial.make_table(mobilenet_v1(), replace(PRESETS['edge'], port_bits=128))
+    assert wider.name == 'bit_serial_latency' and wider.reference < cost.reference
 
 
 def test_bad_hardware_is_refused():
     with pytest.raises(ValueError, match="'tpu'.*cloud, edge"):
-        bit_serial.make_table(mobilenet_v1(), "tpu")
-    with pytest.raises(ValueError, match="batch is 0"):
-        bit_serial.make_table(mobilenet_v1(), "cloud", batch=0)
-    with pytest.raises(ValueError, match="port_bits is -1"):
-        replace(PRESETS["cloud"], port_bits=-1)
+        bit_serial.make_table(mobilenet_v1(), 'tpu')
+    with pytest.raises(ValueError, match='batch is 0'):
+        bit_serial.make_table(mobilenet_v1(), 'cloud', batch=0)
+    with pytest.raises(ValueError, match='port_bits is -1'):
+        replace(PRESETS['cloud'], port_bits=-1)
 
 
 def test_equal_shapes_are_computed_once():
     start = time.perf_counter()
-    table = bit_serial.latency_table(mobilenet_v2() * 20, PRESETS["cloud"])
+    table = bit_serial.latency_table(mobilenet_v2() * 20, PRESETS['cloud'])
     assert time.perf_counter() - start < 2  # a thousand layers, few shapes
     assert np.array_equal(table[:53], table[-53:])

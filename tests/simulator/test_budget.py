@@ -10,13 +10,13 @@ import pytest
 from lib.simulator import budget
 from lib.simulator.cost import CostTable, load_table, model_size
 
-LOOKUP_TABLES = Path(budget.__file__).parent / "lookup_tables"
+LOOKUP_TABLES = Path(budget.__file__).parent / 'lookup_tables'
 PINNED = {0: [8, -1], 52: [8, 8]}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def mobilenet():
-    return load_table(LOOKUP_TABLES / "qmobilenetv2_imagenet100_batch16_latency_table.npy")
+    return load_table(LOOKUP_TABLES / 'qmobilenetv2_imagenet100_batch16_latency_table.npy')
 
 
 def random_table(draw, layers, monotone, dtype=np.int64):
@@ -24,11 +24,11 @@ def random_table(draw, layers, monotone, dtype=np.int64):
     if monotone:
         cells = cells.cumsum(axis=1).cumsum(axis=2)
     cells = cells.astype(dtype) / (1 if dtype == np.int64 else 7)
-    return CostTable(cells.astype(dtype), reference=cells[:, 7, 7].sum().item(), name="cost", unit="units")
+    return CostTable(cells.astype(dtype), reference=cells[:, 7, 7].sum().item(), name='cost', unit='units')
 
 
 def random_entry(draw, low, high, kind):
-    if kind == "flat":
+    if kind == 'flat':
         return draw.randint(low, high)
     return [draw.randint(low, high), -1 if draw.random() < 0.2 else draw.randint(low, high)]
 
@@ -42,14 +42,14 @@ def slow_wall(strategy, cost, limit, min_bit, fixed):
         for index in reversed(range(len(strategy))):
             if index in fixed:
                 continue
-            for which in ("activations", "weights"):
+            for which in ('activations', 'weights'):
                 if cost.cost(strategy) <= limit:
                     return strategy
                 if isinstance(strategy[index], int):
-                    if which == "weights" and strategy[index] > min_bit:
+                    if which == 'weights' and strategy[index] > min_bit:
                         strategy[index] -= 1
                 else:
-                    position = 1 if which == "activations" else 0
+                    position = 1 if which == 'activations' else 0
                     if strategy[index][position] > min_bit:
                         strategy[index][position] -= 1
     return strategy
@@ -72,16 +72,16 @@ def lowest_cost(strategy, cost, low, high, fixed):
     return total
 
 
-@pytest.mark.parametrize("kind", ["flat", "pairs"])
-@pytest.mark.parametrize("monotone", [True, False])
-@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+@pytest.mark.parametrize('kind', ['flat', 'pairs'])
+@pytest.mark.parametrize('monotone', [True, False])
+@pytest.mark.parametrize('dtype', [np.int64, np.float64])
 def test_random_walls(kind, monotone, dtype):
     draw = random.Random(1)
     for _ in range(60):
         layers, low, high = draw.randint(1, 6), draw.randint(1, 4), draw.randint(4, 8)
         cost = random_table(draw, layers, monotone, dtype)
         strategy = [random_entry(draw, low, high, kind) for _ in range(layers)]
-        fixed = {0: 8 if kind == "flat" else [8, -1]} if draw.random() < 0.5 else {}
+        fixed = {0: 8 if kind == 'flat' else [8, -1]} if draw.random() < 0.5 else {}
         limit = draw.random() * cost.reference
         given = copy.deepcopy(strategy)
         fitted = budget.fit(strategy, cost, limit, min_bit=low, max_bit=high, fixed=fixed)
@@ -115,7 +115,7 @@ def test_the_order_of_lowering():
     assert budget.fit([8, 8, 8], cost, 18, min_bit=1) == [6, 6, 6]
     assert budget.fit([3, 8, 8], cost, 13, min_bit=3) == [3, 5, 5]
     assert budget.fit([[8, 8], [8, -1], [8, 8]], cost, 22, min_bit=1) == [[8, 8], [7, -1], [7, 7]]
-    cost = CostTable(np.add.outer([1], np.add.outer(np.arange(8), np.arange(8))), reference=15, name="c", unit="u")
+    cost = CostTable(np.add.outer([1], np.add.outer(np.arange(8), np.arange(8))), reference=15, name='c', unit='u')
     assert budget.fit([[8, 8]], cost, 14, min_bit=1) == [[8, 7]]
     assert budget.fit([[8, 8]], cost, 13, min_bit=1) == [[7, 7]]
 
@@ -126,7 +126,7 @@ def test_an_impossible_budget_ends_at_the_lowest_bits():
 
 def test_a_table_whose_cost_rises_when_bits_fall():
     cells = np.broadcast_to(np.arange(8, 0, -1), (4, 8, 8)).transpose(0, 2, 1)  # 8 weight bits are cheapest
-    cost = CostTable(cells, reference=4, name="upside_down", unit="units")
+    cost = CostTable(cells, reference=4, name='upside_down', unit='units')
     assert budget.fit([4, 4, 4, 4], cost, 4, min_bit=1) == [8, 8, 8, 8]
     assert budget.fit([4, 4, 4, 4], cost, 4, min_bit=1, max_bit=6) == [6, 6, 6, 6]  # not met, but nothing is lower
     assert budget.fit([4, 4, 4, 4], cost, 4, min_bit=1, fixed={3: 1}) == [8, 8, 8, 1]
@@ -136,23 +136,23 @@ def test_floats_do_not_end_above_the_limit_through_rounding():
     draw = random.Random(2)
     for _ in range(200):
         cells = np.full((9, 8, 8), 0.1) * np.arange(1, 9)[:, None]
-        cost = CostTable(cells * draw.choice([1, 1e-9, 1e12]), reference=1, name="f", unit="J")
+        cost = CostTable(cells * draw.choice([1, 1e-9, 1e12]), reference=1, name='f', unit='J')
         target = [draw.randint(1, 8) for _ in range(9)]
         limit = cost.cost(target)
         assert cost.cost(budget.fit([8] * 9, cost, limit, min_bit=1)) <= limit
 
 
 @pytest.mark.parametrize(
-    "strategy, options, message",
+    'strategy, options, message',
     [
-        ([8, 1, 8], {"min_bit": 2}, "layer 1 .* 1, expected bits in 2..8"),
-        ([8, [8, 8], 8], {"min_bit": 2, "max_bit": 7}, "layer 0 .* 8, expected bits in 2..7"),
-        ([8, [8, 1], 8], {"min_bit": 2}, "layer 1"),
-        ([8, 8], {"min_bit": 2}, "2 entries"),
-        ([8, 8, 8], {"min_bit": 0}, "no range"),
-        ([8, 8, 8], {"min_bit": 2, "fixed": {3: 8}}, "fixed entry for layer 3"),
-        ([8, 8, 8], {"min_bit": 2, "fixed": {-1: 8}}, "fixed entry for layer -1"),
-        ([8, 8, 8], {"min_bit": 2, "fixed": {1: [0, 8]}}, "layer 1"),
+        ([8, 1, 8], {'min_bit': 2}, 'layer 1 .* 1, expected bits in 2..8'),
+        ([8, [8, 8], 8], {'min_bit': 2, 'max_bit': 7}, 'layer 0 .* 8, expected bits in 2..7'),
+        ([8, [8, 1], 8], {'min_bit': 2}, 'layer 1'),
+        ([8, 8], {'min_bit': 2}, '2 entries'),
+        ([8, 8, 8], {'min_bit': 0}, 'no range'),
+        ([8, 8, 8], {'min_bit': 2, 'fixed': {3: 8}}, 'fixed entry for layer 3'),
+        ([8, 8, 8], {'min_bit': 2, 'fixed': {-1: 8}}, 'fixed entry for layer -1'),
+        ([8, 8, 8], {'min_bit': 2, 'fixed': {1: [0, 8]}}, 'layer 1'),
     ],
 )
 def test_bad_input(strategy, options, message):
@@ -161,15 +161,15 @@ def test_bad_input(strategy, options, message):
 
 
 def test_a_budget_that_is_not_a_number_is_refused():
-    with pytest.raises(ValueError, match="not a number"):
-        budget.fit([8], model_size([1]), float("nan"), min_bit=1)
+    with pytest.raises(ValueError, match='not a number'):
+        budget.fit([8], model_size([1]), float('nan'), min_bit=1)
 
 
-@pytest.mark.parametrize("min_bit, possible", [(1, "0.12338"), (2, "0.20979")])  # rounded up, so that it can be met
+@pytest.mark.parametrize('min_bit, possible', [(1, '0.12338'), (2, '0.20979')])  # rounded up, so that it can be met
 def test_the_lowest_ratio_of_mobilenetv2_is_named(mobilenet, min_bit, possible):
-    with pytest.raises(ValueError, match=r"--preserve_ratio 0\.05 cannot be met") as error:
+    with pytest.raises(ValueError, match=r'--preserve_ratio 0\.05 cannot be met') as error:
         budget.check_feasible(mobilenet, 0.05, min_bit, 8, PINNED)
-    assert str(error.value).endswith(f"the lowest possible is {possible}")
+    assert str(error.value).endswith(f'the lowest possible is {possible}')
     budget.check_feasible(mobilenet, float(possible), min_bit, 8, PINNED)
     fitted = budget.fit([[8, 8]] * 53, mobilenet, float(possible) * mobilenet.reference, min_bit=min_bit, fixed=PINNED)
     assert mobilenet.ratio(fitted) <= float(possible)
@@ -179,21 +179,21 @@ def test_the_ratio_that_is_named_can_always_be_met():
     draw = random.Random(3)
     for _ in range(200):
         cost = model_size([draw.randint(1, 10**6) for _ in range(3)], float_bit=draw.randint(3, 33))
-        with pytest.raises(ValueError, match="cannot be met") as error:
+        with pytest.raises(ValueError, match='cannot be met') as error:
             budget.check_feasible(cost, 1e-6, 2)
-        budget.check_feasible(cost, float(re.search(r"[\d.]+$", str(error.value))[0]), 2)
+        budget.check_feasible(cost, float(re.search(r'[\d.]+$', str(error.value))[0]), 2)
 
 
-@pytest.mark.parametrize("ratio", [0, -0.1, float("nan")])
+@pytest.mark.parametrize('ratio', [0, -0.1, float('nan')])
 def test_ratios_that_make_no_sense(ratio):
-    with pytest.raises(ValueError, match="the lowest possible is 0.03125"):
+    with pytest.raises(ValueError, match='the lowest possible is 0.03125'):
         budget.check_feasible(model_size([5, 6]), ratio, 1)
     budget.check_feasible(model_size([5, 6]), 0.03125, 1)
 
 
 def test_feasibility_of_weights_only_is_priced_at_eight_activation_bits(mobilenet):
     budget.check_feasible(mobilenet, 0.2, 1)
-    with pytest.raises(ValueError, match="cannot be met"):
+    with pytest.raises(ValueError, match='cannot be met'):
         budget.check_feasible(mobilenet, 0.2, 1, pairs=False)
 
 

@@ -23,15 +23,15 @@ class Net(nn.Module):
 
     def forward(self, image):
         x = self.drop(self.depthwise(input=self.norm(self.stem(image))))
-        return self.head(x.mean((2, 3))), {"features": x}
+        return self.head(x.mean((2, 3))), {'features': x}
 
 
 def test_records_of_a_small_network():
-    assert profile_layers(Net(), (3, 32, 48), "cpu") == [
-        LayerRecord("stem", "conv", 3, 8, (3, 3), (2, 2), 1, 32, 48, 16, 24, num_weights=216),
-        LayerRecord("depthwise", "conv", 8, 8, (1, 5), (1, 1), 8, 16, 24, 16, 24, num_weights=40),
-        LayerRecord("head", "linear", 8, 10, (1, 1), (1, 1), 1, 1, 1, 1, 1, num_weights=80),
-        LayerRecord("spare", "conv", 4, 4, (1, 1), (1, 1), 1, 0, 0, 0, 0, num_weights=16, calls=0),
+    assert profile_layers(Net(), (3, 32, 48), 'cpu') == [
+        LayerRecord('stem', 'conv', 3, 8, (3, 3), (2, 2), 1, 32, 48, 16, 24, num_weights=216),
+        LayerRecord('depthwise', 'conv', 8, 8, (1, 5), (1, 1), 8, 16, 24, 16, 24, num_weights=40),
+        LayerRecord('head', 'linear', 8, 10, (1, 1), (1, 1), 1, 1, 1, 1, 1, num_weights=80),
+        LayerRecord('spare', 'conv', 4, 4, (1, 1), (1, 1), 1, 0, 0, 0, 0, num_weights=16, calls=0),
     ]
 
 
@@ -52,7 +52,7 @@ def test_the_model_and_the_random_states_are_left_alone():
 def test_a_shared_layer_appears_once_and_its_calls_are_counted():
     layer = nn.Conv2d(4, 4, 3, padding=1)
     (record,) = profile_layers(nn.Sequential(layer, nn.ReLU(), layer, layer), (4, 8, 8))
-    assert (record.name, record.calls, record.in_h, record.out_w) == ("0", 3, 8, 8)
+    assert (record.name, record.calls, record.in_h, record.out_w) == ('0', 3, 8, 8)
     assert record.macs == 3 * 8 * 8 * 4 * 4 * 9
 
 
@@ -81,28 +81,28 @@ class Tokens(nn.Module):
 
 def test_positions_of_a_transformer_and_internal_batches():
     records = {record.name: record for record in profile_layers(Tokens(), (3, 16, 16))}
-    assert list(records) == ["patches", "attention.out_proj", "mlp", "crops"]
-    assert (records["mlp"].in_h, records["mlp"].out_h, records["mlp"].out_w) == (16, 16, 1)
-    assert records["mlp"].macs == 16 * 6 * 24
-    assert records["attention.out_proj"].calls == 0 and records["attention.out_proj"].num_weights == 36
-    assert (records["crops"].calls, records["crops"].in_h, records["crops"].in_w) == (4, 2, 2)
+    assert list(records) == ['patches', 'attention.out_proj', 'mlp', 'crops']
+    assert (records['mlp'].in_h, records['mlp'].out_h, records['mlp'].out_w) == (16, 16, 1)
+    assert records['mlp'].macs == 16 * 6 * 24
+    assert records['attention.out_proj'].calls == 0 and records['attention.out_proj'].num_weights == 36
+    assert (records['crops'].calls, records['crops'].in_h, records['crops'].in_w) == (4, 2, 2)
 
 
 def test_a_model_on_the_meta_device_and_one_in_half_precision():
     expected = profile_layers(Net(), (3, 32, 32))
-    assert profile_layers(Net().to("meta"), (3, 32, 32)) == expected
+    assert profile_layers(Net().to('meta'), (3, 32, 32)) == expected
     assert profile_layers(Net().bfloat16(), (3, 32, 32)) == expected
 
 
 def test_published_counts_of_torchvision_models():
-    with torch.device("meta"):
+    with torch.device('meta'):
         resnet, vit = torchvision.models.resnet50(), torchvision.models.vit_b_16()
     layers = profile_layers(resnet, (3, 224, 224))
     assert len(layers) == 54 and sum(layer.num_weights for layer in layers) == 25_502_912
     assert sum(layer.macs for layer in layers) == 4_089_184_256
     layers = profile_layers(vit, (3, 224, 224))
-    assert [layer.name.split(".")[-1] for layer in layers if not layer.calls] == ["out_proj"] * 12  # read, not called
-    assert {layer.in_h for layer in layers if "mlp" in layer.name} == {197}
+    assert [layer.name.split('.')[-1] for layer in layers if not layer.calls] == ['out_proj'] * 12  # read, not called
+    assert {layer.in_h for layer in layers if 'mlp' in layer.name} == {197}
 
 
 def test_a_model_without_layers():
@@ -111,6 +111,6 @@ def test_a_model_without_layers():
 
 def test_a_failing_forward_pass_names_the_input_shape_and_cleans_up():
     model = Net()
-    with pytest.raises(ValueError, match=r"Net fails on one image of 1x32x32 \(channels x height x width\)"):
+    with pytest.raises(ValueError, match=r'Net fails on one image of 1x32x32 \(channels x height x width\)'):
         profile_layers(model, (1, 32, 32))
     assert model.training and not any(module._forward_hooks for module in model.modules())
