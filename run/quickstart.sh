@@ -43,7 +43,8 @@ search() {
         python scripts/rl_quantize.py --resume "$folder"
     else
         python scripts/rl_quantize.py "$@" "${COMMON[@]}" --weights "$FLOAT" --output "$OUT" --suffix search \
-            --train_batch 64 --train_size 1000 --val_size 400 --train_episode 40 --warmup 15 --finetune_lr 0.01 --overwrite
+            --train_batch 64 --train_size 1000 --val_size 400 --train_episode 40 --warmup 15 --finetune_lr 0.01 \
+            --overwrite
     fi
 }
 
