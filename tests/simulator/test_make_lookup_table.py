@@ -38,7 +38,8 @@ def test_a_table_by_command_and_its_protection(run, tmp_path):
 
 def test_bad_options_end_with_one_readable_line(run, tmp_path):
     failed = run('--batch', '0')
-    assert failed.returncode != 0 and failed.stderr.startswith('error: bit-serial array: batch is 0')
+    assert failed.returncode != 0 and failed.stderr.startswith('error: ') and failed.stderr.count('\n') == 1
+    assert '--batch' in failed.stderr and 'at least 1' in failed.stderr
     unknown = run('--hardware', 'tpu')
     assert unknown.returncode != 0 and 'cloud' in unknown.stderr and 'edge' in unknown.stderr
     assert not list(tmp_path.iterdir())
