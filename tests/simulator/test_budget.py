@@ -1,7 +1,6 @@
 import copy
 import random
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -195,12 +194,3 @@ def test_feasibility_of_weights_only_is_priced_at_eight_activation_bits(mobilene
     budget.check_feasible(mobilenet, 0.2, 1)
     with pytest.raises(ValueError, match='cannot be met'):
         budget.check_feasible(mobilenet, 0.2, 1, pairs=False)
-
-
-def test_six_hundred_walls_are_quick(mobilenet):
-    draw = random.Random(4)
-    strategies = [[[draw.randint(2, 8), draw.randint(2, 8)] for _ in range(53)] for _ in range(600)]
-    start = time.perf_counter()
-    for strategy in strategies:
-        budget.fit(strategy, mobilenet, 0.25 * mobilenet.reference, min_bit=2, fixed=PINNED)
-    assert time.perf_counter() - start < 3
