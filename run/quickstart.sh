@@ -12,7 +12,7 @@ use_environment requirements.txt
 SEED=${SEED:-234}
 OUT=save/quickstart; [ "$SEED" = 234 ] || OUT=save/quickstart_seed$SEED
 FLOAT=$OUT/float/checkpoint.pth.tar
-COMMON=(--width_mult 0.5 --dataset digits --seed "$SEED" "$@")
+COMMON=(--width_mult 0.5 --dataset digits --channels_last --seed "$SEED" "$@")
 start=$SECONDS
 
 say() { printf '\n[%d s] %s\n' $((SECONDS - start)) "$*"; }

@@ -47,7 +47,7 @@ def train(args, model, loaders, saved, device, *, quantization, about):
     from lib.utils.strategy import save_strategy
     from lib.utils.train import Precision, evaluate, loss_function
 
-    precision, folder = Precision(device, args.half), training_folder(args)
+    precision, folder = Precision(device, args.half, args.channels_last), training_folder(args)
     metrics, best = None, -1.0
     if not args.evaluate:
         optimizer = torch.optim.SGD(quantization.parameters(), lr=args.lr, momentum=args.momentum,

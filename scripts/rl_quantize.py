@@ -155,7 +155,7 @@ def make_env(args, device):
               'max_bit': args.max_bit, 'finetune_epoch': args.finetune_epoch, 'finetune_lr': args.finetune_lr,
               'finetune_gamma': args.finetune_gamma, 'finetune_flag': args.finetune_flag, 'use_top5': args.use_top5,
               'reward_on': args.reward_on, 'reward_cost': args.reward_cost, 'device': device,
-              'precision': Precision(device, args.half), 'seed': args.seed}
+              'precision': Precision(device, args.half, args.channels_last), 'seed': args.seed}
     if not linear:
         return QuantizeEnv(model, train_loader, val_loader, float_bit=args.float_bit or 32, is_pruned=args.is_pruned,
                            kmeans_iter=args.kmeans_iter, **shared)

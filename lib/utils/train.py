@@ -11,21 +11,28 @@ from lib.utils.utils import MetricCounter
 
 
 class Precision:
-    """Decides once in which arithmetic a network runs: float32, or mixed precision by `torch.amp`.
+    """Decides once in which arithmetic and memory layout a network runs.
 
-    Half precision is float16 with a gradient scaler on CUDA and bfloat16, which needs none, on the CPU.
+    The arithmetic is float32, or mixed precision by `torch.amp`: float16 with a gradient scaler on CUDA and bfloat16,
+    which needs none, on the CPU. With `channels_last` the images, and so the activations, are laid out as N, H, W, C.
     """
 
-    def __init__(self, device, half=False):
+    def __init__(self, device, half=False, channels_last=False):
         self.device_type, self.half = torch.device(device).type, half
         self.dtype = torch.float16 if self.device_type == 'cuda' else torch.bfloat16
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=half and self.device_type == 'cuda')
+        self.channels_last = channels_last
 
     def autocast(self):
         """Returns the context in which the forward pass runs."""
         if not self.half:
             return contextlib.nullcontext()
         return torch.autocast(self.device_type, dtype=self.dtype)
+
+    def to(self, device, images, labels):
+        """Returns a batch on the device, in the memory layout."""
+        layout = {'memory_format': torch.channels_last} if self.channels_last and images.dim() == 4 else {}
+        return images.to(device, non_blocking=True, **layout), labels.to(device, non_blocking=True)
 
 
 def train_one_epoch(model, loader, criterion, optimizer, device, after_step=None, *, before_step=None,
@@ -53,7 +60,7 @@ def train_one_epoch(model, loader, criterion, optimizer, device, after_step=None
     model.train()
     counter = MetricCounter()
     for step, (images, labels) in enumerate(_bar(title, loader)):
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        images, labels = precision.to(device, images, labels)
         with precision.autocast():
             logits = model(images)
             loss = criterion(logits, labels)
@@ -88,7 +95,7 @@ def evaluate(model, loader, criterion, device, *, precision=None, title='valid')
     model.eval()
     counter = MetricCounter()
     for step, (images, labels) in enumerate(_bar(title, loader)):
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        images, labels = precision.to(device, images, labels)
         with precision.autocast():
             logits = model(images)
             loss = criterion(logits, labels).item()

@@ -90,6 +90,15 @@ def test_half_precision_runs_on_the_cpu(tiny_net, tiny_loaders):
     assert math.isfinite(metrics.loss)
 
 
+def test_channels_last_changes_the_layout_and_not_the_result(tiny_net, tiny_loaders):
+    layouts = []
+    tiny_net.register_forward_pre_hook(lambda _, args: layouts.append(args[0].is_contiguous()))
+    plain = evaluate(tiny_net, tiny_loaders[1], loss_function(), 'cpu')
+    last = evaluate(tiny_net, tiny_loaders[1], loss_function(), 'cpu', precision=Precision('cpu', channels_last=True))
+    assert layouts[0] and not layouts[-1]
+    assert last.loss == pytest.approx(plain.loss, rel=1e-5)
+
+
 def test_a_loss_that_is_not_finite_names_the_layer(tiny_net, tiny_loaders):
     tiny_net.act = nn.Module()
     tiny_net.act.forward = lambda x: x / 0
