@@ -23,6 +23,10 @@ class RepositoryPath(str):
     """A default path, relative to the repository; a path that the user types is relative to the current folder."""
 
 
+class DefaultFloat(float):
+    """A default number, told apart from the same number typed by the user."""
+
+
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default of every option that has one, and its historic spellings only once."""
 
@@ -138,11 +142,13 @@ def add_quantization_options(parser):
     group.add_argument('--float_bit', type=at_least(1),
                        help='bits that a ratio of 1 stands for (default: 32 in the K-means '
                        'flow, 8 in the linear flow)')
-    group.add_argument('--cost', default='cloud_latency', help='linear: cost table that prices a strategy: '
-                       'cloud_latency or edge_latency (made when the file is missing), or the path of a .npy')
-    group.add_argument('--cost_batch', type=at_least(1),
-                       help='linear: batch size of a table that has to be made (default: 16 '
-                       'for cloud_latency, 1 for edge_latency)')
+    group.add_argument('--cost', metavar='NAME|PATH.npy|FILE.yaml', help='what prices a strategy: model_size, bitops, '
+                       'activation_memory, proqha_ratio, <hardware>_latency or <hardware>_energy (cloud_latency, '
+                       'bitfusion_energy, ...: make_lookup_table.py --list_hardware; the table is made when its file '
+                       'is missing), a .npy, or hardware described in a .yaml (default: model_size in the K-means '
+                       'flow, cloud_latency in the linear flow)')
+    group.add_argument('--cost_batch', type=at_least(1), help='batch size of a table that has to be made (default: '
+                       "the hardware's, 16 on cloud, 1 on edge)")
     group.add_argument('--calibrate', choices=['kl', 'mse', 'max'], default='kl', help='linear: how clipping ranges '
                        'are chosen: KL threshold below 5 bits, least squared error, or the largest value')
     group.add_argument('--activation_cap', type=positive,
@@ -210,7 +216,8 @@ def resolve_paths(args):
     for name, value in vars(args).items():
         if isinstance(value, RepositoryPath):
             setattr(args, name, str(ROOT / value))
-        elif value and (name in PATH_OPTIONS or (name in ('cost', 'strategy') and Path(value).is_file())):
+        elif value and (name in PATH_OPTIONS
+                        or (name in ('cost', 'strategy') and Path(value.split(':')[0]).is_file())):
             setattr(args, name, str(Path(value).absolute()))
 
 

@@ -5,7 +5,6 @@ from _common import ROOT, logger
 # Where the originals keep the weights of their own networks, and the scripts that name them.
 PRETRAINED_FILES = {'mobilenetv2': 'mobilenetv2-150.pth.tar', 'mobilenetv3': 'mobilenetv3small-f3be529c.pth',
                     'mobilenet_v3': 'mobilenetv3small-f3be529c.pth'}
-BIT_SERIAL_COSTS = {'cloud_latency': 'cloud', 'edge_latency': 'edge'}
 
 
 def find_device(name):
@@ -110,51 +109,6 @@ def _torchvision_state_dict(name):
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(f'the weights of {name} could not be downloaded ({error}): fetch {weights.url} and '
                                 'give --weights PATH') from error
-
-
-def find_cost(args, model, side, layer_names):
-    """Returns the `CostTable` of `--cost` for the quantized layers of `model`; makes a missing bit-serial one."""
-    from lib.simulator import bit_serial
-    from lib.simulator.cost import load_table, save_table
-    from lib.utils.profile import profile_layers
-    layers = [r for r in profile_layers(model, (3, side, side), next(model.parameters()).device)
-              if r.name in layer_names]
-    if args.cost not in BIT_SERIAL_COSTS:
-        if not args.cost.endswith('.npy'):
-            raise ValueError(f'unknown --cost {args.cost}: expected {", ".join(BIT_SERIAL_COSTS)} or the path of a '
-                             '.npy')
-        return with_reference(load_table(args.cost, layers), args.float_bit)
-    hardware = BIT_SERIAL_COSTS[args.cost]
-    batch = args.cost_batch or bit_serial.PRESETS[hardware].batch
-    path = table_path(args, hardware, batch)
-    if not path.is_file():
-        logger.info('making the lookup table %s', path)
-        table = bit_serial.make_table(layers, hardware=hardware, batch=batch,
-                                      about={'network': args.arch, 'dataset': args.dataset, 'resolution': side})
-        save_table(path, table)
-    return with_reference(load_table(path, layers), args.float_bit)
-
-
-def with_reference(cost, float_bit):
-    """Returns the linear cost with the column of `--float_bit` as what a ratio of 1 stands for, 8/8 bits if None."""
-    from lib.simulator.cost import CostTable
-    if float_bit is None:
-        return cost
-    if not 1 <= float_bit <= 8:
-        raise ValueError(f'--float_bit {float_bit}: in the linear flow it is a column of the cost table, 1 to 8')
-    return CostTable(cost.table, reference=cost.table[:, float_bit - 1, float_bit - 1].sum().item(), name=cost.name,
-                     unit=cost.unit, layer_names=cost.layer_names, about=cost.about)
-
-
-def table_path(args, hardware, batch):
-    """Returns the conventional path of a latency table; another width or image size is part of the name."""
-    name = f'q{float_name(args.arch)}_{args.dataset}_batch{batch}'
-    name += f'_{args.mode}' if args.mode == 'large' else ''
-    name += f'_width{args.width_mult:g}' if args.width_mult != 1 else ''
-    name += f'_image{args.image_size}' if args.image_size else ''
-    name += f'_classes{args.num_classes}' if args.num_classes else ''
-    name += '' if hardware == 'cloud' else f'_{hardware}'
-    return ROOT / 'lib' / 'simulator' / 'lookup_tables' / f'{name}_latency_table.npy'
 
 
 def loaders_of(args, device):

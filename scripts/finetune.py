@@ -12,7 +12,8 @@ from _common import (
     make_parser,
     run,
 )
-from _setup import build_model, find_cost, find_device, float_name, image_size, is_linear, loaders_of
+from _costs import cost_name, find_cost, layers_and_sizes
+from _setup import build_model, find_device, float_name, is_linear, loaders_of
 from _training import load_start, read_resumed, resume_hint, train
 
 # One entry per architecture: weight bits for K-means, [weight bits, activation bits] for linear quantization (q...).
@@ -64,7 +65,8 @@ def main(args):
         logger.warning('neither --weights nor --pretrained is given: the weights to be quantized are random')
     load_start(args, model, saved)
     quantize = quantize_linear if is_linear(args) else quantize_kmeans
-    quantization, cost = quantize(args, model, saved, loaders[0])
+    quantization = quantize(args, model, saved, loaders[0])
+    cost = price(args, model, quantization)
     about = {'arch': args.arch, 'dataset': args.dataset, 'ratio': cost.ratio(quantization.strategy),
              'cost': cost.cost(quantization.strategy), 'cost_name': cost.name, 'cost_unit': cost.unit,
              'layers': list(cost.layer_names)}
@@ -74,9 +76,8 @@ def main(args):
 
 
 def quantize_kmeans(args, model, saved, train_loader):
-    """Returns the K-means `Quantization` of the network, and its size as a `CostTable`."""
+    """Returns the K-means `Quantization` of the network."""
     from lib.quantize.kmeans import Codebook
-    from lib.simulator.cost import model_size
     from lib.utils.quantize_utils import KMeansQuantization, quantizable_layers, recognise_codebooks
 
     layers = quantizable_layers(model)
@@ -88,23 +89,26 @@ def quantize_kmeans(args, model, saved, train_loader):
         codebooks = recognise_codebooks(model, is_pruned)
         strategy = [max((len(book.centroids) - 1).bit_length(), 1) for book in codebooks.values()]
     strategy = strategy or choose_strategy(args, saved, list(layers), linear=False)
-    counts = [int((layer.weight != 0).sum()) if is_pruned else layer.weight.numel() for layer in layers.values()]
     free_high_bit = args.free_high_bit and not args.evaluate  # what is evaluated is quantized as it is priced
-    quantization = KMeansQuantization(model, strategy, is_pruned=is_pruned, free_high_bit=free_high_bit,
-                                      codebooks=codebooks, max_iter=args.kmeans_iter, seed=args.seed)
-    return quantization, model_size(counts, float_bit=args.float_bit or 32, layer_names=list(layers))
+    return KMeansQuantization(model, strategy, is_pruned=is_pruned, free_high_bit=free_high_bit,
+                              codebooks=codebooks, max_iter=args.kmeans_iter, seed=args.seed)
 
 
 def quantize_linear(args, model, saved, train_loader):
-    """Returns the linear `Quantization` of the network, and its latency as a `CostTable`."""
+    """Returns the linear `Quantization` of the network."""
     from lib.utils.quantize_utils import LinearQuantization, quantized_layers
 
     names = list(quantized_layers(model))
     strategy = choose_strategy(args, saved, names, linear=True)
     device = next(model.parameters()).device
     images = None if saved else next(iter(train_loader))[0].to(device)
-    quantization = LinearQuantization(model, strategy, images, method=args.calibrate, cap=args.activation_cap)
-    return quantization, find_cost(args, model, image_size(args), names)
+    return LinearQuantization(model, strategy, images, method=args.calibrate, cap=args.activation_cap)
+
+
+def price(args, model, quantization):
+    """Returns the `CostTable` of --cost for the quantized layers."""
+    records, sizes = layers_and_sizes(args, model, getattr(quantization, 'is_pruned', False))
+    return find_cost(args, cost_name(args), records, sizes)
 
 
 def choose_strategy(args, saved, layer_names, *, linear):

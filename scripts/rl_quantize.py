@@ -1,8 +1,9 @@
 """Searches the bits of every layer with a DDPG agent under a hard budget.
 
 K-means flow (default): weight bits under a budget of model size. Linear flow (--linear_quantization): weight and
-activation bits under a budget of latency, read from a lookup table. The best strategy is printed and saved, ready for
-the STRATEGIES block of finetune.py or its --strategy.
+activation bits under a budget of latency, read from a lookup table. Any other cost (--cost), and several budgets at
+once (--constraint), work in both. The best strategy is printed and saved, ready for the STRATEGIES block of finetune.py
+or its --strategy.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from _common import BooleanOption as Bool
 from _common import (
+    DefaultFloat,
     RepositoryPath,
     add_data_options,
     add_model_options,
@@ -24,7 +26,8 @@ from _common import (
     run,
     settings,
 )
-from _setup import build_model, find_cost, find_device, image_size, is_linear, load_float_weights
+from _costs import find_constraints, layers_and_sizes
+from _setup import build_model, find_device, image_size, is_linear, load_float_weights
 
 CHECKPOINT = 'search.pth.tar'  # agent with replay and random states, and the history of all episodes
 
@@ -36,8 +39,12 @@ def make_search_parser():
     add_data_options(parser, batch=256, workers=32)
     add_quantization_options(parser)
     group = parser.add_argument_group('search')
-    group.add_argument('--preserve_ratio', type=float, default=0.1, help='budget: fraction of the float model size, or '
-                       'of the latency at 8/8 bits')
+    group.add_argument('--preserve_ratio', type=float, default=DefaultFloat(0.1), help='budget: fraction of the float '
+                       'model size, of the latency at 8/8 bits, or of another --cost; the default does not hold where '
+                       '--constraint sets the budgets')
+    group.add_argument('--constraint', action='append', metavar='NAME=RATIO', help='a hard budget; several may be '
+                       'given: size=0.3, bitops, memory, proqha, latency and energy (of the hardware of --cost), or '
+                       'any name that --cost takes (default: only --preserve_ratio)')
     group.add_argument('--min_bit', type=int, default=1, help='fewest bits of a layer')
     group.add_argument('--max_bit', type=int, default=8, help='most bits of a layer')
     group.add_argument('--train_episode', type=at_least(1), default=600, help='episodes of the search')
@@ -90,6 +97,8 @@ def main(args):
     from lib.rl.ddpg import DDPG
     from lib.utils.run_folder import check_folder, open_run
 
+    if args.constraint and isinstance(args.preserve_ratio, DefaultFloat):
+        args.preserve_ratio = None
     folder = run_path(args)
     check_folder(folder, resume=bool(args.resume), overwrite=args.overwrite)
     saved = read_search(args, folder)
@@ -102,8 +111,10 @@ def main(args):
     if saved:
         agent.load_state_dict(saved['agent'])
     open_run(folder, settings(args), resume=bool(args.resume))
-    logger.info('%s on %s: %d layers, float accuracy %.2f %%, budget %.4g %s = %.4f of %.4g', args.arch, device,
-                env.num_layers, env.float_accuracy, env.limit, env.cost.unit, args.preserve_ratio, env.cost.reference)
+    logger.info('%s on %s: %d layers, float accuracy %.2f %%', args.arch, device, env.num_layers, env.float_accuracy)
+    for budget in env.constraints:
+        logger.info('budget: %s of at most %.6g %s = %.4f of %.6g', budget.cost.name, budget.limit, budget.cost.unit,
+                    budget.ratio, budget.cost.reference)
     search(args, env, agent, folder, saved['history'] if saved else [])
 
 
@@ -138,7 +149,6 @@ def make_env(args, device):
     from lib.env.linear_quantize_env import LinearQuantizeEnv
     from lib.env.quantize_env import QuantizeEnv
     from lib.utils.data_utils import create_search_loaders
-    from lib.utils.quantize_utils import quantized_layers
     from lib.utils.train import Precision
 
     side = image_size(args)
@@ -151,29 +161,30 @@ def make_env(args, device):
         raise ValueError('--is_pruned belongs to the K-means flow: leave it out in the linear flow')
     model = build_model(args, classes, device, linear)
     load_float_weights(model, args)
-    shared = {'input_shape': (3, side, side), 'preserve_ratio': args.preserve_ratio, 'min_bit': args.min_bit,
+    records, sizes = layers_and_sizes(args, model, args.is_pruned)
+    shared = {'records': records, 'constraints': find_constraints(args, records, sizes), 'min_bit': args.min_bit,
               'max_bit': args.max_bit, 'finetune_epoch': args.finetune_epoch, 'finetune_lr': args.finetune_lr,
               'finetune_gamma': args.finetune_gamma, 'finetune_flag': args.finetune_flag, 'use_top5': args.use_top5,
               'reward_on': args.reward_on, 'reward_cost': args.reward_cost, 'device': device,
               'precision': Precision(device, args.half, args.channels_last), 'seed': args.seed}
     if not linear:
-        return QuantizeEnv(model, train_loader, val_loader, float_bit=args.float_bit or 32, is_pruned=args.is_pruned,
-                           kmeans_iter=args.kmeans_iter, **shared)
-    cost = find_cost(args, model, side, list(quantized_layers(model)))
-    return LinearQuantizeEnv(model, train_loader, val_loader, cost=cost, calibrate_method=args.calibrate,
+        return QuantizeEnv(model, train_loader, val_loader, is_pruned=args.is_pruned, kmeans_iter=args.kmeans_iter,
+                           **shared)
+    return LinearQuantizeEnv(model, train_loader, val_loader, calibrate_method=args.calibrate,
                              activation_cap=args.activation_cap, **shared)
 
 
 def search(args, env, agent, folder, history):
     """Runs the episodes that are left, saving everything after each of them."""
-    from lib.simulator.cost import model_size
+    from lib.simulator.counting import model_size
     from lib.utils.checkpoint import save_checkpoint, write_json
     from lib.utils.search_log import SearchLog
 
-    about = {'arch': args.arch, 'dataset': args.dataset, 'preserve_ratio': args.preserve_ratio,
+    about = {'arch': args.arch, 'dataset': args.dataset, 'preserve_ratio': env.constraints[0].ratio,
+             'budgets': {budget.cost.name: budget.ratio for budget in env.constraints},
              'quantization': 'linear' if is_linear(args) else 'kmeans', 'cost_name': env.cost.name,
              'cost_unit': env.cost.unit, 'min_bit': args.min_bit, 'max_bit': args.max_bit}
-    log = SearchLog(folder, layer_names=[r.name for r in env.records], kinds=[layer_kind(r) for r in env.records],
+    log = SearchLog(folder, layer_names=[r.name for r in env.records], kinds=[r.type for r in env.records],
                     float_accuracy=env.float_accuracy, warmup=args.warmup, about=about, history=history)
     sizes = model_size([r.num_weights for r in env.records])
     for episode in range(len(log.history), args.train_episode):
@@ -221,15 +232,6 @@ def learn(agent, transitions, reward, episode):
         return {'value_loss': None, 'policy_loss': None}
     value, policy = (sum(column) / len(losses) for column in zip(*losses, strict=True))
     return {'value_loss': value, 'policy_loss': policy}
-
-
-def layer_kind(record):
-    """Returns what colours a layer in the plots: linear, depthwise, pointwise or conv."""
-    if record.kind == 'linear':
-        return 'linear'
-    if record.is_depthwise:
-        return 'depthwise'
-    return 'pointwise' if record.kernel == (1, 1) else 'conv'
 
 
 def resume_hint(args):

@@ -16,7 +16,8 @@ ALLOWED = {
     'lib.env': {'lib.env', 'lib.quantize', 'lib.simulator', 'lib.utils'},
     'scripts': {'scripts', 'models', 'lib.quantize', 'lib.rl', 'lib.simulator', 'lib.utils', 'lib.env', 'lib.search'},
 }
-LIBRARIES = {'lib.quantize': {'torch', 'numpy'}, 'lib.rl': {'torch', 'numpy'}, 'lib.simulator': {'torch', 'numpy'}}
+LIBRARIES = {'lib.quantize': {'torch', 'numpy'}, 'lib.rl': {'torch', 'numpy'},
+             'lib.simulator': {'torch', 'numpy', 'scipy', 'yaml'}}
 STANDARD = set(__import__('sys').stdlib_module_names)
 
 

@@ -1,8 +1,7 @@
-"""The linear environment: weight and activation bits of every layer under a budget read from a lookup table."""
+"""The linear environment: weight and activation bits of every layer under budgets read from lookup tables."""
 
 from lib.env.search_env import SearchEnv
-from lib.utils.profile import profile_layers
-from lib.utils.quantize_utils import LinearQuantization, quantized_layers
+from lib.utils.quantize_utils import LinearQuantization
 
 
 class LinearQuantizeEnv(SearchEnv):
@@ -16,31 +15,21 @@ class LinearQuantizeEnv(SearchEnv):
     num_states = 10
     pairs = True  # a strategy is a list of [w_bit, a_bit]
 
-    def __init__(self, model, train_loader, val_loader, *, cost, input_shape, preserve_ratio=0.6, min_bit=1, max_bit=8,
-                 calibrate_method='kl', activation_cap=None, device='cpu', **settings):
+    def __init__(self, model, train_loader, val_loader, *, records, calibrate_method='kl', activation_cap=None,
+                 device='cpu', **settings):
         """See `SearchEnv` for the other settings.
 
         Args:
             model: network with `QConv2d` and `QLinear` layers and float weights.
-            cost: `CostTable` with one row per quantized layer.
-            input_shape: (C, H, W) of the data set, at which the layers' input sizes are measured.
+            records: `LayerRecord` of each quantized layer.
             calibrate_method: 'kl', 'mse' or 'max'.
             activation_cap: upper limit of the activation ranges, or None.
-
-        Raises:
-            ValueError: the table has another number of layers than the network.
         """
-        layers = quantized_layers(model)
-        if cost.num_layers != len(layers):
-            raise ValueError(f'the cost table has {cost.num_layers} layers, the network has {len(layers)} quantized '
-                             'layers: make the table of this network with scripts/make_lookup_table.py')
-        self.layers, self.calibrate_method, self.activation_cap = layers, calibrate_method, activation_cap
+        self.calibrate_method, self.activation_cap = calibrate_method, activation_cap
         train_loader.set_epoch(0)
         self._calibration_images = next(iter(train_loader))[0].to(device)
-        records = [record for record in profile_layers(model, input_shape, device) if record.name in layers]
-        super().__init__(model, train_loader, val_loader, records=records, cost=cost, preserve_ratio=preserve_ratio,
-                         min_bit=min_bit, max_bit=max_bit, fixed={0: [8, -1], len(layers) - 1: [8, 8]}, device=device,
-                         **settings)
+        super().__init__(model, train_loader, val_loader, records=records,
+                         fixed={0: [8, -1], len(records) - 1: [8, 8]}, device=device, **settings)
 
     @property
     def num_steps(self):

@@ -1,10 +1,8 @@
-"""The K-means environment: weight bits of every layer under a budget of model size."""
+"""The K-means environment: weight bits of every layer under budgets of model size or any other cost."""
 
 from lib.env.search_env import SearchEnv
 from lib.quantize.kmeans import CodebookCache
-from lib.simulator.cost import model_size
-from lib.utils.profile import profile_layers
-from lib.utils.quantize_utils import KMeansQuantization, quantizable_layers
+from lib.utils.quantize_utils import KMeansQuantization
 
 FIRST_ACTION = 4  # the previous action of the first layer, in raw bits
 
@@ -15,24 +13,16 @@ class QuantizeEnv(SearchEnv):
     num_states = 9
     pairs = False  # a strategy is a list of weight bits
 
-    def __init__(self, model, train_loader, val_loader, *, input_shape, preserve_ratio=0.1, min_bit=1, max_bit=8,
-                 float_bit=32, is_pruned=False, kmeans_iter=3, seed=234, device='cpu', **settings):
+    def __init__(self, model, train_loader, val_loader, *, is_pruned=False, kmeans_iter=3, seed=234, **settings):
         """See `SearchEnv` for the other settings.
 
         Args:
-            input_shape: (C, H, W) of the data set, at which the layers' input sizes are measured.
-            float_bit: bits per weight of the uncompressed model.
-            is_pruned: only weights that are not zero count, and zeros stay zero.
+            is_pruned: zero weights stay zero and get no centroid.
             kmeans_iter: Lloyd iterations of the clustering.
         """
-        layers = quantizable_layers(model)
-        counts = [int((layer.weight != 0).sum()) if is_pruned else layer.weight.numel() for layer in layers.values()]
         self.is_pruned = is_pruned
         self.cache = CodebookCache(max_iter=kmeans_iter, is_pruned=is_pruned, seed=seed)
-        super().__init__(model, train_loader, val_loader, records=profile_layers(model, input_shape, device),
-                         cost=model_size(counts, float_bit=float_bit, layer_names=list(layers)),
-                         preserve_ratio=preserve_ratio, min_bit=min_bit, max_bit=max_bit, fixed={}, seed=seed,
-                         device=device, **settings)
+        super().__init__(model, train_loader, val_loader, fixed={}, seed=seed, **settings)
 
     @property
     def num_steps(self):

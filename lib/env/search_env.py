@@ -14,13 +14,17 @@ from lib.utils.utils import seed_everything, set_learning_rate
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an episode found: the strategy as executed, its accuracy (percent), cost, cost / reference, and reward."""
+    """What an episode found: the strategy as executed, its accuracy (percent), cost, ratios and reward.
+
+    `cost` and `ratio` (cost / reference) are those of the first constraint, `ratios` holds {cost name: ratio} of all.
+    """
 
     strategy: list
     accuracy: float
     loss: float
     cost: float
     ratio: float
+    ratios: dict
     reward: float
 
 
@@ -32,17 +36,16 @@ class SearchEnv:
     same in every episode.
     """
 
-    def __init__(self, model, train_loader, val_loader, *, records, cost, preserve_ratio, min_bit, max_bit, fixed,
+    def __init__(self, model, train_loader, val_loader, *, records, constraints, min_bit, max_bit, fixed,
                  finetune_epoch=1, finetune_lr=1e-3, finetune_gamma=0.8, finetune_flag=True, use_top5=False,
                  reward_on='val', reward_cost=False, device='cpu', precision=None, seed=234):
-        """Measures the float accuracy and checks that the budget can be met.
+        """Measures the float accuracy and checks that the budgets can be met.
 
         Args:
             model: network with float weights, on `device`.
             train_loader, val_loader: the two subsets; `train_loader.set_epoch` makes an episode reproducible.
             records: `LayerRecord` per quantizable layer.
-            cost: `CostTable` of the layers.
-            preserve_ratio: budget as a fraction of `cost.reference`.
+            constraints: the budgets, `Constraint`s on costs of these layers; the first one's cost is the search's.
             min_bit, max_bit: range of the agent's choice, 1..8.
             fixed: {layer index: entry} of layers that the agent cannot change.
             finetune_epoch, finetune_lr, finetune_gamma: epochs per episode, rate, and its factor after each epoch.
@@ -54,16 +57,20 @@ class SearchEnv:
             seed: of dropout and the like in each episode.
 
         Raises:
-            ValueError: the bits are out of range, or the ratio cannot be met.
+            ValueError: the bits are out of range, or the budgets cannot be met.
         """
         if not 1 <= min_bit <= max_bit <= 8:
             raise ValueError(f'--min_bit {min_bit} and --max_bit {max_bit}: expected 1 <= min_bit <= max_bit <= 8')
         if reward_on == 'train' and not (finetune_flag and finetune_epoch):
             raise ValueError('--reward_on train needs fine-tuning in the episode: drop it, or give --finetune_flag '
                              'and --finetune_epoch of at least 1')
-        budget.check_feasible(cost, preserve_ratio, min_bit, max_bit, fixed, pairs=self.pairs)
+        for cost in (constraint.cost for constraint in constraints):
+            if cost.num_layers != len(records):
+                raise ValueError(f'{cost.name} has {cost.num_layers} layers, the network has {len(records)} quantized '
+                                 'layers: make the table of this network with scripts/make_lookup_table.py')
+        budget.check_feasible(constraints, min_bit, max_bit, fixed, pairs=self.pairs)
         self.model, self.train_loader, self.val_loader = model, train_loader, val_loader
-        self.records, self.cost, self.limit = records, cost, preserve_ratio * cost.reference
+        self.records, self.constraints = records, list(constraints)
         self.min_bit, self.max_bit, self.fixed = min_bit, max_bit, fixed
         self.finetune_epoch, self.finetune_lr, self.finetune_gamma = finetune_epoch, finetune_lr, finetune_gamma
         self.finetune_flag, self.use_top5 = finetune_flag, use_top5
@@ -74,6 +81,11 @@ class SearchEnv:
         self._float_state = copy.deepcopy(model.state_dict())
         self.float_accuracy = self._accuracy(self._evaluate(train_loader if reward_on == 'train' else val_loader))
         self.reset()
+
+    @property
+    def cost(self):
+        """The `CostTable` of the first constraint."""
+        return self.constraints[0].cost
 
     @property
     def num_layers(self):
@@ -103,8 +115,7 @@ class SearchEnv:
 
     def within_budget(self, strategy):
         """Returns the strategy after the final action wall."""
-        return budget.fit(strategy, self.cost, self.limit, min_bit=self.min_bit, max_bit=self.max_bit,
-                          fixed=self.fixed)
+        return budget.fit(strategy, self.constraints, min_bit=self.min_bit, max_bit=self.max_bit, fixed=self.fixed)
 
     def trajectory(self, strategy):
         """Returns [(state, action)] of an episode that chose `strategy` step by step, without running it."""
@@ -136,7 +147,8 @@ class SearchEnv:
         reward = 0.1 * (accuracy - self.float_accuracy + (1 / ratio if self.reward_cost else 0))
         if not math.isfinite(reward):
             raise FloatingPointError(f'the reward of {strategy} is {reward} (accuracy {accuracy})')
-        return Outcome(strategy, accuracy, metrics.loss, self.cost.cost(strategy), ratio, reward)
+        ratios = {constraint.cost.name: constraint.cost.ratio(strategy) for constraint in self.constraints}
+        return Outcome(strategy, accuracy, metrics.loss, self.cost.cost(strategy), ratio, ratios, reward)
 
     def _finetune(self, quantization, episode):
         optimizer = torch.optim.SGD(quantization.parameters(), lr=self.finetune_lr, momentum=0.9, weight_decay=4e-5)

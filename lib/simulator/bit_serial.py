@@ -10,70 +10,96 @@ every cell. The `cloud` preset also gives the paper's latencies; `edge` is a con
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from lib.simulator.cost import MAX_BIT, CostTable
+from lib.simulator.gemm import Gemm, ceil_div, layer_gemm, split
+from lib.simulator.hardware import Hardware, LayerCost, parameter
 from lib.simulator.layer import LayerRecord
 
 
 @dataclass(frozen=True)
-class BitSerialArray:
-    """The parameters of an array; all must be positive, else ValueError."""
+class BitSerialArray(Hardware):
+    """HAQ's array of D x D processing elements."""
 
-    dim: int  # D: the array has D x D processing elements
-    chunk_bits: int  # Dk: bits of one binary dot product
-    port_bits: int  # P: bits per cycle that each of the two memory ports reads
-    depth: int  # entries of Dk bits per row of D in each operand buffer
-    batch: int  # images that are processed together
-    clock_mhz: float
+    backend: ClassVar[str] = 'bit_serial'
 
-    def __post_init__(self):
-        for field in fields(self):
-            if not getattr(self, field.name) > 0:
-                raise ValueError(f'bit-serial array: {field.name} is {getattr(self, field.name)}, expected > 0')
+    dim: int = parameter('D: the array has D x D processing elements')
+    chunk_bits: int = parameter('Dk: length of one binary dot product', 'bits')
+    port_bits: int = parameter('P: what each of the two memory ports reads per cycle', 'bits')
+    depth: int = parameter('entries of Dk bits per row of D in each operand buffer')
+    clock_mhz: float = parameter('clock', 'MHz')
+    op_energy: float = parameter('energy of one binary operation; a w x a-bit multiply-accumulate is 2 w a of them',
+                                 'pJ', minimum=0)
+    dram_energy: float = parameter('energy of reading a bit from memory', 'pJ/bit', minimum=0)
 
-    def milliseconds(self, cycles):
-        """Return the time of a number (or array) of cycles in ms."""
-        return cycles / (self.clock_mhz * 1e3)
+    def layer_cost(self, layer: LayerRecord, w_bit: int, a_bit: int) -> LayerCost:
+        """See `Hardware.layer_cost`.
+
+        The latency is the published model. The energy is ours, a nominal model of events: 2 w a binary operations per
+        multiply-accumulate (padding to whole tiles not counted) and every bit that a tile reads.
+        """
+        gemm = layer_gemm(layer, self.batch)
+        cycles = gemm_cycles(gemm, w_bit, a_bit, self, layer.name)
+        load_a, load_w, compute = self.work(gemm, w_bit, a_bit)
+        loads = {'activation port': load_a, 'weight port': load_w, 'compute': compute}
+        traffic = gemm.repeats * self._tile_bits(gemm, w_bit, a_bit)
+        binary_ops = 2 * w_bit * a_bit * gemm.repeats * gemm.m * gemm.n * gemm.k
+        energy = (binary_ops * self.op_energy + traffic * self.dram_energy) / 1e3
+        return LayerCost(cycles, energy, max(loads, key=loads.get), traffic)
+
+    def peak_macs(self, w_bit: int, a_bit: int) -> float:
+        """See `Hardware.peak_macs`."""
+        return self.dim**2 * self.chunk_bits * self.clock_mhz * 1e6 / (w_bit * a_bit)
+
+    def memory_bandwidth(self) -> float:
+        """Return that of both ports together; each operand can use only its own."""
+        return 2 * self.port_bits / 8 * self.clock_mhz * 1e6
+
+    def tiles(self, gemm: Gemm, w_bit: int, a_bit: int, name: str = '') -> list[tuple[int, int, int]]:
+        """Return (activation rows, weight rows, how many such tiles) of one product, cut so that they fit the buffers.
+
+        Both dataflows have the same tiles: as many rows as a buffer holds, in multiples of D, a row being whole chunks.
+        """
+        m_tiles = Counter(split(gemm.m, self._tile_rows(gemm.k, a_bit, name)))
+        n_tiles = Counter(split(gemm.n, self._tile_rows(gemm.k, w_bit, name)))
+        return [(m, n, times_m * times_n) for m, times_m in m_tiles.items() for n, times_n in n_tiles.items()]
+
+    def work(self, gemm: Gemm, w_bit: int, a_bit: int) -> tuple[int, int, int]:
+        """Return the cycles that one product would take if only (activation port, weight port, array) took time."""
+        beats = sum(ceil_div(bits, self.port_bits) for bits in split(gemm.k, self.chunk_bits))
+        load_a = load_w = compute = 0
+        for m, n, times in self.tiles(gemm, w_bit, a_bit):
+            load_a += times * a_bit * m * beats
+            load_w += times * w_bit * n * beats
+            pairs = ceil_div(m, self.dim) * ceil_div(n, self.dim) * ceil_div(gemm.k, self.chunk_bits)
+            compute += times * w_bit * a_bit * pairs
+        return load_a, load_w, compute
+
+    def _tile_bits(self, gemm, w_bit, a_bit) -> int:
+        return sum(times * gemm.k * (m * a_bit + n * w_bit) for m, n, times in self.tiles(gemm, w_bit, a_bit))
+
+    def _tile_rows(self, k, bits, name) -> int:
+        """Return how many rows of k values a buffer holds: a multiple of D, and at least D."""
+        groups = self.depth // (ceil_div(k, self.chunk_bits) * bits)  # of D rows
+        if not groups:
+            raise ValueError(
+                f'{name or "layer"} does not fit {self.name}: {self.dim} rows of {k} values at {bits} bits take '
+                f'{ceil_div(k, self.chunk_bits) * bits} entries per row of its buffer, which has depth {self.depth}'
+            )
+        return groups * self.dim
 
 
+# The energies are nominal: 1.4 TOPS/W, reported for BISMO on a Zynq-7020 at its peak, and 20 pJ per bit of DRAM.
+_ENERGY = {'op_energy': 0.714, 'dram_energy': 20.0}
 PRESETS = {
-    'cloud': BitSerialArray(dim=16, chunk_bits=256, port_bits=256, depth=1024, batch=16, clock_mhz=200),
-    'edge': BitSerialArray(dim=8, chunk_bits=256, port_bits=64, depth=1024, batch=1, clock_mhz=200),
+    'cloud': BitSerialArray(name='cloud', dim=16, chunk_bits=256, port_bits=256, depth=1024, batch=16, clock_mhz=200,
+                            status='latency exact (recovered from the published table); energy nominal', **_ENERGY),
+    'edge': BitSerialArray(name='edge', dim=8, chunk_bits=256, port_bits=64, depth=1024, batch=1, clock_mhz=200,
+                           status='latency fitted to the published milliseconds; energy nominal', **_ENERGY),
 }
-
-
-class Gemm(NamedTuple):
-    """`repeats` products of an (m, k) matrix of activation rows and an (n, k) matrix of weight rows."""
-
-    repeats: int
-    m: int
-    n: int
-    k: int
-
-
-def layer_gemm(layer: LayerRecord, batch: int) -> Gemm:
-    """Return the matrix products that a layer amounts to for a whole batch.
-
-    A convolution is one product per image (im2col rows). In a depthwise convolution each channel is one product: the
-    images of the batch lie side by side in a row and the filter is repeated for each of them (block diagonal). A linear
-    layer is a single product over all positions of the batch. Our extensions, as the original's networks have neither:
-    a grouped convolution is a dense one per group; several filters per depthwise channel are so many more weight rows.
-    """
-    pixels = layer.out_h * layer.out_w
-    taps = layer.kernel[0] * layer.kernel[1]
-    in_channels, out_channels = layer.in_channels // layer.groups, layer.out_channels // layer.groups  # of one group
-    if layer.kind == 'linear':
-        gemm = Gemm(1, batch * pixels, out_channels, in_channels)
-    elif layer.is_depthwise:
-        gemm = Gemm(layer.groups, pixels, batch * out_channels, taps * batch)
-    else:
-        gemm = Gemm(batch * layer.groups, pixels, out_channels, in_channels * taps)
-    return gemm._replace(repeats=layer.calls * gemm.repeats)
 
 
 def tile_cycles(m: int, n: int, k: int, w_bit: int, a_bit: int, array: BitSerialArray) -> int:
@@ -90,8 +116,8 @@ def tile_cycles(m: int, n: int, k: int, w_bit: int, a_bit: int, array: BitSerial
     of the last weight group hide it. TW: each weight plane is used for c activation groups of a cycles; only the last a
     hide the next load. Example: one row and one weight of one bit take 1 cycle.
     """
-    beats = np.array([_ceil_div(bits, array.port_bits) for bits in _split(k, array.chunk_bits)])  # L_k
-    r, s = np.array(_split(m, array.dim)), np.array(_split(n, array.dim))
+    beats = np.array([ceil_div(bits, array.port_bits) for bits in split(k, array.chunk_bits)])  # L_k
+    r, s = np.array(split(m, array.dim)), np.array(split(n, array.dim))
     chunks, c, d = len(beats), len(r), len(s)
 
     load = r[0] * beats
@@ -104,93 +130,13 @@ def tile_cycles(m: int, n: int, k: int, w_bit: int, a_bit: int, array: BitSerial
     return int(max(activation_port, weight_port))
 
 
-def layer_cycles(layer: LayerRecord, w_bit: int, a_bit: int, array: BitSerialArray, batch: int | None = None) -> int:
-    """Return the cycles of a layer for a whole batch (default: that of the array); 0 if the layer is never called."""
-    gemm = layer_gemm(layer, array.batch if batch is None else batch)
-    return gemm_cycles(gemm, w_bit, a_bit, array) if layer.calls else 0
-
-
-def gemm_cycles(gemm: Gemm, w_bit: int, a_bit: int, array: BitSerialArray) -> int:
+def gemm_cycles(gemm: Gemm, w_bit: int, a_bit: int, array: BitSerialArray, name: str = '') -> int:
     """Return the cycles of the products: the sum over the tiles, for the better of two dataflows.
 
-    The second dataflow is the first with activations and weights exchanged. The tiles are the same for both: as many
-    rows as a buffer holds, in multiples of D (at least D), where a row takes whole chunks.
+    The second dataflow is the first with activations and weights exchanged. `name` is that of the layer, for messages.
     """
-    repeats, m, n, k = gemm
-    m_tiles = _split(m, _tile_rows(k, a_bit, array))
-    n_tiles = _split(n, _tile_rows(k, w_bit, array))
     straight = exchanged = 0
-    for rows_m, times_m in Counter(m_tiles).items():
-        for rows_n, times_n in Counter(n_tiles).items():
-            times = times_m * times_n
-            straight += times * tile_cycles(rows_m, rows_n, k, w_bit, a_bit, array)
-            exchanged += times * tile_cycles(rows_n, rows_m, k, a_bit, w_bit, array)
-    return repeats * min(straight, exchanged)
-
-
-def latency_table(layers: Sequence[LayerRecord], array: BitSerialArray, batch: int | None = None) -> np.ndarray:
-    """Return the cycles of every layer at every pair of bits, int64 (layers, 8, 8), `table[l, w - 1, a - 1]`."""
-    bits = range(1, MAX_BIT + 1)
-    unnamed = [replace(layer, name='') for layer in layers]
-    cells = {
-        layer: [[layer_cycles(layer, w_bit, a_bit, array, batch) for a_bit in bits] for w_bit in bits]
-        for layer in set(unnamed)  # equal shapes once
-    }
-    return np.array([cells[layer] for layer in unnamed], dtype=np.int64).reshape(-1, MAX_BIT, MAX_BIT)
-
-
-def make_table(
-    layers: Sequence[LayerRecord],
-    hardware: str | BitSerialArray = 'cloud',
-    batch: int | None = None,
-    about: Mapping | None = None,
-) -> CostTable:
-    """Return the latency table of a network, ready for a search or for `save_table`.
-
-    Args:
-        layers: the network's layers in module order.
-        hardware: name of a preset, or an array of one's own.
-        batch: images processed together; None = that of the hardware (cloud 16, edge 1).
-        about: facts to save with the table, e.g. network, dataset, resolution.
-
-    Raises:
-        ValueError: unknown preset (the message lists them), batch below 1, no layer that is ever called.
-    """
-    name = hardware if isinstance(hardware, str) else 'bit_serial'
-    if isinstance(hardware, str):
-        if hardware not in PRESETS:
-            raise ValueError(f"unknown hardware {hardware!r}, expected one of {', '.join(sorted(PRESETS))}")
-        hardware = PRESETS[hardware]
-    if batch is not None:
-        hardware = replace(hardware, batch=batch)
-    table = latency_table(layers, hardware)
-    return CostTable(
-        table,
-        reference=int(table[:, -1, -1].sum()),
-        name=f'{name}_latency',
-        unit='cycles',
-        layer_names=[layer.name for layer in layers],
-        about={
-            **(about or {}),
-            'batch': hardware.batch,
-            'model': 'bit_serial',
-            'hardware': {'name': name, **asdict(hardware)},
-            'layers': [layer.to_dict() for layer in layers],
-        },
-    )
-
-
-def _tile_rows(k: int, bits: int, array: BitSerialArray) -> int:
-    """Return how many rows of k values a buffer holds: a multiple of D, and at least D."""
-    entries_per_row = _ceil_div(k, array.chunk_bits) * bits
-    return max(array.dim, array.dim * array.depth // entries_per_row // array.dim * array.dim)
-
-
-def _split(total: int, size: int) -> list[int]:
-    """Return the sizes of the pieces of `total` cut every `size`: 7 by 3 gives [3, 3, 1]."""
-    full, rest = divmod(total, size)
-    return [size] * full + ([rest] if rest else [])
-
-
-def _ceil_div(numerator: int, denominator: int) -> int:
-    return -(-numerator // denominator)
+    for m, n, times in array.tiles(gemm, w_bit, a_bit, name):
+        straight += times * tile_cycles(m, n, gemm.k, w_bit, a_bit, array)
+        exchanged += times * tile_cycles(n, m, gemm.k, a_bit, w_bit, array)
+    return gemm.repeats * min(straight, exchanged)

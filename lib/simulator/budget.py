@@ -1,42 +1,73 @@
-"""The final action wall: lower the bits of a strategy until its cost holds the budget."""
+"""The final action wall: lower the bits of a strategy until it holds every budget."""
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 
-from lib.simulator.cost import MAX_BIT, UNTOUCHED, CostTable, check_bit_range, exact_sum
+from lib.simulator.cost import MAX_BIT, UNTOUCHED, CostTable, check_bit_range
+from lib.simulator.feasible import cheapest, choices_of
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A hard budget: a strategy must not cost more than `limit`, in the unit of `cost`."""
+
+    cost: CostTable
+    limit: float
+    option: str = '--preserve_ratio'  # as the user gave it, for messages
+
+    @classmethod
+    def of_ratio(cls, cost: CostTable, ratio: float, option: str = '--preserve_ratio') -> 'Constraint':
+        """Return the budget of a fraction of the reference cost."""
+        return cls(cost, ratio * cost.reference, option)
+
+    @property
+    def ratio(self) -> float:
+        """The limit relative to the reference of the cost."""
+        return self.limit / self.cost.reference
+
+    @property
+    def scale(self) -> float:
+        """What an excess is measured by: the limit, or the reference where the limit is not above 0."""
+        return self.limit if self.limit > 0 else self.cost.reference
+
+    def met_by(self, strategy: Sequence) -> bool:
+        """Whether the strategy holds the budget."""
+        return self.cost.cost(strategy) <= self.limit
 
 
 def fit(
     strategy: Sequence,
-    cost: CostTable,
-    limit: float,
+    constraints: Sequence[Constraint],
     *,
     min_bit: int,
     max_bit: int = MAX_BIT,
     fixed: Mapping | None = None,
 ) -> list:
-    """Return a new strategy that costs at most `limit`, or the cheapest there is when none does.
+    """Return a new strategy that holds every constraint, or the one closest to it when none does.
 
     Goes round the layers from the last to the first and lowers each that is above `min_bit` by one bit, of a pair first
-    the activation bits, then the weight bits, until the budget holds; it is checked after every single lowering.
-    Activation bits of -1 stay. A table need not be monotone: where the walk ends above the limit, the cheapest bits of
-    every layer replace its result if they cost less.
+    the activation bits, then the weight bits, until every budget holds; they are checked after every single lowering.
+    Bits that no exceeded budget depends on are left alone (activation bits when only the model size is too large), and
+    so are activation bits of -1. A table need not be monotone: where the walk ends above a limit, the strategy that is
+    furthest inside the budgets replaces its result, if it is better.
 
     Args:
         strategy: one int or pair per layer; unchanged.
-        limit: highest allowed cost, in the unit of `cost`.
+        constraints: at least one; all on tables of the same layers.
         min_bit, max_bit: range of the bits of all layers that are not fixed.
         fixed: {layer index: entry} of layers that get this entry and are never lowered.
 
     Raises:
-        ValueError: an entry outside min_bit..max_bit, or one that `cost` refuses; `limit` not a number.
+        ValueError: an entry outside min_bit..max_bit, or one that a cost refuses.
     """
     check_bit_range(min_bit, max_bit)
-    if math.isnan(limit):
-        raise ValueError('the budget is not a number (nan): check the ratio and the reference cost')
+    if any(math.isnan(constraint.limit) for constraint in constraints):
+        raise ValueError('a budget is not a number (nan): check the ratio and the reference cost')
     fixed = dict(fixed or {})
+    cost = constraints[0].cost
     strategy = cost.with_fixed(strategy, fixed)
     bits = [list(pair) for pair in cost.bits(strategy)]
     free = [index for index in range(len(bits)) if index not in fixed]
@@ -44,78 +75,110 @@ def fit(
         if not all(min_bit <= bit <= max_bit for bit in bits[index] if bit != UNTOUCHED):
             raise ValueError(f'{cost.label(index)} has {strategy[index]!r}, expected bits in {min_bit}..{max_bit}')
 
-    _walk(bits, free, cost, limit, min_bit)
+    _walk(bits, free, [_Meter(constraint, bits) for constraint in constraints], min_bit)
     fitted = [pair if _is_pair(entry) else pair[0] for entry, pair in zip(strategy, bits, strict=True)]
-    if (reached := cost.cost(fitted)) > limit:
-        cheapest = _cheapest(fitted, free, cost, min_bit, max_bit)
-        if cost.cost(cheapest) < reached:
-            return cheapest
-    return fitted
+    if all(constraint.met_by(fitted) for constraint in constraints):
+        return fitted
+    choices = [[entry] if index in fixed else choices_of(_plain(entry), min_bit, max_bit)
+               for index, entry in enumerate(fitted)]
+    return min(fitted, cheapest(constraints, choices), key=lambda candidate: excess(candidate, constraints))
+
+
+def excess(strategy: Sequence, constraints: Sequence[Constraint]) -> float:
+    """Return by how much a strategy exceeds the budgets: the largest (cost - limit) / limit, at most 0 if all hold."""
+    return max((c.cost.cost(strategy) - c.limit) / c.scale for c in constraints)
 
 
 def check_feasible(
-    cost: CostTable,
-    ratio: float,
+    constraints: Sequence[Constraint],
     min_bit: int,
     max_bit: int = MAX_BIT,
     fixed: Mapping | None = None,
     *,
     pairs: bool = True,
 ) -> None:
-    """Raise ValueError, with the lowest reachable ratio, when no strategy costs `ratio * cost.reference` or less."""
-    lowest, _ = cost.minimum(min_bit, max_bit, fixed, pairs=pairs)
-    if ratio > 0 and lowest <= ratio * cost.reference:
+    """Raise ValueError, with the lowest reachable ratio, when no strategy holds all constraints."""
+    for constraint in constraints:
+        _check_alone(constraint, min_bit, max_bit, fixed, pairs)
+    fixed = dict(fixed or {})
+    free = choices_of([min_bit, min_bit] if pairs else min_bit, min_bit, max_bit)
+    best = cheapest(constraints, [[fixed[i]] if i in fixed else free for i in range(constraints[0].cost.num_layers)])
+    if all(constraint.met_by(best) for constraint in constraints):
         return
-    possible = math.ceil(lowest / cost.reference * 1e5) / 1e5
-    if possible * cost.reference < lowest:  # the division rounded down
-        possible += 1e-5
+    given = ', '.join(f'{c.option} {c.ratio:g}' for c in constraints)
+    ratios = ', '.join(f'{c.cost.name} {_round_up(c.cost.cost(best), c.cost.reference):.5f}' for c in constraints)
+    raise ValueError(f'{given} cannot be met together, though each of them can: the strategy that comes closest in '
+                     f'{min_bit}..{max_bit} bits has {ratios}')
+
+
+def _check_alone(constraint, min_bit, max_bit, fixed, pairs) -> None:
+    cost = constraint.cost
+    lowest, _ = cost.minimum(min_bit, max_bit, fixed, pairs=pairs)
+    if constraint.limit > 0 and lowest <= constraint.limit:
+        return
     pinned = f' with {len(fixed)} layers fixed' if fixed else ''
     raise ValueError(
-        f'--preserve_ratio {ratio:g} cannot be met: the cheapest strategy of {min_bit}..{max_bit} bits{pinned} costs '
-        f'{lowest} of {cost.reference} {cost.unit} ({cost.name}), the lowest possible is {possible:.5f}'
+        f'{constraint.option} {constraint.ratio:g} cannot be met: the cheapest strategy of {min_bit}..{max_bit} bits'
+        f'{pinned} costs {lowest} of {cost.reference} {cost.unit} ({cost.name}), the lowest possible is '
+        f'{_round_up(lowest, cost.reference):.5f}'
     )
 
 
-def _walk(bits: list[list[int]], free: list[int], cost: CostTable, limit: float, min_bit: int) -> None:
-    """Lower `bits`, a [weight bits, activation bits] per layer, in place until they hold the limit or none is left."""
-    table = cost.table.tolist()  # plain numbers: ten times faster to index than an array
+def _round_up(cost, reference) -> float:
+    """Return cost / reference to five digits, so that this much of the reference is enough."""
+    possible = math.ceil(cost / reference * 1e5) / 1e5
+    return possible + 1e-5 if possible * reference < cost else possible  # the division rounded down
 
-    def price(index):
-        w_bit, a_bit = bits[index]
-        return table[index][w_bit - 1][(MAX_BIT if a_bit == UNTOUCHED else a_bit) - 1]
 
-    prices = [price(index) for index in range(len(bits))]
-    total = exact_sum(prices)
+class _Meter:
+    """The running cost of a strategy under one constraint."""
+
+    def __init__(self, constraint: Constraint, bits: list[list[int]]):
+        table = constraint.cost.table
+        self.cost, self.limit = constraint.cost, constraint.limit
+        self.table = table.tolist()  # plain numbers: ten times faster to index than an array
+        self.depends = (bool((table != table[:, :1]).any()), bool((table != table[:, :, :1]).any()))  # on w, on a
+        self.prices = [self.price(index, pair) for index, pair in enumerate(bits)]
+        self.total = self.cost.total(self.prices)
+
+    def price(self, index: int, pair: list[int]):
+        w_bit, a_bit = pair
+        return self.table[index][w_bit - 1][(MAX_BIT if a_bit == UNTOUCHED else a_bit) - 1]
+
+    def update(self, index: int, pair: list[int]) -> None:
+        price = self.price(index, pair)
+        self.total += price - self.prices[index]
+        self.prices[index] = price
+        if self.cost.combine != 'sum' or self.total <= self.limit:
+            self.total = self.cost.total(self.prices)  # a running sum of floats drifts
+
+    @property
+    def exceeded(self) -> bool:
+        return self.total > self.limit
+
+
+def _walk(bits: list[list[int]], free: list[int], meters: list[_Meter], min_bit: int) -> None:
+    """Lower `bits`, [weight bits, activation bits] per layer, in place until they hold the limits or none is left."""
     lowered = True
-    while lowered and total > limit:
+    while lowered and (exceeded := [meter for meter in meters if meter.exceeded]):
         lowered = False
         for index, which in itertools.product(reversed(free), (1, 0)):  # the activation bits first
             if bits[index][which] <= min_bit:  # so is -1, the input left alone and the weights-only entry
                 continue
+            if not any(meter.depends[which] for meter in exceeded):
+                continue
             bits[index][which] -= 1
             lowered = True
-            total += price(index) - prices[index]
-            prices[index] = price(index)
-            if total <= limit:
-                total = exact_sum(prices)  # a running sum of floats drifts
-                if total <= limit:
-                    return
-
-
-def _cheapest(strategy: list, free: list[int], cost: CostTable, min_bit: int, max_bit: int) -> list:
-    """Return `strategy` with the cheapest entry in every free layer; entries keep their form, and an a_bit of -1."""
-    _, weights_only = cost.minimum(min_bit, max_bit, pairs=False)
-    _, pairs = cost.minimum(min_bit, max_bit)
-    cheapest = list(strategy)
-    for index in free:
-        if not _is_pair(strategy[index]):
-            cheapest[index] = weights_only[index]
-        elif strategy[index][1] == UNTOUCHED:
-            cheapest[index] = [weights_only[index], UNTOUCHED]
-        else:
-            cheapest[index] = pairs[index]
-    return cheapest
+            for meter in meters:
+                meter.update(index, bits[index])
+            exceeded = [meter for meter in meters if meter.exceeded]
+            if not exceeded:
+                return
 
 
 def _is_pair(entry) -> bool:
     return not isinstance(entry, Integral)
+
+
+def _plain(entry):
+    return list(map(int, entry)) if _is_pair(entry) else int(entry)

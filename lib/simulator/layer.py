@@ -48,6 +48,15 @@ class LayerRecord:
         return self.groups == self.in_channels > 1
 
     @property
+    def type(self) -> str:
+        """What figures and summaries group by: linear, depthwise, pointwise (1x1) or conv."""
+        if self.kind == 'linear':
+            return 'linear'
+        if self.is_depthwise:
+            return 'depthwise'
+        return 'pointwise' if self.kernel == (1, 1) else 'conv'
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulate operations per image, all calls together."""
         weights = self.out_channels * (self.in_channels // self.groups) * prod(self.kernel)

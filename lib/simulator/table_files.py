@@ -1,16 +1,72 @@
-"""The two files of a saved table: the numbers (.npy) and, beside them, how they were made (.json)."""
+"""Saved tables: the numbers (.npy) and, beside them, how they were made (.json)."""
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from lib.simulator.cost import CostTable, as_table
+from lib.simulator.layer import LayerRecord
+
 VERSION = 1  # of the .json
 REMAKE = 'make a table for this network with scripts/make_lookup_table.py'
+
+
+def save_table(path: str | Path, table: CostTable, about: Mapping | None = None) -> None:
+    """Write the table to `path` (.npy) and how it was made to the .json beside it, each complete or not at all.
+
+    `about` is added to `table.about`; its `layers`, a list of `LayerRecord.to_dict`, is what `load_table` checks.
+    """
+    facts = {
+        'name': table.name,
+        'unit': table.unit,
+        'cell': 'table[layer][w_bit - 1][a_bit - 1]',
+        'meaning': table.meaning,
+        'combine': table.combine,
+        'reference': table.reference,
+        'version': VERSION,
+        'sha256': checksum(table.table),
+    }
+    write_files(npy_path(path), table.table, {**facts, **table.about, **(about or {}), **facts})
+
+
+def load_table(path: str | Path, layers: Sequence[LayerRecord] | None = None) -> CostTable:
+    """Read a table written by `save_table`, or a bare .npy of shape (layers, 8, 8) such as the original's.
+
+    Args:
+        path: the .npy file. Name, unit and reference come from the .json beside it; without one the unit is unknown and
+            the reference is the cost at 8/8 bits.
+        layers: the network the table is to be used with. Names and shapes must be those in the .json, or the number of
+            layers must agree where there is none.
+
+    Raises:
+        FileNotFoundError: no such table.
+        ValueError: not a complete table, or made for another network (names the first layer that differs).
+    """
+    path = npy_path(path)
+    array = as_table(read_array(path), path)
+    about = read_about(path)
+    if about.get('sha256', checksum(array)) != checksum(array):
+        raise ValueError(f'{path} is not the table that the .json beside it describes; {REMAKE} (--overwrite)')
+    saved = [LayerRecord.from_dict(entries) for entries in about.get('layers', [])]
+    if layers is not None:
+        _check_same_network(path, saved, layers, num_rows=len(array))
+    return CostTable(
+        array,
+        reference=about.get('reference', array[:, -1, -1].sum().item()),
+        name=about.get('name', path.stem),
+        unit=about.get('unit', 'units'),
+        meaning=about.get('meaning', ''),
+        combine=about.get('combine', 'sum'),
+        layer_names=[layer.name for layer in saved or layers or []] or None,
+        about=about,
+    )
 
 
 def npy_path(path: str | Path) -> Path:
@@ -77,3 +133,22 @@ def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _check_same_network(path, saved, layers, num_rows) -> None:
+    """Raise ValueError, naming the first layer that differs, unless the table's layers are the network's."""
+    if not saved and num_rows != len(layers):  # a bare .npy: all that can be compared
+        raise ValueError(f'{path} has {num_rows} layers, the network has {len(layers)}; {REMAKE}')
+    for index, (theirs, ours) in enumerate(itertools.zip_longest(saved, layers) if saved else ()):
+        if theirs != ours:
+            name = (ours or theirs).name
+            raise ValueError(
+                f'{path} was made for another network: layer {index} ({name}): {_difference(theirs, ours)}; {REMAKE}'
+            )
+
+
+def _difference(theirs, ours) -> str:
+    if theirs is None or ours is None:
+        return f"only the {'network' if theirs is None else 'table'} has it"
+    key = next(field.name for field in fields(LayerRecord) if getattr(theirs, field.name) != getattr(ours, field.name))
+    return f'{key} is {getattr(theirs, key)!r} in the table and {getattr(ours, key)!r} in the network'

@@ -42,7 +42,7 @@ def plot_strategy(strategy, kinds, names, path, title=None):
                          f'and {len(names)} names')
     pairs = any(isinstance(entry, (list, tuple)) for entry in strategy)
     width, name_height = min(max(.2 * len(strategy) + 1.2, 5), 13), .05 * max(map(len, names))
-    figure, (ax,) = _figure(width, (3.8 if pairs else 2.5) + name_height)
+    figure, (ax,) = new_figure(width, (3.8 if pairs else 2.5) + name_height)
     for i, (entry, kind) in enumerate(zip(strategy, kinds, strict=True)):
         w_bit, a_bit = entry if isinstance(entry, (list, tuple)) else (entry, None)
         color = KIND_COLORS.get(kind, GREY)
@@ -54,7 +54,7 @@ def plot_strategy(strategy, kinds, names, path, title=None):
     _strategy_legend(figure, strategy, kinds, rows=math.ceil(6 / width))
     if title:
         ax.set_title(title, loc='left', fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_bits(ax, x, bits, color, direction=1):
@@ -112,7 +112,7 @@ def plot_search(episodes, path, warmup, float_accuracy=None):
     """
     number, reward, accuracy, best = (_column(episodes, key) for key in
                                       ('episode', 'reward', 'accuracy', 'best_reward'))
-    figure, (top, bottom) = _figure(7, 4.6, rows=2)
+    figure, (top, bottom) = new_figure(7, 4.6, rows=2)
     _warmup_band((top, bottom), number, warmup)
     for ax, values in ((top, reward), (bottom, accuracy)):
         ax.plot(number, values, '.', color=SKY, markersize=4, label='episode')
@@ -126,7 +126,7 @@ def plot_search(episodes, path, warmup, float_accuracy=None):
     bottom.set_xlabel('episode')
     bottom.xaxis.set_major_locator(_whole_numbers())
     figure.legend(*top.get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_search_cloud(episodes, path, float_accuracy=None, xlabel='cost / reference'):
@@ -139,7 +139,7 @@ def plot_search_cloud(episodes, path, float_accuracy=None, xlabel='cost / refere
         xlabel: what `ratio` is.
     """
     number, ratio, accuracy, reward = (_column(episodes, key) for key in ('episode', 'ratio', 'accuracy', 'reward'))
-    figure, (ax,) = _figure(5.6, 3.8)
+    figure, (ax,) = new_figure(5.6, 3.8)
     points = ax.scatter(ratio, accuracy, c=number, cmap='cividis', s=14, linewidths=0, zorder=2)
     best = int(np.nanargmax(reward))
     ax.plot(ratio[best], accuracy[best], '*', color=RED, markersize=15, markeredgecolor='white', zorder=3,
@@ -153,7 +153,7 @@ def plot_search_cloud(episodes, path, float_accuracy=None, xlabel='cost / refere
     ax.set_xlabel(xlabel)
     ax.set_ylabel('accuracy (%)')
     figure.legend(*ax.get_legend_handles_labels(), loc='outside upper center', frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _warmup_band(axes, number, warmup):
@@ -195,7 +195,7 @@ def plot_budget(points, path, float_accuracy=None, xlabel='cost / reference'):
         ValueError: there is nothing to draw.
     """
     _column(points, 'ratio')
-    figure, (ax,) = _figure(5.6, 3.8)
+    figure, (ax,) = new_figure(5.6, 3.8)
     labels = []  # (x, y, text, colour)
     for i, group in enumerate(dict.fromkeys(point['group'] for point in points)):
         color, marker = SERIES[i % len(SERIES)]
@@ -210,7 +210,7 @@ def plot_budget(points, path, float_accuracy=None, xlabel='cost / reference'):
     ax.set_ylabel('accuracy (%)')
     figure.legend(*ax.get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False, fontsize=8)
     _place_labels(figure, ax, labels)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _place_labels(figure, ax, labels):
@@ -267,7 +267,7 @@ def plot_training(columns, path):
     """
     if not len(columns['Train Loss']):
         raise ValueError('nothing to plot: expected at least one epoch')
-    figure, axes = _figure(8, 3.2, columns=2)
+    figure, axes = new_figure(8, 3.2, columns=2)
     for ax, name, label in ((axes[0], 'Loss', 'loss'), (axes[1], 'Acc.', 'accuracy (%)')):
         for kind, color, style in (('Train', BLUE, '--'), ('Valid', RED, '-')):
             values = np.asarray(columns[f'{kind} {name}'], dtype=float)
@@ -281,12 +281,12 @@ def plot_training(columns, path):
     axes[1].plot(epochs[best], values[best], '*', color=RED, markersize=11, markeredgecolor='white', zorder=3,
                  label=f'best: {values[best]:.2f} % in epoch {epochs[best]}')
     figure.legend(*axes[1].get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 # ---- shared
 
-def _figure(width, height, rows=1, columns=1):
+def new_figure(width, height, rows=1, columns=1):
     """Returns a figure of that many inches and its axes in one look."""
     figure = Figure(figsize=(width, height), layout='constrained')
     FigureCanvasAgg(figure)
@@ -318,6 +318,6 @@ def _column(rows, key):
     return np.array([row[key] for row in rows], dtype=float)
 
 
-def _save(figure, path):
+def save_figure(figure, path):
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format=temporary.suffix[1:] or 'png')

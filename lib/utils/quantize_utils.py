@@ -27,6 +27,12 @@ def quantized_layers(model):
     return {name: module for name, module in model.named_modules() if isinstance(module, (QConv2d, QLinear))}
 
 
+def weight_counts(model, is_pruned=False):
+    """Returns {name: number of weights} of every quantizable layer; only those that are not zero if `is_pruned`."""
+    return {name: int((layer.weight != 0).sum()) if is_pruned else layer.weight.numel()
+            for name, layer in quantizable_layers(model).items()}
+
+
 class Quantization:
     """What training needs to know of a quantized network; this base leaves everything to the network's own layers."""
 

@@ -41,8 +41,8 @@ class SearchLog:
         """Adds the record of an episode and writes everything but the plots.
 
         Args:
-            record: dict with episode, reward, accuracy, loss, cost, ratio, w_ratio, strategy, delta, seconds, and
-                value_loss and policy_loss (None during warm-up).
+            record: dict with episode, reward, accuracy, loss, cost, ratio, ratios (of all budgets), w_ratio, strategy,
+                delta, seconds, and value_loss and policy_loss (None during warm-up).
         """
         improved = self.best is None or record['reward'] > self.best['reward']
         record = {**record, 'best_reward': record['reward'] if improved else self.best['reward']}
@@ -51,17 +51,19 @@ class SearchLog:
         write_text(self.folder / 'log.txt', ''.join(map(self._line, self.history)) + self._footer())
         if improved:
             save_strategy(self.folder, record['strategy'], self.layer_names, accuracy=record['accuracy'],
-                          reward=record['reward'], ratio=record['ratio'], cost=record['cost'],
+                          reward=record['reward'], ratio=record['ratio'], cost=record['cost'], ratios=record['ratios'],
                           episode=record['episode'], float_accuracy=self.float_accuracy, **self.about)
         logger.info('%s', self._line(record).rstrip())
 
     def _line(self, record):
         losses = '' if record['value_loss'] is None else \
             f" value_loss {record['value_loss']:.4f} policy_loss {record['policy_loss']:.4f}"
+        others = {name: ratio for name, ratio in record['ratios'].items() if name != self.about['cost_name']}
+        others = ''.join(f'{name} {ratio:.4f} ' for name, ratio in others.items())
         return (f"#{record['episode']}: reward {record['reward']:.4f} accuracy {record['accuracy']:.3f} "
-                f"{self.about['cost_name']} {record['cost']:.6g} {self.about['cost_unit']} ratio {record['ratio']:.4f} "
-                f"best_reward {record['best_reward']:.4f}{losses} delta {record['delta']:.4f} "
-                f"{record['seconds']:.1f} s\n")
+                f"{self.about['cost_name']} {record['cost']:.6g} {self.about['cost_unit']} "
+                f"ratio {record['ratio']:.4f} {others}best_reward {record['best_reward']:.4f}{losses} "
+                f"delta {record['delta']:.4f} {record['seconds']:.1f} s\n")
 
     def _footer(self):
         best = self.best
@@ -73,6 +75,8 @@ class SearchLog:
         scalars = {'reward/last': record['reward'], 'reward/best': best['reward'], 'info/accuracy': record['accuracy'],
                    'info/w_ratio': record['w_ratio'], 'info/cost_ratio': record['ratio'], 'delta': record['delta'],
                    'value_loss': record['value_loss'], 'policy_loss': record['policy_loss']}
+        if len(record['ratios']) > 1:
+            scalars |= {f'info/ratio_{name}': ratio for name, ratio in record['ratios'].items()}
         for i, entry in enumerate(strategy):
             w_bit, a_bit = entry if isinstance(entry, list) else (entry, None)
             scalars |= {f'preserve_rate_w/{i}': w_bit, f'preserve_rate_a/{i}': a_bit}

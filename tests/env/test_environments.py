@@ -5,22 +5,31 @@ import torch
 
 from lib.env.linear_quantize_env import LinearQuantizeEnv
 from lib.env.quantize_env import QuantizeEnv
-from lib.simulator.bit_serial import make_table
+from lib.simulator.backends import find_hardware
+from lib.simulator.budget import Constraint
+from lib.simulator.counting import model_size
+from lib.simulator.hardware import make_table
 from lib.utils.profile import profile_layers
-from lib.utils.quantize_utils import convert_to_quantized, quantizable_layers, quantized_layers
+from lib.utils.quantize_utils import convert_to_quantized, quantizable_layers, quantized_layers, weight_counts
 from lib.utils.train import evaluate, loss_function
 
 SHAPE = (3, 8, 8)
 
 
 def kmeans_env(net, loaders, **settings):
-    return QuantizeEnv(net, *loaders, input_shape=SHAPE, **{'preserve_ratio': 0.12, **settings})
+    sizes = model_size(list(weight_counts(net, settings.get('is_pruned', False)).values()))
+    constraints = [Constraint.of_ratio(sizes, settings.pop('preserve_ratio', 0.12))]
+    return QuantizeEnv(net, *loaders, records=profile_layers(net, SHAPE), constraints=constraints,
+                       **{'min_bit': 1, 'max_bit': 8, **settings})
 
 
 def linear_env(net, loaders, **settings):
     net = convert_to_quantized(net, torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)))
-    return LinearQuantizeEnv(net, *loaders, input_shape=SHAPE, cost=make_table(profile_layers(net, SHAPE), 'edge'),
-                             **{'preserve_ratio': 0.7, **settings})
+    records = profile_layers(net, SHAPE)
+    cost = make_table(records, find_hardware('edge'))
+    constraints = [Constraint.of_ratio(cost, settings.pop('preserve_ratio', 0.7)), *settings.pop('constraints', ())]
+    return LinearQuantizeEnv(net, *loaders, records=records, constraints=constraints,
+                             **{'min_bit': 1, 'max_bit': 8, **settings})
 
 
 def episode(env, actions, number=0):
@@ -153,6 +162,15 @@ def test_training_accuracy_can_be_rewarded_as_in_the_original(tiny_net, tiny_loa
 
 def test_tables_of_another_network_are_refused(tiny_net, tiny_loaders):
     net = convert_to_quantized(tiny_net, torch.randn(2, *SHAPE))
-    table = make_table(profile_layers(net, SHAPE)[:3])
+    records = profile_layers(net, SHAPE)
+    constraints = [Constraint.of_ratio(make_table(records[:3], find_hardware('edge')), 0.6)]
     with pytest.raises(ValueError, match='3 layers, the network has 4'):
-        LinearQuantizeEnv(net, *tiny_loaders, input_shape=SHAPE, cost=table)
+        LinearQuantizeEnv(net, *tiny_loaders, records=records, constraints=constraints, min_bit=1, max_bit=8)
+
+
+def test_all_budgets_of_an_episode_are_kept(tiny_net, tiny_loaders):
+    sizes = model_size(list(weight_counts(tiny_net).values()))
+    env = linear_env(tiny_net, tiny_loaders, constraints=[Constraint.of_ratio(sizes, 0.18, '--constraint size')])
+    outcome, _ = episode(env, [0.99] * env.num_steps)
+    assert outcome.ratios == {'edge_latency': outcome.ratio, 'model_size': sizes.ratio(outcome.strategy)}
+    assert outcome.ratios['model_size'] <= 0.18 and outcome.ratio <= 0.7

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import models
-from lib.simulator.cost import load_table, model_size
+from lib.simulator.counting import model_size
+from lib.simulator.table_files import load_table
 
 ROOT = Path(__file__).resolve().parents[2]
 

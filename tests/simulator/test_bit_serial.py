@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from lib.simulator import bit_serial
-from lib.simulator.bit_serial import PRESETS, BitSerialArray, Gemm
-from lib.simulator.cost import load_table
+from lib.simulator.backends import find_hardware
+from lib.simulator.bit_serial import PRESETS, BitSerialArray
+from lib.simulator.gemm import Gemm, ceil_div, layer_gemm
+from lib.simulator.hardware import make_table
 from lib.simulator.layer import LayerRecord
+from lib.simulator.table_files import load_table
 
 SHIPPED = Path(bit_serial.__file__).parent / 'lookup_tables' / 'qmobilenetv2_imagenet100_batch16_latency_table.npy'
 BITS = range(1, 9)
@@ -80,7 +83,7 @@ NETWORKS = {'v1': mobilenet_v1, 'v2': mobilenet_v2}
 @pytest.fixture(scope='module')
 def tables():
     return {
-        (network, hardware): bit_serial.latency_table(layers(), PRESETS[hardware])
+        (network, hardware): make_table(layers(), PRESETS[hardware]).table
         for (network, layers), hardware in itertools.product(NETWORKS.items(), PRESETS)
     }
 
@@ -145,7 +148,7 @@ def test_the_shipped_table_is_what_the_model_makes(tables):
 
 
 def test_published_linear_policy(tables):
-    cost = bit_serial.make_table(mobilenet_v2())
+    cost = make_table(mobilenet_v2(), PRESETS['cloud'])
     strategy = list(POLICY)
     assert cost.cost(strategy) == 23_634_821 and round(cost.ratio(strategy), 4) == 0.5965
     strategy[0] = (8, 7)  # what the original's table[..., -1 - 1] read for the image
@@ -153,7 +156,7 @@ def test_published_linear_policy(tables):
 
 
 def test_lowest_ratios_with_the_first_and_last_layer_pinned(tables):
-    cost = bit_serial.make_table(mobilenet_v2())
+    cost = make_table(mobilenet_v2(), PRESETS['cloud'])
     fixed = {0: [8, -1], 52: [8, 8]}
     for min_bit, ratio in ((2, 0.20978), (1, 0.12338)):
         lowest, strategy = cost.minimum(min_bit, fixed=fixed)
@@ -226,8 +229,11 @@ def test_formulas_equal_the_schedule_played_event_by_event():
     draw = random.Random(0)
     for _ in range(150):
         sizes = [draw.randint(1, limit) for limit in (5, 20, 20, 40)]
-        array = BitSerialArray(*sizes, batch=1, clock_mhz=100)
+        dim, chunk_bits, port_bits, depth = sizes
         m, n, k, w, a = (draw.randint(1, limit) for limit in (25, 25, 60, 8, 8))
+        depth = max(depth, ceil_div(k, chunk_bits) * max(w, a))  # one group of rows must fit
+        array = BitSerialArray(dim=dim, chunk_bits=chunk_bits, port_bits=port_bits, depth=depth, clock_mhz=100,
+                               op_energy=1, dram_energy=1)
         assert bit_serial.tile_cycles(m, n, k, w, a, array) == play_tile(m, n, k, w, a, array)
         gemm = Gemm(draw.randint(1, 3), m, n, k)
         assert bit_serial.gemm_cycles(gemm, w, a, array) == play_gemm(gemm, w, a, array), (gemm, w, a, array)
@@ -246,48 +252,58 @@ def test_formulas_equal_the_schedule_played_event_by_event():
         (conv(1, 32, 3, 10), Gemm(4, 100, 32, 9)),
         (linear(64, 10), Gemm(1, 4, 10, 64)),
         (linear(64, 10, positions=50), Gemm(1, 200, 10, 64)),
-        (linear(64, 10, calls=3), Gemm(3, 4, 10, 64)),
         (replace(conv(8, 32, 3, 10), kernel=(1, 7), out_h=5), Gemm(4, 50, 32, 56)),
     ],
 )
 def test_layers_as_matrix_products(layer, gemm):
-    assert bit_serial.layer_gemm(layer, batch=4) == gemm
+    assert layer_gemm(layer, batch=4) == gemm
     assert gemm.repeats * gemm.m * gemm.n * gemm.k == 4 * layer.macs * (4 if layer.is_depthwise else 1)
 
 
 def test_calls_multiply_and_layers_never_called_cost_nothing():
-    array = PRESETS['edge']
-    once = bit_serial.layer_cycles(linear(64, 10), 3, 5, array)
-    assert bit_serial.layer_cycles(linear(64, 10, calls=3), 3, 5, array) == 3 * once > 0
-    assert bit_serial.layer_cycles(linear(64, 10, positions=0, calls=0), 3, 5, array) == 0
+    layers = [linear(64, 10), linear(64, 10, calls=3), linear(64, 10, positions=0, calls=0)]
+    for metric in ('latency', 'energy'):
+        table = make_table(layers, PRESETS['edge'], metric).table
+        assert (table[1] == 3 * table[0]).all() and (table[0] > 0).all() and not table[2].any()
 
 
-def test_batch_overrides_that_of_the_hardware(tables):
-    layers = mobilenet_v2()
-    cost = bit_serial.make_table(layers, 'edge', batch=16)
+def test_batch_overrides_that_of_the_preset(tables):
+    cost = make_table(mobilenet_v2(), replace(PRESETS['edge'], batch=16))
     assert cost.about['batch'] == cost.about['hardware']['batch'] == 16
-    assert np.array_equal(cost.table, bit_serial.latency_table(layers, PRESETS['edge'], 16))
     assert (cost.table > tables['v2', 'edge']).all()
 
 
 def test_make_table_of_a_preset_and_of_ones_own_array():
-    cost = bit_serial.make_table(mobilenet_v1(), 'edge', about={'network': 'mobilenet'})
+    cost = make_table(mobilenet_v1(), find_hardware('edge'), about={'network': 'mobilenet'})
     assert (cost.name, cost.unit, cost.num_layers) == ('edge_latency', 'cycles', 28)
     assert cost.reference == cost.cost([[8, 8]] * 28)
     assert cost.about['network'] == 'mobilenet' and cost.about['hardware']['port_bits'] == 64
-    wider = bit_serial.make_table(mobilenet_v1(), replace(PRESETS['edge'], port_bits=128))
-    assert wider.name == 'bit_serial_latency' and wider.reference < cost.reference
+    wider = make_table(mobilenet_v1(), replace(PRESETS['edge'], name='wider', port_bits=128))
+    assert wider.name == 'wider_latency' and wider.reference < cost.reference
 
 
-def test_bad_hardware_is_refused():
-    with pytest.raises(ValueError, match="'tpu'.*cloud, edge"):
-        bit_serial.make_table(mobilenet_v1(), 'tpu')
-    with pytest.raises(ValueError, match='batch is 0'):
-        bit_serial.make_table(mobilenet_v1(), 'cloud', batch=0)
-    with pytest.raises(ValueError, match='port_bits is -1'):
-        replace(PRESETS['cloud'], port_bits=-1)
+def test_a_layer_larger_than_the_buffer_is_refused_by_name():
+    huge = replace(linear(256 * 1024 // 8 + 1, 10), name='classifier')
+    with pytest.raises(ValueError, match='classifier does not fit edge: 8 rows of 32769 values at 8 bits.*depth 1024'):
+        make_table([huge], PRESETS['edge'])
+
+
+def test_what_binds_a_layer():
+    first, depthwise, late, classifier = conv(3, 32, 3, 112), conv(96, 96, 3, 56, 96), conv(960, 160, 1, 7), \
+        linear(1280, 1000)
+    bounds = [PRESETS['cloud'].layer_cost(layer, 8, 8).bound for layer in (first, depthwise, late, classifier)]
+    assert bounds == ['activation port', 'activation port', 'compute', 'weight port']
+
+
+def test_energy_counts_operations_and_bits_read():
+    array = PRESETS['edge']  # everything fits the buffers at once: each operand is read once
+    layer, w, a = conv(16, 8, 1, 4), 3, 5
+    macs, bits = 16 * 8 * 16, 16 * (16 * a + 8 * w)
+    cost = array.layer_cost(layer, w, a)
+    assert cost.traffic_bits == bits
+    assert cost.energy == pytest.approx((2 * w * a * macs * array.op_energy + bits * array.dram_energy) / 1000)
 
 
 def test_equal_shapes_give_equal_rows():
-    table = bit_serial.latency_table(mobilenet_v2() * 2, PRESETS['cloud'])
+    table = make_table(mobilenet_v2() * 2, PRESETS['cloud']).table
     assert np.array_equal(table[:53], table[53:])

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import random
 import re
 from pathlib import Path
@@ -7,10 +8,22 @@ import numpy as np
 import pytest
 
 from lib.simulator import budget
-from lib.simulator.cost import CostTable, load_table, model_size
+from lib.simulator.budget import Constraint
+from lib.simulator.cost import CostTable
+from lib.simulator.counting import model_size
+from lib.simulator.table_files import load_table
 
 LOOKUP_TABLES = Path(budget.__file__).parent / 'lookup_tables'
 PINNED = {0: [8, -1], 52: [8, 8]}
+
+
+def fit(strategy, cost, limit, **options):
+    """The wall with a single budget."""
+    return budget.fit(strategy, [Constraint(cost, limit)], **options)
+
+
+def check_feasible(cost, ratio, *args, **options):
+    budget.check_feasible([Constraint.of_ratio(cost, ratio)], *args, **options)
 
 
 @pytest.fixture(scope='module')
@@ -83,7 +96,7 @@ def test_random_walls(kind, monotone, dtype):
         fixed = {0: 8 if kind == 'flat' else [8, -1]} if draw.random() < 0.5 else {}
         limit = draw.random() * cost.reference
         given = copy.deepcopy(strategy)
-        fitted = budget.fit(strategy, cost, limit, min_bit=low, max_bit=high, fixed=fixed)
+        fitted = fit(strategy, cost, limit, min_bit=low, max_bit=high, fixed=fixed)
 
         assert strategy == given
         expected = slow_wall(strategy, cost, limit, low, fixed)
@@ -94,14 +107,14 @@ def test_random_walls(kind, monotone, dtype):
             assert not monotone
             assert cost.cost(fitted) == pytest.approx(lowest) and cost.cost(fitted) < cost.cost(expected)
         assert (cost.cost(fitted) <= limit) == (lowest <= limit)
-        assert budget.fit(fitted, cost, limit, min_bit=low, max_bit=high, fixed=fixed) == fitted
+        assert fit(fitted, cost, limit, min_bit=low, max_bit=high, fixed=fixed) == fitted
         for index, entry in enumerate(fitted):
             assert entry in ([fixed[index]] if index in fixed else lowest_entries(given[index], low, high))
 
 
 def test_a_met_budget_changes_nothing_but_the_fixed_layers(mobilenet):
     strategy = [[2, 3]] * 53
-    fitted = budget.fit(strategy, mobilenet, mobilenet.reference, min_bit=2, fixed=PINNED)
+    fitted = fit(strategy, mobilenet, mobilenet.reference, min_bit=2, fixed=PINNED)
     assert fitted == [[8, -1], *[[2, 3]] * 51, [8, 8]]
     fitted[1][0] = 5
     assert fitted[2] == [2, 3] and strategy[1] == [2, 3]  # no entry is shared
@@ -109,26 +122,26 @@ def test_a_met_budget_changes_nothing_but_the_fixed_layers(mobilenet):
 
 
 def test_the_order_of_lowering():
-    cost = model_size([1, 1, 1])  # activation bits are free of charge here
-    assert budget.fit([8, 8, 8], cost, 22, min_bit=1) == [8, 7, 7]
-    assert budget.fit([8, 8, 8], cost, 18, min_bit=1) == [6, 6, 6]
-    assert budget.fit([3, 8, 8], cost, 13, min_bit=3) == [3, 5, 5]
-    assert budget.fit([[8, 8], [8, -1], [8, 8]], cost, 22, min_bit=1) == [[8, 8], [7, -1], [7, 7]]
+    cost = model_size([1, 1, 1])
+    assert fit([8, 8, 8], cost, 22, min_bit=1) == [8, 7, 7]
+    assert fit([8, 8, 8], cost, 18, min_bit=1) == [6, 6, 6]
+    assert fit([3, 8, 8], cost, 13, min_bit=3) == [3, 5, 5]
+    assert fit([[8, 8], [8, -1], [8, 8]], cost, 22, min_bit=1) == [[8, 8], [7, -1], [7, 8]]  # a_bit would not help
     cost = CostTable(np.add.outer([1], np.add.outer(np.arange(8), np.arange(8))), reference=15, name='c', unit='u')
-    assert budget.fit([[8, 8]], cost, 14, min_bit=1) == [[8, 7]]
-    assert budget.fit([[8, 8]], cost, 13, min_bit=1) == [[7, 7]]
+    assert fit([[8, 8]], cost, 14, min_bit=1) == [[8, 7]]
+    assert fit([[8, 8]], cost, 13, min_bit=1) == [[7, 7]]
 
 
 def test_an_impossible_budget_ends_at_the_lowest_bits():
-    assert budget.fit([8, 5, 2], model_size([10, 20, 30]), 0, min_bit=2, fixed={1: 8}) == [2, 8, 2]
+    assert fit([8, 5, 2], model_size([10, 20, 30]), 0, min_bit=2, fixed={1: 8}) == [2, 8, 2]
 
 
 def test_a_table_whose_cost_rises_when_bits_fall():
     cells = np.broadcast_to(np.arange(8, 0, -1), (4, 8, 8)).transpose(0, 2, 1)  # 8 weight bits are cheapest
     cost = CostTable(cells, reference=4, name='upside_down', unit='units')
-    assert budget.fit([4, 4, 4, 4], cost, 4, min_bit=1) == [8, 8, 8, 8]
-    assert budget.fit([4, 4, 4, 4], cost, 4, min_bit=1, max_bit=6) == [6, 6, 6, 6]  # not met, but nothing is lower
-    assert budget.fit([4, 4, 4, 4], cost, 4, min_bit=1, fixed={3: 1}) == [8, 8, 8, 1]
+    assert fit([4, 4, 4, 4], cost, 4, min_bit=1) == [8, 8, 8, 8]
+    assert fit([4, 4, 4, 4], cost, 4, min_bit=1, max_bit=6) == [6, 6, 6, 6]  # not met, but nothing is lower
+    assert fit([4, 4, 4, 4], cost, 4, min_bit=1, fixed={3: 1}) == [8, 8, 8, 1]
 
 
 def test_floats_do_not_end_above_the_limit_through_rounding():
@@ -138,7 +151,7 @@ def test_floats_do_not_end_above_the_limit_through_rounding():
         cost = CostTable(cells * draw.choice([1, 1e-9, 1e12]), reference=1, name='f', unit='J')
         target = [draw.randint(1, 8) for _ in range(9)]
         limit = cost.cost(target)
-        assert cost.cost(budget.fit([8] * 9, cost, limit, min_bit=1)) <= limit
+        assert cost.cost(fit([8] * 9, cost, limit, min_bit=1)) <= limit
 
 
 @pytest.mark.parametrize(
@@ -156,21 +169,21 @@ def test_floats_do_not_end_above_the_limit_through_rounding():
 )
 def test_bad_input(strategy, options, message):
     with pytest.raises(ValueError, match=message):
-        budget.fit(strategy, model_size([1, 2, 3]), 10, **options)
+        fit(strategy, model_size([1, 2, 3]), 10, **options)
 
 
 def test_a_budget_that_is_not_a_number_is_refused():
     with pytest.raises(ValueError, match='not a number'):
-        budget.fit([8], model_size([1]), float('nan'), min_bit=1)
+        fit([8], model_size([1]), float('nan'), min_bit=1)
 
 
 @pytest.mark.parametrize('min_bit, possible', [(1, '0.12338'), (2, '0.20979')])  # rounded up, so that it can be met
 def test_the_lowest_ratio_of_mobilenetv2_is_named(mobilenet, min_bit, possible):
     with pytest.raises(ValueError, match=r'--preserve_ratio 0\.05 cannot be met') as error:
-        budget.check_feasible(mobilenet, 0.05, min_bit, 8, PINNED)
+        check_feasible(mobilenet, 0.05, min_bit, 8, PINNED)
     assert str(error.value).endswith(f'the lowest possible is {possible}')
-    budget.check_feasible(mobilenet, float(possible), min_bit, 8, PINNED)
-    fitted = budget.fit([[8, 8]] * 53, mobilenet, float(possible) * mobilenet.reference, min_bit=min_bit, fixed=PINNED)
+    check_feasible(mobilenet, float(possible), min_bit, 8, PINNED)
+    fitted = fit([[8, 8]] * 53, mobilenet, float(possible) * mobilenet.reference, min_bit=min_bit, fixed=PINNED)
     assert mobilenet.ratio(fitted) <= float(possible)
 
 
@@ -179,18 +192,79 @@ def test_the_ratio_that_is_named_can_always_be_met():
     for _ in range(200):
         cost = model_size([draw.randint(1, 10**6) for _ in range(3)], float_bit=draw.randint(3, 33))
         with pytest.raises(ValueError, match='cannot be met') as error:
-            budget.check_feasible(cost, 1e-6, 2)
-        budget.check_feasible(cost, float(re.search(r'[\d.]+$', str(error.value))[0]), 2)
+            check_feasible(cost, 1e-6, 2)
+        check_feasible(cost, float(re.search(r'[\d.]+$', str(error.value))[0]), 2)
 
 
 @pytest.mark.parametrize('ratio', [0, -0.1, float('nan')])
 def test_ratios_that_make_no_sense(ratio):
     with pytest.raises(ValueError, match='the lowest possible is 0.03125'):
-        budget.check_feasible(model_size([5, 6]), ratio, 1)
-    budget.check_feasible(model_size([5, 6]), 0.03125, 1)
+        check_feasible(model_size([5, 6]), ratio, 1)
+    check_feasible(model_size([5, 6]), 0.03125, 1)
 
 
 def test_feasibility_of_weights_only_is_priced_at_eight_activation_bits(mobilenet):
-    budget.check_feasible(mobilenet, 0.2, 1)
+    check_feasible(mobilenet, 0.2, 1)
     with pytest.raises(ValueError, match='cannot be met'):
-        budget.check_feasible(mobilenet, 0.2, 1, pairs=False)
+        check_feasible(mobilenet, 0.2, 1, pairs=False)
+
+
+# Several budgets at once.
+
+
+def random_budgets(draw, layers, monotone, low, high, kind):
+    """Two sums and a peak, with limits near the lowest that each of them can reach."""
+    tables = [random_table(draw, layers, monotone) for _ in range(3)]
+    peak = CostTable(tables[2].table, reference=tables[2].table.max().item(), name='peak', unit='u', combine='max')
+    room = (0.9, 1.5) if monotone else (1, 7)
+    lowest = [cost.minimum(low, high, pairs=kind == 'pairs')[0] for cost in (*tables[:2], peak)]
+    costs = zip((*tables[:2], peak), lowest, strict=True)
+    return [Constraint(cost, draw.uniform(*room) * limit) for cost, limit in costs]
+
+
+def all_strategies(layers, low, high, kind):
+    entries = lowest_entries(low if kind == 'flat' else [low, low], low, high)
+    return map(list, itertools.product(entries, repeat=layers))
+
+
+@pytest.mark.parametrize('kind', ['flat', 'pairs'])
+@pytest.mark.parametrize('monotone', [True, False])
+def test_several_budgets_are_met_whenever_any_strategy_meets_them(kind, monotone):
+    draw = random.Random(4)
+    feasible = 0
+    for _ in range(40):
+        low, high = (1, 8) if kind == 'flat' else (2, 4)
+        constraints = random_budgets(draw, 3, monotone, low, high, kind)
+        strategy = [random_entry(draw, low, high, 'flat') if kind == 'flat' else [high, high] for _ in range(3)]
+        possible = any(all(c.met_by(s) for c in constraints) for s in all_strategies(3, low, high, kind))
+        fitted = budget.fit(strategy, constraints, min_bit=low, max_bit=high)
+        assert all(c.met_by(fitted) for c in constraints) == possible
+        assert fitted == budget.fit(strategy, constraints, min_bit=low, max_bit=high)
+        if possible:
+            feasible += 1
+            budget.check_feasible(constraints, low, high, pairs=kind == 'pairs')
+        else:
+            with pytest.raises(ValueError, match='cannot be met'):
+                budget.check_feasible(constraints, low, high, pairs=kind == 'pairs')
+    assert 5 < feasible < 35
+
+
+def test_only_bits_that_an_exceeded_budget_depends_on_are_lowered():
+    size = model_size([10, 10])
+    cells = np.broadcast_to(np.arange(1, 9), (2, 8, 8))
+    memory = CostTable(cells, reference=8, name='memory', unit='u', combine='max')
+    met, exceeded = Constraint(memory, 8), Constraint(size, 120)
+    assert budget.fit([[8, 8], [8, 8]], [met, exceeded], min_bit=1) == [[6, 8], [6, 8]]
+    assert budget.fit([[8, 8], [8, 8]], [Constraint(memory, 5), Constraint(size, 160)], min_bit=1) == [[8, 5], [8, 5]]
+    both = budget.fit([[8, 8], [8, 8]], [Constraint(memory, 5), exceeded], min_bit=1)
+    assert both == [[6, 5], [6, 5]]
+
+
+def test_budgets_that_exclude_each_other_are_refused_with_what_comes_closest():
+    cells = np.arange(1, 9)[None, :, None] * np.ones((1, 8, 8), dtype=int)
+    up = CostTable(cells, reference=8, name='up', unit='u')
+    down = CostTable(9 - cells, reference=8, name='down', unit='u')
+    constraints = [Constraint(up, 3, '--constraint up'), Constraint(down, 3, '--constraint down')]
+    with pytest.raises(ValueError, match='up 0.375, --constraint down 0.375 cannot be met together') as error:
+        budget.check_feasible(constraints, 1, 8)
+    assert str(error.value).endswith(('up 0.50000, down 0.62500', 'up 0.62500, down 0.50000'))

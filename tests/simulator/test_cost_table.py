@@ -5,8 +5,10 @@ import pytest
 import torch
 import torchvision
 
-from lib.simulator.cost import CostTable, load_table, model_size, save_table
+from lib.simulator.cost import CostTable
+from lib.simulator.counting import model_size
 from lib.simulator.layer import LayerRecord
+from lib.simulator.table_files import load_table, save_table
 
 # Published for ResNet-50 at a ratio of 0.1: HAQ's README, and the other list in its finetune script.
 README = '665555455455555535435434442543353253243253253425234234'

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.simulator.bit_serial import PRESETS, latency_table
-from lib.simulator.cost import load_table
+from lib.simulator.bit_serial import PRESETS
+from lib.simulator.hardware import make_table
 from lib.simulator.layer import LayerRecord
+from lib.simulator.table_files import load_table
 
 SCRIPT = Path(__file__).parents[2] / 'scripts' / 'make_lookup_table.py'
 
@@ -28,7 +29,7 @@ def test_a_table_by_command_and_its_protection(run, tmp_path):
     layers = [LayerRecord.from_dict(entries) for entries in cost.about['layers']]
     assert (layers[0].in_h, layers[-1].out_channels) == (32, 10)
     assert sum(layer.num_weights for layer in layers) == 268_336  # the rest of 269,722 is batch norm and bias
-    assert np.array_equal(cost.table, latency_table(layers, PRESETS['edge']))
+    assert np.array_equal(cost.table, make_table(layers, PRESETS['edge']).table)
     assert f'{cost.reference:,}' in done.stdout and '20 layers' in done.stdout
 
     refused = run('--hardware', 'edge', '--output', 'made/table.npy', '--batch', '2')

@@ -19,12 +19,12 @@ EPISODES = [{'episode': e, 'reward': r, 'accuracy': 70 + r, 'best_reward': b, 'r
 @pytest.fixture
 def figures(monkeypatch):
     """Collects the figures that are saved."""
-    saved, save = [], plots._save
+    saved, save = [], plots.save_figure
 
     def collect(figure, path):
         saved.append(figure)
         save(figure, path)
-    monkeypatch.setattr(plots, '_save', collect)
+    monkeypatch.setattr(plots, 'save_figure', collect)
     return saved
 
 

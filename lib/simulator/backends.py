@@ -1,0 +1,69 @@
+"""All hardware models and their presets by name, and hardware described in a YAML file."""
+
+from pathlib import Path
+
+import yaml
+
+from lib.simulator import bismo, bit_serial, bitfusion, crossbar, measured, roofline
+from lib.simulator.hardware import Hardware, with_parameters
+
+BACKENDS = {  # name: class; a new backend is its file and a line here
+    'bit_serial': bit_serial.BitSerialArray,
+    'bismo': bismo.Bismo,
+    'bitfusion': bitfusion.BitFusion,
+    'roofline': roofline.Roofline,
+    'crossbar': crossbar.Crossbar,
+    'measured': measured.MeasuredMachine,
+}
+MODULES = (bit_serial, bismo, bitfusion, roofline, crossbar, measured)
+PRESETS = {name: preset for module in MODULES for name, preset in module.PRESETS.items()}
+
+
+def find_hardware(name: str | Path) -> Hardware:
+    """Return the hardware of a preset's name or of a YAML file.
+
+    The YAML is a mapping with `preset: NAME` (the parameters that are not given stay as they are there) or
+    `backend: NAME` (all parameters given), and parameters as numbers or with a unit: `clock_mhz: 0.3 GHz`.
+
+    Raises:
+        ValueError: unknown preset, backend or parameter (the message lists them), wrong unit, no valid YAML.
+        FileNotFoundError: there is no such file.
+    """
+    if Path(name).suffix not in ('.yaml', '.yml'):
+        if name not in PRESETS:
+            raise ValueError(f"unknown hardware {str(name)!r}, expected {', '.join(sorted(PRESETS))} or a FILE.yaml")
+        return PRESETS[name]
+    return read_hardware(Path(name))
+
+
+def read_hardware(path: Path) -> Hardware:
+    """Return the hardware that a YAML file describes; see `find_hardware`."""
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no hardware file {path}')
+    try:
+        values = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is no valid YAML: {error}') from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ValueError(f'{path}: expected lines of the form `parameter: value`, got {values!r}')
+    base = _base(path, values)
+    values = {'name': path.stem, 'status': f'from {path.name}', **values}
+    try:
+        return with_parameters(base, values)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
+
+
+def _base(path, values) -> Hardware | type[Hardware]:
+    """Take `preset` or `backend` out of `values`; return what it names."""
+    keys = {'preset': PRESETS, 'backend': BACKENDS}
+    given = [key for key in keys if key in values]
+    if len(given) != 1:
+        both = ' and '.join(given) or 'neither'
+        raise ValueError(f'{path}: expected either `preset: NAME` or `backend: NAME`, got {both}'
+                         f" (presets: {', '.join(sorted(PRESETS))}; backends: {', '.join(BACKENDS)})")
+    name = values.pop(given[0])
+    known = keys[given[0]]
+    if name not in known:
+        raise ValueError(f"{path}: unknown {given[0]} {name!r}, expected one of {', '.join(sorted(known))}")
+    return known[name]

@@ -1,0 +1,206 @@
+"""What every hardware model shares: parameters with units, the cost of a layer, and the table of a network."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from math import isfinite
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from lib.simulator.cost import MAX_BIT, CostTable
+from lib.simulator.layer import LayerRecord
+from lib.simulator.units import parse_quantity
+
+METRICS = ('latency', 'energy')
+NANOJOULE = 'nJ'  # the unit of every energy table
+
+
+class LayerCost(NamedTuple):
+    """The cost of one layer at one pair of bits, for a whole batch."""
+
+    latency: int | float  # in the latency unit of the hardware
+    energy: float  # nJ
+    bound: str  # what the time waits for: 'compute', 'memory', 'weight port', ...
+    traffic_bits: int | float  # moved between the chip and its memory
+    facts: Mapping | None = None  # what else is known of it, per call, e.g. the spread of a measurement
+
+    def times(self, n: int) -> 'LayerCost':
+        """Return the cost of n calls."""
+        return LayerCost(self.latency * n, self.energy * n, self.bound, self.traffic_bits * n, self.facts)
+
+
+def parameter(meaning: str, unit: str = '', *, default=MISSING, minimum: float | None = None, choices=None):
+    """Return a dataclass field: what it means, its unit, and its range (default: above 0)."""
+    return field(default=default, kw_only=True, metadata={
+        'meaning': meaning, 'unit': unit, 'minimum': minimum, 'choices': choices})
+
+
+@dataclass(frozen=True)
+class Hardware(ABC):
+    """Base of the hardware models: a frozen set of parameters that prices one layer at one pair of bits.
+
+    A backend is a subclass in a file of its own: its parameters as fields made by `parameter`, `layer_cost`, and its
+    presets in a dict `PRESETS` (docs/hardware.md).
+
+    Raises:
+        ValueError: a parameter out of its range (names it).
+    """
+
+    backend: ClassVar[str]  # name of the model, e.g. 'bit_serial'
+    latency_unit: ClassVar[str] = 'cycles'  # of `LayerCost.latency`; 'ms' where there is no clock
+    metrics: ClassVar[tuple[str, ...]] = METRICS
+
+    name: str = parameter('name, the first part of the name of its tables', default='')
+    batch: int = parameter('images that are processed together', default=1)
+    status: str = parameter('exact, fitted, nominal or measured: how far to trust the parameters', default='')
+
+    def __post_init__(self):
+        if not self.name:
+            object.__setattr__(self, 'name', self.backend)
+        for f in fields(self):
+            _check_parameter(self.name, f, getattr(self, f.name))
+            if f.type in (int, 'int'):
+                object.__setattr__(self, f.name, int(getattr(self, f.name)))  # 32.0 is fine, but counts are counts
+
+    @abstractmethod
+    def layer_cost(self, layer: LayerRecord, w_bit: int, a_bit: int) -> LayerCost:
+        """Return the cost of one call of the layer for the whole batch; its `calls` is left to the caller.
+
+        Raises:
+            ValueError: the layer does not fit the hardware (names it).
+        """
+
+    def milliseconds(self, latency):
+        """Return a latency (or an array of them) in ms."""
+        if self.latency_unit == 'ms':
+            return latency
+        return latency / (self.clock_mhz * 1e3)
+
+    def peak_macs(self, w_bit: int, a_bit: int) -> float | None:
+        """Return the highest rate in multiply-accumulates per second, None where there is no such figure."""
+        return None
+
+    def memory_bandwidth(self) -> float | None:
+        """Return the bandwidth of the memory outside the chip in bytes per second, None where there is none."""
+        return None
+
+    def cells(self, layers: Sequence[LayerRecord]) -> list[list[list[LayerCost]]]:
+        """Return the cost of every layer at every pair of bits, `cells[l][w - 1][a - 1]`; equal shapes once."""
+        bits = range(1, MAX_BIT + 1)
+        known = {}
+        for layer in layers:
+            if layer.calls and shape_of(layer) not in known:
+                known[shape_of(layer)] = [[self.layer_cost(layer, w_bit, a_bit) for a_bit in bits] for w_bit in bits]
+        never_called = [[LayerCost(0, 0, '', 0)] * MAX_BIT] * MAX_BIT
+        return [[[cell.times(layer.calls) for cell in row] for row in known.get(shape_of(layer), never_called)]
+                for layer in layers]
+
+    def cell_meaning(self, metric: str) -> str:
+        """Return what a cell of a table holds, in a sentence."""
+        what = {'latency': self.latency_unit, 'energy': f'energy in {NANOJOULE}'}[metric]
+        return f'{what} of one layer for a batch of {self.batch} at w weight and a activation bits'
+
+    def facts(self, layers: Sequence[LayerRecord], cells: list) -> dict:
+        """Return what is to be saved with a table made of these `cells`, besides the parameters; plain values."""
+        return {}
+
+    def to_dict(self) -> dict:
+        """Return backend and parameters as plain values, for JSON."""
+        return {'backend': self.backend, **asdict(self)}
+
+
+def make_table(
+    layers: Sequence[LayerRecord], hardware: Hardware, metric: str = 'latency', about: Mapping | None = None
+) -> CostTable:
+    """Return the table of a network on a machine, ready for a search or for `save_table`.
+
+    Args:
+        layers: the network's layers in module order.
+        hardware: a preset of `lib.simulator.backends`, or parameters of one's own.
+        metric: 'latency' or 'energy' (nJ).
+        about: facts to save with the table, e.g. network, dataset, resolution.
+
+    Raises:
+        ValueError: the hardware has no such metric, a layer does not fit it, or no layer is ever called.
+    """
+    check_metric(hardware, metric)
+    cells = hardware.cells(layers)
+    return table_from_cells(cells, layers, hardware, metric, about)
+
+
+def table_from_cells(cells, layers, hardware: Hardware, metric: str, about: Mapping | None = None) -> CostTable:
+    """Return the `CostTable` of `hardware.cells(layers)`; see `make_table`."""
+    table = np.array([[[getattr(cell, metric) for cell in row] for row in layer] for layer in cells])
+    reference = table[:, -1, -1].sum().item() if len(table) else 0
+    if not reference:
+        raise ValueError(f'{hardware.name}: the network has no layer that costs anything: a table needs one')
+    return CostTable(
+        table,
+        reference=reference,
+        name=f'{hardware.name}_{metric}',
+        unit=hardware.latency_unit if metric == 'latency' else NANOJOULE,
+        meaning=hardware.cell_meaning(metric),
+        layer_names=[layer.name for layer in layers],
+        about={
+            **(about or {}),
+            'batch': hardware.batch,
+            'metric': metric,
+            'hardware': hardware.to_dict(),
+            **hardware.facts(layers, cells),
+            'layers': [layer.to_dict() for layer in layers],
+        },
+    )
+
+
+def check_metric(hardware: Hardware, metric: str) -> None:
+    """Raise ValueError, with the list of metrics, when the hardware cannot be priced by this one."""
+    if metric not in hardware.metrics:
+        raise ValueError(f"{hardware.name} has no metric {metric!r}, expected {' or '.join(hardware.metrics)}")
+
+
+def shape_of(layer: LayerRecord) -> LayerRecord:
+    """Return the record without what does not change the cost of a call: two layers of one shape compare equal."""
+    return replace(layer, name='', calls=1)
+
+
+def with_parameters(hardware: Hardware | type[Hardware], values: Mapping) -> Hardware:
+    """Return the hardware with other parameters (a preset), or a new one (a class), from numbers or `200 MHz` strings.
+
+    Raises:
+        ValueError: an unknown or missing parameter, a wrong unit, a value out of range; each by name.
+    """
+    cls = hardware if isinstance(hardware, type) else type(hardware)
+    known = {f.name: f for f in fields(cls)}
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{cls.backend} has no parameter {', '.join(unknown)}, expected {', '.join(known)}")
+    parsed = {}
+    for name, value in values.items():
+        try:
+            number = value if known[name].type in (str, 'str') else parse_quantity(value, known[name].metadata['unit'])
+            parsed[name] = number
+        except ValueError as error:
+            raise ValueError(f'{name}: {error}') from error
+    if not isinstance(hardware, type):
+        return replace(hardware, **parsed)
+    if missing := [name for name, f in known.items() if f.default is MISSING and name not in parsed]:
+        raise ValueError(f"{cls.backend} needs {', '.join(missing)} as well (or start from a preset)")
+    return cls(**parsed)
+
+
+def _check_parameter(owner: str, f, value) -> None:
+    wanted, meta = f.type if isinstance(f.type, str) else f.type.__name__, f.metadata
+    if wanted == 'str':
+        fine, expected = isinstance(value, str), 'a text'
+        if meta['choices']:
+            fine, expected = value in meta['choices'], ' or '.join(meta['choices'])
+    else:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+        minimum = meta['minimum']
+        fine = number and (value > 0 if minimum is None else value >= minimum)
+        fine = fine and (wanted != 'int' or value == int(value))
+        expected = 'a whole number' if wanted == 'int' else 'a number'
+        expected += ' above 0' if minimum is None else f' of at least {minimum:g}'
+    if not fine:
+        unit = f" {meta['unit']}" if meta['unit'] else ''
+        raise ValueError(f"{owner}: {f.name} is {value!r}, expected {expected}{unit} ({meta['meaning']})")

@@ -1,0 +1,114 @@
+"""Figures of cost tables: a heat map of weight by activation bits per layer, and the layers under the roofline."""
+
+import math
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from lib.simulator.cost import MAX_BIT
+from lib.utils.plots import BLUE, GREY, KIND_COLORS, new_figure, save_figure
+
+MAX_MAPS = 60  # layers in one figure; the most expensive ones are drawn
+ROOFS = ((8, 8, 'o', '-'), (4, 4, 's', '--'))  # weight bits, activation bits, marker, line
+
+
+def plot_heat_maps(table, path):
+    """Draws the cost of every layer over weight bits (up) and activation bits (right), relative to its 8/8 bits.
+
+    Layers with equal rows share a map, marked with how many they are; its title is their share of the 8/8 cost.
+
+    Args:
+        table: `CostTable`.
+        path: file to write.
+    """
+    groups = _equal_rows(table)[:MAX_MAPS]
+    columns = min(len(groups), 10)
+    rows = math.ceil(len(groups) / columns)
+    figure, axes = new_figure(1.25 * columns + 1.4, 1.45 * rows + 0.9, rows, columns)
+    image = None
+    for ax, indices in zip(axes, groups, strict=False):
+        cells = table.table[indices[0]]
+        image = ax.imshow(cells / (cells[-1, -1] or 1), origin='lower', cmap='viridis', vmin=0, vmax=1,
+                          extent=(0.5, MAX_BIT + 0.5, 0.5, MAX_BIT + 0.5))
+        share = table.table[indices, -1, -1].sum() / (table.table[:, -1, -1].sum() or 1)
+        ax.set_title(_map_title(table, indices, share), fontsize=6.5, color='.25')
+        ax.set_xticks([2, 4, 6, 8])
+        ax.set_yticks([2, 4, 6, 8])
+        ax.tick_params(labelsize=6, length=1.5, labelbottom=True)
+        ax.grid(False)
+    for ax in axes[len(groups):]:
+        ax.set_visible(False)
+    figure.supxlabel('activation bits', fontsize=9)
+    figure.supylabel('weight bits', fontsize=9)
+    figure.suptitle(f'{table.name}: cost relative to 8/8 bits (title: share of the network)', fontsize=10)
+    figure.colorbar(image, ax=list(axes), fraction=0.02, pad=0.01).ax.tick_params(labelsize=7)
+    save_figure(figure, path)
+
+
+def _equal_rows(table):
+    """Returns lists of the layers with equal cells, the most expensive first."""
+    groups = {}
+    for index, cells in enumerate(table.table):
+        groups.setdefault(cells.tobytes(), []).append(index)
+    return sorted(groups.values(), key=lambda indices: (-table.table[indices, -1, -1].sum(), indices))
+
+
+def _map_title(table, indices, share):
+    name = (table.layer_names or [str(i) for i in range(table.num_layers)])[indices[0]]
+    name = name if len(name) <= 18 else '…' + name[-17:]
+    return f'{name}{f" ×{len(indices)}" if len(indices) > 1 else ""}\n{share:.1%}'
+
+
+def plot_roofline(cells, layers, hardware, path):
+    """Draws the layers as points under the rooflines of 8/8 and 4/4 bits: operations per byte against their rate.
+
+    Args:
+        cells: `hardware.cells(layers)`.
+        layers: the network's `LayerRecord`s.
+        hardware: the `Hardware`; where it has no peak or no bandwidth the roof is left out.
+        path: file to write.
+    """
+    figure, (ax,) = new_figure(6.4, 4.4)
+    handles = []
+    intensities = []
+    for w_bit, a_bit, marker, line in ROOFS:
+        points = [_point(layer_cells[w_bit - 1][a_bit - 1], layer, hardware)
+                  for layer_cells, layer in zip(cells, layers, strict=True)]
+        intensities += [x for x, _ in points if x]
+        for (x, y), layer in zip(points, layers, strict=True):
+            if x and y:
+                hollow = 'none' if w_bit == 4 else KIND_COLORS[layer.type]
+                ax.plot(x, y, marker, markersize=4.5, color=KIND_COLORS[layer.type], markerfacecolor=hollow, alpha=.8)
+        handles.append(Line2D([], [], color='.3', marker=marker, linestyle=line, label=f'{w_bit}/{a_bit} bits',
+                              markerfacecolor='none' if w_bit == 4 else '.3', markersize=4.5))
+    for w_bit, a_bit, _, line in ROOFS:
+        _draw_roof(ax, hardware, w_bit, a_bit, intensities, line)
+    ax.set_xscale('log')
+    ax.set_yscale('log')
+    ax.set_xlabel('multiply-accumulates per byte of memory traffic')
+    ax.set_ylabel('multiply-accumulates per second (10⁹)')
+    ax.set_title(f'{hardware.name}, batch {hardware.batch}', loc='left', fontsize=10)
+    kinds = sorted({layer.type for layer in layers}, key=list(KIND_COLORS).index)
+    handles += [Line2D([], [], color=KIND_COLORS[kind], marker='o', linestyle='', label=kind) for kind in kinds]
+    figure.legend(handles=handles, loc='outside lower center', ncols=len(handles), frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def _point(cell, layer, hardware):
+    """Returns (multiply-accumulates per byte, 10^9 multiply-accumulates per second) of a layer."""
+    macs = layer.macs * hardware.batch
+    seconds = hardware.milliseconds(cell.latency) / 1e3
+    return (macs / (cell.traffic_bits / 8) if cell.traffic_bits else None), (macs / seconds / 1e9 if seconds else None)
+
+
+def _draw_roof(ax, hardware, w_bit, a_bit, intensities, line):
+    peak, bandwidth = hardware.peak_macs(w_bit, a_bit), hardware.memory_bandwidth()
+    if not intensities or not (peak or bandwidth):
+        return
+    x = np.geomspace(min(intensities) / 2, max(intensities) * 2, 200)
+    roof = np.full_like(x, np.inf)
+    if bandwidth:
+        roof = np.minimum(roof, x * bandwidth)
+    if peak:
+        roof = np.minimum(roof, peak)
+    ax.plot(x, roof / 1e9, color=BLUE if w_bit == 8 else GREY, linestyle=line, linewidth=1.2, zorder=1)

@@ -1,0 +1,159 @@
+"""From the names of costs and budgets to their tables: lookup tables, counted costs, constraints."""
+
+from pathlib import Path
+
+from _common import ROOT, logger
+from _setup import float_name, image_size, is_linear
+
+ALIASES = {'size': 'model_size', 'memory': 'activation_memory', 'proqha': 'proqha_ratio'}
+TABLES = ROOT / 'lib' / 'simulator' / 'lookup_tables'
+
+
+def layers_and_sizes(args, model, is_pruned=False):
+    """Returns the `LayerRecord`s of the layers in a strategy of this flow, and their model size as a `CostTable`."""
+    from lib.simulator.counting import model_size
+    from lib.utils.profile import profile_layers
+    from lib.utils.quantize_utils import quantized_layers, weight_counts
+
+    side, linear = image_size(args), is_linear(args)
+    records = profile_layers(model, (3, side, side))
+    if linear:
+        records = [record for record in records if record.name in quantized_layers(model)]
+    counts, names = weight_counts(model, is_pruned), [record.name for record in records]
+    float_bit = 32 if linear or args.float_bit is None else args.float_bit
+    return records, model_size([counts[name] for name in names], float_bit=float_bit, layer_names=names)
+
+
+def find_constraints(args, records, sizes):
+    """Returns the `Constraint`s of a search: --preserve_ratio of --cost, then each --constraint.
+
+    Args:
+        args: the options.
+        records: `LayerRecord` of each layer in the strategy.
+        sizes: the model size as a `CostTable`.
+
+    Raises:
+        ValueError: an unknown cost, no ratio, or two budgets for one cost.
+    """
+    from lib.simulator.budget import Constraint
+    wanted = [(name, ratio, f'--constraint {name}') for name, ratio in map(parse_constraint, args.constraint or ())]
+    if args.preserve_ratio is not None:
+        wanted.insert(0, (cost_name(args), args.preserve_ratio, '--preserve_ratio'))
+    constraints = [Constraint.of_ratio(find_cost(args, full_name(name, cost_name(args)), records, sizes), ratio, option)
+                   for name, ratio, option in wanted]
+    names = [constraint.cost.name for constraint in constraints]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f'{", ".join(twice)} has two budgets: give each cost one --constraint, or --preserve_ratio '
+                         'for that of --cost')
+    return constraints
+
+
+def cost_name(args):
+    """Returns the name of the cost of --cost, by default that of the flow."""
+    return args.cost or ('cloud_latency' if is_linear(args) else 'model_size')
+
+
+def parse_constraint(text):
+    """Returns (name, ratio) of `NAME=RATIO`."""
+    name, _, ratio = text.rpartition('=')
+    try:
+        if name:
+            return name, float(ratio)
+    except ValueError:
+        pass
+    raise ValueError(f'--constraint {text}: expected NAME=RATIO, for example size=0.3 or bitfusion_energy=0.5')
+
+
+def full_name(name, cost):
+    """Returns the name of a cost: `latency` and `energy` alone are those of the hardware of --cost."""
+    if name not in ('latency', 'energy'):
+        return ALIASES.get(name, name)
+    hardware, found, _ = cost.rpartition('_latency') if cost.endswith('_latency') else cost.rpartition('_energy')
+    if not found:
+        raise ValueError(f'--constraint {name}: which hardware? --cost {cost} names none; give for example '
+                         f'bitfusion_{name}')
+    return f'{hardware}_{name}'
+
+
+def find_cost(args, name, records, sizes):
+    """Returns the `CostTable` of a name: counted, of a hardware (made when its file is missing), or a .npy file."""
+    from lib.simulator.counting import COUNTED
+    name = ALIASES.get(name, name)
+    if name == 'model_size':
+        return sizes
+    if name in COUNTED:
+        return COUNTED[name](records)
+    return with_reference(_lookup_table(args, name, records), args)
+
+
+def _lookup_table(args, name, records):
+    from dataclasses import replace
+
+    from lib.simulator.hardware import make_table
+    from lib.simulator.table_files import load_table, save_table
+    if name.endswith('.npy'):
+        return load_table(name, records)
+    hardware, metric = find_hardware_metric(name)
+    if args.cost_batch:
+        hardware = replace(hardware, batch=args.cost_batch)
+    path = table_path(args, hardware, metric, all(record.calls for record in records))
+    if path.is_file() and same_hardware(load_table(path), hardware):
+        return load_table(path, records)
+    logger.info('making the lookup table %s', path)
+    about = {'network': args.arch, 'dataset': args.dataset, 'resolution': image_size(args)}
+    table = make_table(records, hardware, metric, about)
+    save_table(path, table)
+    return table
+
+
+def same_hardware(table, hardware):
+    """Whether a saved table was made with these parameters; a file without a description is taken as it is."""
+    saved = table.about.get('hardware')
+    return saved is None or {**saved, 'status': hardware.status} == hardware.to_dict()
+
+
+def find_hardware_metric(name):
+    """Returns (hardware, metric) of `cloud_latency`, `bitfusion_energy`, `chip.yaml` or `chip.yaml:energy`.
+
+    Raises:
+        ValueError: no such cost; the message lists them.
+    """
+    from lib.simulator.backends import PRESETS, find_hardware
+    from lib.simulator.counting import COUNTED
+    from lib.simulator.hardware import METRICS, check_metric
+    path, _, metric = name.partition(':')
+    if Path(path).suffix in ('.yaml', '.yml'):
+        hardware, metric = find_hardware(path), metric or METRICS[0]
+    else:
+        preset, _, metric = name.rpartition('_')
+        if preset not in PRESETS or metric not in METRICS:
+            known = [f'{p}_{m}' for p, hardware in sorted(PRESETS.items()) for m in hardware.metrics]
+            raise ValueError(f'unknown cost {name}: expected one of {", ".join([*COUNTED, *known])}, a FILE.yaml that '
+                             'describes hardware (FILE.yaml:energy), or the path of a .npy')
+        hardware = PRESETS[preset]
+    check_metric(hardware, metric)
+    return hardware, metric
+
+
+def with_reference(cost, args):
+    """Returns the linear cost with the column of `--float_bit` as what a ratio of 1 stands for, 8/8 bits if None."""
+    from lib.simulator.cost import CostTable
+    if args.float_bit is None or not is_linear(args):
+        return cost
+    if not 1 <= args.float_bit <= 8:
+        raise ValueError(f'--float_bit {args.float_bit}: in the linear flow it is a column of the cost table, 1 to 8')
+    column = cost.table[:, args.float_bit - 1, args.float_bit - 1].tolist()
+    return CostTable(cost.table, reference=cost.total(column), name=cost.name, unit=cost.unit, meaning=cost.meaning,
+                     combine=cost.combine, layer_names=cost.layer_names, about=cost.about)
+
+
+def table_path(args, hardware, metric='latency', all_called=True):
+    """Returns the conventional path of a table; another width, image size or number of classes is part of the name."""
+    name = f'q{float_name(args.arch)}_{args.dataset}_batch{hardware.batch}'
+    name += f'_{args.mode}' if args.mode == 'large' else ''
+    name += f'_width{args.width_mult:g}' if args.width_mult != 1 else ''
+    name += f'_image{args.image_size}' if args.image_size else ''
+    name += f'_classes{args.num_classes}' if args.num_classes else ''
+    name += '' if hardware.name == 'cloud' else f'_{hardware.name}'
+    name += '' if all_called else '_uncalled'  # with the layers that only K-means can quantize
+    return TABLES / f'{name}_{metric}_table.npy'

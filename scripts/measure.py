@@ -1,0 +1,182 @@
+"""Says what a network costs: parameters, operations, size, and the cost on a machine; of a strategy and its layers.
+
+Without a strategy the weights count 32 bits and the machine's cost is that of 8/8 bits. With --compare a second
+strategy stands beside the first. Every total says what it counts.
+"""
+
+import json
+import sys
+
+from _common import BooleanOption, at_least, make_parser, run
+from _network import add_network_options, describe_network, finish_network_options
+
+
+def make_measure_parser():
+    """Returns the parser of this script."""
+    parser = make_parser(__doc__)
+    add_network_options(parser, dataset='imagenet')
+    group = parser.add_argument_group('what to measure')
+    group.add_argument('--strategy', metavar='LIST|FILE|uniform:K', help='bits of every layer: a list, a strategy.json '
+                       'or strategy.txt of a search, or uniform:K (default: the float network)')
+    group.add_argument('--compare', metavar='LIST|FILE|uniform:K', help='a second strategy, to see the difference')
+    group.add_argument('--linear', action=BooleanOption, help='read uniform:K as K-bit weights and activations')
+    group.add_argument('--hardware', default='cloud', metavar='PRESET|FILE.yaml', help='the machine that prices it '
+                       '(make_lookup_table.py --list_hardware)')
+    group.add_argument('--metric', choices=['latency', 'energy'], default='latency', help='what it costs there')
+    group.add_argument('--batch', type=at_least(1), help="images that are processed together (default: the hardware's)")
+    group = parser.add_argument_group('output')
+    group.add_argument('--json', action=BooleanOption, help='print one JSON object')
+    group.add_argument('--csv', action=BooleanOption, help='print one line per layer, separated by commas')
+    return parser
+
+
+def main(args):
+    """Measures and prints."""
+    from dataclasses import replace
+
+    from lib.simulator.backends import find_hardware
+    if args.json and args.csv:
+        raise ValueError('--json and --csv: give one of them')
+    if args.compare and not args.strategy:
+        raise ValueError('--compare needs a --strategy to compare with')
+    hardware = find_hardware(args.hardware)
+    if args.batch:
+        hardware = replace(hardware, batch=args.batch)
+    shape = finish_network_options(args)
+    parameters, records = describe_network(args, shape)
+    reports = [report(args, text, parameters, records, hardware, shape)
+               for text in ([args.strategy, args.compare] if args.compare else [args.strategy])]
+    if args.json:
+        print(json.dumps(reports[0] if len(reports) == 1 else {**reports[0], 'compare': reports[1]}))
+    elif args.csv:
+        print_csv(reports)
+    else:
+        print_report(reports)
+
+
+def report(args, text, parameters, records, hardware, shape):
+    """Returns everything about one strategy (None: float) as a dict of plain values."""
+    from lib.simulator.counting import COUNTED
+    from lib.simulator.hardware import make_table
+    strategy, kept = choose(args, text, records)
+    table = make_table(kept, hardware, args.metric)
+    costs = {name: make(kept) for name, make in COUNTED.items()} | {table.name: table}
+    sizes, eight = costs['model_size'], [[8, 8]] * len(kept)
+    priced = {name: cost.cost(strategy or eight) for name, cost in costs.items()}
+    ratios = {name: cost.ratio(strategy or eight) for name, cost in costs.items()}
+    if strategy is None:  # float weights
+        for name in ('model_size', 'proqha_ratio'):
+            priced[name], ratios[name] = costs[name].reference, 1.0
+    return {
+        'network': args.arch, 'input': list(shape), 'strategy': strategy, 'parameters': parameters,
+        'macs': sum(layer.macs for layer in records), 'size_bits': priced['model_size'],
+        'size_ratio': ratios['model_size'], 'cost': priced[table.name], 'cost_ratio': ratios[table.name],
+        'unit': table.unit, 'cost_name': table.name, 'batch': hardware.batch,
+        'costs': {name: {'cost': priced[name], 'ratio': ratios[name], 'unit': cost.unit}
+                  for name, cost in costs.items()},
+        'counted': {'parameters': 'all parameters, with biases and normalization',
+                    'macs': 'multiply-accumulates of convolutions and linear layers for one image',
+                    **{name: rule(cost) for name, cost in costs.items()}},
+        'layers': list(layer_rows(kept, strategy, sizes, table)),
+    }
+
+
+def rule(cost):
+    """Returns what a cost counts, as a sentence about the total."""
+    return f"{'largest' if cost.combine == 'max' else 'sum over all layers'}: {cost.meaning}"
+
+
+def choose(args, text, records):
+    """Returns (strategy or None, the layers it has an entry for).
+
+    A strategy of pairs leaves out the layers that the forward pass never calls, as the linear search does.
+    """
+    from lib.utils.strategy import check_strategy, read_strategy, uniform_strategy
+    if text is None:
+        return None, records
+    strategy, names, source = read_strategy(text)
+    uniform = isinstance(strategy, int)
+    linear = args.linear if uniform else isinstance(strategy, list) and any(isinstance(e, list) for e in strategy)
+    kept = [record for record in records if record.calls] if linear else records
+    if uniform:
+        strategy = uniform_strategy(len(kept), strategy, linear=linear)
+    layer_names = [record.name for record in kept]
+    return check_strategy(strategy, layer_names, linear=linear, source=source, names_in_file=names,
+                          network=args.arch), kept
+
+
+def layer_rows(records, strategy, sizes, table):
+    """Yields a dict of plain values per layer."""
+    eight = [[8, 8]] * len(records)
+    bits = sizes.bits(strategy or eight)
+    prices = table.breakdown(strategy or eight).tolist()
+    for record, (w_bit, a_bit), price in zip(records, bits, prices, strict=True):
+        yield {'name': record.name, 'type': record.type, 'in_channels': record.in_channels,
+               'out_channels': record.out_channels, 'kernel': list(record.kernel), 'stride': list(record.stride),
+               'groups': record.groups, 'in_size': [record.in_h, record.in_w],
+               'out_size': [record.out_h, record.out_w], 'calls': record.calls, 'weights': record.num_weights,
+               'macs': record.macs, 'w_bit': w_bit if strategy else 32,
+               'a_bit': None if not strategy or isinstance(strategy[0], int) else a_bit,
+               'size_bits': record.num_weights * (w_bit if strategy else 32), 'cost': price}
+
+
+def print_csv(reports):
+    """Prints the layers, the second strategy's bits and cost beside the first's."""
+    import csv
+    rows = [dict(row) for row in reports[0]['layers']]
+    for other in reports[1:]:
+        for row, theirs in zip(rows, other['layers'], strict=True):
+            row |= {f'{key}_2': theirs[key] for key in ('w_bit', 'a_bit', 'size_bits', 'cost')}
+    for row in rows:
+        row |= {key: 'x'.join(map(str, row[key])) for key in ('kernel', 'stride', 'in_size', 'out_size')}
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def print_report(reports):
+    """Prints a table of layers and the totals, each with its counting rule."""
+    first = reports[0]
+    print(f'{first["network"]} for images of {" x ".join(map(str, first["input"]))}\n')
+    print_layers(reports)
+    print(f'\n{"parameters":20}{first["parameters"]:>18,}   {first["counted"]["parameters"]}')
+    print(f'{"macs":20}{first["macs"]:>18,}   {first["counted"]["macs"]}')
+    for name, cost in first['costs'].items():
+        line = f'{name:20}{number(cost["cost"]):>18} {cost["unit"]} = {cost["ratio"]:.4f}'
+        for other in reports[1:]:
+            theirs = other['costs'][name]
+            change = theirs['cost'] / cost['cost'] - 1 if cost['cost'] else 0
+            line += f'; second {number(theirs["cost"])} = {theirs["ratio"]:.4f} ({change:+.1%})'
+        print(f'{line}\n{"":20}{first["counted"][name]}')
+
+
+def print_layers(reports):
+    """Prints one line per layer."""
+    name_width = max(len(row['name']) for row in reports[0]['layers']) + 2
+    unit = reports[0]['unit']
+    head = f'{"layer":{name_width}}{"type":11}{"shape":>20}{"output":>10}{"weights":>12}{"MACs":>15}{"bits":>7}' \
+           f'{"size (bits)":>14}{f"cost ({unit})":>18}'
+    print(head + (f'{"bits 2":>9}{"cost 2":>15}' if len(reports) > 1 else ''))
+    for rows in zip(*(report['layers'] for report in reports), strict=True):
+        row = rows[0]
+        shape = f'{row["in_channels"]}->{row["out_channels"]} {"x".join(map(str, row["kernel"]))}'
+        line = f'{row["name"]:{name_width}}{row["type"]:11}{shape:>20}{"x".join(map(str, row["out_size"])):>10}' \
+               f'{row["weights"]:>12,}{row["macs"]:>15,}{bits_text(row):>7}{row["size_bits"]:>14,}' \
+               f'{number(row["cost"]):>18}'
+        print(line + ''.join(f'{bits_text(other):>9}{number(other["cost"]):>15}' for other in rows[1:]))
+
+
+def bits_text(row):
+    """Returns `4`, `4/6`, or `8/-` for an input that is left alone."""
+    if row['a_bit'] is None:
+        return f'{row["w_bit"]}'
+    return f'{row["w_bit"]}/{"-" if row["a_bit"] == -1 else row["a_bit"]}'
+
+
+def number(value):
+    """Returns a count with commas, or a number with six digits."""
+    return f'{value:,}' if isinstance(value, int) else f'{value:,.6g}'
+
+
+if __name__ == '__main__':
+    run(main, make_measure_parser())
