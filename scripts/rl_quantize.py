@@ -45,6 +45,9 @@ def make_search_parser():
     group.add_argument('--constraint', action='append', metavar='NAME=RATIO', help='a hard budget; several may be '
                        'given: size=0.3, bitops, memory, proqha, latency and energy (of the hardware of --cost), or '
                        'any name that --cost takes (default: only --preserve_ratio)')
+    group.add_argument('--wall', choices=['rounds', 'greedy'], default='rounds', help='how a strategy above its budget '
+                       "is lowered: a bit in every layer, round by round (HAQ's), or always where most is saved per "
+                       'bit, which suits hardware whose layers gain very differently')
     group.add_argument('--min_bit', type=int, default=1, help='fewest bits of a layer')
     group.add_argument('--max_bit', type=int, default=8, help='most bits of a layer')
     group.add_argument('--train_episode', type=at_least(1), default=600, help='episodes of the search')
@@ -165,7 +168,7 @@ def make_env(args, device):
     shared = {'records': records, 'constraints': find_constraints(args, records, sizes), 'min_bit': args.min_bit,
               'max_bit': args.max_bit, 'finetune_epoch': args.finetune_epoch, 'finetune_lr': args.finetune_lr,
               'finetune_gamma': args.finetune_gamma, 'finetune_flag': args.finetune_flag, 'use_top5': args.use_top5,
-              'reward_on': args.reward_on, 'reward_cost': args.reward_cost, 'device': device,
+              'reward_on': args.reward_on, 'reward_cost': args.reward_cost, 'wall': args.wall, 'device': device,
               'precision': Precision(device, args.half, args.channels_last), 'seed': args.seed}
     if not linear:
         return QuantizeEnv(model, train_loader, val_loader, is_pruned=args.is_pruned, kmeans_iter=args.kmeans_iter,

@@ -38,7 +38,7 @@ class SearchEnv:
 
     def __init__(self, model, train_loader, val_loader, *, records, constraints, min_bit, max_bit, fixed,
                  finetune_epoch=1, finetune_lr=1e-3, finetune_gamma=0.8, finetune_flag=True, use_top5=False,
-                 reward_on='val', reward_cost=False, device='cpu', precision=None, seed=234):
+                 reward_on='val', reward_cost=False, wall='rounds', device='cpu', precision=None, seed=234):
         """Measures the float accuracy and checks that the budgets can be met.
 
         Args:
@@ -53,6 +53,7 @@ class SearchEnv:
             use_top5: reward top-5 instead of top-1.
             reward_on: 'val', or 'train' for the running training accuracy of the last epoch, as the original did.
             reward_cost: add 1 / ratio to the accuracy difference.
+            wall: how bits above the budgets are lowered, 'rounds' as in HAQ or 'greedy' (`budget.fit`).
             device, precision: where and in which arithmetic the network runs.
             seed: of dropout and the like in each episode.
 
@@ -74,7 +75,7 @@ class SearchEnv:
         self.min_bit, self.max_bit, self.fixed = min_bit, max_bit, fixed
         self.finetune_epoch, self.finetune_lr, self.finetune_gamma = finetune_epoch, finetune_lr, finetune_gamma
         self.finetune_flag, self.use_top5 = finetune_flag, use_top5
-        self.reward_on, self.reward_cost = reward_on, reward_cost
+        self.reward_on, self.reward_cost, self.wall = reward_on, reward_cost, wall
         self.device, self.precision, self.seed = device, precision, seed
         self.criterion = loss_function().to(device)
         self.features = layer_features(records)
@@ -115,7 +116,8 @@ class SearchEnv:
 
     def within_budget(self, strategy):
         """Returns the strategy after the final action wall."""
-        return budget.fit(strategy, self.constraints, min_bit=self.min_bit, max_bit=self.max_bit, fixed=self.fixed)
+        return budget.fit(strategy, self.constraints, min_bit=self.min_bit, max_bit=self.max_bit, fixed=self.fixed,
+                          wall=self.wall)
 
     def trajectory(self, strategy):
         """Returns [(state, action)] of an episode that chose `strategy` step by step, without running it."""

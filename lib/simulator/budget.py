@@ -9,6 +9,8 @@ from numbers import Integral
 from lib.simulator.cost import MAX_BIT, UNTOUCHED, CostTable, check_bit_range
 from lib.simulator.feasible import cheapest, choices_of
 
+WALLS = ('rounds', 'greedy')
+
 
 @dataclass(frozen=True)
 class Constraint:
@@ -45,25 +47,33 @@ def fit(
     min_bit: int,
     max_bit: int = MAX_BIT,
     fixed: Mapping | None = None,
+    wall: str = 'rounds',
 ) -> list:
     """Return a new strategy that holds every constraint, or the one closest to it when none does.
 
-    Goes round the layers from the last to the first and lowers each that is above `min_bit` by one bit, of a pair first
-    the activation bits, then the weight bits, until every budget holds; they are checked after every single lowering.
-    Bits that no exceeded budget depends on are left alone (activation bits when only the model size is too large), and
-    so are activation bits of -1. A table need not be monotone: where the walk ends above a limit, the strategy that is
-    furthest inside the budgets replaces its result, if it is better.
+    `rounds`, HAQ's wall, goes round the layers from the last to the first and lowers each that is above `min_bit` by
+    one bit, of a pair first the activation bits, then the weight bits, until every budget holds; they are checked after
+    every single lowering. Bits that no exceeded budget depends on are left alone (activation bits when only the model
+    size is too large), and so are activation bits of -1. `greedy` lowers, each time, the weight or activation bits of
+    one layer to where most is saved per bit, relative to the limits that are exceeded; where nothing saves, it goes on
+    in rounds.
+
+    A table need not be monotone: where the wall ends above a limit, the strategy that is furthest inside the budgets
+    replaces its result, if it is better.
 
     Args:
         strategy: one int or pair per layer; unchanged.
         constraints: at least one; all on tables of the same layers.
         min_bit, max_bit: range of the bits of all layers that are not fixed.
         fixed: {layer index: entry} of layers that get this entry and are never lowered.
+        wall: 'rounds' or 'greedy'.
 
     Raises:
-        ValueError: an entry outside min_bit..max_bit, or one that a cost refuses.
+        ValueError: an entry outside min_bit..max_bit, or one that a cost refuses; an unknown wall.
     """
     check_bit_range(min_bit, max_bit)
+    if wall not in WALLS:
+        raise ValueError(f"unknown wall {wall!r}, expected {' or '.join(WALLS)}")
     if any(math.isnan(constraint.limit) for constraint in constraints):
         raise ValueError('a budget is not a number (nan): check the ratio and the reference cost')
     fixed = dict(fixed or {})
@@ -75,7 +85,10 @@ def fit(
         if not all(min_bit <= bit <= max_bit for bit in bits[index] if bit != UNTOUCHED):
             raise ValueError(f'{cost.label(index)} has {strategy[index]!r}, expected bits in {min_bit}..{max_bit}')
 
-    _walk(bits, free, [_Meter(constraint, bits) for constraint in constraints], min_bit)
+    meters = [_Meter(constraint, bits) for constraint in constraints]
+    if wall == 'greedy':
+        _greedy(bits, free, meters, min_bit)
+    _walk(bits, free, meters, min_bit)
     fitted = [pair if _is_pair(entry) else pair[0] for entry, pair in zip(strategy, bits, strict=True)]
     if all(constraint.met_by(fitted) for constraint in constraints):
         return fitted
@@ -135,7 +148,7 @@ class _Meter:
 
     def __init__(self, constraint: Constraint, bits: list[list[int]]):
         table = constraint.cost.table
-        self.cost, self.limit = constraint.cost, constraint.limit
+        self.cost, self.limit, self.scale = constraint.cost, constraint.limit, constraint.scale
         self.table = table.tolist()  # plain numbers: ten times faster to index than an array
         self.depends = (bool((table != table[:, :1]).any()), bool((table != table[:, :, :1]).any()))  # on w, on a
         self.prices = [self.price(index, pair) for index, pair in enumerate(bits)]
@@ -174,6 +187,24 @@ def _walk(bits: list[list[int]], free: list[int], meters: list[_Meter], min_bit:
             exceeded = [meter for meter in meters if meter.exceeded]
             if not exceeded:
                 return
+
+
+def _greedy(bits: list[list[int]], free: list[int], meters: list[_Meter], min_bit: int) -> None:
+    """Lower `bits` in place, always where most is saved per bit, until they hold the limits or nothing saves."""
+    while exceeded := [meter for meter in meters if meter.exceeded]:
+        best, most = None, 0.0
+        for index, which in itertools.product(reversed(free), (1, 0)):
+            pair = bits[index]
+            for bit in range(pair[which] - 1, min_bit - 1, -1):
+                lower = [pair[0], bit] if which else [bit, pair[1]]
+                saved = sum((meter.prices[index] - meter.price(index, lower)) / meter.scale for meter in exceeded)
+                if saved / (pair[which] - bit) > most:
+                    best, most = (index, lower), saved / (pair[which] - bit)
+        if best is None:
+            return
+        index, bits[index] = best
+        for meter in meters:
+            meter.update(index, bits[index])
 
 
 def _is_pair(entry) -> bool:

@@ -53,8 +53,8 @@ def im2col(images: Tensor, layer: LayerRecord) -> Tensor:
     pixels = pixels.unflatten(3, (layer.groups, -1)).permute(3, 0, 1, 2, 4).contiguous()
     patches = pixels.new_empty(size)  # filled tap by tap: several times faster than a copy of so fine a view
     for i, j in np.ndindex(layer.kernel):
-        rows_i, columns_j = slice(i, i + stride_h * layer.out_h, stride_h), slice(j, j + stride_w * layer.out_w, stride_w)
-        patches[:, :, :, :, i, j] = pixels[:, :, rows_i, columns_j]
+        taps = pixels[:, :, i : i + stride_h * layer.out_h : stride_h, j : j + stride_w * layer.out_w : stride_w]
+        patches[:, :, :, :, i, j] = taps
     return patches.reshape(rows)
 
 

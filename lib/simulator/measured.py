@@ -78,7 +78,10 @@ class MeasuredMachine(Hardware):
 
     def cells(self, layers: Sequence[LayerRecord]) -> list[list[list[LayerCost]]]:
         """See `Hardware.cells`; all shapes are measured together, in turns."""
-        first = {shape_of(layer): layer for layer in reversed(layers) if layer.calls}  # a message names a real layer
+        first = {}  # {shape: its first layer}: a message names a real layer
+        for layer in layers:
+            if layer.calls:
+                first.setdefault(shape_of(layer), layer)
         pairs = self.measured_pairs()
         with self.running():
             built = {shape: self.calls(layer, pairs) for shape, layer in first.items()}
@@ -139,7 +142,7 @@ class MeasuredMachine(Hardware):
             kernel = self.build(layer)
             calls = {pair: partial(kernel.at, *pair) if self.kernel == 'popcount' else kernel for pair in pairs}
             calls[pairs[-1]]()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f'{self.name}: layer {layer.name} cannot run in {self.kernel} on {self.device} ({error}); '
                 'take another kernel'
@@ -198,6 +201,8 @@ class MeasuredMachine(Hardware):
         """Return the bits of weights, inputs and results, each once, as the kernel stores them."""
         sizes = {'int8': (8, 8, 8), 'onnxruntime': (8, 8, 8), 'popcount': (w_bit, a_bit, 32), 'fp32': (32, 32, 32)}
         w_size, x_size, y_size = sizes.get(self.kernel, (16, 16, 16))
+        if self.kernel == 'int8' and self.device == 'cuda':
+            y_size = 32
         inputs = layer.in_channels * layer.in_h * layer.in_w
         outputs = layer.out_channels * layer.out_h * layer.out_w
         return layer.num_weights * w_size + self.batch * (inputs * x_size + outputs * y_size)

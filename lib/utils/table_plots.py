@@ -112,3 +112,28 @@ def _draw_roof(ax, hardware, w_bit, a_bit, intensities, line):
     if peak:
         roof = np.minimum(roof, peak)
     ax.plot(x, roof / 1e9, color=BLUE if w_bit == 8 else GREY, linestyle=line, linewidth=1.2, zorder=1)
+
+
+def plot_matrix(ratios, rows, columns, path):
+    """Draws the cost of strategies on machines, each column coloured relative to its cheapest strategy.
+
+    Args:
+        ratios: cost / reference, one list per strategy with one number per machine.
+        rows, columns: names of strategies and machines.
+        path: file to write.
+    """
+    values = np.array(ratios)
+    relative = values / values.min(axis=0)
+    figure, (ax,) = new_figure(2.2 + 1.3 * len(columns), 1.2 + 0.75 * len(rows))
+    image = ax.imshow(relative, cmap='viridis_r', vmin=1, vmax=max(relative.max(), 1.01), aspect='auto')
+    for (row, column), value in np.ndenumerate(values):
+        dark = relative[row, column] > (1 + relative.max()) / 2
+        ax.text(column, row, f'{value:.3f}\n×{relative[row, column]:.2f}', ha='center', va='center', fontsize=9,
+                color='white' if dark else 'black')
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set_xlabel('priced on')
+    ax.set_ylabel('strategy for')
+    ax.grid(False)
+    figure.colorbar(image, label='relative to the cheapest').ax.tick_params(labelsize=7)
+    save_figure(figure, path)

@@ -237,9 +237,10 @@ def test_several_budgets_are_met_whenever_any_strategy_meets_them(kind, monotone
         constraints = random_budgets(draw, 3, monotone, low, high, kind)
         strategy = [random_entry(draw, low, high, 'flat') if kind == 'flat' else [high, high] for _ in range(3)]
         possible = any(all(c.met_by(s) for c in constraints) for s in all_strategies(3, low, high, kind))
-        fitted = budget.fit(strategy, constraints, min_bit=low, max_bit=high)
-        assert all(c.met_by(fitted) for c in constraints) == possible
-        assert fitted == budget.fit(strategy, constraints, min_bit=low, max_bit=high)
+        for wall in budget.WALLS:
+            fitted = budget.fit(strategy, constraints, min_bit=low, max_bit=high, wall=wall)
+            assert all(c.met_by(fitted) for c in constraints) == possible
+            assert fitted == budget.fit(strategy, constraints, min_bit=low, max_bit=high, wall=wall)
         if possible:
             feasible += 1
             budget.check_feasible(constraints, low, high, pairs=kind == 'pairs')
@@ -268,3 +269,18 @@ def test_budgets_that_exclude_each_other_are_refused_with_what_comes_closest():
     with pytest.raises(ValueError, match='up 0.375, --constraint down 0.375 cannot be met together') as error:
         budget.check_feasible(constraints, 1, 8)
     assert str(error.value).endswith(('up 0.50000, down 0.62500', 'up 0.62500, down 0.50000'))
+
+
+def test_the_greedy_wall_lowers_where_most_is_saved_per_bit():
+    cells = np.zeros((3, 8, 8), dtype=int)
+    cells[0] = np.arange(1, 9)[:, None]  # 1 per weight bit
+    cells[1] = 3 * np.arange(1, 9)  # 3 per activation bit
+    cells[2] = np.where(np.arange(1, 9)[:, None] > 4, 20, 0)  # nothing until 4 bits, then 20: 5 per bit
+    cost = CostTable(cells, reference=52, name='c', unit='u')
+    eight = [[8, 8]] * 3
+    assert fit(eight, cost, 51, min_bit=1, wall='greedy') == [[8, 8], [8, 8], [4, 8]]
+    assert fit(eight, cost, 30, min_bit=1, wall='greedy') == [[8, 8], [8, 7], [4, 8]]
+    assert fit(eight, cost, 10, min_bit=1, wall='greedy') == [[7, 8], [8, 1], [4, 8]]
+    assert fit(eight, cost, 10, min_bit=1, wall='greedy', fixed={0: [8, 8]}) == [[8, 8], [1, 1], [1, 1]]
+    with pytest.raises(ValueError, match="unknown wall 'brick', expected rounds or greedy"):
+        fit(eight, cost, 10, min_bit=1, wall='brick')

@@ -1,0 +1,89 @@
+"""Prices strategies on several machines: one row per finished run, one column per machine.
+
+Reads the results.json and args.json that finetune.py leaves. A strategy that was searched for one machine should be the
+cheapest there; the table and its heat map show whether it is.
+"""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from _common import make_parser, run
+from _costs import find_hardware_metric
+from _network import describe_network
+from _setup import image_size
+from summarize import read_run
+
+
+def make_compare_parser():
+    """Returns the parser of this script."""
+    parser = make_parser(__doc__)
+    parser.add_argument('runs', nargs='+', metavar='LABEL=FOLDER', help='finished fine-tunings of one network')
+    parser.add_argument('--cost', action='append', required=True, metavar='NAME|FILE.yaml', help='a machine and what it '
+                        'costs there, for example edge_latency or bitfusion_energy; give one or more')
+    parser.add_argument('--output', metavar='FOLDER', help='folder for hardware.md and hardware.png (default: only '
+                        'print)')
+    return parser
+
+
+def layers_of(label, folder):
+    """Returns (what identifies the network of a run, its `LayerRecord`s)."""
+    path = Path(folder) / 'args.json'
+    try:
+        saved = Namespace(**json.loads(path.read_text(encoding='utf-8')))
+        network = {key: getattr(saved, key) for key in ('arch', 'dataset', 'width_mult', 'mode', 'num_classes')}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'{label}: {path} cannot be read as the settings of a run ({error})') from error
+    side = image_size(saved)
+    network['arch'] = network['arch'].removeprefix('q')
+    _, records = describe_network(Namespace(**network, model_file=None), (3, side, side))
+    return {**network, 'side': side}, records
+
+
+def main(args):
+    """Prices every run on every machine and prints the table."""
+    from lib.simulator.hardware import make_table
+    runs = [read_run(text) for text in args.runs]
+    if floats := [row['label'] for row in runs if not row.get('strategy')]:
+        raise ValueError(f'{", ".join(floats)}: a float network has no strategy to price')
+    networks = [layers_of(row['label'], text.partition('=')[2]) for row, text in zip(runs, args.runs, strict=True)]
+    for row, (network, _) in zip(runs, networks, strict=True):
+        if network != networks[0][0]:
+            raise ValueError(f'{row["label"]} is a run of another network than {runs[0]["label"]}: {network} and '
+                             f'{networks[0][0]}')
+    records = networks[0][1]
+    if isinstance(runs[0]['strategy'][0], list):  # the linear flow leaves out what is never called
+        records = [record for record in records if record.calls]
+    tables = [make_table(records, *find_hardware_metric(name)) for name in args.cost]
+    ratios = [[table.ratio(row['strategy']) for table in tables] for row in runs]
+    lines = markdown(runs, tables, ratios)
+    print('\n'.join(lines))
+    if args.output:
+        write(Path(args.output), lines, runs, tables, ratios)
+
+
+def markdown(runs, tables, ratios):
+    """Returns the lines of the table; the cheapest of each column is bold."""
+    lines = ['| strategy | top-1 (%) | ' + ' | '.join(f'{table.name}' for table in tables) + ' |',
+             '|---|---|' + '---|' * len(tables)]
+    lowest = [min(column) for column in zip(*ratios, strict=True)]
+    for row, prices in zip(runs, ratios, strict=True):
+        cells = [f'**{price:.4f}**' if price == low else f'{price:.4f}'
+                 for price, low in zip(prices, lowest, strict=True)]
+        lines.append(f'| {row["label"]} | {row["top1"]:.2f} | ' + ' | '.join(cells) + ' |')
+    return lines
+
+
+def write(folder, lines, runs, tables, ratios):
+    """Writes the table and its heat map."""
+    from lib.utils.checkpoint import write_text
+    from lib.utils.table_plots import plot_matrix
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / 'hardware.md', '\n'.join(lines) + '\n')
+    labels = [f'{row["label"]}\n{row["top1"]:.2f} %' for row in runs]
+    plot_matrix(ratios, labels, [table.name for table in tables], folder / 'hardware.png')
+    print(f'plot: {folder / "hardware.png"}')
+
+
+if __name__ == '__main__':
+    run(main, make_compare_parser())
