@@ -9,13 +9,15 @@ set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 use_environment requirements.txt
 
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # the network is small: a thread per flow is faster than two for one
+
 SEED=${SEED:-234}
 OUT=save/quickstart; [ "$SEED" = 234 ] || OUT=save/quickstart_seed$SEED
 FLOAT=$OUT/float/checkpoint.pth.tar
 COMMON=(--width_mult 0.5 --dataset digits --channels_last --seed "$SEED" "$@")
 start=$SECONDS
 
-say() { printf '\n[%d s] %s\n' $((SECONDS - start)) "$*"; }
+say() { printf '\n%d s: %s\n' $((SECONDS - start)) "$*"; }
 
 # train SCRIPT FOLDER OPTIONS...: runs a training to its results.json; resumes it where it was interrupted.
 train() {
@@ -53,20 +55,37 @@ LINEAR_SEARCH=qmobilenetv2_digits_search
 KMEANS=(--arch mobilenetv2)
 LINEAR=(--arch qmobilenetv2 --linear_quantization --calibrate mse)
 
-say "1/7 float MobileNetV2"
+kmeans_flow() {
+    say "2 K-means search: weight bits for 0.08 of the float size"
+    search $KMEANS_SEARCH "${KMEANS[@]}" --preserve_ratio 0.08 --min_bit 2 --max_bit 5
+    say "3 fine-tuning the searched strategy"
+    finetune kmeans_searched "$OUT/$KMEANS_SEARCH/strategy.json" "${KMEANS[@]}"
+    say "4 fine-tuning 2 bits everywhere, the most uniform bits within that budget"
+    finetune kmeans_uniform uniform:2 "${KMEANS[@]}"
+}
+
+linear_flow() {
+    say "2 linear search: weight and activation bits for 0.45 of the latency at 8/8 bits"
+    search $LINEAR_SEARCH "${LINEAR[@]}" --preserve_ratio 0.45 --min_bit 3 --max_bit 6
+    say "3 fine-tuning the searched strategy"
+    finetune linear_searched "$OUT/$LINEAR_SEARCH/strategy.json" "${LINEAR[@]}"
+    say "4 fine-tuning 3 bits everywhere, the most uniform bits within that budget"
+    finetune linear_uniform uniform:3 "${LINEAR[@]}"
+}
+
+# side_by_side: both flows at once, a thread each; stops both when one fails or Ctrl-C is pressed.
+side_by_side() {
+    trap 'trap - INT TERM; echo "interrupted: the same command goes on from here"; kill 0' INT TERM
+    kmeans_flow 2>&1 | sed -u 's/^/[K-means] /' & local kmeans=$!
+    linear_flow 2>&1 | sed -u 's/^/[linear]  /' & local linear=$!
+    wait "$kmeans" || { kill "$linear" 2>/dev/null; echo "the K-means flow failed, see above" >&2; exit 1; }
+    wait "$linear" || { echo "the linear flow failed, see above" >&2; exit 1; }
+    trap - INT TERM
+}
+
+say "1 float MobileNetV2"
 train pretrain "$OUT/float" --arch mobilenetv2 --epochs 30 --lr 0.02 --wd 1e-4 --train_batch 32
-say "2/7 K-means search: weight bits for 0.08 of the float size"
-search $KMEANS_SEARCH "${KMEANS[@]}" --preserve_ratio 0.08 --min_bit 2 --max_bit 5
-say "3/7 K-means: fine-tuning the searched strategy"
-finetune kmeans_searched "$OUT/$KMEANS_SEARCH/strategy.json" "${KMEANS[@]}"
-say "4/7 K-means: fine-tuning 2 bits everywhere, the most uniform bits within that budget"
-finetune kmeans_uniform uniform:2 "${KMEANS[@]}"
-say "5/7 linear search: weight and activation bits for 0.45 of the latency at 8/8 bits"
-search $LINEAR_SEARCH "${LINEAR[@]}" --preserve_ratio 0.45 --min_bit 3 --max_bit 6
-say "6/7 linear: fine-tuning the searched strategy"
-finetune linear_searched "$OUT/$LINEAR_SEARCH/strategy.json" "${LINEAR[@]}"
-say "7/7 linear: fine-tuning 3 bits everywhere, the most uniform bits within that budget"
-finetune linear_uniform uniform:3 "${LINEAR[@]}"
+side_by_side
 
 say "result"
 python scripts/summarize.py "float=$OUT/float" \

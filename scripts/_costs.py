@@ -1,5 +1,6 @@
 """From the names of costs and budgets to their tables: lookup tables, counted costs, constraints."""
 
+import re
 from pathlib import Path
 
 from _common import ROOT, logger
@@ -36,11 +37,12 @@ def find_constraints(args, records, sizes):
         ValueError: an unknown cost, no ratio, or two budgets for one cost.
     """
     from lib.simulator.budget import Constraint
-    wanted = [(name, ratio, f'--constraint {name}') for name, ratio in map(parse_constraint, args.constraint or ())]
+    wanted = [(name, value, f'--constraint {name}') for name, value in map(parse_constraint, args.constraint or ())]
     if args.preserve_ratio is not None:
         wanted.insert(0, (cost_name(args), args.preserve_ratio, '--preserve_ratio'))
-    constraints = [Constraint.of_ratio(find_cost(args, full_name(name, cost_name(args)), records, sizes), ratio, option)
-                   for name, ratio, option in wanted]
+    costs = [find_cost(args, full_name(name, cost_name(args)), records, sizes) for name, _, _ in wanted]
+    constraints = [Constraint.of_ratio(cost, ratio_on(cost, value, is_linear(args)), option)
+                   for cost, (_, value, option) in zip(costs, wanted, strict=True)]
     names = [constraint.cost.name for constraint in constraints]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f'{", ".join(twice)} has two budgets: give each cost one --constraint, or --preserve_ratio '
@@ -55,13 +57,26 @@ def cost_name(args):
 
 def parse_constraint(text):
     """Returns (name, ratio) of `NAME=RATIO`."""
-    name, _, ratio = text.rpartition('=')
+    name, _, value = text.rpartition('=')
     try:
         if name:
-            return name, float(ratio)
+            return name, ratio(value)
     except ValueError:
         pass
-    raise ValueError(f'--constraint {text}: expected NAME=RATIO, for example size=0.3 or bitfusion_energy=0.5')
+    raise ValueError(f'--constraint {text}: expected NAME=RATIO, for example size=0.3 or bitfusion_energy=uniform:4')
+
+
+def ratio(text):
+    """Option type: a number, or `uniform:K` for what K bits in every layer cost."""
+    return text if re.fullmatch('uniform:[1-8]', text) else float(text)
+
+
+def ratio_on(cost, ratio, linear):
+    """Returns the ratio as a number."""
+    from lib.utils.strategy import uniform_strategy
+    if isinstance(ratio, float):
+        return ratio
+    return cost.ratio(uniform_strategy(cost.num_layers, int(ratio.removeprefix('uniform:')), linear=linear))
 
 
 def full_name(name, cost):

@@ -19,8 +19,8 @@ def make_compare_parser():
     """Returns the parser of this script."""
     parser = make_parser(__doc__)
     parser.add_argument('runs', nargs='+', metavar='LABEL=FOLDER', help='finished fine-tunings of one network')
-    parser.add_argument('--cost', action='append', required=True, metavar='NAME|FILE.yaml', help='a machine and what it '
-                        'costs there, for example edge_latency or bitfusion_energy; give one or more')
+    parser.add_argument('--cost', action='append', required=True, metavar='NAME|FILE.yaml', help='a machine and what '
+                        'it costs there, for example edge_latency or bitfusion_energy; give one or more')
     parser.add_argument('--output', metavar='FOLDER', help='folder for hardware.md and hardware.png (default: only '
                         'print)')
     return parser

@@ -26,7 +26,7 @@ from _common import (
     run,
     settings,
 )
-from _costs import find_constraints, layers_and_sizes
+from _costs import find_constraints, layers_and_sizes, ratio
 from _setup import build_model, find_device, image_size, is_linear, load_float_weights
 
 CHECKPOINT = 'search.pth.tar'  # agent with replay and random states, and the history of all episodes
@@ -39,11 +39,12 @@ def make_search_parser():
     add_data_options(parser, batch=256, workers=32)
     add_quantization_options(parser)
     group = parser.add_argument_group('search')
-    group.add_argument('--preserve_ratio', type=float, default=DefaultFloat(0.1), help='budget: fraction of the float '
-                       'model size, of the latency at 8/8 bits, or of another --cost; the default does not hold where '
-                       '--constraint sets the budgets')
-    group.add_argument('--constraint', action='append', metavar='NAME=RATIO', help='a hard budget; several may be '
-                       'given: size=0.3, bitops, memory, proqha, latency and energy (of the hardware of --cost), or '
+    group.add_argument('--preserve_ratio', type=ratio, default=DefaultFloat(0.1), metavar='RATIO|uniform:K',
+                       help='budget: fraction of the float model size, of the latency at 8/8 bits, or of another '
+                       '--cost, or what K bits in every layer cost; the default does not hold where --constraint sets '
+                       'the budgets')
+    group.add_argument('--constraint', action='append', metavar='NAME=RATIO', help='a hard budget; several '
+                       'may be given: size=0.3, bitops, memory, proqha, latency and energy (of the hardware of --cost), or '
                        'any name that --cost takes (default: only --preserve_ratio)')
     group.add_argument('--wall', choices=['rounds', 'greedy'], default='rounds', help='how a strategy above its budget '
                        "is lowered: a bit in every layer, round by round (HAQ's), or always where most is saved per "

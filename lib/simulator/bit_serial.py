@@ -1,4 +1,4 @@
-"""HAQ's bit-serial matrix array: latency in cycles from closed formulas (docs/lookup_tables.md).
+"""HAQ's bit-serial matrix array: latency in cycles from closed formulas (docs/hardware.md).
 
 Each of D x D processing elements takes the dot product of two rows of `chunk_bits` (Dk) single bits per cycle, so w-bit
 weights and a-bit activations need w * a passes. Activations and weights come from memory through a port each,

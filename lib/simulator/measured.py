@@ -52,10 +52,10 @@ class MeasuredMachine(Hardware):
     grid: str = parameter('bits at which popcount is measured, in both operands: ends are 1 and 8, powers 1 2 4 8; '
                           'the others are interpolated', default='powers', choices=tuple(GRIDS))
     warm_up: int = parameter('runs of a warm-up block; blocks follow until two medians agree within 10 %', default=10)
-    rounds: int = parameter('parts of the measurement, each with a median of its own', default=30)
-    runs: int = parameter('of a layer in all', default=300)
+    rounds: int = parameter('parts of the measurement, each with a median of its own', default=50)
+    runs: int = parameter('of a layer in all', default=500)
     max_seconds: float = parameter('limit per layer and pair of bits, for the warm-up and again for the runs: slow '
-                                   'layers have fewer, at least one per round', 's', default=2.0)
+                                   'layers have fewer, at least one per round', 's', default=10.0)
     statistic: str = parameter('what a cell holds: the lowest of the medians of the rounds, which other work on the '
                                'machine hardly moves, or the median of all runs', default='min_of_medians',
                                choices=('min_of_medians', 'median'))

@@ -38,9 +38,9 @@ class Protocol:
 
     warm_up: int = 10
     tolerance: float = 0.1
-    rounds: int = 30
-    runs: int = 300
-    max_seconds: float = 2.0
+    rounds: int = 50
+    runs: int = 500
+    max_seconds: float = 10.0
     seed: int = 0
 
     def runs_per_round(self, seconds: float) -> int:

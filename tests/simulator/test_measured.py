@@ -51,7 +51,7 @@ def test_equal_shapes_are_measured_once_and_together(fake):
     table = make_table(LAYERS, PRESETS['measured'])
     ((keys, protocol, clock),) = fake
     assert len(keys) == 3 and clock is wall_clock
-    assert (protocol.rounds, protocol.runs, protocol.warm_up) == (30, 300, 10)
+    assert (protocol.rounds, protocol.runs, protocol.warm_up) == (50, 500, 10)
     assert table.table[:, 7, 7].tolist() == [1.0, 2.0, 2.0, 3.0]  # the second is the first, called twice
     assert (table.unit, table.name, table.reference) == ('ms', 'measured_latency', 8.0)
 
