@@ -122,9 +122,19 @@ def _lookup_table(args, name, records):
 
 
 def same_hardware(table, hardware):
-    """Whether a saved table was made with these parameters; a file without a description is taken as it is."""
+    """Whether a saved table was made with these parameters; a bare file is taken as it is, measured times only here."""
     saved = table.about.get('hardware')
-    return saved is None or {**saved, 'status': hardware.status} == hardware.to_dict()
+    if saved is None:
+        return True
+    if hardware.backend == 'measured' and not _this_machine(table.about):
+        return False
+    return {**saved, 'status': hardware.status} == hardware.to_dict()
+
+
+def _this_machine(about):
+    from lib.simulator.machine import machine_facts
+    facts = machine_facts(about['hardware']['device'])
+    return all(about.get('machine', {}).get(key) == facts.get(key) for key in ('cpu', 'flags', 'torch', 'gpu'))
 
 
 def find_hardware_metric(name):

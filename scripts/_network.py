@@ -49,22 +49,27 @@ def finish_network_options(args):
     return args.input_size or (3, image_size(args), image_size(args))
 
 
+def build_network(args):
+    """Returns the network of the options, with random weights."""
+    import models
+    from lib.utils.data_utils import num_classes
+    from lib.utils.user_code import load_model
+    classes = args.num_classes or num_classes(args.dataset)
+    if args.model_file:
+        return load_model(args.model_file, classes)
+    options = {'mode': args.mode} if args.mode else {}
+    return models.create_model(float_name(args.arch), num_classes=classes, width_mult=args.width_mult, **options)
+
+
 def describe_network(args, shape):
     """Returns (number of parameters, `LayerRecord` of every quantizable layer) of the network of the options.
 
     Raises:
         ValueError: the network is unknown, does not take this input, or has no convolution or linear layer.
     """
-    import models
-    from lib.utils.data_utils import num_classes
     from lib.utils.profile import profile_layers
-    from lib.utils.user_code import load_model
-    classes = args.num_classes or num_classes(args.dataset)
-    if args.model_file:
-        model = load_model(args.model_file, classes)
-    else:
-        options = {'mode': args.mode} if args.mode else {}
-        model = models.create_model(float_name(args.arch), num_classes=classes, width_mult=args.width_mult, **options)
+    model = build_network(args)
+    if not args.model_file:
         model = model.to('meta')  # shapes are all that counts: nothing is computed
     records = profile_layers(model, shape)
     if not any(record.calls for record in records):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from _common import BooleanOption, at_least, logger, make_parser, run
 from _costs import table_path
-from _network import add_network_options, describe_network, finish_network_options
+from _network import add_network_options, build_network, describe_network, finish_network_options
 
 
 def make_table_parser():
@@ -70,9 +70,9 @@ def main(args):
     shape = finish_network_options(args)
     _, records = describe_network(args, shape)
     layers = [record for record in records if record.calls]
-    about = {'network': args.arch, 'dataset': args.dataset, 'resolution': list(shape), 'width_mult': args.width_mult}
+    about = {'network': args.arch, 'dataset': args.dataset, 'width_mult': args.width_mult}
     make = from_csv if args.from_csv else from_hardware
-    path, table, summary, plot = make(args, layers, about)
+    path, table, summary, plot = make(args, layers, {**about, 'resolution': list(shape)})
     path = Path(args.output or path)
     check_output(path, table, args.overwrite)
     print(f'{args.arch} for images of {" x ".join(map(str, shape))}, {layers[-1].out_channels} outputs: {len(layers)} '
@@ -98,13 +98,25 @@ def from_hardware(args, layers, about):
     if hardware.backend == 'measured':
         logger.info('measuring %d layers on this machine; other programs should rest meanwhile', len(layers))
     cells = hardware.cells(layers)
+    whole = measure_whole(args, hardware, about) if hardware.backend == 'measured' else []
     table = table_from_cells(cells, layers, hardware, args.metric, about)
 
     def plot(path):
         table_plots.plot_heat_maps(table, path.with_name(f'{path.stem}_heat.png'))
         table_plots.plot_roofline(cells, layers, hardware, path.with_name(f'{path.stem}_roofline.png'))
         return [f'{path.stem}_heat.png', f'{path.stem}_roofline.png']
-    return table_path(args, hardware, args.metric), table, summarize_cells(table, cells, layers, hardware), plot
+    return table_path(args, hardware, args.metric), table, summarize_cells(table, cells, layers, hardware) + whole, plot
+
+
+def measure_whole(args, hardware, about):
+    """Measures the whole network beside its layers; adds the result to `about` and returns the lines that say it."""
+    from lib.utils.whole_network import measure_whole_network
+    whole = measure_whole_network(build_network(args), tuple(about['resolution']), hardware)
+    about['whole_network'] = whole.to_dict()
+    return ['', f'measured together ({whole.arithmetic}): layers {whole.layers:.3f} ms, the same kernels in a row '
+            f'{whole.chain:.3f} ms (ratio {whole.layers_over_chain:.2f}), the network in {whole.network_arithmetic} '
+            f'{whole.network:.3f} ms (ratio {whole.layers_over_network:.2f}; it also has normalization, activations, '
+            'additions)']
 
 
 def from_csv(args, layers, about):

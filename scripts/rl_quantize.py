@@ -44,7 +44,7 @@ def make_search_parser():
                        '--cost, or what K bits in every layer cost; the default does not hold where --constraint sets '
                        'the budgets')
     group.add_argument('--constraint', action='append', metavar='NAME=RATIO', help='a hard budget; several '
-                       'may be given: size=0.3, bitops, memory, proqha, latency and energy (of the hardware of --cost), or '
+                       'may be given: size=0.3, bitops, memory, proqha, latency, energy (of the hardware of --cost), or '
                        'any name that --cost takes (default: only --preserve_ratio)')
     group.add_argument('--wall', choices=['rounds', 'greedy'], default='rounds', help='how a strategy above its budget '
                        "is lowered: a bit in every layer, round by round (HAQ's), or always where most is saved per "

@@ -20,7 +20,7 @@ def summarize_cells(table, cells, layers, hardware):
     convert = _converter(table, hardware)
     lines += _totals(table, convert) + [''] + _shares(table, layers)
     bounds = [layer_cells[7][7].bound for layer_cells in cells]
-    if any(bounds):
+    if set(bounds) - {'', 'measured'}:
         lines += ['', *_by_bound(table, layers, bounds)]
     return [*lines, '', f'A cell [l, w - 1, a - 1] is {table.meaning}.']
 
