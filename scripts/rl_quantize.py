@@ -41,11 +41,11 @@ def make_search_parser():
     group = parser.add_argument_group('search')
     group.add_argument('--preserve_ratio', type=ratio, default=DefaultFloat(0.1), metavar='RATIO|uniform:K',
                        help='budget: fraction of the float model size, of the latency at 8/8 bits, or of another '
-                       '--cost, or what K bits in every layer cost; the default does not hold where --constraint sets '
-                       'the budgets')
+                       '--cost, or what K bits in every layer cost; the default does not hold where --constraint '
+                       'sets the budgets')
     group.add_argument('--constraint', action='append', metavar='NAME=RATIO', help='a hard budget; several '
-                       'may be given: size=0.3, bitops, memory, proqha, latency, energy (of the hardware of --cost), or '
-                       'any name that --cost takes (default: only --preserve_ratio)')
+                       'may be given: size=0.3, bitops, memory, proqha, latency, energy (of the hardware of --cost), '
+                       'or any name that --cost takes (default: only --preserve_ratio)')
     group.add_argument('--wall', choices=['rounds', 'greedy'], default='rounds', help='how a strategy above its budget '
                        "is lowered: a bit in every layer, round by round (HAQ's), or always where most is saved per "
                        'bit, which suits hardware whose layers gain very differently')
