@@ -19,8 +19,9 @@ def make_compare_parser():
     """Returns the parser of this script."""
     parser = make_parser(__doc__)
     parser.add_argument('runs', nargs='+', metavar='LABEL=FOLDER', help='finished fine-tunings of one network')
-    parser.add_argument('--cost', action='append', required=True, metavar='NAME|FILE.yaml', help='a machine and what '
-                        'it costs there, for example edge_latency or bitfusion_energy; give one or more')
+    parser.add_argument('--cost', dest='costs', action='append', required=True, metavar='NAME|FILE.yaml', help='a '
+                        'machine and what it costs there, for example edge_latency or bitfusion_energy; give one or '
+                        'more')
     parser.add_argument('--output', metavar='FOLDER', help='folder for hardware.md and hardware.png (default: only '
                         'print)')
     return parser
@@ -42,11 +43,11 @@ def layers_of(label, folder):
 
 def main(args):
     """Prices every run on every machine and prints the table."""
-    from lib.simulator.hardware import make_table
     runs = [read_run(text) for text in args.runs]
     if floats := [row['label'] for row in runs if not row.get('strategy')]:
         raise ValueError(f'{", ".join(floats)}: a float network has no strategy to price')
-    networks = [layers_of(row['label'], text.partition('=')[2]) for row, text in zip(runs, args.runs, strict=True)]
+    networks = [layers_of(row['label'], text.partition('=')[2] or text)
+                for row, text in zip(runs, args.runs, strict=True)]
     for row, (network, _) in zip(runs, networks, strict=True):
         if network != networks[0][0]:
             raise ValueError(f'{row["label"]} is a run of another network than {runs[0]["label"]}: {network} and '
@@ -54,12 +55,22 @@ def main(args):
     records = networks[0][1]
     if isinstance(runs[0]['strategy'][0], list):  # the linear flow leaves out what is never called
         records = [record for record in records if record.calls]
-    tables = [make_table(records, *find_hardware_metric(name)) for name in args.cost]
+    tables = [table_of(name, records) for name in args.costs]
     ratios = [[table.ratio(row['strategy']) for table in tables] for row in runs]
     lines = markdown(runs, tables, ratios)
     print('\n'.join(lines))
     if args.output:
         write(Path(args.output), lines, runs, tables, ratios)
+
+
+def table_of(name, records):
+    """Returns the `CostTable` of a machine, of a counted cost or of a .npy file."""
+    from lib.simulator.counting import COUNTED
+    from lib.simulator.hardware import make_table
+    from lib.simulator.table_files import load_table
+    if name in COUNTED:
+        return COUNTED[name](records)
+    return load_table(name, records) if name.endswith('.npy') else make_table(records, *find_hardware_metric(name))
 
 
 def markdown(runs, tables, ratios):

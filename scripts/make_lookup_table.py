@@ -64,9 +64,12 @@ def check_output(path, table, overwrite):
 
 def main(args):
     """Makes, saves, describes and draws the table."""
+    from lib.simulator.table_files import npy_path
     if args.list_hardware:
         list_hardware()
         return
+    if args.output:
+        npy_path(args.output)  # before anything slow begins
     shape = finish_network_options(args)
     _, records = describe_network(args, shape)
     layers = [record for record in records if record.calls]

@@ -35,6 +35,7 @@ def main(args):
     from dataclasses import replace
 
     from lib.simulator.backends import find_hardware
+    from lib.simulator.hardware import make_table
     if args.json and args.csv:
         raise ValueError('--json and --csv: give one of them')
     if args.compare and not args.strategy:
@@ -44,8 +45,14 @@ def main(args):
         hardware = replace(hardware, batch=args.batch)
     shape = finish_network_options(args)
     parameters, records = describe_network(args, shape)
-    reports = [report(args, text, parameters, records, hardware, shape)
-               for text in ([args.strategy, args.compare] if args.compare else [args.strategy])]
+    texts = [args.strategy, args.compare] if args.compare else [args.strategy]
+    chosen = [choose(args, text, records) for text in texts]
+    kept = chosen[0][1]
+    if any(other != kept for _, other in chosen):
+        raise ValueError('--compare: one strategy has pairs and the other single bits, which also count the layers '
+                         'that the forward pass never calls: compare two of a kind')
+    table = make_table(kept, hardware, args.metric)  # once: measured times differ from one to the next
+    reports = [report(args, strategy, parameters, kept, table, shape) for strategy, _ in chosen]
     if args.json:
         print(json.dumps(reports[0] if len(reports) == 1 else {**reports[0], 'compare': reports[1]}))
     elif args.csv:
@@ -54,31 +61,34 @@ def main(args):
         print_report(reports)
 
 
-def report(args, text, parameters, records, hardware, shape):
-    """Returns everything about one strategy (None: float) as a dict of plain values."""
-    from lib.simulator.counting import COUNTED
-    from lib.simulator.hardware import make_table
-    strategy, kept = choose(args, text, records)
-    table = make_table(kept, hardware, args.metric)
-    costs = {name: make(kept) for name, make in COUNTED.items()} | {table.name: table}
-    sizes, eight = costs['model_size'], [[8, 8]] * len(kept)
+def report(args, strategy, parameters, records, table, shape):
+    """Returns everything about one strategy (None: float) of these layers as a dict of plain values."""
+    costs = counted_costs(records) | {table.name: table}
+    sizes, eight = costs['model_size'], [[8, 8]] * len(records)
     priced = {name: cost.cost(strategy or eight) for name, cost in costs.items()}
     ratios = {name: cost.ratio(strategy or eight) for name, cost in costs.items()}
     if strategy is None:  # float weights
-        for name in ('model_size', 'proqha_ratio'):
+        for name in {'model_size', 'proqha_ratio'} & costs.keys():
             priced[name], ratios[name] = costs[name].reference, 1.0
     return {
         'network': args.arch, 'input': list(shape), 'strategy': strategy, 'parameters': parameters,
         'macs': sum(layer.macs for layer in records), 'size_bits': priced['model_size'],
         'size_ratio': ratios['model_size'], 'cost': priced[table.name], 'cost_ratio': ratios[table.name],
-        'unit': table.unit, 'cost_name': table.name, 'batch': hardware.batch,
+        'unit': table.unit, 'cost_name': table.name, 'batch': table.about['batch'],
         'costs': {name: {'cost': priced[name], 'ratio': ratios[name], 'unit': cost.unit}
                   for name, cost in costs.items()},
         'counted': {'parameters': 'all parameters, with biases and normalization',
                     'macs': 'multiply-accumulates of convolutions and linear layers for one image',
                     **{name: rule(cost) for name, cost in costs.items()}},
-        'layers': list(layer_rows(kept, strategy, sizes, table)),
+        'layers': list(layer_rows(records, strategy, sizes, table)),
     }
+
+
+def counted_costs(records):
+    """Returns {name: `CostTable`} of what is counted; ProQHA's cost only where it quantizes any layer."""
+    from lib.simulator.counting import COUNTED, proqha_float_layers
+    all_float = proqha_float_layers(records) >= {record.name for record in records}
+    return {name: make(records) for name, make in COUNTED.items() if not (all_float and name == 'proqha_ratio')}
 
 
 def rule(cost):
@@ -95,7 +105,7 @@ def choose(args, text, records):
     if text is None:
         return None, records
     strategy, names, source = read_strategy(text)
-    uniform = isinstance(strategy, int)
+    uniform = source.startswith('uniform:')
     linear = args.linear if uniform else isinstance(strategy, list) and any(isinstance(e, list) for e in strategy)
     kept = [record for record in records if record.calls] if linear else records
     if uniform:
@@ -152,7 +162,7 @@ def print_report(reports):
 
 def print_layers(reports):
     """Prints one line per layer."""
-    name_width = max(len(row['name']) for row in reports[0]['layers']) + 2
+    name_width = max(len('layer'), *(len(row['name']) for row in reports[0]['layers'])) + 2
     unit = reports[0]['unit']
     head = f'{"layer":{name_width}}{"type":11}{"shape":>20}{"output":>10}{"weights":>12}{"MACs":>15}{"bits":>7}' \
            f'{"size (bits)":>14}{f"cost ({unit})":>18}'

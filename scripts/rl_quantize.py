@@ -6,6 +6,7 @@ once (--constraint), work in both. The best strategy is printed and saved, ready
 or its --strategy.
 """
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -32,6 +33,17 @@ from _setup import build_model, find_device, image_size, is_linear, load_float_w
 CHECKPOINT = 'search.pth.tar'  # agent with replay and random states, and the history of all episodes
 
 
+class ConstraintOption(argparse.Action):
+    """Collects each NAME=RATIO; those given replace those of a resumed run, and a file is found from any folder."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = getattr(namespace, self.dest)
+        earlier = [] if given is None or given is parser.get_default(self.dest) else given
+        if Path(values.rpartition('=')[0].partition(':')[0]).is_file():
+            values = str(Path(values).absolute())
+        setattr(namespace, self.dest, [*earlier, values])
+
+
 def make_search_parser():
     """Returns the parser of this script."""
     parser = make_parser(__doc__)
@@ -43,7 +55,7 @@ def make_search_parser():
                        help='budget: fraction of the float model size, of the latency at 8/8 bits, or of another '
                        '--cost, or what K bits in every layer cost; the default does not hold where --constraint '
                        'sets the budgets')
-    group.add_argument('--constraint', action='append', metavar='NAME=RATIO', help='a hard budget; several '
+    group.add_argument('--constraint', action=ConstraintOption, metavar='NAME=RATIO', help='a hard budget; several '
                        'may be given: size=0.3, bitops, memory, proqha, latency, energy (of the hardware of --cost), '
                        'or any name that --cost takes (default: only --preserve_ratio)')
     group.add_argument('--wall', choices=['rounds', 'greedy'], default='rounds', help='how a strategy above its budget '

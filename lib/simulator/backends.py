@@ -42,10 +42,10 @@ def read_hardware(path: Path) -> Hardware:
         raise FileNotFoundError(f'there is no hardware file {path}')
     try:
         values = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path} is no valid YAML: {error}') from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or an impossible date
+        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ValueError(f'{path}: expected lines of the form `parameter: value`, got {values!r}')
+        raise ValueError(f'{path}: expected lines of the form `parameter: value`, got {values!r:.80}')
     base = _base(path, values)
     values = {'name': path.stem, 'status': f'from {path.name}', **values}
     try:
@@ -64,6 +64,6 @@ def _base(path, values) -> Hardware | type[Hardware]:
                          f" (presets: {', '.join(sorted(PRESETS))}; backends: {', '.join(BACKENDS)})")
     name = values.pop(given[0])
     known = keys[given[0]]
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"{path}: unknown {given[0]} {name!r}, expected one of {', '.join(sorted(known))}")
     return known[name]

@@ -45,19 +45,26 @@ def read_csv_table(path: str | Path, layers: Sequence[LayerRecord], *, unit: str
 def _rows(path):
     if not path.is_file():
         raise FileNotFoundError(f'there is no file {path}')
-    with open(path, newline='', encoding='utf-8') as file:
+    with open(path, newline='', encoding='utf-8-sig') as file:  # Excel writes a byte order mark
         reader = csv.DictReader(file)
-        if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
-            raise ValueError(f"{path} has no column {', '.join(missing)}: its first line must be {','.join(COLUMNS)}")
-        for row in reader:
-            yield reader.line_num, {column: (row[column] or '').strip() for column in COLUMNS}
+        try:
+            if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
+                raise ValueError(f"{path} has no column {', '.join(missing)}: its first line must be "
+                                 f"{','.join(COLUMNS)}")
+            for row in reader:
+                if any(row.get(None, ())):  # the comma of 1,234, for instance
+                    raise ValueError(f'{path}, line {reader.line_num}: more cells than columns, the last is '
+                                     f'{row[None][-1]!r}')
+                yield reader.line_num, {column: (row[column] or '').strip() for column in COLUMNS}
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f'{path} cannot be read as CSV: {error}') from error
 
 
 def _layer_index(text, layers, where) -> int:
     names = [layer.name for layer in layers]
     if text in names:
         return names.index(text)
-    if text.isdigit() and int(text) < len(layers):
+    if text.isdecimal() and int(text) < len(layers):
         return int(text)
     raise ValueError(f'{where}: unknown layer {text!r}, expected a name ({names[0]} ... {names[-1]}) or a number '
                      f'from 0 to {len(names) - 1}')
@@ -66,7 +73,7 @@ def _layer_index(text, layers, where) -> int:
 def _bits(text, where):
     if text == ANY:
         return ANY
-    if text.isdigit() and 1 <= int(text) <= MAX_BIT:
+    if text.isdecimal() and 1 <= int(text) <= MAX_BIT:
         return int(text)
     raise ValueError(f'{where}: bits {text!r}, expected 1..{MAX_BIT} or {ANY}')
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from math import isfinite
+from sys import float_info
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -195,7 +195,7 @@ def _check_parameter(owner: str, f, value) -> None:
         if meta['choices']:
             fine, expected = value in meta['choices'], ' or '.join(meta['choices'])
     else:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float_info.max
         minimum = meta['minimum']
         fine = number and (value > 0 if minimum is None else value >= minimum)
         fine = fine and (wanted != 'int' or value == int(value))
@@ -203,4 +203,4 @@ def _check_parameter(owner: str, f, value) -> None:
         expected += ' above 0' if minimum is None else f' of at least {minimum:g}'
     if not fine:
         unit = f" {meta['unit']}" if meta['unit'] else ''
-        raise ValueError(f"{owner}: {f.name} is {value!r}, expected {expected}{unit} ({meta['meaning']})")
+        raise ValueError(f"{owner}: {f.name} is {value!r:.60}, expected {expected}{unit} ({meta['meaning']})")

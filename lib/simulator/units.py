@@ -1,6 +1,7 @@
 """Quantities with units, as people write them: `200 MHz`, `12.8 GB/s`, `20 pJ/bit`."""
 
 import re
+from math import isfinite
 
 _PREFIXES = {'f': 1e-15, 'p': 1e-12, 'n': 1e-9, 'u': 1e-6, 'm': 1e-3, '': 1.0, 'k': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12}
 
@@ -30,7 +31,7 @@ def parse_quantity(value: object, unit: str) -> float | int:
     """Return a number in `unit`: a plain number is in that unit already, a string such as `0.2 GHz` is converted.
 
     Raises:
-        ValueError: not a number, or its unit is unknown or measures something else.
+        ValueError: not a finite number, or its unit is unknown or measures something else.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
@@ -49,5 +50,7 @@ def parse_quantity(value: object, unit: str) -> float | int:
             known = f" ({', '.join(same)})" if same else ''
             raise ValueError(f'{value!r} has the wrong unit, expected {wanted}{known}')
         number *= UNITS[given][1] / UNITS[unit][1]
-        number = round(number) if abs(number - round(number)) < 1e-9 * abs(number) else number
+        number = round(number) if isfinite(number) and abs(number - round(number)) < 1e-9 * abs(number) else number
+    if not isfinite(number):
+        raise ValueError(f'{value!r} is too large, expected {wanted}')
     return int(number) if number == int(number) else number

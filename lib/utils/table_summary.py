@@ -68,7 +68,8 @@ def _shares(table, layers):
 
 
 def _saving(part):
-    return f'saves {part:.0%}' if round(100 * part) >= 0 else f'costs {-part:.0%} more'
+    percent = round(100 * part)
+    return f'saves {percent}%' if percent >= 0 else f'costs {-percent}% more'
 
 
 def _by_bound(table, layers, bounds):

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch import nn
@@ -25,15 +26,14 @@ def load_object(spec, option):
     path = Path(file).absolute()
     if not path.is_file():
         raise FileNotFoundError(f'{option} {spec}: there is no file {path}')
-    sys.path.insert(0, str(path.parent))
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module_spec = importlib.util.spec_from_file_location(f'_user_{path.stem}', path)
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module.__name__] = module  # dataclasses look themselves up there
     try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f'{option} {spec}: {path.name} fails with {type(error).__name__}: {error}') from error
-    finally:
-        sys.path.remove(str(path.parent))
+        with _importing_from(path.parent):
+            module_spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f'{option} {spec}: {path.name} fails with {_describe(error)}') from error
     if not hasattr(module, name):
         raise ValueError(f'{option} {spec}: {path.name} defines no {name}')
     return getattr(module, name)
@@ -48,9 +48,26 @@ def load_model(spec, num_classes):
     build = load_object(spec, '--model_file')
     try:
         takes_classes = 'num_classes' in inspect.signature(build).parameters
-        model = build(num_classes=num_classes) if takes_classes else build()
-    except Exception as error:
-        raise ValueError(f'--model_file {spec} fails with {type(error).__name__}: {error}') from error
+        with _importing_from(Path(spec.rpartition(':')[0]).absolute().parent):
+            model = build(num_classes=num_classes) if takes_classes else build()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f'--model_file {spec} fails with {_describe(error)}') from error
     if not isinstance(model, nn.Module):
         raise ValueError(f'--model_file {spec} returned a {type(model).__name__}, expected an nn.Module')
     return model
+
+
+@contextmanager
+def _importing_from(folder):
+    """Lets imports search this folder first."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the user's code may have changed the list itself
+            sys.path.remove(str(folder))
+
+
+def _describe(error):
+    """Returns kind and message of an error in one line."""
+    return ' '.join(f'{type(error).__name__}: {error}'.split())
