@@ -45,7 +45,7 @@ search() {
         python scripts/rl_quantize.py --resume "$folder"
     else
         python scripts/rl_quantize.py "$@" "${COMMON[@]}" --weights "$FLOAT" --output "$OUT" --suffix search \
-            --train_batch 64 --train_size 1000 --val_size 400 --train_episode 40 --warmup 15 --finetune_lr 0.01 \
+            --train_batch 64 --train_size 1000 --val_size 400 --train_episode 30 --warmup 10 --finetune_lr 0.01 \
             --overwrite
     fi
 }
@@ -69,17 +69,24 @@ linear_flow() {
     search $LINEAR_SEARCH "${LINEAR[@]}" --preserve_ratio 0.45 --min_bit 3 --max_bit 6
     say "3 fine-tuning the searched strategy"
     finetune linear_searched "$OUT/$LINEAR_SEARCH/strategy.json" "${LINEAR[@]}"
+}
+
+linear_uniform() {
     say "4 fine-tuning 3 bits everywhere, the most uniform bits within that budget"
     finetune linear_uniform uniform:3 "${LINEAR[@]}"
 }
 
-# side_by_side: both flows at once, a thread each; stops both when one fails or Ctrl-C is pressed.
+# named NAME FUNCTION: runs it with its name before every line.
+named() { "$2" 2>&1 | sed -u "s/^/[$1] /"; }
+
+# side_by_side: both flows at once, a thread each, the shorter one with the last stage of the longer; stops all when one
+# fails or Ctrl-C is pressed.
 side_by_side() {
     trap 'trap - INT TERM; echo "interrupted: the same command goes on from here"; kill 0' INT TERM
-    kmeans_flow 2>&1 | sed -u 's/^/[K-means] /' & local kmeans=$!
-    linear_flow 2>&1 | sed -u 's/^/[linear]  /' & local linear=$!
-    wait "$kmeans" || { kill "$linear" 2>/dev/null; echo "the K-means flow failed, see above" >&2; exit 1; }
-    wait "$linear" || { echo "the linear flow failed, see above" >&2; exit 1; }
+    { named K-means kmeans_flow && named linear linear_uniform; } & local first=$!
+    named linear linear_flow & local second=$!
+    wait "$first" || { kill "$second" 2>/dev/null; echo "failed, see above; the same command goes on from there" >&2; exit 1; }
+    wait "$second" || { echo "failed, see above; the same command goes on from there" >&2; exit 1; }
     trap - INT TERM
 }
 
