@@ -83,7 +83,7 @@ named() { "$2" 2>&1 | sed -u "s/^/[$1] /"; }
 # fails or Ctrl-C is pressed.
 side_by_side() {
     trap 'trap - INT TERM; echo "interrupted: the same command goes on from here"; kill 0' INT TERM
-    { named K-means kmeans_flow && named linear linear_uniform; } & local first=$!
+    { named K-means kmeans_flow; named linear linear_uniform; } & local first=$!
     named linear linear_flow & local second=$!
     wait "$first" || { kill "$second" 2>/dev/null; echo "failed, see above; the same command goes on from there" >&2; exit 1; }
     wait "$second" || { echo "failed, see above; the same command goes on from there" >&2; exit 1; }
