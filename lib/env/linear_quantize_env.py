@@ -26,6 +26,7 @@ class LinearQuantizeEnv(SearchEnv):
             activation_cap: upper limit of the activation ranges, or None.
         """
         self.calibrate_method, self.activation_cap = calibrate_method, activation_cap
+        self._ranges = {}  # of the float weights, found once for each layer and bits
         train_loader.set_epoch(0)
         self._calibration_images = next(iter(train_loader))[0].to(device)
         super().__init__(model, train_loader, val_loader, records=records,
@@ -49,4 +50,4 @@ class LinearQuantizeEnv(SearchEnv):
 
     def _quantize(self, strategy):
         return LinearQuantization(self.model, strategy, self._calibration_images, method=self.calibrate_method,
-                                  cap=self.activation_cap)
+                                  cap=self.activation_cap, cache=self._ranges)

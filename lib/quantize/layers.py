@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -18,11 +19,13 @@ class Calibration(NamedTuple):
     """How a layer chooses its ranges: `method` as in `find_range`; `cap`, an upper limit of the input's range.
 
     `again` is set once the layer was called: a layer that is called several times takes the largest of its ranges.
+    `known` names the quantizers ('input', 'weight') whose ranges are not to be set.
     """
 
     method: str = 'kl'
     cap: float | None = None
     again: bool = False
+    known: frozenset[str] = frozenset()
 
 
 class QuantizedLayer(nn.Module):
@@ -94,10 +97,12 @@ class QuantizedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.calibration is None:
             return self.compute(self.input_quantizer(x), self.weight_quantizer(self.weight))
-        method, cap, again = self.calibration
-        self.input_quantizer.calibrate(x, method=method, cap=cap, grow=again)
-        self.weight_quantizer.calibrate(self.weight, method=method)
-        self.calibration = Calibration(method, cap, again=True)
+        method, cap, again, known = self.calibration
+        if 'input' not in known:
+            self.input_quantizer.calibrate(x, method=method, cap=cap, grow=again)
+        if 'weight' not in known:
+            self.weight_quantizer.calibrate(self.weight, method=method)
+        self.calibration = self.calibration._replace(again=True)
         return self.compute(x, self.weight)
 
     def compute(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -133,16 +138,33 @@ class QLinear(QuantizedLayer, nn.Linear):
 
 
 @contextmanager
-def calibrating(module: nn.Module, *, method: str = 'kl', cap: float | None = None) -> Iterator[None]:
+def calibrating(
+    module: nn.Module, *, method: str = 'kl', cap: float | None = None, cache: dict | None = None
+) -> Iterator[bool]:
     """Within this context every forward of `module` runs in float and sets the ranges of its quantized layers.
 
-    Put the module in eval mode first: in training mode a calibration batch also moves BatchNorm statistics.
+    Put the module in eval mode first: in training mode a calibration batch also moves BatchNorm statistics. Gives
+    whether any range is still to be found, that is, whether a forward is needed.
+
+    Args:
+        method, cap: see `Calibration`.
+        cache: what earlier calibrations of the same weights on the same batch found, by layer, quantizer and bits (a
+            search comes back to them in every episode); it is used and added to.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, QuantizedLayer)]
-    for layer in layers:
-        layer.calibration = Calibration(method, cap)
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, QuantizedLayer)}
+    states = {} if cache is None else cache
+    missing = []  # (key, quantizer)
+    for name, layer in layers.items():
+        quantizers = {'input': layer.input_quantizer, 'weight': layer.weight_quantizer}
+        keys = {which: (name, which, quantizer.bits) for which, quantizer in quantizers.items()}
+        known = frozenset(which for which, key in keys.items() if key in states)
+        for which in known:
+            quantizers[which].load_state_dict(states[keys[which]])
+        missing += [(keys[which], quantizer) for which, quantizer in quantizers.items() if which not in known]
+        layer.calibration = Calibration(method, cap, known=known)
     try:
-        yield
+        yield bool(missing)
+        states.update({key: deepcopy(quantizer.state_dict()) for key, quantizer in missing})
     finally:
-        for layer in layers:
+        for layer in layers.values():
             layer.calibration = None

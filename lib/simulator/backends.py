@@ -49,9 +49,13 @@ def read_hardware(path: Path) -> Hardware:
     base = _base(path, values)
     values = {'name': path.stem, 'status': f'from {path.name}', **values}
     try:
-        return with_parameters(base, values)
+        hardware = with_parameters(base, values)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
+    if hardware.name in PRESETS:
+        raise ValueError(f'{path}: the name {hardware.name} is that of a preset, whose tables would be replaced: give '
+                         'another, `name: ...`')
+    return hardware
 
 
 def _base(path, values) -> Hardware | type[Hardware]:

@@ -69,13 +69,16 @@ class LinearQuantization(Quantization):
 
     kind = 'linear'
 
-    def __init__(self, model, strategy, images=None, *, method='kl', cap=None):
-        """Sets the bits from pairs [w_bit, a_bit] and calibrates on `images`; None keeps the ranges of a checkpoint."""
+    def __init__(self, model, strategy, images=None, *, method='kl', cap=None, cache=None):
+        """Sets the bits from pairs [w_bit, a_bit] and calibrates on `images`; None keeps the ranges of a checkpoint.
+
+        `cache` is a dict shared by the episodes of a search, which quantize the same weights on the same images.
+        """
         super().__init__(model, strategy)
         for layer, (w_bit, a_bit) in zip(quantized_layers(model).values(), strategy, strict=True):
             layer.w_bit, layer.a_bit = w_bit, a_bit
         if images is not None:
-            calibrate(model, images, method=method, cap=cap)
+            calibrate(model, images, method=method, cap=cap, cache=cache)
 
 
 class KMeansQuantization(Quantization):
@@ -229,7 +232,7 @@ def convert_to_quantized(model, images):
 
 
 @torch.no_grad()
-def calibrate(model, images, *, method='kl', cap=None):
+def calibrate(model, images, *, method='kl', cap=None, cache=None):
     """Sets the ranges of all quantized layers from one batch.
 
     The pass runs in evaluation mode, so BatchNorm statistics stay as they are, and unquantized.
@@ -239,11 +242,13 @@ def calibrate(model, images, *, method='kl', cap=None):
         images: (N, C, H, W) on the model's device.
         method: how ranges are chosen: 'kl', 'mse' or 'max'.
         cap: upper limit of the activation ranges (the original's is 6), or None.
+        cache: ranges of earlier calibrations of the same weights on the same images; used and added to.
     """
     training = model.training
     model.eval()
     try:
-        with calibrating(model, method=method, cap=cap):
-            model(images)
+        with calibrating(model, method=method, cap=cap, cache=cache) as needed:
+            if needed:
+                model(images)
     finally:
         model.train(training)

@@ -192,6 +192,30 @@ def test_calibration_passes_floats_and_sets_the_ranges():
     assert last.input_quantizer.range.item() == hidden.max() and last.input_quantizer.signed is False
 
 
+def test_a_cache_of_ranges_gives_what_calibration_gives_and_spares_the_forward():
+    torch.manual_seed(0)
+    net = nn.Sequential(QConv2d(3, 6, 3), nn.Tanh(), nn.Flatten(), QLinear(6 * 36, 4)).eval()
+    x, start, cache = torch.randn(5, 3, 8, 8), copy.deepcopy(net.state_dict()), {}
+
+    def calibrate(bits, cache):
+        net.load_state_dict(start)
+        for layer, (w_bit, a_bit) in zip((net[0], net[3]), bits, strict=True):
+            layer.w_bit, layer.a_bit = w_bit, a_bit
+        with calibrating(net, method='mse', cache=cache) as needed:
+            if needed:
+                net(x)
+        return needed, copy.deepcopy(net.state_dict()), net(x)
+
+    found = []
+    for bits in ([(4, 3), (2, 5)], [(3, 3), (2, 4)], [(4, 3), (2, 4)], [(1, -1), (8, 8)], [(1, -1), (2, 5)]):
+        _, state, output = calibrate(bits, None)
+        needed, cached_state, cached_output = calibrate(bits, cache)
+        found.append(needed)
+        assert all(torch.equal(state[key], cached_state[key]) for key in state)
+        assert torch.equal(output, cached_output)
+    assert found == [True, True, False, True, False]
+
+
 def test_calibration_ends_with_an_error_too():
     net = small_network(quantized=True)
     with pytest.raises(ValueError, match='entropy'), calibrating(net, method='entropy'):
