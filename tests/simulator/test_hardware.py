@@ -212,13 +212,24 @@ def test_a_preset_with_other_parameters(chip):
 
 
 def test_a_backend_with_all_its_parameters(chip):
-    lines = [f'{name}: {value}' for name, value in PRESETS['edge'].to_dict().items() if name != 'status']
-    assert chip('\n'.join(lines)) == replace(PRESETS['edge'], status='from chip.yaml')
+    lines = [f'{name}: {value}' for name, value in PRESETS['edge'].to_dict().items() if name not in ('name', 'status')]
+    assert chip('\n'.join(lines)) == replace(PRESETS['edge'], name='chip', status='from chip.yaml')
+
+
+def test_a_file_may_not_take_the_name_of_a_preset(chip):
+    """Their tables have the same path, so each would replace the other's."""
+    with pytest.raises(ValueError, match='edge.yaml: the name edge is that of a preset'):
+        chip('preset: edge\ndepth: 512\n', 'edge.yaml')
+    with pytest.raises(ValueError, match='chip.yaml: the name cloud is that of a preset'):
+        chip('preset: edge\nname: cloud\n')
+    with pytest.raises(ValueError, match='the name bitfusion is that of a preset'):
+        chip('preset: apq\nname:\n')  # without one it is that of the backend
+    assert chip('preset: edge\nname: mine\n', 'edge.yaml').name == 'mine'
 
 
 def test_units_are_converted(chip):
-    machine = chip("preset: t4\npeak_int8: 21 TOPS\nbandwidth: 480 Gbit/s\nlaunch_us: 0.01 ms\n"
-                   "dram_energy: 0.02 nJ/bit\n")
+    machine = chip('preset: t4\npeak_int8: 21 TOPS\nbandwidth: 480 Gbit/s\nlaunch_us: 0.01 ms\n'
+                   'dram_energy: 0.02 nJ/bit\n')
     assert (machine.peak_int8, machine.bandwidth, machine.launch_us, machine.dram_energy) == (10_500, 60, 10, 20)
     assert chip('preset: bitfusion\nweight_buffer: 128 KiB\n').weight_buffer == 131_072
 
@@ -246,7 +257,8 @@ def test_units_are_converted(chip):
     ('- 1\n- 2\n', ['`parameter: value`', '[1, 2]']), ('', ['`parameter: value`', 'None']),
     ('edge', ['`parameter: value`', "'edge'"]), ('1: 2\n', ['`parameter: value`']), ('x' * 5000, ['parameter']),
     ('preset: edge\n\tclock_mhz: 3\n', ['no valid YAML', 'line 2']), ('preset: "edge\n', ['no valid YAML']),
-    (b'\xff\xfe\x00', ['no valid YAML']), ('preset: !!python/object/apply:os.getcwd []\n', ['no valid YAML']),
+    ('preset: edge\nname: [edge]\n', ["name is ['edge']"]), (b'\xff\xfe\x00', ['no valid YAML']),
+    ('preset: !!python/object/apply:os.getcwd []\n', ['no valid YAML']),
 ])
 def test_yaml_that_describes_no_hardware(chip, text, words):
     with pytest.raises(ValueError) as error:
