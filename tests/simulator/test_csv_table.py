@@ -56,11 +56,11 @@ def test_every_cell_given_comes_back(tmp_path):
 
 
 def test_a_star_stands_for_all_bits_without_a_line_of_their_own(read):
-    cells = read(HEAD + 'stem,*,*,1\n1,8,8,64\n1,8,*,8\n1,*,8,7\n1,*,*,5\nfc,*,*,0\n').table
+    cells = read(HEAD + 'stem,*,*,1\n1,8,8,64\n1,3,*,8\n1,*,5,7\n1,*,*,4\nfc,*,*,0\n').table
     assert (cells[0] == 1).all() and not cells[2].any()
-    expected = np.full((8, 8), 5.0)
-    expected[:, 7] = 7
-    expected[7, :] = 8  # a line for the weight bits wins over one for the activation bits
+    expected = np.full((8, 8), 4.0)
+    expected[:, 4] = 7
+    expected[2, :] = 8  # a line for the weight bits wins over one for the activation bits
     expected[7, 7] = 64
     assert np.array_equal(cells[1], expected)
 

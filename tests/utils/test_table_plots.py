@@ -196,12 +196,13 @@ def test_a_figure_of_real_hardware(tmp_path):
 
 
 def test_the_matrix_holds_ratios_and_what_they_are_relative_to_the_cheapest(sketches):
-    table_plots.plot_matrix([[0.5, 0.8], [0.6, 0.4]], ['for a', 'for b'], ['a', 'b'], 'matrix.png')
+    table_plots.plot_matrix([[0.5, 0.8], [0.6, 0.4], [1, 0.6]], ['for a', 'for b', 'uniform'], ['a', 'b'], 'matrix.png')
     ax = sketches[0].axes[0]
-    assert np.asarray(ax.images[0].get_array()) == pytest.approx(np.array([[1, 2], [1.2, 1]]))
-    assert [text.get_text() for text in ax.texts] == ['0.500\n×1.00', '0.800\n×2.00', '0.600\n×1.20', '0.400\n×1.00']
+    assert np.asarray(ax.images[0].get_array()) == pytest.approx(np.array([[1, 2], [1.2, 1], [2, 1.5]]))
+    assert [text.get_text() for text in ax.texts] == ['0.500\n×1.00', '0.800\n×2.00', '0.600\n×1.20', '0.400\n×1.00',
+                                                    '1.000\n×2.00', '0.600\n×1.50']
     assert [label.get_text() for label in ax.get_xticklabels()] == ['a', 'b']
-    assert [label.get_text() for label in ax.get_yticklabels()] == ['for a', 'for b']
+    assert [label.get_text() for label in ax.get_yticklabels()] == ['for a', 'for b', 'uniform']
 
 
 def test_a_matrix_of_one(tmp_path):
