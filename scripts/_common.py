@@ -216,9 +216,12 @@ def resolve_paths(args):
     for name, value in vars(args).items():
         if isinstance(value, RepositoryPath):
             setattr(args, name, str(ROOT / value))
-        elif value and (name in PATH_OPTIONS
-                        or (name in ('cost', 'strategy') and Path(value.split(':')[0]).is_file())):
+        elif isinstance(value, str) and value and (name in PATH_OPTIONS or _names_a_file(name, value)):
             setattr(args, name, str(Path(value).absolute()))
+
+
+def _names_a_file(name, value):
+    return name in ('cost', 'strategy') and Path(value.split(':')[0]).is_file()
 
 
 def _saved_settings(parser, args):

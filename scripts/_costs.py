@@ -1,5 +1,6 @@
 """From the names of costs and budgets to their tables: lookup tables, counted costs, constraints."""
 
+import math
 import re
 from pathlib import Path
 
@@ -68,7 +69,12 @@ def parse_constraint(text):
 
 def ratio(text):
     """Option type: a number, or `uniform:K` for what K bits in every layer cost."""
-    return text if re.fullmatch('uniform:[1-8]', text) else float(text)
+    if re.fullmatch('uniform:[1-8]', text):
+        return text
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f'{text} is no budget')
+    return value
 
 
 def ratio_on(cost, ratio, linear):
@@ -83,8 +89,11 @@ def full_name(name, cost):
     """Returns the name of a cost: `latency` and `energy` alone are those of the hardware of --cost."""
     if name not in ('latency', 'energy'):
         return ALIASES.get(name, name)
-    hardware, found, _ = cost.rpartition('_latency') if cost.endswith('_latency') else cost.rpartition('_energy')
-    if not found:
+    path = cost.partition(':')[0]
+    if Path(path).suffix in ('.yaml', '.yml'):
+        return f'{path}:{name}'
+    hardware, _, metric = cost.rpartition('_')
+    if metric not in ('latency', 'energy'):
         raise ValueError(f'--constraint {name}: which hardware? --cost {cost} names none; give for example '
                          f'bitfusion_{name}')
     return f'{hardware}_{name}'

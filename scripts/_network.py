@@ -41,12 +41,16 @@ def finish_network_options(args):
     """Derives from the options what others read: `arch` of an own model, and `image_size` where it is not the usual."""
     if args.model_file:
         args.arch = args.model_file.rpartition(':')[2]
+    from lib.utils.data_utils import dataset_spec
     args.image_size = None
     if args.input_size:
         channels, height, width = args.input_size
         plain = channels == 3 and height == width
         args.image_size = height if plain else 'x'.join(map(str, args.input_size))
-    return args.input_size or (3, image_size(args), image_size(args))
+    if args.input_size:
+        return args.input_size
+    side = dataset_spec(args.dataset).resolution if args.model_file else image_size(args)
+    return 3, side, side
 
 
 def build_network(args):
@@ -54,6 +58,8 @@ def build_network(args):
     import models
     from lib.utils.data_utils import num_classes
     from lib.utils.user_code import load_model
+    if args.dataset == 'folder' and not args.num_classes:
+        raise ValueError('--dataset folder says nothing about the number of classes here: give --num_classes')
     classes = args.num_classes or num_classes(args.dataset)
     if args.model_file:
         return load_model(args.model_file, classes)

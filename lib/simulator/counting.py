@@ -38,7 +38,8 @@ def activation_memory(layers: Sequence[LayerRecord]) -> CostTable:
     """Return the peak activation memory of one image in bits: the largest input and output of one layer together.
 
     Both are counted at the layer's activation bits: what the reader of the output wants is not known to a table of
-    single layers. A layer that is called several times is counted once.
+    single layers. A layer that is called several times is counted once; where its calls
+    differ in size, its record and so this count hold the positions of all calls together.
     """
     elements = [_elements(layer) if layer.calls else 0 for layer in layers]
     table = _outer(np.array(elements, dtype=np.int64), np.ones_like(BITS), BITS)

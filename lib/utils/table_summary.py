@@ -34,7 +34,11 @@ def _converter(table, hardware):
     """Returns a function from the unit of the table to a text in ms or mJ, None where it is that already."""
     if table.unit == NANOJOULE:
         return lambda value: f'{value / 1e6:,.4g} mJ'
-    return None if table.unit == 'ms' else lambda value: f'{hardware.milliseconds(value):,.3f} ms'
+    return None if table.unit == 'ms' else lambda value: _milliseconds(hardware.milliseconds(value))
+
+
+def _milliseconds(value):
+    return f'{value:,.3f} ms' if value >= 0.1 else f'{value:.3g} ms'
 
 
 def _totals(table, convert):

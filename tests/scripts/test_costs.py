@@ -154,7 +154,6 @@ def test_a_network_and_a_machine_of_ones_own(do, tables):
     assert drawn(tables / f'{stem}_heat.png') and drawn(tables / f'{stem}_roofline.png')
 
 
-@pytest.mark.xfail(strict=True, reason='the image size of the data set is looked up under the name of the function')
 def test_a_network_of_ones_own_takes_the_image_size_of_the_data_set(do, user):
     (user / 'rgb.py').write_text('from torch import nn\ndef build(): return nn.Conv2d(3, 4, 3)\n')
     assert '3 x 224 x 224' in do(MEASURE, '--model_file', 'rgb.py:build')
@@ -484,7 +483,6 @@ def test_the_ratio_of_the_search_is_a_budget_too(refuse, options):
     refuse(*options, '--wall', 'low', '--constraint', 'size=0.2', words=['--wall', 'rounds', 'greedy'])
 
 
-@pytest.mark.xfail(strict=True, reason='a file is not understood as the hardware of --cost')
 @pytest.mark.parametrize('name', ['chip.yaml', 'low_energy.yaml'])
 def test_latency_and_energy_are_those_of_a_machine_in_a_file(do, options, user, name):
     (user / name).write_text(CHIP)
