@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sets up the environment and runs the tests. Any CPU machine; under 5 minutes on two cores once installed.
-# Extra arguments go to pytest: bash run/test.sh tests/rl -x
+# Two processes with a thread each (PROCESSES=N for others). Extra arguments go to pytest: bash run/test.sh tests/rl -x
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 use_environment requirements-dev.txt
-exec python -m pytest "$@"
+export OMP_NUM_THREADS=1
+exec python -m pytest -n "${PROCESSES:-2}" --dist loadfile "$@"

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import traceback
@@ -59,7 +60,8 @@ def start(script, *options, cwd):
     """Starts the command `script` as a process of its own."""
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
     return subprocess.Popen([sys.executable, str(SCRIPTS / script), *map(str, options)], cwd=cwd, text=True,
-                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background
 
 
 def succeed(script, *options, cwd):

@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / 'scripts' / 'make_lookup_table.py'
 @pytest.fixture
 def run(tmp_path):
     def run(*options):
-        command = [sys.executable, str(SCRIPT), '--arch', 'qresnet20', '--dataset', 'cifar10', *options]
+        command = [sys.executable, str(SCRIPT), '--arch', 'qresnet20', '--dataset', 'cifar10', '--no-plot', *options]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
     return run
