@@ -125,7 +125,7 @@ def add_run_options(parser):
     group.add_argument('--half', action=BooleanOption, help='mixed precision by torch.amp: float16 on CUDA, bfloat16 '
                        'on the CPU')
     group.add_argument('--channels_last', action=BooleanOption, help='lay images and activations out as N, H, W, C: on '
-                       'the CPU 1.3 to 1.6 times faster for MobileNets and the CIFAR ResNets, slower for ResNet-18')
+                       'the CPU 1.1 to 1.5 times faster for MobileNets and the CIFAR ResNets, slower for ResNet-18')
     group.add_argument('--half_type', default='O1', help='accepted for old command lines; has no effect')
     group.add_argument('--overwrite', action=BooleanOption, help='replace a run that is in the output folder')
     group.add_argument('--debug', action=BooleanOption, help='log more, and show the traceback of an error')
