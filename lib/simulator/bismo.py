@@ -15,7 +15,7 @@ The cycles are exactly those of this schedule. That ports never stall and that s
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, log2
 from typing import ClassVar, NamedTuple
@@ -140,6 +140,11 @@ class Bismo(Hardware):
     def memory_bandwidth(self) -> float:
         """Return that of the read and the write port together."""
         return 2 * self.port_bits / 8 * self.clock_mhz * 1e6
+
+    def resources(self, layers: Sequence[LayerRecord]) -> str:
+        """Return peak, LUTs and block RAMs; see `Hardware.resources`."""
+        return (f'peak {self.peak_binary_tops:g} binary TOPS; array of about {self.lut_cost():,.0f} LUTs (trets19; '
+                f"{self.lut_cost('fpl18'):,.0f} by fpl18), {self.bram_cost()} block RAMs of 36 Kb")
 
     def lut_cost(self, version: str = 'trets19') -> float:
         """Return the LUTs of the array, Dm Dn (alpha Dk + beta + 120.1), as fitted in BISMO's papers.

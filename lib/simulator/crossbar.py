@@ -89,6 +89,11 @@ class Crossbar(Hardware):
         pairs = zip(layers, w_bits, strict=True)
         return sum(self.num_arrays(layer, w_bit) for layer, w_bit in pairs if layer.calls)
 
+    def resources(self, layers: Sequence[LayerRecord]) -> str:
+        """Return the number of arrays at 8, 4 and 2 weight bits; see `Hardware.resources`."""
+        counts = [f'{self.network_arrays(layers, [w_bit] * len(layers)):,} at {w_bit}' for w_bit in (8, 4, 2)]
+        return f"arrays of {self.rows} x {self.columns} cells: {', '.join(counts)} weight bits"
+
     @property
     def conversion_bits(self) -> int:
         """Bits of a conversion: `adc_bits`, or what R products of d and c bits need, log2 R + d + c.

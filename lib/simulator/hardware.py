@@ -105,6 +105,10 @@ class Hardware(ABC):
         """Return what is to be saved with a table made of these `cells`, besides the parameters; plain values."""
         return {}
 
+    def resources(self, layers: Sequence[LayerRecord]) -> str:
+        """Return what the machine itself takes for these layers, in a line for people; empty where nothing is known."""
+        return ''
+
     def to_dict(self) -> dict:
         """Return backend and parameters as plain values, for JSON."""
         return {'backend': self.backend, **asdict(self)}

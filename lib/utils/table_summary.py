@@ -16,7 +16,9 @@ def summarize_cells(table, cells, layers, hardware):
         layers: the network's `LayerRecord`s.
         hardware: the `Hardware`.
     """
-    lines = [f'{hardware.name} ({hardware.backend}), batch {hardware.batch}: {hardware.status}', '']
+    lines = [f'{hardware.name} ({hardware.backend}), batch {hardware.batch}: {hardware.status}']
+    lines += [hardware.resources(layers)] if hardware.resources(layers) else []
+    lines.append('')
     convert = _converter(table, hardware)
     lines += _totals(table, convert) + [''] + _shares(table, layers)
     bounds = [layer_cells[7][7].bound for layer_cells in cells]

@@ -314,3 +314,8 @@ def test_bad_parameters_are_refused():
         replace(PYNQ, weights_as='left')
     with pytest.raises(ValueError, match='result_tiles is 0'):
         replace(PYNQ, result_tiles=0)
+
+
+def test_resources_are_said_in_a_line():
+    said = PRESETS['bismo_pynq'].resources([])
+    assert said.startswith('peak 6.5536 binary TOPS') and '128 block RAMs' in said and '29,6' in said

@@ -186,3 +186,11 @@ def test_bad_parameters_are_refused():
         replace(ISAAC, replication=0)
     with pytest.raises(ValueError, match='adc_bits is -1'):
         replace(ISAAC, adc_bits=-1)
+
+
+def test_resources_are_the_arrays_of_the_network():
+    layers = [linear(256, 512), conv(8, 8, 3, 4)]
+    expected = [ISAAC.num_arrays(layers[0], bits) + ISAAC.num_arrays(layers[1], bits) for bits in (8, 4, 2)]
+    assert expected[0] == 2 * 16 + 1
+    said = ISAAC.resources(layers)
+    assert said == f'arrays of 128 x 128 cells: {expected[0]} at 8, {expected[1]} at 4, {expected[2]} at 2 weight bits'
