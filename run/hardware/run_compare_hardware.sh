@@ -3,7 +3,8 @@
 # for edge, cloud and BitFusion, each for what 4/4 bits cost there, fine-tunes the three strategies, and prices each of
 # them on all three machines. Needs the float network of run/quickstart.sh (FLOAT=PATH for another one).
 # Hardware: two CPU cores, 15 to 30 minutes. docs/results.md says what it should give. SEED=N repeats it with another
-# seed; a second call continues what was interrupted. Extra arguments go to searches and fine-tunings (for example --device cuda).
+# seed; a second call continues what was interrupted. Extra arguments go to searches and fine-tunings (for example
+# --device cuda).
 set -euo pipefail
 . "$(dirname "$0")/../environment.sh"
 use_environment requirements.txt
