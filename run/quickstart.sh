@@ -2,7 +2,7 @@
 # Both flows of HAQ from nothing, on scikit-learn's 1,797 handwritten digits (no download): trains a float MobileNetV2,
 # searches a K-means strategy for 0.08 of the size and a linear one for 0.45 of the latency, fine-tunes and evaluates
 # them beside uniform bits at the same budgets, and ends with a table and plots in save/quickstart.
-# Hardware: two CPU cores, at most 8 minutes after installation (6.6 measured). README.md says what it should give.
+# Hardware: two CPU cores, at most 8 minutes after installation (6.6 and 7.4 measured). README.md says what it should give.
 # A second call skips what is finished and continues what was interrupted. SEED=N repeats it with another seed in a
 # folder of its own, EPISODES=N searches longer (30). Extra arguments go to every training and search (for example
 # --device cuda).
