@@ -6,6 +6,7 @@ Importing a family's file registers it. A quantized twin is no second copy of an
 
 from models import mobilenet, mobilenetv2, mobilenetv3, resnet_cifar
 from models.registry import create_model, default_resolution, list_models, register, torchvision_weights
+from models.tensorflow import tensorflow_style
 
 __all__ = [
     'create_model',
@@ -16,5 +17,6 @@ __all__ = [
     'mobilenetv3',
     'register',
     'resnet_cifar',
+    'tensorflow_style',
     'torchvision_weights',
 ]

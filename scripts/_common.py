@@ -1,4 +1,4 @@
-"""What the scripts share: their options, the repository root on `sys.path`, and how a command runs and ends.
+"""What the scripts share: the repository root on `sys.path`, and how a command is parsed, runs and ends.
 
 Nothing heavy is imported before the options are parsed, so `--help` answers at once.
 """
@@ -10,21 +10,15 @@ import os
 import sys
 from pathlib import Path
 
+from _options import RepositoryPath
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 logger = logging.getLogger('haq')
 
-NOT_RESUMED = ('resume', 'overwrite', 'debug', 'evaluate', 'device', 'gpu_id', 'workers', 'download')
+NOT_RESUMED = ('resume', 'overwrite', 'debug', 'evaluate', 'device', 'gpu_id', 'workers', 'download', 'cache')
 PATH_OPTIONS = ('weights', 'dataset_root', 'output', 'checkpoint', 'resume')
-
-
-class RepositoryPath(str):
-    """A default path, relative to the repository; a path that the user types is relative to the current folder."""
-
-
-class DefaultFloat(float):
-    """A default number, told apart from the same number typed by the user."""
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -34,22 +28,6 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
         if action.default is None or action.default is argparse.SUPPRESS:
             return action.help
         return super()._get_help_string(action)
-
-
-class BooleanOption(argparse.Action):
-    """`--x`, `--no-x`, `--x True` and `--x False`."""
-
-    WORDS = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
-
-    def __init__(self, option_strings, dest, default=False, **kwargs):
-        options = [*option_strings, *(f'--no-{o[2:]}' for o in option_strings if o.startswith('--'))]
-        super().__init__(options, dest, nargs='?', default=default, metavar='True|False', **kwargs)
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        value = self.WORDS.get(str(True if values is None else values).lower())
-        if value is None:
-            parser.error(f'{option_string} {values}: expected True or False')
-        setattr(namespace, self.dest, value != option_string.startswith('--no-'))
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,126 +42,6 @@ def make_parser(description):
     return Parser(description=description, formatter_class=Formatter, allow_abbrev=False)
 
 
-def at_least(minimum, kind=int):
-    """Returns an option type: a number of this kind that is not below `minimum`."""
-    def number(text):
-        value = kind(text)
-        if not value >= minimum:
-            raise argparse.ArgumentTypeError(f'{text} is too small, expected at least {minimum}')
-        return value
-    number.__name__ = {int: 'whole number', float: 'number'}[kind]  # argparse names it where the text is no number
-    return number
-
-
-def positive(text):
-    """Option type: a number above 0."""
-    value = float(text)
-    if not 0 < value < float('inf'):
-        raise argparse.ArgumentTypeError(f'{text} is out of range, expected a number above 0')
-    return value
-
-
-def add_model_options(parser, arch):
-    """Adds the options that choose the network and its float weights."""
-    group = parser.add_argument_group('network')
-    group.add_argument('-a', '--arch', default=arch, help='name of the network: mobilenet, mobilenetv2, mobilenetv3, '
-                       'resnet20/32/44/56, any of torchvision, or q + name for its linearly quantized twin')
-    group.add_argument('--width_mult', type=positive, default=1.0, help='width multiplier of the MobileNets')
-    group.add_argument('--mode', choices=['small', 'large'], help='size of mobilenetv3 (default: small)')
-    group.add_argument('--num_classes', type=at_least(1),
-                       help='outputs of the network (default: from the data set; 1000 for '
-                       'imagenet, imagenet100 and imagenet10)')
-    group.add_argument('--weights', metavar='PATH', help='checkpoint with float weights to start from')
-    return group
-
-
-def add_data_options(parser, batch, workers=16):
-    """Adds the options that choose and load the data."""
-    group = parser.add_argument_group('data')
-    group.add_argument('--dataset', '--data_name', default='imagenet', help='digits, mnist, fashion_mnist, svhn, '
-                       'cifar10, cifar100, tinyimagenet, imagenet, imagenet100, imagenet10, dtd, or folder')
-    group.add_argument('-d', '--data', '--dataset_root', dest='dataset_root', default=RepositoryPath('data/imagenet'),
-                       help='folder of the data set, data/<name> for another one than imagenet; digits needs none')
-    group.add_argument('-j', '--workers', '--n_worker', dest='workers', type=at_least(0), default=workers,
-                       help='loader processes, at most the number of CPU cores; data sets in memory use none')
-    group.add_argument('--train_batch', '--data_bsize', dest='train_batch', type=at_least(1), default=batch,
-                       help='training batch size')
-    group.add_argument('--test_batch', type=at_least(1), default=512, help='batch size of evaluation')
-    group.add_argument('--image_size', type=at_least(1),
-                       help="side of the images (default: the data set's, 299 for the "
-                       'inception family)')
-    group.add_argument('--download', action=BooleanOption, help='let torchvision download the data set where it can')
-    return group
-
-
-def add_run_options(parser):
-    """Adds the options about device, precision, seed and logging."""
-    group = parser.add_argument_group('run')
-    group.add_argument('--seed', '--manualSeed', dest='seed', type=int, default=234, help='seed of everything random')
-    group.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N; auto takes CUDA where there is one')
-    group.add_argument('--gpu_id', help='value for CUDA_VISIBLE_DEVICES, which is left alone without this option')
-    group.add_argument('--half', action=BooleanOption, help='mixed precision by torch.amp: float16 on CUDA, bfloat16 '
-                       'on the CPU')
-    group.add_argument('--channels_last', action=BooleanOption, help='lay images and activations out as N, H, W, C: on '
-                       'the CPU 1.1 to 1.5 times faster for MobileNets and the CIFAR ResNets, slower for ResNet-18')
-    group.add_argument('--half_type', default='O1', help='accepted for old command lines; has no effect')
-    group.add_argument('--overwrite', action=BooleanOption, help='replace a run that is in the output folder')
-    group.add_argument('--debug', action=BooleanOption, help='log more, and show the traceback of an error')
-    return group
-
-
-def add_quantization_options(parser):
-    """Adds the options about quantization that search and fine-tuning share."""
-    group = parser.add_argument_group('quantization')
-    group.add_argument('--linear_quantization', action=BooleanOption, help='quantize weights and activations linearly '
-                       '(strategy of pairs, latency budget) instead of weights by K-means (model size)')
-    group.add_argument('--is_pruned', action=BooleanOption, help='K-means: zero weights stay zero, cost nothing and '
-                       'get no centroid')
-    group.add_argument('--float_bit', type=at_least(1),
-                       help='bits that a ratio of 1 stands for (default: 32 in the K-means '
-                       'flow, 8 in the linear flow)')
-    group.add_argument('--cost', metavar='NAME|PATH.npy|FILE.yaml', help='what prices a strategy: model_size, bitops, '
-                       'activation_memory, proqha_ratio, <hardware>_latency or <hardware>_energy (cloud_latency, '
-                       'bitfusion_energy, ...: make_lookup_table.py --list_hardware; the table is made when its file '
-                       'is missing), a .npy, or hardware described in a .yaml (default: model_size in the K-means '
-                       'flow, cloud_latency in the linear flow)')
-    group.add_argument('--cost_batch', type=at_least(1), help='batch size of a table that has to be made (default: '
-                       "the hardware's, 16 on cloud, 1 on edge)")
-    group.add_argument('--calibrate', choices=['kl', 'mse', 'max'], default='kl', help='linear: how clipping ranges '
-                       'are chosen: KL threshold below 5 bits, least squared error, or the largest value')
-    group.add_argument('--activation_cap', type=positive,
-                       help="linear: upper limit of activation ranges (the original's "
-                       'is 6; default: none)')
-    return group
-
-
-def add_training_options(parser, *, lr, weight_decay):
-    """Adds the options of pretrain.py and finetune.py."""
-    group = parser.add_argument_group('training')
-    group.add_argument('--epochs', type=at_least(1), default=100, help='epochs in all')
-    group.add_argument('--start_epoch', type=at_least(0), default=0, help='epoch to start with; --resume sets it')
-    group.add_argument('--lr', '--learning-rate', '--learning_rate', dest='lr', type=positive, default=lr,
-                       help='learning rate')
-    group.add_argument('--lr_type', choices=['cos', 'exp', 'step3', 'fixed'], default='cos',
-                       help='schedule of the learning rate')
-    group.add_argument('--warmup_epoch', type=at_least(0), default=0,
-                       help='first epochs at the constant rate lr * gamma')
-    group.add_argument('--schedule', type=int, nargs='+', default=[31, 61, 91], help='step3: epochs at which the rate '
-                       'is multiplied by gamma')
-    group.add_argument('--gamma', type=positive, default=0.1, help='factor of step3, exp and the warm-up')
-    group.add_argument('--momentum', type=at_least(0, float), default=0.9, help='momentum of SGD')
-    group.add_argument('--weight-decay', '--weight_decay', '--wd', dest='weight_decay', type=at_least(0, float),
-                       default=weight_decay, help='weight decay of SGD')
-    group.add_argument('--pretrained', action=BooleanOption, help='start from published float weights: the file in '
-                       "pretrained/imagenet, else torchvision's download")
-    group.add_argument('-c', '--checkpoint', default=RepositoryPath('checkpoint'), help='folder of the run')
-    group.add_argument('--resume', metavar='CHECKPOINT', help='checkpoint.pth.tar of a run to continue in its folder, '
-                       'with its own settings, or a checkpoint to evaluate')
-    group.add_argument('-e', '--evaluate', '--eval', dest='evaluate', action=BooleanOption,
-                       help='only evaluate')
-    return group
-
-
 def parse(parser, argv=None):
     """Parses the options, resolves default paths against the repository, and sets up logging.
 
@@ -194,19 +52,33 @@ def parse(parser, argv=None):
     saved = _saved_settings(parser, args)
     parser.set_defaults(**saved)
     args = parser.parse_args(argv)
+    name_own_code(parser, args)
     resolve_paths(args)
     if getattr(args, 'start_epoch', 0) >= getattr(args, 'epochs', 1):
         parser.error(f'--start_epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}')
     args.changed = {name: (saved[name], value) for name, value in vars(args).items()
                     if name in saved and plain_value(value) != saved[name]}
-    debug = getattr(args, 'debug', False)
-    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format='%(message)s', stream=sys.stdout,
-                        force=True)
+    process = os.environ.get('RANK', '0')  # of those that torchrun started; number 0 reports
+    level = logging.DEBUG if getattr(args, 'debug', False) else logging.INFO
+    logging.basicConfig(level=level if process == '0' else logging.WARNING, stream=sys.stdout, force=True,
+                        format='%(message)s' if process == '0' else f'[process {process}] %(message)s')
     for noisy in ('matplotlib', 'PIL', 'tensorboardX'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if getattr(args, 'gpu_id', None) is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
     return args
+
+
+def name_own_code(parser, args):
+    """Names an own network and own data set after their files: `arch`, `dataset`; they have no other name."""
+    for option, name in (('model_file', 'arch'), ('dataset_file', 'dataset')):
+        file = getattr(args, option, None)
+        if not file:
+            continue
+        given, stem = getattr(args, name), Path(file.rpartition(':')[0]).stem
+        if given not in (parser.get_default(name), stem):
+            parser.error(f'--{option} {file} and --{name} {given}: give one of them')
+        setattr(args, name, stem)
 
 
 def resolve_paths(args):
@@ -216,6 +88,9 @@ def resolve_paths(args):
     for name, value in vars(args).items():
         if isinstance(value, RepositoryPath):
             setattr(args, name, str(ROOT / value))
+        elif name in ('model_file', 'dataset_file') and value:
+            file, colon, function = value.rpartition(':')
+            setattr(args, name, f'{Path(file).absolute()}{colon}{function}' if colon else value)
         elif isinstance(value, str) and value and (name in PATH_OPTIONS or _names_a_file(name, value)):
             setattr(args, name, str(Path(value).absolute()))
 
@@ -260,9 +135,12 @@ def run(main, parser, resume_hint=None, argv=None):
     except (ValueError, OSError, FloatingPointError) as error:
         if getattr(args, 'debug', False):
             raise
-        sys.exit(f'error: {error}')
+        repeated = getattr(error, 'repeated', False)  # an error of another process, which reports it
+        sys.exit(1 if repeated else f'error: {error}')
     except KeyboardInterrupt:
         sys.exit('\ninterrupted' + (f'; {resume_hint(args)}' if resume_hint else ''))
+    if 'lib.utils.distributed' in sys.modules:
+        sys.modules['lib.utils.distributed'].finish()
 
 
 def plain_value(value):

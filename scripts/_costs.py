@@ -3,36 +3,48 @@
 import math
 import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from _common import ROOT, logger
-from _setup import float_name, image_size, is_linear
+from _setup import is_linear, network_name
 
 ALIASES = {'size': 'model_size', 'memory': 'activation_memory', 'proqha': 'proqha_ratio'}
 TABLES = ROOT / 'lib' / 'simulator' / 'lookup_tables'
 
 
-def layers_and_sizes(args, model, is_pruned=False):
-    """Returns the `LayerRecord`s of the layers in a strategy of this flow, and their model size as a `CostTable`."""
+class Layers(NamedTuple):
+    """The layers in a strategy: `LayerRecord`s, their model size as a `CostTable`, the shape of an image (C, H, W)."""
+
+    records: list
+    sizes: Any
+    shape: tuple
+
+    @property
+    def names(self):
+        """Names of the layers."""
+        return [record.name for record in self.records]
+
+
+def find_layers(args, model, shape, is_pruned=False):
+    """Returns the `Layers` of the network that a strategy of this flow has entries for."""
     from lib.simulator.counting import model_size
     from lib.utils.profile import profile_layers
     from lib.utils.quantize_utils import quantized_layers, weight_counts
 
-    side, linear = image_size(args), is_linear(args)
-    records = profile_layers(model, (3, side, side))
+    linear, records = is_linear(args), profile_layers(model, shape)
     if linear:
         records = [record for record in records if record.name in quantized_layers(model)]
     counts, names = weight_counts(model, is_pruned), [record.name for record in records]
     float_bit = 32 if linear or args.float_bit is None else args.float_bit
-    return records, model_size([counts[name] for name in names], float_bit=float_bit, layer_names=names)
+    return Layers(records, model_size([counts[name] for name in names], float_bit=float_bit, layer_names=names), shape)
 
 
-def find_constraints(args, records, sizes):
+def find_constraints(args, layers):
     """Returns the `Constraint`s of a search: --preserve_ratio of --cost, then each --constraint.
 
     Args:
         args: the options.
-        records: `LayerRecord` of each layer in the strategy.
-        sizes: the model size as a `CostTable`.
+        layers: the `Layers` of the strategy.
 
     Raises:
         ValueError: an unknown cost, no ratio, or two budgets for one cost.
@@ -41,7 +53,7 @@ def find_constraints(args, records, sizes):
     wanted = [(name, value, f'--constraint {name}') for name, value in map(parse_constraint, args.constraint or ())]
     if args.preserve_ratio is not None:
         wanted.insert(0, (cost_name(args), args.preserve_ratio, '--preserve_ratio'))
-    costs = [find_cost(args, full_name(name, cost_name(args)), records, sizes) for name, _, _ in wanted]
+    costs = [find_cost(args, full_name(name, cost_name(args)), layers) for name, _, _ in wanted]
     constraints = [Constraint.of_ratio(cost, ratio_on(cost, value, is_linear(args)), option)
                    for cost, (_, value, option) in zip(costs, wanted, strict=True)]
     names = [constraint.cost.name for constraint in constraints]
@@ -99,35 +111,53 @@ def full_name(name, cost):
     return f'{hardware}_{name}'
 
 
-def find_cost(args, name, records, sizes):
+def find_cost(args, name, layers):
     """Returns the `CostTable` of a name: counted, of a hardware (made when its file is missing), or a .npy file."""
     from lib.simulator.counting import COUNTED
     name = ALIASES.get(name, name)
     if name == 'model_size':
-        return sizes
+        return layers.sizes
     if name in COUNTED:
-        return COUNTED[name](records)
-    return with_reference(_lookup_table(args, name, records), args)
+        return COUNTED[name](layers.records)
+    return with_reference(_lookup_table(args, name, layers), args)
 
 
-def _lookup_table(args, name, records):
+def _lookup_table(args, name, layers):
     from dataclasses import replace
 
-    from lib.simulator.hardware import make_table
-    from lib.simulator.table_files import load_table, save_table
+    from lib.simulator.table_files import load_table
+    from lib.utils.distributed import main_first
     if name.endswith('.npy'):
-        return load_table(name, records)
+        return load_table(name, layers.records)
     hardware, metric = find_hardware_metric(name)
     if args.cost_batch:
         hardware = replace(hardware, batch=args.cost_batch)
-    path = table_path(args, hardware, metric, all(record.calls for record in records))
-    if path.is_file() and same_hardware(load_table(path), hardware):
-        return load_table(path, records)
+    path = table_path(args, hardware, metric, all(record.calls for record in layers.records))
+    return main_first(_load_or_make, args, path, hardware, metric, layers)
+
+
+def _load_or_make(args, path, hardware, metric, layers):
+    from lib.simulator.hardware import make_table
+    from lib.simulator.table_files import load_table, save_table
+    if path.is_file() and same_hardware(load_table(path), hardware) and not _outdated(args, path, layers.records):
+        return load_table(path, layers.records)
     logger.info('making the lookup table %s', path)
-    about = {'network': args.arch, 'dataset': args.dataset, 'resolution': image_size(args)}
-    table = make_table(records, hardware, metric, about)
+    about = {'network': args.arch, 'dataset': args.dataset, 'resolution': list(layers.shape)}
+    table = make_table(layers.records, hardware, metric, about)
     save_table(path, table)
     return table
+
+
+def _outdated(args, path, records):
+    """Whether a table is of an own network or of own data that have changed since; others never change."""
+    from lib.simulator.table_files import load_table
+    if not (args.model_file or args.dataset_file):
+        return False
+    try:
+        load_table(path, records)
+    except ValueError:
+        return True
+    return False
 
 
 def same_hardware(table, hardware):
@@ -183,7 +213,7 @@ def with_reference(cost, args):
 
 def table_path(args, hardware, metric='latency', all_called=True):
     """Returns the conventional path of a table; another width, image size or number of classes is part of the name."""
-    name = f'q{float_name(args.arch)}_{args.dataset}_batch{hardware.batch}'
+    name = f'q{network_name(args)}_{args.dataset}_batch{hardware.batch}'
     name += f'_{args.mode}' if args.mode == 'large' else ''
     name += f'_width{args.width_mult:g}' if args.width_mult != 1 else ''
     name += f'_image{args.image_size}' if args.image_size else ''

@@ -1,10 +1,6 @@
-"""From the options to the things they name: device, data, network, weights, cost table."""
+"""From the options to the things they name: device, data, network."""
 
-from _common import ROOT, logger
-
-# Where the originals keep the weights of their own networks, and the scripts that name them.
-PRETRAINED_FILES = {'mobilenetv2': 'mobilenetv2-150.pth.tar', 'mobilenetv3': 'mobilenetv3small-f3be529c.pth',
-                    'mobilenet_v3': 'mobilenetv3small-f3be529c.pth'}
+from _common import logger
 
 
 def find_device(name):
@@ -26,94 +22,127 @@ def find_device(name):
         raise ValueError(f'--device {name}: expected auto, cpu, cuda or cuda:N') from error
 
 
-def float_name(arch):
-    """Returns the architecture without the q of its quantized twin."""
+def start_device(args):
+    """Joins the processes that torchrun started, if it did; returns the torch device of this process."""
+    from lib.utils import distributed
+    return distributed.start(find_device(args.device))
+
+
+def network_name(args):
+    """Returns the name of the float network: of an own one that of its file, else without the q of a quantized twin."""
     import models
-    return arch[1:] if arch.startswith('q') and arch not in models.list_models(quantized=False) else arch
+    own = getattr(args, 'model_file', None)
+    is_twin = not own and args.arch.startswith('q') and args.arch not in models.list_models(quantized=False)
+    return args.arch[1:] if is_twin else args.arch
 
 
 def is_linear(args):
     """Whether the linear flow is meant: by --linear_quantization, or by the q of the network's name."""
-    return args.linear_quantization or args.arch != float_name(args.arch)
+    return args.linear_quantization or args.arch != network_name(args)
 
 
 def image_size(args):
-    """Returns the side of the images: the option, the data set's, or 299 for the inception family instead of 224."""
+    """Returns the side of the images: the option, the data set's, or 299 for the inception family instead of 224.
+
+    None leaves it to a data set of the user's own.
+    """
     import models
     from lib.utils.data_utils import dataset_spec
+    if args.image_size or getattr(args, 'dataset_file', None):
+        return args.image_size
     size = dataset_spec(args.dataset).resolution
-    return args.image_size or (models.default_resolution(float_name(args.arch)) if size == 224 else size)
+    return models.default_resolution(network_name(args)) if size == 224 and not args.model_file else size
 
 
-def build_model(args, num_classes, device, linear=False):
-    """Returns the network of the options on `device`, converted to quantized layers if `linear`.
+def data_options(args, device):
+    """Returns the keyword arguments of `create_loaders` and `create_search_loaders` alike."""
+    from lib.utils import distributed
+    return {'batch_size': args.train_batch, 'test_batch_size': args.test_batch, 'workers': args.workers,
+            'seed': args.seed, 'download': args.download, 'image_size': image_size(args),
+            'pin_memory': device.type == 'cuda', 'dataset_file': args.dataset_file, 'num_classes': args.num_classes,
+            'cache': args.cache, 'cache_size': args.cache_size, 'on_bad_image': args.on_bad_image, 'device': device,
+            'shard': (distributed.rank(), distributed.world_size()),
+            'normalize': 'symmetric' if args.tensorflow else None}
+
+
+def loaders_of(args, device, **subsets):
+    """Returns (training loader, validation loader, number of classes) of the options.
+
+    `subsets`, `train_size` and `val_size`, make it the two parts of the training images for a search.
+    """
+    from lib.utils.data_utils import create_loaders, create_search_loaders
+    from lib.utils.distributed import main_first, together
+    create = create_search_loaders if subsets else create_loaders
+    run = main_first if args.download else together  # who comes later finds what was downloaded
+    return run(create, args.dataset, args.dataset_root, **subsets, **data_options(args, device))
+
+
+def build_network(args, classes):
+    """Returns the float network of the options, with random weights.
 
     Raises:
-        ValueError: the network is unknown, or cannot take images of this size.
+        ValueError: the network is unknown or its file fails, or an option does not belong to it.
+    """
+    import models
+    from lib.utils.user_code import load_model
+    if args.model_file:
+        if args.mode or args.width_mult != 1:
+            raise ValueError('--width_mult and --mode belong to networks of --arch: leave them out with --model_file')
+        return load_model(args.model_file, classes)
+    options = {'mode': args.mode} if args.mode else {}
+    return models.create_model(network_name(args), num_classes=classes, width_mult=args.width_mult, **options)
+
+
+def build_model(args, classes, shape, device):
+    """Returns the float network of the options on `device`, checked and described.
+
+    Args:
+        args: the options.
+        classes: number of classes of the data.
+        shape: (C, H, W) of an image.
+        device: where the network goes.
+
+    Raises:
+        ValueError: the network is unknown, does not take such images, or does not return logits.
     """
     import torch
 
     import models
-    from lib.utils.profile import profile_layers
-    from lib.utils.quantize_utils import convert_to_quantized
+    from lib.utils.network_check import check_network
     torch.manual_seed(args.seed)
-    options = {'mode': args.mode} if args.mode else {}
-    model = models.create_model(float_name(args.arch), num_classes=args.num_classes or num_classes,
-                                width_mult=args.width_mult, **options).to(device)
-    side = image_size(args)
+    classes = args.num_classes or classes
+    model = build_network(args, classes)
+    if args.tensorflow:
+        models.tensorflow_style(model)
+    model = model.to(device)
     try:
-        profile_layers(model, (3, side, side), device)
+        check_network(model, shape, classes)
     except ValueError as error:
-        raise ValueError(f'{args.arch} does not take images of {side} x {side} ({error}): give another '
-                         '--image_size') from error
-    if not linear:
-        return model
-    probe = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-    return convert_to_quantized(model, probe)
+        advice = '; another --image_size?' if ' fails ' in str(error) and not args.model_file else ''
+        raise ValueError(f'{args.arch}: {error}{advice}') from error
+    return model
 
 
-def load_float_weights(model, args):
-    """Loads the weights of `--weights`, or the pretrained ones: the original's file in its place, or torchvision's.
-
-    Raises:
-        FileNotFoundError: there are none; the message names the file that is wanted and where to put it.
-    """
-    from lib.utils.checkpoint import load_weights, read_checkpoint, state_dict_of
-    if args.weights:
-        load_weights(model, state_dict_of(read_checkpoint(args.weights), args.weights), args.weights)
-        logger.info('float weights: %s', args.weights)
-        return
-    name = float_name(args.arch)
-    if name in PRETRAINED_FILES:
-        path = ROOT / 'pretrained' / 'imagenet' / PRETRAINED_FILES[name]
-        if not path.is_file():
-            raise FileNotFoundError(f'pretrained weights of {name} are missing: put {path.name} into {path.parent} '
-                                    '(bash run/setup.sh fetches it), or give --weights PATH')
-        load_weights(model, state_dict_of(read_checkpoint(path), path), path)
-        return
-    load_weights(model, _torchvision_state_dict(name), f"torchvision's weights of {name}")
+def probe(model, shape):
+    """Returns two images of noise on the device of the network."""
+    import torch
+    device = next(model.parameters()).device
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def _torchvision_state_dict(name):
-    import models
-    try:
-        weights = models.torchvision_weights(name, 'IMAGENET1K_V1')  # the ones HAQ started from: ResNet-50 at 76.15 %
-    except ValueError:
-        weights = models.torchvision_weights(name)
-    if weights is None:
-        raise FileNotFoundError(f'{name} has no published weights here: give --weights PATH, for example the '
-                                'model_best.pth.tar of scripts/pretrain.py')
-    try:
-        return {key: value for key, value in weights.get_state_dict(progress=False).items()
-                if not key.startswith(('aux1.', 'aux2.', 'AuxLogits.'))}
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(f'the weights of {name} could not be downloaded ({error}): fetch {weights.url} and '
-                                'give --weights PATH') from error
+def convert(model, shape):
+    """Converts the network to quantized layers, in place."""
+    from lib.utils.quantize_utils import convert_to_quantized
+    convert_to_quantized(model, probe(model, shape))
 
 
-def loaders_of(args, device):
-    """Returns (training loader, validation loader, number of classes) of the options."""
-    from lib.utils.data_utils import create_loaders
-    return create_loaders(args.dataset, args.dataset_root, batch_size=args.train_batch, test_batch_size=args.test_batch,
-                          workers=args.workers, seed=args.seed, download=args.download,
-                          image_size=args.image_size or image_size(args), pin_memory=device.type == 'cuda')
+def fold(model, shape, quiet=False):
+    """Folds the BatchNorms of the network into the layers before them, in place, and says which are left."""
+    from torch import nn
+
+    from lib.utils.folding import fold_batch_norms
+    pairs = fold_batch_norms(model, probe(model, shape))
+    left = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not quiet:
+        logger.info('%d BatchNorms are folded%s', len(pairs),
+                    f', {len(left)} follow no layer alone and stay: {", ".join(left[:4])}' if left else '')

@@ -3,29 +3,32 @@
 from pathlib import Path
 
 from _common import check_unchanged, logger, settings
-from _setup import load_float_weights
+from _weights import read_weights
 
 
 def read_resumed(args):
     """Returns the checkpoint of --resume or None, after checking that the run may be written to its folder."""
     from lib.utils.checkpoint import read_checkpoint
+    from lib.utils.distributed import on_main
     from lib.utils.run_folder import check_folder
     saved = read_checkpoint(args.resume) if args.resume else None
     if saved is not None and not isinstance(saved, dict):
         raise ValueError(f'{args.resume} holds a {type(saved).__name__}, no checkpoint with weights')
     if not args.evaluate:
         check_unchanged(args, allowed=('epochs',))
-        check_folder(training_folder(args), resume=bool(saved), overwrite=args.overwrite)
+        on_main(check_folder, training_folder(args), resume=bool(saved), overwrite=args.overwrite)
     return saved
 
 
-def load_start(args, model, saved):
-    """Loads the weights to begin with: those of the checkpoint to resume, or float ones; else they stay random."""
-    from lib.utils.checkpoint import load_weights, state_dict_of
-    if saved:
-        load_weights(model, state_dict_of(saved, args.resume), args.resume)
-    elif args.weights or args.pretrained:
-        load_float_weights(model, args)
+def read_start(args, saved):
+    """Returns (checkpoint, where it is from) of the weights to begin with; (None, None): they stay random."""
+    return (saved, args.resume) if saved else read_weights(args, args.pretrained)
+
+
+def about_run(args, loaders, classes, **more):
+    """Returns what results.json and the checkpoints say of a run."""
+    return {'arch': args.arch, 'dataset': args.dataset, 'classes': args.num_classes or classes,
+            'input': list(loaders[0].input_shape), **more}
 
 
 def train(args, model, loaders, saved, device, *, quantization, about):
@@ -42,12 +45,13 @@ def train(args, model, loaders, saved, device, *, quantization, about):
     """
     import torch
 
+    from lib.utils.batch_norm import reestimate_batch_norm
+    from lib.utils.distributed import is_main, on_main
     from lib.utils.fit import fit, write_results
-    from lib.utils.run_folder import open_run
-    from lib.utils.strategy import save_strategy
     from lib.utils.train import Precision, evaluate, loss_function
 
     precision, folder = Precision(device, args.half, args.channels_last), training_folder(args)
+    bn_batches = getattr(args, 'bn_batches', 0)
     metrics, best = None, -1.0
     if not args.evaluate:
         optimizer = torch.optim.SGD(quantization.parameters(), lr=args.lr, momentum=args.momentum,
@@ -55,17 +59,28 @@ def train(args, model, loaders, saved, device, *, quantization, about):
         progress = {'start_epoch': args.start_epoch}
         if saved:
             progress = resume_training(args, saved, quantization.kind, optimizer, precision)
-        open_run(folder, settings(args), resume=bool(saved))
-        if quantization.strategy:
-            about_strategy = {key: value for key, value in about.items() if key != 'layers'}
-            save_strategy(folder, quantization.strategy, about['layers'], **about_strategy)
+        on_main(begin, args, folder, quantization.strategy, about)
         metrics, best = fit(model, loaders, optimizer, folder, epochs=args.epochs, rate=rate_of(args), device=device,
-                            precision=precision, seed=args.seed, **progress, quantization=quantization, about=about)
-    metrics = metrics or evaluate(model, loaders[1], loss_function(), device, precision=precision)
-    if not args.evaluate:
+                            precision=precision, seed=args.seed, **progress, quantization=quantization, about=about,
+                            bn_batches=bn_batches)
+    if metrics is None:
+        if bn_batches:
+            reestimate_batch_norm(model, loaders[0], bn_batches, device, precision)
+        metrics = evaluate(model, loaders[1], loss_function(), device, precision=precision)
+    if not args.evaluate and is_main():
         write_results(folder, metrics, max(best, metrics.top1), **quantization.describe(), **about)
     logger.info('%s on %s: top-1 %.2f %%  top-5 %.2f %%  loss %.4f', args.arch, args.dataset, metrics.top1,
                 metrics.top5, metrics.loss)
+
+
+def begin(args, folder, strategy, about):
+    """Opens the folder of the run and saves the strategy it trains under, if any."""
+    from lib.utils.run_folder import open_run
+    from lib.utils.strategy import save_strategy
+    open_run(folder, settings(args), resume=bool(args.resume))
+    if strategy:
+        about_strategy = {key: value for key, value in about.items() if key != 'layers'}
+        save_strategy(folder, strategy, about['layers'], **about_strategy)
 
 
 def training_folder(args):

@@ -11,7 +11,6 @@ from pathlib import Path
 from _common import make_parser, run
 from _costs import find_hardware_metric
 from _network import describe_network
-from _setup import image_size
 from summarize import read_run
 
 
@@ -27,18 +26,25 @@ def make_compare_parser():
     return parser
 
 
-def layers_of(label, folder):
-    """Returns (what identifies the network of a run, its `LayerRecord`s)."""
+def layers_of(row, folder):
+    """Returns (what identifies the network of a run, its `LayerRecord`s).
+
+    Args:
+        row: results of the run.
+        folder: its folder.
+    """
     path = Path(folder) / 'args.json'
     try:
-        saved = Namespace(**json.loads(path.read_text(encoding='utf-8')))
-        network = {key: getattr(saved, key) for key in ('arch', 'dataset', 'width_mult', 'mode', 'num_classes')}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f'{label}: {path} cannot be read as the settings of a run ({error})') from error
-    side = image_size(saved)
-    network['arch'] = network['arch'].removeprefix('q')
-    _, records = describe_network(Namespace(**network, model_file=None), (3, side, side))
-    return {**network, 'side': side}, records
+        saved = json.loads(path.read_text(encoding='utf-8'))
+        network = {key: saved[key] for key in ('arch', 'width_mult', 'mode')}
+        network |= {'model_file': saved.get('model_file'), 'classes': row['classes'], 'input': row['input']}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f'{row["label"]}: {path} and the results.json beside it cannot be read as a finished '
+                         f'fine-tuning ({type(error).__name__}: {error})') from error
+    if not network['model_file']:
+        network['arch'] = network['arch'].removeprefix('q')
+    described = Namespace(**network, num_classes=network['classes'], dataset=None)
+    return network, describe_network(described, tuple(network['input']))[1]
 
 
 def main(args):
@@ -46,7 +52,7 @@ def main(args):
     runs = [read_run(text) for text in args.runs]
     if floats := [row['label'] for row in runs if not row.get('strategy')]:
         raise ValueError(f'{", ".join(floats)}: a float network has no strategy to price')
-    networks = [layers_of(row['label'], text.partition('=')[2] or text)
+    networks = [layers_of(row, text.partition('=')[2] or text)
                 for row, text in zip(runs, args.runs, strict=True)]
     for row, (network, _) in zip(runs, networks, strict=True):
         if network != networks[0][0]:

@@ -1,20 +1,19 @@
 """Fine-tunes and evaluates a network under a strategy: paste the strategy that rl_quantize.py printed below."""
 
-from _common import BooleanOption as Bool
-from _common import (
+from _common import logger, make_parser, run
+from _costs import cost_name, find_cost, find_layers
+from _options import BooleanOption as Bool
+from _options import (
     add_data_options,
     add_model_options,
     add_quantization_options,
     add_run_options,
     add_training_options,
     at_least,
-    logger,
-    make_parser,
-    run,
 )
-from _costs import cost_name, find_cost, layers_and_sizes
-from _setup import build_model, find_device, float_name, is_linear, loaders_of
-from _training import load_start, read_resumed, resume_hint, train
+from _setup import build_model, is_linear, loaders_of, network_name, start_device
+from _training import about_run, read_resumed, read_start, resume_hint, train
+from _weights import prepare
 
 # One entry per architecture: weight bits for K-means, [weight bits, activation bits] for linear quantization (q...).
 STRATEGIES = {
@@ -57,71 +56,113 @@ def make_finetune_parser():
 
 def main(args):
     """Quantizes, fine-tunes and evaluates; only evaluates with --evaluate."""
-    saved = read_resumed(args)
-    device = find_device(args.device)
+    device, saved, linear = start_device(args), read_resumed(args), is_linear(args)
+    if args.fold_bn and not linear:
+        raise ValueError('--fold_bn belongs to the linear flow: leave it out in the K-means flow')
     *loaders, classes = loaders_of(args, device)
-    model = build_model(args, classes, device, is_linear(args))
-    if not (saved or args.weights or args.pretrained):
+    shape = loaders[0].input_shape
+    model = build_model(args, classes, shape, device)
+    start, source = read_start(args, saved)
+    if start is None:
         logger.warning('neither --weights nor --pretrained is given: the weights to be quantized are random')
-    load_start(args, model, saved)
-    quantize = quantize_linear if is_linear(args) else quantize_kmeans
-    quantization = quantize(args, model, saved, loaders[0])
-    cost = price(args, model, quantization)
-    about = {'arch': args.arch, 'dataset': args.dataset, 'ratio': cost.ratio(quantization.strategy),
-             'cost': cost.cost(quantization.strategy), 'cost_name': cost.name, 'cost_unit': cost.unit,
-             'layers': list(cost.layer_names)}
+    prepare(args, model, shape, start, source, linear)
+    quantize = quantize_linear if linear else quantize_kmeans
+    quantization = quantize(args, model, start, source, loaders[0])
+    layers = find_layers(args, model, shape, getattr(quantization, 'is_pruned', False))
+    cost, strategy = find_cost(args, cost_name(args), layers), quantization.strategy
+    about = about_run(args, loaders, classes, ratio=cost.ratio(strategy), cost=cost.cost(strategy),
+                      cost_name=cost.name, cost_unit=cost.unit, layers=layers.names,
+                      folded=args.fold_bn or start_value(start, 'folded') is True)
     logger.info('%s, %s quantization: %s is %.4f of %.6g %s', args.arch, quantization.kind, cost.name, about['ratio'],
                 cost.reference, cost.unit)
     train(args, model, loaders, saved, device, quantization=quantization, about=about)
 
 
-def quantize_kmeans(args, model, saved, train_loader):
-    """Returns the K-means `Quantization` of the network."""
-    from lib.quantize.kmeans import Codebook
-    from lib.utils.quantize_utils import KMeansQuantization, quantizable_layers, recognise_codebooks
+def quantize_kmeans(args, model, start, source, _train_loader):
+    """Returns the K-means `Quantization` of the network.
 
-    layers = quantizable_layers(model)
-    is_pruned = saved.get('is_pruned', args.is_pruned) if saved else args.is_pruned
-    codebooks, strategy = {}, None
-    if saved and 'codebooks' in saved:
-        codebooks = {name: Codebook.from_state_dict(state) for name, state in saved['codebooks'].items()}
-    elif saved and not args.strategy:
-        codebooks = recognise_codebooks(model, is_pruned)
-        strategy = [max((len(book.centroids) - 1).bit_length(), 1) for book in codebooks.values()]
-    strategy = strategy or choose_strategy(args, saved, list(layers), linear=False)
+    Weights that came clustered keep their codebooks: those saved with them, or those recognised in them.
+    """
+    from lib.utils.quantize_utils import KMeansQuantization, quantizable_layers
+
+    is_pruned = args.is_pruned or start_value(start, 'is_pruned', False)
+    names = list(quantizable_layers(model))
+    books = find_codebooks(args, model, start, source, is_pruned)
+    found = [books[name].bits for name in names] if len(books) == len(names) else None
+    strategy = choose_strategy(args, start, source, names, linear=False, found=found)
+    kept = {name: books[name] for name, bits in zip(names, strategy, strict=True)
+            if name in books and books[name].bits <= bits}
+    if books and len(kept) < len(books):
+        logger.info('%d of %d layers are clustered anew: they have more centroids than the strategy allows',
+                    len(books) - len(kept), len(books))
     free_high_bit = args.free_high_bit and not args.evaluate  # what is evaluated is quantized as it is priced
-    return KMeansQuantization(model, strategy, is_pruned=is_pruned, free_high_bit=free_high_bit,
-                              codebooks=codebooks, max_iter=args.kmeans_iter, seed=args.seed)
+    return KMeansQuantization(model, strategy, is_pruned=is_pruned, free_high_bit=free_high_bit, codebooks=kept,
+                              max_iter=args.kmeans_iter, seed=args.seed)
 
 
-def quantize_linear(args, model, saved, train_loader):
-    """Returns the linear `Quantization` of the network."""
-    from lib.utils.quantize_utils import LinearQuantization, quantized_layers
+def find_codebooks(args, model, start, source, is_pruned):
+    """Returns {layer name: `Codebook`} of the weights to begin with: saved with them or recognised in them; {}: none.
 
-    names = list(quantized_layers(model))
-    strategy = choose_strategy(args, saved, names, linear=True)
-    device = next(model.parameters()).device
-    images = None if saved else next(iter(train_loader))[0].to(device)
+    Raises:
+        ValueError: a checkpoint to resume has neither codebooks nor clustered weights, and no strategy is given.
+    """
+    from lib.quantize.kmeans import Codebook
+    from lib.utils.quantize_utils import quantizable_layers, recognise_codebooks
+
+    saved = start_value(start, 'codebooks')
+    if saved and start_value(start, 'is_pruned', False) == is_pruned:
+        books = {name: Codebook.from_state_dict(state) for name, state in saved.items()}
+        layers = quantizable_layers(model)  # whose classifier may have been reset
+        return {name: book for name, book in books.items()
+                if name in layers and book.labels.shape == layers[name].weight.shape}
+    if start is None or saved or start_value(start, 'strategy'):
+        return {}
+    books = recognise_codebooks(model, is_pruned)
+    if books:
+        logger.info('%s: the weights take few values, which are taken as the centroids', source)
+    elif args.resume and not args.strategy:
+        raise ValueError(f'{source} has no strategy, and its weights take more than 256 values in a layer: this is no '
+                         'checkpoint of the K-means flow; give --strategy and --weights to quantize it')
+    return books or {}
+
+
+def quantize_linear(args, model, start, source, train_loader):
+    """Returns the linear `Quantization` of the network, calibrated unless the weights came with ranges for its bits."""
+    from lib.utils.checkpoint import state_dict_of
+    from lib.utils.quantize_utils import LinearQuantization, has_ranges, quantized_layers
+
+    strategy = choose_strategy(args, start, source, list(quantized_layers(model)), linear=True)
+    images, theirs = None, start_value(start, 'strategy')
+    known = start is not None and has_ranges(model, state_dict_of(start, source))
+    if not known or (theirs and theirs != strategy):
+        images = train_loader.first_batch().to(next(model.parameters()).device)
     return LinearQuantization(model, strategy, images, method=args.calibrate, cap=args.activation_cap)
 
 
-def price(args, model, quantization):
-    """Returns the `CostTable` of --cost for the quantized layers."""
-    records, sizes = layers_and_sizes(args, model, getattr(quantization, 'is_pruned', False))
-    return find_cost(args, cost_name(args), records, sizes)
+def start_value(start, key, default=None):
+    """Returns an entry of the checkpoint that the run begins with, if it has it."""
+    return start.get(key, default) if isinstance(start, dict) else default
 
 
-def choose_strategy(args, saved, layer_names, *, linear):
-    """Returns the checked strategy: the checkpoint's own, that of --strategy, or the network's in STRATEGIES."""
+def choose_strategy(args, start, source, layer_names, *, linear, found=None):
+    """Returns the checked strategy.
+
+    It is that of the checkpoint to resume; else that of --strategy, of the weights' checkpoint, that of the centroids
+    `found` in the weights, or the network's in STRATEGIES.
+    """
     from lib.utils.strategy import check_strategy, read_strategy, uniform_strategy
 
-    default = ('q' if linear else '') + float_name(args.arch)
-    names = None
-    if saved and saved.get('strategy'):
-        if 'strategy' in args.changed:
-            raise ValueError(f'{args.resume} has a strategy of its own: leave --strategy out, or start a new run with '
-                             '--weights')
-        strategy, names, source = saved['strategy'], saved.get('layers'), args.resume
+    default = ('q' if linear else '') + network_name(args)
+    saved, names = start_value(start, 'strategy'), None
+    if not args.resume and start_value(start, 'quantization') != ('linear' if linear else 'kmeans'):
+        saved = None  # of the other flow
+    if args.resume and saved and 'strategy' in args.changed:
+        raise ValueError(f'{args.resume} has a strategy of its own: leave --strategy out, or start a new run with '
+                         '--weights')
+    if saved and (args.resume or not args.strategy):
+        strategy, names = saved, start_value(start, 'layers')
+    elif found and not args.strategy:
+        strategy = found
     elif args.strategy in STRATEGIES or (not args.strategy and default in STRATEGIES):
         source = f'STRATEGIES[{args.strategy or default!r}] in finetune.py'
         strategy = STRATEGIES[args.strategy or default]

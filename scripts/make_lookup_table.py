@@ -6,9 +6,10 @@ is a .npy of shape (layers, 8, 8), the .json beside it says how it was made. See
 
 from pathlib import Path
 
-from _common import BooleanOption, at_least, logger, make_parser, run
+from _common import logger, make_parser, run
 from _costs import table_path
-from _network import add_network_options, build_network, describe_network, finish_network_options
+from _network import add_network_options, describe_network, finish_network_options, network_of
+from _options import BooleanOption, at_least
 
 
 def make_table_parser():
@@ -114,7 +115,7 @@ def from_hardware(args, layers, about):
 def measure_whole(args, hardware, about):
     """Measures the whole network beside its layers; adds the result to `about` and returns the lines that say it."""
     from lib.utils.whole_network import measure_whole_network
-    whole = measure_whole_network(build_network(args), tuple(about['resolution']), hardware)
+    whole = measure_whole_network(network_of(args), tuple(about['resolution']), hardware)
     about['whole_network'] = whole.to_dict()
     return ['', f'measured together ({whole.arithmetic}): layers {whole.layers:.3f} ms, the same kernels in a row '
             f'{whole.chain:.3f} ms (ratio {whole.layers_over_chain:.2f}), the network in {whole.network_arithmetic} '

@@ -4,11 +4,13 @@ Without a strategy the weights count 32 bits and the machine's cost is that of 8
 strategy stands beside the first. Every total says what it counts.
 """
 
+import contextlib
 import json
 import sys
 
-from _common import BooleanOption, at_least, make_parser, run
+from _common import make_parser, run
 from _network import add_network_options, describe_network, finish_network_options
+from _options import BooleanOption, at_least
 
 
 def make_measure_parser():
@@ -44,7 +46,8 @@ def main(args):
     if args.batch:
         hardware = replace(hardware, batch=args.batch)
     shape = finish_network_options(args)
-    parameters, records = describe_network(args, shape)
+    with contextlib.redirect_stdout(sys.stderr):  # what a user's own file prints is none of this report
+        parameters, records = describe_network(args, shape)
     texts = [args.strategy, args.compare] if args.compare else [args.strategy]
     chosen = [choose(args, text, records) for text in texts]
     kept = chosen[0][1]

@@ -1,15 +1,10 @@
 """Trains a float network: the starting point of every search and fine-tuning."""
 
-from _common import (
-    add_data_options,
-    add_model_options,
-    add_run_options,
-    add_training_options,
-    make_parser,
-    run,
-)
-from _setup import build_model, find_device, loaders_of
-from _training import load_start, read_resumed, resume_hint, train
+from _common import make_parser, run
+from _options import add_data_options, add_model_options, add_run_options, add_training_options
+from _setup import build_model, loaders_of, start_device
+from _training import about_run, read_resumed, read_start, resume_hint, train
+from _weights import prepare
 
 
 def make_pretrain_parser():
@@ -26,15 +21,15 @@ def main(args):
     """Trains, or evaluates with --evaluate."""
     from lib.utils.quantize_utils import Quantization
 
-    saved = read_resumed(args)
+    device, saved = start_device(args), read_resumed(args)
     if args.evaluate and not (saved or args.weights or args.pretrained):
         raise ValueError('--eval: give the weights to evaluate by --resume, --weights or --pretrained')
-    device = find_device(args.device)
     *loaders, classes = loaders_of(args, device)
-    model = build_model(args, classes, device)
-    load_start(args, model, saved)
+    shape = loaders[0].input_shape
+    model = build_model(args, classes, shape, device)
+    prepare(args, model, shape, *read_start(args, saved), linear=False)
     train(args, model, loaders, saved, device, quantization=Quantization(model),
-          about={'arch': args.arch, 'dataset': args.dataset, 'ratio': 1.0})
+          about=about_run(args, loaders, classes, ratio=1.0))
 
 
 if __name__ == '__main__':

@@ -11,8 +11,10 @@ import json
 import time
 from pathlib import Path
 
-from _common import BooleanOption as Bool
-from _common import (
+from _common import check_unchanged, logger, make_parser, run, settings
+from _costs import find_constraints, find_layers, ratio
+from _options import BooleanOption as Bool
+from _options import (
     DefaultFloat,
     RepositoryPath,
     add_data_options,
@@ -20,15 +22,10 @@ from _common import (
     add_quantization_options,
     add_run_options,
     at_least,
-    check_unchanged,
-    logger,
-    make_parser,
     positive,
-    run,
-    settings,
 )
-from _costs import find_constraints, layers_and_sizes, ratio
-from _setup import build_model, find_device, image_size, is_linear, load_float_weights
+from _setup import build_model, is_linear, loaders_of, start_device
+from _weights import prepare, read_weights
 
 CHECKPOINT = 'search.pth.tar'  # agent with replay and random states, and the history of all episodes
 
@@ -48,7 +45,7 @@ def make_search_parser():
     """Returns the parser of this script."""
     parser = make_parser(__doc__)
     add_model_options(parser, arch='mobilenet_v2')
-    add_data_options(parser, batch=256, workers=32)
+    add_data_options(parser, batch=256, workers=32, cache='auto')
     add_quantization_options(parser)
     group = parser.add_argument_group('search')
     group.add_argument('--preserve_ratio', type=ratio, default=DefaultFloat(0.1), metavar='RATIO|uniform:K',
@@ -111,14 +108,14 @@ def add_agent_options(parser):
 def main(args):
     """Runs the search."""
     from lib.rl.ddpg import DDPG
+    from lib.utils.distributed import on_main
     from lib.utils.run_folder import check_folder, open_run
 
     if args.constraint and isinstance(args.preserve_ratio, DefaultFloat):
         args.preserve_ratio = None
-    folder = run_path(args)
-    check_folder(folder, resume=bool(args.resume), overwrite=args.overwrite)
+    folder, device = run_path(args), start_device(args)
+    on_main(check_folder, folder, resume=bool(args.resume), overwrite=args.overwrite)
     saved = read_search(args, folder)
-    device = find_device(args.device)
     env = make_env(args, device)
     agent = DDPG(num_states=env.num_states, hidden1=args.hidden1, hidden2=args.hidden2, lr_a=args.lr_a, lr_c=args.lr_c,
                  tau=args.tau, discount=args.discount, bsize=args.bsize, capacity=args.rmsize * env.num_layers,
@@ -126,7 +123,7 @@ def main(args):
                  seed=args.seed)
     if saved:
         agent.load_state_dict(saved['agent'])
-    open_run(folder, settings(args), resume=bool(args.resume))
+    on_main(open_run, folder, settings(args), resume=bool(args.resume))
     logger.info('%s on %s: %d layers, float accuracy %.2f %%', args.arch, device, env.num_layers, env.float_accuracy)
     for budget in env.constraints:
         logger.info('budget: %s of at most %.6g %s = %.4f of %.6g', budget.cost.name, budget.limit, budget.cost.unit,
@@ -164,25 +161,23 @@ def make_env(args, device):
     """Returns the environment: data, network with float weights, cost and budget."""
     from lib.env.linear_quantize_env import LinearQuantizeEnv
     from lib.env.quantize_env import QuantizeEnv
-    from lib.utils.data_utils import create_search_loaders
     from lib.utils.train import Precision
 
-    side = image_size(args)
-    train_loader, val_loader, classes = create_search_loaders(
-        args.dataset, args.dataset_root, train_size=args.train_size, val_size=args.val_size,
-        batch_size=args.train_batch, test_batch_size=args.test_batch, workers=args.workers, seed=args.seed,
-        download=args.download, image_size=args.image_size or side, pin_memory=device.type == 'cuda')
     linear = is_linear(args)
-    if linear and args.is_pruned:
-        raise ValueError('--is_pruned belongs to the K-means flow: leave it out in the linear flow')
-    model = build_model(args, classes, device, linear)
-    load_float_weights(model, args)
-    records, sizes = layers_and_sizes(args, model, args.is_pruned)
-    shared = {'records': records, 'constraints': find_constraints(args, records, sizes), 'min_bit': args.min_bit,
+    for option in ('is_pruned',) if linear else ('fold_bn',):
+        if getattr(args, option):
+            raise ValueError(f'--{option} belongs to the {"K-means" if linear else "linear"} flow: leave it out')
+    train_loader, val_loader, classes = loaders_of(args, device, train_size=args.train_size, val_size=args.val_size)
+    shape = train_loader.input_shape
+    model = build_model(args, classes, shape, device)
+    prepare(args, model, shape, *read_weights(args, pretrained=True), linear)
+    layers = find_layers(args, model, shape, args.is_pruned)
+    shared = {'records': layers.records, 'constraints': find_constraints(args, layers), 'min_bit': args.min_bit,
               'max_bit': args.max_bit, 'finetune_epoch': args.finetune_epoch, 'finetune_lr': args.finetune_lr,
               'finetune_gamma': args.finetune_gamma, 'finetune_flag': args.finetune_flag, 'use_top5': args.use_top5,
               'reward_on': args.reward_on, 'reward_cost': args.reward_cost, 'wall': args.wall, 'device': device,
-              'precision': Precision(device, args.half, args.channels_last), 'seed': args.seed}
+              'precision': Precision(device, args.half, args.channels_last), 'seed': args.seed,
+              'bn_batches': args.bn_batches}
     if not linear:
         return QuantizeEnv(model, train_loader, val_loader, is_pruned=args.is_pruned, kmeans_iter=args.kmeans_iter,
                            **shared)
@@ -191,33 +186,52 @@ def make_env(args, device):
 
 
 def search(args, env, agent, folder, history):
-    """Runs the episodes that are left, saving everything after each of them."""
+    """Runs the episodes that are left, saving everything after each of them, in the main process."""
     from lib.simulator.counting import model_size
-    from lib.utils.checkpoint import save_checkpoint, write_json
-    from lib.utils.search_log import SearchLog
+    from lib.utils.distributed import is_main
 
+    log = make_log(args, env, folder, history) if is_main() else None
+    sizes = model_size([r.num_weights for r in env.records])
+    for episode in range(len(history), args.train_episode):
+        start = time.time()
+        outcome, transitions = run_episode(env, agent, episode, args.store_action)
+        losses = learn(agent, transitions, outcome.reward, episode)
+        if log:
+            log.add({'episode': episode, **vars(outcome), **losses, 'delta': agent.delta(episode),
+                     'w_ratio': sizes.ratio(outcome.strategy), 'seconds': time.time() - start})
+            save_search(args, folder, agent, log)
+    if log:
+        finish(env, folder, agent, log)
+
+
+def make_log(args, env, folder, history):
+    """Returns the `SearchLog`, continued after `history`."""
+    from lib.utils.search_log import SearchLog
     about = {'arch': args.arch, 'dataset': args.dataset, 'preserve_ratio': env.constraints[0].ratio,
              'budgets': {budget.cost.name: budget.ratio for budget in env.constraints},
              'quantization': 'linear' if is_linear(args) else 'kmeans', 'cost_name': env.cost.name,
              'cost_unit': env.cost.unit, 'min_bit': args.min_bit, 'max_bit': args.max_bit}
-    log = SearchLog(folder, layer_names=[r.name for r in env.records], kinds=[r.type for r in env.records],
-                    float_accuracy=env.float_accuracy, warmup=args.warmup, about=about, history=history)
-    sizes = model_size([r.num_weights for r in env.records])
-    for episode in range(len(log.history), args.train_episode):
-        start = time.time()
-        outcome, transitions = run_episode(env, agent, episode, args.store_action)
-        losses = learn(agent, transitions, outcome.reward, episode)
-        log.add({'episode': episode, **vars(outcome), **losses, 'delta': agent.delta(episode),
-                 'w_ratio': sizes.ratio(outcome.strategy), 'seconds': time.time() - start})
-        save_checkpoint(folder / CHECKPOINT, {'agent': agent.state_dict(), 'history': log.history})
-        if (episode + 1) % max(args.train_episode // 10, 1) == 0:
-            agent.save_model(folder)
-            log.plot()
+    return SearchLog(folder, layer_names=[r.name for r in env.records], kinds=[r.type for r in env.records],
+                     float_accuracy=env.float_accuracy, warmup=args.warmup, about=about, history=history)
+
+
+def save_search(args, folder, agent, log):
+    """Saves what the search goes on from and, at every tenth of it, the agent's networks and the plots."""
+    from lib.utils.checkpoint import save_checkpoint
+    save_checkpoint(folder / CHECKPOINT, {'agent': agent.state_dict(), 'history': log.history})
+    if len(log.history) % max(args.train_episode // 10, 1) == 0:
+        agent.save_model(folder)
+        log.plot()
+
+
+def finish(env, folder, agent, log):
+    """Writes the results of a finished search and says what to do with them."""
+    from lib.utils.checkpoint import write_json
     agent.save_model(folder)
     log.plot()
     log.close()
     best = log.best
-    write_json(folder / 'results.json', {**about, **best, 'float_accuracy': env.float_accuracy,
+    write_json(folder / 'results.json', {**log.about, **best, 'float_accuracy': env.float_accuracy,
                                          'episodes': len(log.history)})
     logger.info('best: accuracy %.2f %% (float %.2f %%) at ratio %.4f, episode %d', best['accuracy'],
                 env.float_accuracy, best['ratio'], best['episode'])
@@ -227,9 +241,10 @@ def search(args, env, agent, folder, history):
 
 def run_episode(env, agent, episode, store_action):
     """Chooses bits layer by layer; returns the outcome and the transitions [(state, action)] to learn from."""
+    from lib.utils.distributed import broadcast
     acted, state, done = [], env.reset(), False
     while not done:
-        action = agent.act(state, episode)
+        action = broadcast(agent.act(state, episode))
         acted.append((state, action))
         state, _, done, outcome = env.step(action, episode)
     return outcome, env.trajectory(outcome.strategy) if store_action == 'executed' else acted

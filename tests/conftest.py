@@ -47,6 +47,9 @@ class TinyLoader:
     def set_epoch(self, epoch):
         self.epoch = epoch
 
+    def first_batch(self):
+        return next(iter(self))[0]
+
     def __iter__(self):
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(self.epoch))
         for part in order.split(self.batch):

@@ -28,7 +28,7 @@ class LinearQuantizeEnv(SearchEnv):
         self.calibrate_method, self.activation_cap = calibrate_method, activation_cap
         self._ranges = {}  # of the float weights, found once for each layer and bits
         train_loader.set_epoch(0)
-        self._calibration_images = next(iter(train_loader))[0].to(device)
+        self._calibration_images = train_loader.first_batch().to(device)  # the same in all processes
         super().__init__(model, train_loader, val_loader, records=records,
                          fixed={0: [8, -1], len(records) - 1: [8, 8]}, device=device, **settings)
 

@@ -8,6 +8,8 @@ import torch
 
 from lib.env.state import action_from_bits, bits_from_action, layer_features
 from lib.simulator import budget
+from lib.utils.batch_norm import reestimate_batch_norm
+from lib.utils.quantize_utils import Quantization
 from lib.utils.train import evaluate, loss_function, train_one_epoch
 from lib.utils.utils import seed_everything, set_learning_rate
 
@@ -33,12 +35,14 @@ class SearchEnv:
 
     `reset` starts an episode, `step` takes one action in [0, 1] and returns (state, reward, done, outcome); reward
     and outcome come with the last step. The float weights, the training subset and the validation subset are the
-    same in every episode.
+    same in every episode. Several processes go through the same steps with the same actions, each with loaders of its
+    own part of the images, and come to the same outcomes.
     """
 
     def __init__(self, model, train_loader, val_loader, *, records, constraints, min_bit, max_bit, fixed,
                  finetune_epoch=1, finetune_lr=1e-3, finetune_gamma=0.8, finetune_flag=True, use_top5=False,
-                 reward_on='val', reward_cost=False, wall='rounds', device='cpu', precision=None, seed=234):
+                 reward_on='val', reward_cost=False, wall='rounds', bn_batches=0, device='cpu', precision=None,
+                 seed=234):
         """Measures the float accuracy and checks that the budgets can be met.
 
         Args:
@@ -54,6 +58,7 @@ class SearchEnv:
             reward_on: 'val', or 'train' for the running training accuracy of the last epoch, as the original did.
             reward_cost: add 1 / ratio to the accuracy difference.
             wall: how bits above the budgets are lowered, 'rounds' as in HAQ or 'greedy' (`budget.fit`).
+            bn_batches: training batches on which BatchNorm statistics are estimated anew before validation; 0: none.
             device, precision: where and in which arithmetic the network runs.
             seed: of dropout and the like in each episode.
 
@@ -76,9 +81,10 @@ class SearchEnv:
         self.finetune_epoch, self.finetune_lr, self.finetune_gamma = finetune_epoch, finetune_lr, finetune_gamma
         self.finetune_flag, self.use_top5 = finetune_flag, use_top5
         self.reward_on, self.reward_cost, self.wall = reward_on, reward_cost, wall
-        self.device, self.precision, self.seed = device, precision, seed
+        self.bn_batches, self.device, self.precision, self.seed = bn_batches, device, precision, seed
         self.criterion = loss_function().to(device)
         self.features = layer_features(records)
+        Quantization(model).synchronise()
         self._float_state = copy.deepcopy(model.state_dict())
         self.float_accuracy = self._accuracy(self._evaluate(train_loader if reward_on == 'train' else val_loader))
         self.reset()
@@ -137,12 +143,15 @@ class SearchEnv:
 
         Raises:
             FloatingPointError: loss or reward is not finite.
+            LostPeer: another process has ended.
         """
         seed_everything(self.seed, 'episode', episode)
         self.model.load_state_dict(self._float_state)
         quantization = self._quantize(strategy)
         metrics = self._finetune(quantization, episode) if self.finetune_flag else None
+        quantization.synchronise()
         if self.reward_on == 'val':
+            self._reestimate(episode)
             metrics = self._evaluate(self.val_loader)
         ratio = self.cost.ratio(strategy)
         accuracy = self._accuracy(metrics)
@@ -162,6 +171,11 @@ class SearchEnv:
                                       quantization.after_step, before_step=quantization.before_step,
                                       precision=self.precision, title=f'episode {episode}')
         return metrics
+
+    def _reestimate(self, episode):
+        if self.bn_batches:
+            self.train_loader.set_epoch(episode * self.finetune_epoch)
+            reestimate_batch_norm(self.model, self.train_loader, self.bn_batches, self.device, self.precision)
 
     def _evaluate(self, loader):
         return evaluate(self.model, loader, self.criterion, self.device, precision=self.precision)

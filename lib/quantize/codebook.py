@@ -27,6 +27,11 @@ class Codebook:
         index = self.labels.to(torch.int32)
         return index if self.kept is None else index.masked_fill_(~self.kept, len(self.centroids))
 
+    @property
+    def bits(self) -> int:
+        """The fewest bits that hold its labels, at least 1."""
+        return max((len(self.centroids) - 1).bit_length(), 1)
+
     def decode(self) -> Tensor:
         """Return the weight tensor (float32): every weight its centroid, every pruned weight 0."""
         return _with_zero(self.centroids)[self.index]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import cache
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -50,6 +51,9 @@ class QuantizedLayer(nn.Module):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        self._add_quantizers(w_bit, a_bit, weight_quantizer, input_quantizer)
+
+    def _add_quantizers(self, w_bit=None, a_bit=None, weight_quantizer=None, input_quantizer=None):
         self.weight_quantizer = LinearWeightQuantizer() if weight_quantizer is None else weight_quantizer
         self.input_quantizer = LinearActivationQuantizer() if input_quantizer is None else input_quantizer
         self.calibration: Calibration | None = None
@@ -60,23 +64,41 @@ class QuantizedLayer(nn.Module):
 
     @classmethod
     def from_float(cls, layer: nn.Module, **quantization) -> 'QuantizedLayer':
-        """Return the quantized twin of `layer`, with the very same weight and bias Parameter objects.
+        """Return the quantized twin of `layer`, with the very same Parameter objects, and leave `layer` as it is.
 
-        Takes the keywords `w_bit`, `a_bit`, `weight_quantizer` and `input_quantizer`. Hooks are not carried over.
+        Options and errors are those of `convert`.
+        """
+        twin = object.__new__(type(layer))
+        vars(twin).update(vars(layer))
+        for own in ('_parameters', '_buffers', '_modules'):
+            vars(twin)[own] = dict(vars(layer)[own])
+        return cls.convert(twin, **quantization)
+
+    @classmethod
+    def convert(cls, layer: nn.Module, **quantization) -> 'QuantizedLayer':
+        """Make `layer` itself a quantized layer, in place, and return it.
+
+        It stays the same object, so whoever refers to it calls the quantized layer, and keeps its Parameters, hooks,
+        parametrizations and attributes. The class of a subclass is mixed with ours: what it overrides, such as
+        `_conv_forward`, goes on as before.
+
+        Args:
+            layer: convolution or linear layer that computes with the forward of its float type.
+            **quantization: `w_bit`, `a_bit`, `weight_quantizer` and `input_quantizer`.
 
         Raises:
-            ValueError: a layer of another type, or with a forward of its own, which the twin would silently lose.
+            ValueError: the layer is none that can be converted (see `obstacle`).
         """
-        if not isinstance(layer, cls.float_type) or type(layer).forward is not cls.float_type.forward:
-            expected = f'a plain {cls.float_type.__name__}'
-            raise ValueError(f'{cls.__name__}.from_float got a {type(layer).__name__}, expected {expected}')
-        arguments = {name: getattr(layer, name) for name in cls.float_arguments}
-        # On the meta device the weights that are replaced at once take no memory.
-        twin = cls(**arguments, bias=layer.bias is not None, device='meta', **quantization)
-        twin.weight, twin.bias = layer.weight, layer.bias
-        twin.weight_quantizer.to(layer.weight.device)
-        twin.input_quantizer.to(layer.weight.device)
-        return twin.train(layer.training)
+        reason = obstacle(layer) if isinstance(layer, cls.float_type) else 'is of another type'
+        if reason:
+            raise ValueError(f'{cls.__name__} takes a {cls.float_type.__name__} with the forward of that class; '
+                             f'this {type(layer).__name__} {reason}')
+        device = layer.weight.device
+        layer.__class__ = cls if type(layer) is cls.float_type else _mixed(cls, type(layer))
+        layer._add_quantizers(**quantization)
+        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
+            quantizer.to(device).train(layer.training)
+        return layer
 
     @property
     def w_bit(self) -> int | None:
@@ -94,18 +116,19 @@ class QuantizedLayer(nn.Module):
     def a_bit(self, bits: int | None):
         self.input_quantizer.bits = bits
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight  # read once: where it is parametrized, it is computed now
         if self.calibration is None:
-            return self.compute(self.input_quantizer(x), self.weight_quantizer(self.weight))
+            return self.compute(self.input_quantizer(input), self.weight_quantizer(weight))
         method, cap, again, known = self.calibration
         if 'input' not in known:
-            self.input_quantizer.calibrate(x, method=method, cap=cap, grow=again)
+            self.input_quantizer.calibrate(input, method=method, cap=cap, grow=again)
         if 'weight' not in known:
-            self.weight_quantizer.calibrate(self.weight, method=method)
+            self.weight_quantizer.calibrate(weight, method=method)
         self.calibration = self.calibration._replace(again=True)
-        return self.compute(x, self.weight)
+        return self.compute(input, weight)
 
-    def compute(self, x: Tensor, weight: Tensor) -> Tensor:
+    def compute(self, input: Tensor, weight: Tensor) -> Tensor:
         """Return the float layer's output for this input and weight."""
         raise NotImplementedError
 
@@ -120,21 +143,54 @@ class QConv2d(QuantizedLayer, nn.Conv2d):
     """`nn.Conv2d` with a quantized input and weight."""
 
     float_type = nn.Conv2d
-    float_arguments = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups',
-                       'padding_mode')
 
-    def compute(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self._conv_forward(x, weight, self.bias)
+    def compute(self, input: Tensor, weight: Tensor) -> Tensor:
+        return self._conv_forward(input, weight, self.bias)
 
 
 class QLinear(QuantizedLayer, nn.Linear):
     """`nn.Linear` with a quantized input and weight."""
 
     float_type = nn.Linear
-    float_arguments = ('in_features', 'out_features')
 
-    def compute(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(x, weight, self.bias)
+    def compute(self, input: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(input, weight, self.bias)
+
+
+OWN_NAMES = ('w_bit', 'a_bit', 'weight_quantizer', 'input_quantizer', 'calibration', 'compute')
+
+
+@cache
+def _mixed(kind: type, layer_type: type) -> type:
+    """Return the class that quantizes as `kind` does and is `layer_type` for all the rest."""
+    return type(f'Q{layer_type.__name__}', (kind, layer_type), {'__module__': kind.__module__,
+                                                                '__doc__': f'Quantized {layer_type.__name__}.'})
+
+
+def quantized_type(layer: nn.Module) -> type | None:
+    """Return `QConv2d` or `QLinear`, whichever quantizes this kind of layer, or None."""
+    return next((kind for kind in (QConv2d, QLinear) if isinstance(layer, kind.float_type)), None)
+
+
+def obstacle(layer: nn.Module) -> str | None:
+    """Return why a layer cannot be converted, as a predicate (`has a forward of its own`), or None if it can.
+
+    Convertible is what computes with the forward of `nn.Conv2d` or `nn.Linear`, itself or as a subclass: the weight it
+    multiplies with must be the one that the quantizer returns.
+    """
+    kind = quantized_type(layer)
+    if kind is None:
+        return 'is neither a Conv2d nor a Linear'
+    if isinstance(layer, QuantizedLayer):
+        return 'is quantized already'
+    if type(layer).forward is not kind.float_type.forward or 'forward' in vars(layer):
+        return 'has a forward of its own'
+    # A local variable of that name would not be among `co_names`: this is `self.weight`.
+    code = getattr(getattr(layer, '_conv_forward', None), '__code__', None)
+    if code is not None and 'weight' in code.co_names:
+        return 'reads self.weight in its _conv_forward'
+    taken = [name for name in OWN_NAMES if hasattr(layer, name)]
+    return f'has a {taken[0]} of its own' if taken else None
 
 
 @contextmanager

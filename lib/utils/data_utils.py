@@ -1,61 +1,61 @@
 """Data loaders: training and validation images of a data set, or the two parts of its training images for a search.
 
-Every loader yields (images float32 (N, 3, H, W), labels int64 (N,)) and has `set_epoch(epoch)`, `num_images` and
-`batch_size`. The batches are a pure function of (data, seed, epoch): bit-identical however often they are drawn,
-with any number of workers, and no global random number generator is read or moved.
+Every loader yields (images float32 (N, C, H, W), labels int64 (N,)) and has `set_epoch(epoch)`, `first_batch()`,
+`num_images`, `batch_size` and `input_shape`. The batches are a pure function of (data, seed, epoch): bit-identical
+however often they are drawn, with any number of workers, and no global random number generator is read or moved.
+Several processes serve a part of each batch; their parts together are the batch of a single process.
 """
 
 import logging
-import os
 
 import torch
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
+from lib.utils.crop_loader import CropLoader
 from lib.utils.datasets import DATASETS, DatasetSpec, dataset_spec, num_classes
-from lib.utils.image_folder import load_image
-from lib.utils.tensor_loader import EpochOrder, TensorLoader
-from lib.utils.utils import derived_seed
+from lib.utils.image_cache import decode_photographs, decode_views, fits_memory, photograph_bytes
+from lib.utils.item_loader import ImageFiles, ImageLoader
+from lib.utils.loader_options import LoaderOptions
+from lib.utils.tensor_loader import TensorLoader
+from lib.utils.transforms import fixed_view, renormalised, scaled_augment, train_transform, val_transform
+from lib.utils.user_data import UserBuild, UserImages, count_classes
 
-__all__ = ['DATASETS', 'DatasetSpec', 'ImageLoader', 'TensorLoader', 'create_loaders', 'create_search_loaders',
-           'dataset_spec', 'num_classes', 'search_split', 'train_transform', 'val_transform']
+__all__ = ['DATASETS', 'DatasetSpec', 'ImageLoader', 'LoaderOptions', 'TensorLoader', 'create_loaders',
+           'create_search_loaders', 'dataset_spec', 'num_classes', 'search_split', 'train_transform', 'val_transform']
 
 logger = logging.getLogger(__name__)
 
 SPLIT_SEED = 1  # the originals': the same images are held out whatever the seed of a run
 
 
-def create_loaders(name, root=None, *, batch_size, test_batch_size=None, workers=0, seed=0, download=False,
-                   image_size=None, pin_memory=False):
+def create_loaders(name, root=None, *, download=False, dataset_file=None, num_classes=None, **options):
     """Returns loaders of the training images (shuffled, augmented) and of the validation images.
 
     Args:
-        name: a name in `DATASETS`.
+        name: a name in `DATASETS`; with `dataset_file` it is not looked at.
         root: folder of the data set; `digits` needs none.
-        batch_size: images per training batch. A last batch of one image is left out: BatchNorm cannot train on it.
-        test_batch_size: images per validation batch; None: `batch_size`.
-        workers: processes that decode image files, at most as many as there are CPUs; none for data in memory.
-        seed: of the order of the training images and of their augmentation.
         download: fetch `mnist`, `fashion_mnist`, `svhn` or CIFAR if it is not there yet.
-        image_size: side of the images that the network gets; None: the data set's own (299 suits inception).
-        pin_memory: give batches of decoded files in page-locked memory; only of use for a CUDA device.
+        dataset_file: 'FILE.py:build', a data set of the user's own instead, see `UserBuild` and `UserImages`.
+        num_classes: None: the data set's own.
+        **options: those of `LoaderOptions`; `batch_size` must be given.
 
     Returns:
         (training loader, validation loader, number of classes).
 
     Raises:
-        ValueError: unknown name; a folder, a file or a class that is missing, empty or unreadable; a bad size.
+        ValueError: unknown name; a folder, a file or a class that is missing, empty or unreadable; a bad option.
     """
+    options = LoaderOptions(**options)
+    if dataset_file:
+        build = UserBuild(dataset_file, root)
+        parts = [(build(split, augment=split == 'train'), split, None) for split in ('train', 'val')]
+        return _user_loaders(build, parts, num_classes, options)
     spec = dataset_spec(name)
-    train, val = (spec.read(spec, root, split, download) for split in ('train', 'val'))
-    options = {'workers': workers, 'seed': seed, 'image_size': image_size, 'pin_memory': pin_memory}
-    return (_loader(spec, train, training=True, batch_size=batch_size, **options),
-            _loader(spec, val, training=False, batch_size=test_batch_size or batch_size, **options),
-            num_classes(name, root))
+    splits = [spec.read(spec, root, split, download) for split in ('train', 'val')]
+    return *_named_loaders(spec, splits, options, 'images'), _classes(name, root, splits, num_classes)
 
 
-def create_search_loaders(name, root=None, *, train_size, val_size, batch_size, test_batch_size=None, workers=0,
-                          seed=0, download=False, image_size=None, pin_memory=False):
+def create_search_loaders(name, root=None, *, train_size, val_size, download=False, dataset_file=None,
+                          num_classes=None, **options):
     """Returns loaders of two disjoint parts of the training images, for a search that must not see val/.
 
     The training images are put into one fixed random order: the first `val_size` validate (not shuffled, not
@@ -68,13 +68,21 @@ def create_search_loaders(name, root=None, *, train_size, val_size, batch_size, 
     Raises:
         ValueError: as `create_loaders`; or `val_size` leaves no image for training.
     """
+    options = LoaderOptions(**options)
+    if dataset_file:
+        build = UserBuild(dataset_file, root)
+        augmented = build('train', augment=True)
+        plain = build('train', augment=False) if build.takes('augment') else augmented
+        if len(augmented) != len(plain):
+            raise ValueError(f'--dataset_file {build.source("train")} has {len(augmented)} items with augment=True '
+                             f'and {len(plain)} with augment=False: both must hold the same images')
+        picked = search_split(len(plain), train_size, val_size)
+        parts = [(dataset, 'train', indices) for dataset, indices in zip((augmented, plain), picked, strict=True)]
+        return _user_loaders(build, parts, num_classes, options)
     spec = dataset_spec(name)
     images = spec.read(spec, root, 'train', download)
-    training, validation = search_split(len(images), train_size, val_size)
-    options = {'workers': workers, 'seed': seed, 'image_size': image_size, 'pin_memory': pin_memory}
-    return (_loader(spec, images.take(training), training=True, batch_size=batch_size, **options),
-            _loader(spec, images.take(validation), training=False, batch_size=test_batch_size or batch_size, **options),
-            num_classes(name, root))
+    splits = [images.take(indices) for indices in search_split(len(images), train_size, val_size)]
+    return *_named_loaders(spec, splits, options, 'search images'), _classes(name, root, [images], num_classes)
 
 
 def search_split(count, train_size, val_size):
@@ -94,88 +102,86 @@ def search_split(count, train_size, val_size):
     return order[val_size:val_size + train_size], order[:val_size]
 
 
-def train_transform(spec, size):
-    """Returns the augmentation of an image file for training: PIL image -> float32 (3, size, size)."""
-    if spec.augment is None:
-        steps = [transforms.RandomResizedCrop(size)]
-    else:
-        steps = [transforms.Resize((size, size)),
-                 transforms.RandomCrop(size, padding=round(spec.augment.pad * size / spec.resolution))]
-    return transforms.Compose([*steps, transforms.RandomHorizontalFlip(), *_to_tensor(spec)])
+def _classes(name, root, splits, given):
+    largest = max(int(split.labels.max()) for split in splits)
+    if given and largest >= given:
+        raise ValueError(f'--num_classes {given}: the labels of {name} reach {largest}, so it takes at least '
+                         f'{largest + 1}')
+    return given or num_classes(name, root)
 
 
-def val_transform(spec, size):
-    """Returns the fixed view of an image file: photographs are resized to 256/224 of the centre crop's `size`."""
-    if spec.augment is None:
-        steps = [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
-    else:
-        steps = [transforms.Resize((size, size))]
-    return transforms.Compose([*steps, *_to_tensor(spec)])
-
-
-class ImageLoader(DataLoader):
-    """Iterates over batches of image files, decoded as they are needed.
-
-    The order and each image's augmentation depend on (seed, epoch) alone, not on the number of workers. The epoch is
-    0 until `set_epoch`.
-
-    Args:
-        split: a `Split` of paths and labels.
-        transform: PIL image -> tensor; may draw from torch's global generator, which is seeded for each image and
-            put back afterwards.
-        batch_size, shuffle, drop_last, pin_memory: as of `DataLoader`.
-        seed: of the order and the augmentation.
-        workers: decoding processes, kept from epoch to epoch; at most as many as there are CPUs.
-    """
-
-    def __init__(self, split, transform, *, batch_size, shuffle, seed=0, workers=0, drop_last=False, pin_memory=False):
-        cpus = os.cpu_count() or 1
-        if workers > cpus:
-            logger.info('%d workers instead of %d: there are no more CPUs', cpus, workers)
-        workers = min(workers, cpus)
-        # a generator of its own, for the default is to move the global one once per epoch
-        super().__init__(_Files(split, transform, seed), batch_size=batch_size, drop_last=drop_last,
-                         sampler=EpochOrder(len(split), shuffle=shuffle, seed=seed), num_workers=workers,
-                         persistent_workers=workers > 0, pin_memory=pin_memory, generator=torch.Generator())
-
-    @property
-    def num_images(self):
-        """Number of images, those of a dropped last batch included."""
-        return len(self.dataset)
-
-    def set_epoch(self, epoch):
-        """Chooses the epoch that the next iteration serves."""
-        self.sampler.epoch = int(epoch)
-
-
-class _Files(Dataset):
-    def __init__(self, split, transform, seed):
-        self.split, self.transform, self.seed = split, transform, int(seed)
-
-    def __len__(self):
-        return len(self.split)
-
-    def __getitem__(self, key):
-        index, epoch = key
-        image = load_image(self.split.images[index])
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(derived_seed(self.seed, epoch, index))
-            return self.transform(image), int(self.split.labels[index])
-
-
-def _to_tensor(spec):
-    return [transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
-
-
-def _loader(spec, split, *, training, batch_size, workers, seed, image_size, pin_memory):
-    size = spec.resolution if image_size is None else image_size
-    if batch_size < 1 or size < 1 or workers < 0:
-        raise ValueError(f'batch size {batch_size}, image size {size}, {workers} workers: '
-                         'expected at least 1, 1 and 0')
-    common = {'batch_size': batch_size, 'shuffle': training, 'seed': seed,
-              'drop_last': training and len(split) > 1 and len(split) % batch_size == 1}
+def _named_loaders(spec, splits, options, what):
+    """Returns the loaders of the training and the validation `Split` of a row of `DATASETS`."""
+    spec = renormalised(spec, options.normalize)
+    size = options.image_size or spec.resolution
     if spec.kind == 'memory':
-        return TensorLoader(split.images, split.labels, **common, mean=spec.mean, std=spec.std,
-                            augment=spec.augment if training else None, size=None if size == spec.resolution else size)
-    transform = train_transform(spec, size) if training else val_transform(spec, size)
-    return ImageLoader(split, transform, **common, workers=workers, pin_memory=pin_memory)
+        return [_tensor_loader(spec, split, size, options, training)
+                for split, training in zip(splits, (True, False), strict=True)]
+    if options.cache != 'off' and _fits(spec, splits, size, options, what):
+        return [_cached_loader(spec, split, size, options, training)
+                for split, training in zip(splits, (True, False), strict=True)]
+    return [ImageLoader(ImageFiles(split, transform(spec, size), (3, size, size)), shuffle=training,
+                        **options.batches(len(split), training), workers=options.workers,
+                        pin_memory=options.pin_memory, skip=options.on_bad_image == 'skip')
+            for split, transform, training in zip(splits, (train_transform, val_transform), (True, False), strict=True)]
+
+
+def _tensor_loader(spec, split, size, options, training):
+    if isinstance(split.images, list):  # in one thread: for files this small, more were measured to be slower
+        split = decode_views(split, lambda image: image, spec.resolution, skip=options.on_bad_image == 'skip')
+    return TensorLoader(split.images, split.labels, shuffle=training, **options.batches(len(split), training),
+                        mean=spec.mean, std=spec.std, augment=spec.augment if training else None,
+                        size=None if size == spec.resolution else size, device=options.device)
+
+
+def _fits(spec, splits, size, options, what):
+    """Decides whether the two splits go into memory; of all images but photographs for training it is a fixed view."""
+    photographs = splits[0].images if spec.augment is None else []
+    views = sum(map(len, splits)) - len(photographs)
+    needed = photograph_bytes(photographs, options.cache_size, options.workers) + 3 * size ** 2 * views
+    return fits_memory(options.cache, needed, sum(map(len, splits)), name=what, world=options.shard[1])
+
+
+def _cached_loader(spec, split, size, options, training):
+    decoding = {'workers': options.workers, 'skip': options.on_bad_image == 'skip'}
+    if training and spec.augment is None:
+        split = decode_photographs(split, options.cache_size, **decoding)
+        return CropLoader(split.images, split.labels, size=size, mean=spec.mean, std=spec.std, device=options.device,
+                          workers=options.workers, **options.batches(len(split), training))
+    split = decode_views(split, fixed_view(spec, size), size, **decoding)
+    return TensorLoader(split.images, split.labels, shuffle=training, **options.batches(len(split), training),
+                        mean=spec.mean, std=spec.std, augment=scaled_augment(spec, size) if training else None,
+                        device=options.device)
+
+
+def _user_loaders(build, parts, classes, options):
+    """Returns (training loader, validation loader, number of classes) of two (data set, split, indices)."""
+    spec = renormalised(DATASETS['folder'], options.normalize)
+    size = options.image_size or spec.resolution
+    classes = count_classes(build.file, parts[0][0], classes)
+    training, validation = (
+        UserImages(dataset, build.file, build.source(split), classes=classes, transform=transform(spec, size),
+                   indices=indices)
+        for (dataset, split, indices), transform in zip(parts, (train_transform, val_transform), strict=True))
+    _check_user_images(build, training, validation, options)
+    return *(ImageLoader(images, shuffle=images is training, **options.batches(len(images), images is training),
+                         workers=options.workers, pin_memory=options.pin_memory)
+             for images in (training, validation)), classes
+
+
+def _check_user_images(build, training, validation, options):
+    if training.input_shape != validation.input_shape:
+        raise ValueError(f'--dataset_file {build.file}: training images have the shape {training.input_shape}, those '
+                         f'for validation {validation.input_shape}: both must have the same')
+    if training.dataset is validation.dataset and validation.reads_differ():
+        logger.warning('%s: the images held out for validation are augmented like those for training: give the '
+                       'function a parameter augment, which is False for them', build.file)
+    if training.is_tensor:
+        if options.image_size not in (None, *training.input_shape[1:]):
+            raise ValueError(f'--image_size {options.image_size}: the images of {build.file} are tensors of the shape '
+                             f'{training.input_shape}, which are used as they are: leave the option out')
+        if options.normalize:
+            logger.warning('%s: the images are tensors, which are used as they are: they are not normalised (%s)',
+                           build.file, options.normalize)
+    if options.cache == 'ram':
+        logger.info('%s: a data set of your own is not held in memory: every image is asked for again', build.file)

@@ -1,7 +1,5 @@
 """The data sets by name, and how each is read: small ones into memory once, large ones as a list of files."""
 
-import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +9,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from lib.utils.image_folder import class_names, existing_root, list_images, load_image
+from lib.utils.image_folder import class_names, existing_root, list_images
 from lib.utils.tensor_loader import Augment
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class DatasetSpec:
 
     @property
     def kind(self):
-        """'memory': decoded once and served as tensors; 'folder': decoded from the files batch by batch."""
+        """'memory': held in memory as images of one size; 'folder': decoded from the files batch by batch."""
         return 'folder' if self.read is read_folder else 'memory'
 
 
@@ -125,12 +121,12 @@ def read_svhn(spec, root, split, download=False):
 def read_cifar(spec, root, split, download=False):
     """Reads CIFAR from torchvision's folder of pickles in `root` or, where that is not there, from an image folder.
 
-    In an image folder the labels are CIFAR's own as well: its class names are in alphabetical order.
+    In an image folder the labels are CIFAR's own as well: its class names are in alphabetical order. It is only
+    listed here; the loaders decode what they need of it into memory.
     """
     folder = Path(root or '').expanduser()
     if (folder / 'train').is_dir() and not (folder / _TORCHVISION[spec.name].base_folder).is_dir():
-        paths, labels = list_images(spec, root, split)
-        return Split(_decode(paths, spec.resolution), labels)
+        return Split(*list_images(spec, root, split))
     data = _torchvision(spec, root, download, train=split == 'train')
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return Split(images, torch.tensor(data.targets))
@@ -151,20 +147,6 @@ def _square(images, size):
     pieces = [F.interpolate(piece.float(), size=(size, size), mode='bilinear').round().to(torch.uint8)
               for piece in images.split(4096)]
     return torch.cat(pieces).expand(-1, 3, -1, -1).contiguous()
-
-
-def _decode(paths, size):
-    """Decodes files of size x size pixels into uint8 (N, 3, size, size); threads were measured: they are slower."""
-    start = time.perf_counter()
-    images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
-    for row, path in zip(images, paths, strict=True):
-        image = load_image(path)
-        if image.size != (size, size):
-            raise ValueError(f'{path} has {image.width} x {image.height} pixels, expected {size} x {size}: '
-                             "the data set 'folder' takes images of any size")
-        row[:] = np.asarray(image)
-    logger.info('decoded %d images in %.1f s', len(paths), time.perf_counter() - start)
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 _TORCHVISION = {

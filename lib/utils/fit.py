@@ -1,4 +1,4 @@
-"""The epochs of a training run: log, scalars, checkpoints and plot after each, resumable to the same numbers."""
+"""The epochs of a training run, resumable to the same numbers, and the record of them."""
 
 import logging
 import time
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from lib.utils import plots
+from lib.utils import distributed, plots
+from lib.utils.batch_norm import reestimate_batch_norm
 from lib.utils.checkpoint import save_checkpoint, write_json
 from lib.utils.quantize_utils import Quantization
 from lib.utils.train import evaluate, loss_function, train_one_epoch
@@ -18,13 +19,45 @@ COLUMNS = ('Learning Rate', 'Train Loss', 'Valid Loss', 'Train Acc.', 'Valid Acc
 SCALARS = ('learning_rate', 'train_loss', 'test_loss', 'train_accuracy', 'test_accuracy')
 
 
+class TrainingLog:
+    """Writes `log.txt`, scalars, checkpoints and the plot of a training run; of several processes only the main one."""
+
+    def __init__(self, folder, start_epoch=0):
+        """Starts the record in `folder`, or continues it after `start_epoch` epochs."""
+        self.folder = Path(folder)
+        self.table = TableLog(self.folder / 'log.txt', COLUMNS, keep_rows=start_epoch)
+        self.writer = SummaryWriter(logdir=str(self.folder / 'logs'), purge_step=start_epoch)
+
+    def add(self, epoch, row, checkpoint, improved):
+        """Adds an epoch.
+
+        Args:
+            epoch: counted from 0.
+            row: the values of `COLUMNS`.
+            checkpoint: what training goes on from, for `checkpoint.pth.tar`.
+            improved: it is the best so far, for `model_best.pth.tar` too.
+        """
+        self.table.append(row)
+        for name, value in zip(SCALARS, row, strict=True):
+            self.writer.add_scalar(name, value, epoch)
+        if improved:
+            save_checkpoint(self.folder / 'model_best.pth.tar', checkpoint)
+        save_checkpoint(self.folder / 'checkpoint.pth.tar', checkpoint)
+
+    def close(self):
+        """Closes the TensorBoard file and draws the training curves."""
+        self.writer.close()
+        if len(self.table.rows) > 1:
+            plots.plot_training(self.table.columns(), self.folder / 'training.png')
+
+
 def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, seed, start_epoch=0, best=-1.0,
-        quantization=None, about=None):
-    """Trains and validates epoch by epoch; writes `checkpoint.pth.tar`, `model_best.pth.tar`, `log.txt` and scalars.
+        quantization=None, about=None, bn_batches=0):
+    """Trains and validates epoch by epoch; the main process writes everything of a `TrainingLog` after each.
 
     Args:
         model: the network, on `device`.
-        loaders: (training loader, validation loader).
+        loaders: (training loader, validation loader), of this process's part of the images.
         optimizer: over what is trained.
         folder: the run folder.
         epochs: number of epochs in all.
@@ -35,41 +68,47 @@ def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, s
         best: best validation top-1 so far, in percent; -1 before the first epoch.
         quantization: a `Quantization` of the model, or None for float training.
         about: what a checkpoint carries beside weights, optimizer, accuracies and the quantization's state.
+        bn_batches: training batches on which BatchNorm statistics are estimated anew before each validation; 0: none.
 
     Returns:
         (validation `Metrics` of the last epoch or None if no epoch was left, best top-1 of the epochs in which the
-        quantization was complete).
+        quantization was complete), in all processes.
     """
-    folder, metrics, quantization = Path(folder), None, quantization or Quantization(model)
-    log = TableLog(folder / 'log.txt', COLUMNS, keep_rows=start_epoch)
-    writer = SummaryWriter(logdir=str(folder / 'logs'), purge_step=start_epoch)
+    metrics, quantization = None, quantization or Quantization(model)
+    quantization.synchronise()
+    log = TrainingLog(folder, start_epoch) if distributed.is_main() else None
     for epoch in range(start_epoch, epochs):
         start = time.time()
-        seed_everything(seed, 'epoch', epoch)
-        loaders[0].set_epoch(epoch)
-        quantization.before_epoch(epoch, epochs, optimizer)
-        set_learning_rate(optimizer, rate(epoch))
-        train = train_one_epoch(model, loaders[0], loss_function(), optimizer, device, quantization.after_step,
-                                before_step=quantization.before_step, precision=precision, title=f'epoch {epoch}')
+        train = train_epoch(model, loaders[0], optimizer, epoch, epochs, rate=rate(epoch), device=device,
+                            precision=precision, seed=seed, quantization=quantization)
+        if bn_batches:
+            reestimate_batch_norm(model, loaders[0], bn_batches, device, precision)
         metrics = evaluate(model, loaders[1], loss_function(), device, precision=precision)
-        row = (rate(epoch), train.loss, metrics.loss, train.top1, metrics.top1)
-        log.append(row)
-        for name, value in zip(SCALARS, row, strict=True):
-            writer.add_scalar(name, value, epoch)
         improved = quantization.complete and metrics.top1 > best
         best = metrics.top1 if improved else best
-        checkpoint = {'epoch': epoch + 1, 'state_dict': model.state_dict(), 'acc': metrics.top1, 'best_acc': best,
-                      'top5': metrics.top5, 'optimizer': optimizer.state_dict(),
-                      'scaler': precision.scaler.state_dict(), **quantization.state(), **(about or {})}
-        if improved:
-            save_checkpoint(folder / 'model_best.pth.tar', checkpoint)
-        save_checkpoint(folder / 'checkpoint.pth.tar', checkpoint)
-        logger.info('epoch %d/%d: lr %.5f  train loss %.4f acc %.2f  valid loss %.4f acc %.2f  best %.2f  %.1f s',
-                    epoch + 1, epochs, *row[:2], row[3], row[2], row[4], best, time.time() - start)
-    writer.close()
-    if len(log.rows) > 1:
-        plots.plot_training(log.columns(), folder / 'training.png')
+        if log:
+            row = (rate(epoch), train.loss, metrics.loss, train.top1, metrics.top1)
+            checkpoint = {'epoch': epoch + 1, 'state_dict': model.state_dict(), 'acc': metrics.top1, 'best_acc': best,
+                          'top5': metrics.top5, 'optimizer': optimizer.state_dict(),
+                          'scaler': precision.scaler.state_dict(), **quantization.state(), **(about or {})}
+            log.add(epoch, row, checkpoint, improved)
+            logger.info('epoch %d/%d: lr %.5f  train loss %.4f acc %.2f  valid loss %.4f acc %.2f  best %.2f  %.1f s',
+                        epoch + 1, epochs, *row[:2], row[3], row[2], row[4], best, time.time() - start)
+    if log:
+        log.close()
     return metrics, best
+
+
+def train_epoch(model, loader, optimizer, epoch, epochs, *, rate, device, precision, seed, quantization):
+    """Trains one epoch and leaves the network ready to be validated; returns the training `Metrics`."""
+    seed_everything(seed, 'epoch', epoch)
+    loader.set_epoch(epoch)
+    quantization.before_epoch(epoch, epochs, optimizer)
+    set_learning_rate(optimizer, rate)
+    metrics = train_one_epoch(model, loader, loss_function(), optimizer, device, quantization.after_step,
+                              before_step=quantization.before_step, precision=precision, title=f'epoch {epoch}')
+    quantization.synchronise()  # on GPUs the sums of centroids' gradients may round differently
+    return metrics
 
 
 def write_results(folder, metrics, best, **about):

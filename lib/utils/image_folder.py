@@ -6,6 +6,7 @@ A `spec` here is a row of `lib.utils.datasets.DATASETS`; its name, its tree and 
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
@@ -67,13 +68,52 @@ def existing_root(spec, root):
     return root
 
 
+class BadImageError(ValueError):
+    """An image file that is missing or cannot be decoded; `path` is its path."""
+
+    def __init__(self, path, reason):
+        super().__init__(f'cannot decode the image {path} ({reason}): replace or remove it, or leave out all such '
+                         'images with --on_bad_image skip')
+        self.path = str(path)
+
+
 def load_image(path):
-    """Decodes an image file as RGB; a ValueError names the file that is missing or broken."""
+    """Decodes an image file as RGB with 8 bits per channel; a `BadImageError` names the file that is broken."""
     try:
         with Image.open(path) as image:
-            return image.convert('RGB')
+            return to_rgb(image)
+    except MemoryError:
+        raise  # no fault of the file
     except Exception as error:  # a broken file makes Pillow's parsers raise nearly anything
-        raise ValueError(f'cannot decode the image {path} ({error}): replace or remove it') from error
+        raise BadImageError(path, error) from error
+
+
+def to_rgb(image):
+    """Converts a PIL image of any kind to RGB with 8 bits per channel.
+
+    Pillow's `convert` clips grey levels of 16 bits at 255, so that nearly all turn white; here their upper 8 bits are
+    taken, as Pillow does itself when it reads 16-bit colour.
+
+    Raises:
+        ValueError: pixels that are floating point numbers, or integers beyond 16 bits: their range is not known.
+    """
+    if image.mode == 'F':
+        raise ValueError('its pixels are floating point numbers: save it with 8 or 16 bits')
+    if image.mode.startswith('I'):  # 'I;16' and its relatives; 'I' where Pillow holds 16 bits in 32
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f'its grey levels are {levels.min()} to {levels.max()}: save it with 8 or 16 bits')
+        image = Image.fromarray((levels >> 8).astype(np.uint8))
+    return image.convert('RGB')
+
+
+def image_size(path):
+    """Returns (width, height) of an image file from its header; None where that cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception:  # as above; decoding says what is wrong
+        return None
 
 
 def _subfolders(spec, folder):

@@ -37,7 +37,7 @@ def profile_layers(
 
     hooks = [module.register_forward_hook(note, with_kwargs=True) for module in calls]
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(_image(model, input_shape, device))
     except Exception as error:
         shape = 'x'.join(str(size) for size in input_shape)
@@ -58,7 +58,7 @@ def _image(model, input_shape, device) -> torch.Tensor:
 
 
 @contextmanager
-def _evaluating(model) -> Iterator[None]:
+def evaluating(model) -> Iterator[None]:
     """Put the model into evaluation mode; afterwards every module is again in the mode it was in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -1,30 +1,16 @@
 """Quantization of whole networks: K-means with trained centroids, and conversion to linearly quantized layers."""
 
-import logging
-
 import torch
-from torch import nn
 
 from lib.quantize.kmeans import CentroidTrainer, Codebook, CodebookCache
 from lib.quantize.layers import QConv2d, QLinear, calibrating
-from lib.utils.signedness import probe_inputs
+from lib.utils import distributed
+from lib.utils.conversion import convert_to_quantized, quantizable_layers, quantized_layers
 
 __all__ = ['KMeansQuantization', 'LinearQuantization', 'QConv2d', 'QLinear', 'Quantization', 'calibrate',
            'convert_to_quantized', 'quantizable_layers', 'quantized_layers', 'recognise_codebooks']
 
-logger = logging.getLogger(__name__)
-
 HIGH_BIT = 6  # with `free_high_bit`, layers above these bits stay float until the last epoch
-
-
-def quantizable_layers(model):
-    """Returns {name: layer} of every convolution and linear layer, in the order of `model.modules()`."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
-
-
-def quantized_layers(model):
-    """Returns {name: layer} of every `QConv2d` and `QLinear`, in the order of `model.modules()`."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, (QConv2d, QLinear))}
 
 
 def weight_counts(model, is_pruned=False):
@@ -55,6 +41,10 @@ class Quantization:
     def after_step(self):
         """Called after every optimizer step."""
 
+    def synchronise(self):
+        """Gives the network of every process the weights and buffers of the main one's."""
+        distributed.broadcast_tensors([*self.model.parameters(), *self.model.buffers()])
+
     def describe(self):
         """Returns the kind of quantization and the strategy, as plain values."""
         return {'quantization': self.kind, 'strategy': self.strategy}
@@ -79,6 +69,16 @@ class LinearQuantization(Quantization):
             layer.w_bit, layer.a_bit = w_bit, a_bit
         if images is not None:
             calibrate(model, images, method=method, cap=cap, cache=cache)
+        self.synchronise()
+
+    def synchronise(self):
+        """Gives every process the weights, ranges and signs of the main one."""
+        super().synchronise()
+        layers = list(quantized_layers(self.model).values())
+        signs = distributed.broadcast([getattr(layer.input_quantizer, 'signed', None) for layer in layers])
+        for layer, signed in zip(layers, signs, strict=True):
+            if hasattr(layer.input_quantizer, 'signed'):
+                layer.input_quantizer.signed = signed
 
 
 class KMeansQuantization(Quantization):
@@ -132,6 +132,9 @@ class KMeansQuantization(Quantization):
             codebook = known.get(name) or self.cache.get(name, weight.detach(), self.bits[name])
             layers[name] = weight, codebook
         if layers:
+            # In place, also in the cache: all have as many centroids, but another machine may round otherwise.
+            distributed.broadcast_tensors([tensor for _, codebook in layers.values()
+                                           for tensor in (codebook.centroids, codebook.labels)])
             trainer = CentroidTrainer(layers)
             self.trainers.append(trainer)
             self._centroids.update(zip(layers, trainer.parameters(), strict=True))
@@ -152,6 +155,11 @@ class KMeansQuantization(Quantization):
         for name in freed:
             optimizer.state.pop(self._weight(name), None)
             self._weight(name).grad = None  # zero_grad no longer reaches it
+
+    def synchronise(self):
+        """Gives every process the weights, buffers and centroids of the main one."""
+        super().synchronise()
+        distributed.broadcast_tensors(self._centroids.values())
 
     def before_step(self):
         """Moves the gradients of the weights to their centroids."""
@@ -177,10 +185,8 @@ def recognise_codebooks(model, is_pruned=False):
     """Finds the codebooks in a K-means network that came without them: its weights take few values per layer.
 
     Returns:
-        {layer name: `Codebook`}, the bits of each being the fewest that hold its centroids.
-
-    Raises:
-        ValueError: a layer holds more than 256 values.
+        {layer name: `Codebook`}, or None where the network is none of the K-means flow: a layer takes more than the
+        256 values of 8 bits, or no layer has more weights than values.
     """
     found = {}
     for name, layer in quantizable_layers(model).items():
@@ -188,47 +194,20 @@ def recognise_codebooks(model, is_pruned=False):
         kept = weight != 0 if is_pruned else None
         values, inverse = torch.unique(weight if kept is None else weight[kept], return_inverse=True)
         if len(values) > 256:
-            raise ValueError(f'{name} holds {len(values)} different weights, more than the 256 of 8 bits: this is no '
-                             'checkpoint of the K-means flow; give --strategy and --weights to quantize it')
+            return None
         labels = inverse.to(torch.uint8)
         if kept is not None:
             labels = torch.zeros_like(weight, dtype=torch.uint8).masked_scatter_(kept, labels)
         found[name] = Codebook(values, labels, kept)
-    return found
+    return found if any(book.labels.numel() > len(book.centroids) for book in found.values()) else None
 
 
-def convert_to_quantized(model, images):
-    """Turns every convolution and linear layer of `model` into a `QConv2d` or `QLinear`, in place.
-
-    One forward pass on `images` finds which layers are called, and whether their inputs are signed; what it cannot
-    tell is found at calibration, from real images. A layer whose
-    forward is never called (its weight is read by other code, as inside torch's attention) cannot quantize its
-    input: it is named in a warning and left as it is.
-
-    Args:
-        model: float network.
-        images: probe (N, C, H, W) on the model's device.
-
-    Returns:
-        The model, its layers without bits yet (they compute what the float layers did).
-    """
-    layers = quantizable_layers(model)
-    signed = probe_inputs(model, layers, images)
-    twins = {}
-    for name, layer in layers.items():
-        kind = {nn.Conv2d: QConv2d, nn.Linear: QLinear}.get(type(layer))
-        if kind is not None and name in signed:
-            twins[layer] = kind.from_float(layer)
-            twins[layer].input_quantizer.signed = signed[name]
-    for parent in list(model.modules()):  # a layer may have several parents and names
-        for name, child in list(parent._modules.items()):  # named_children would leave out the second name
-            if child in twins:
-                setattr(parent, name, twins[child])
-    left = [name for name in layers if name not in quantized_layers(model)]
-    if left:
-        logger.warning('%d layers keep float weights and inputs in the linear flow, because their forward is never '
-                       'called or they are of a kind of their own: %s', len(left), ', '.join(left))
-    return model
+def has_ranges(model, state_dict):
+    """Whether a state dict has the clipping ranges of every quantized layer, under our names or the original's."""
+    keys = state_dict.keys()
+    return all({f'{name}.weight_range', f'{name}.activation_range'} <= keys
+               or {f'{name}.weight_quantizer.range', f'{name}.input_quantizer.range'} <= keys
+               for name in quantized_layers(model))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from lib.utils.utils import derived_seed
+from lib.utils.batches import EpochBatches, Loader, seeded_generator
 
 
 @dataclass(frozen=True)
@@ -27,31 +27,7 @@ class Augment:
             raise ValueError(f"padding {self.pad} with mode {self.mode!r}: expected at least 0, 'zeros' or 'reflect'")
 
 
-class EpochOrder:
-    """In which order a loader visits its images, a pure function of (seed, epoch).
-
-    It is also a `DataLoader` sampler. Its keys are pairs (index, epoch), so that worker processes that outlive
-    an epoch learn with every key which epoch they work for.
-    """
-
-    def __init__(self, count, *, shuffle, seed):
-        self.count, self.shuffle, self.seed, self.epoch = count, shuffle, int(seed), 0
-
-    def indices(self):
-        """Returns the order of the current epoch, int64 (count,)."""
-        if not self.shuffle:
-            return torch.arange(self.count)
-        return torch.randperm(self.count, generator=seeded_generator(self.seed, self.epoch, 'order'))
-
-    def __len__(self):
-        return self.count
-
-    def __iter__(self):
-        epoch = self.epoch
-        return ((index, epoch) for index in self.indices().tolist())
-
-
-class TensorLoader:
+class TensorLoader(Loader):
     """Iterates over batches (images float32 NCHW, labels int64) of images that are held in memory.
 
     The order and the augmentation of each image depend on (seed, epoch) alone: iterating twice over one epoch gives
@@ -60,59 +36,58 @@ class TensorLoader:
     Args:
         images: uint8 (N, C, H, W).
         labels: integers (N,).
-        batch_size: images per batch; the last batch may be smaller.
+        batch_size: images per batch, of all processes together; the last batch may be smaller.
         shuffle: visit the images in another order in each epoch.
         augment: an `Augment`, or None to serve the images as they are.
         mean, std: one number per channel, in units of [0, 1] pixels: y = (x / 255 - mean) / std.
         seed: of the order and the augmentation.
         drop_last: leave out a last batch that is smaller than the others.
         size: side to which the cropped images are resized (bilinear), None to leave them; kept out of memory.
+        shard: (rank, world): the part of each batch that is served, see `EpochBatches`.
+        device: where a batch is resized and normalised, and then lies.
 
     Raises:
         ValueError: wrong shapes or types, no images, a batch size below 1 or padding that cannot be made.
     """
 
     def __init__(self, images, labels, *, batch_size, shuffle, augment=None, mean, std, seed=0, drop_last=False,
-                 size=None):
-        _check(images, labels, batch_size, augment)
-        self.images, self.labels = images, labels.long()
-        self.batch_size, self.augment, self.drop_last, self.size = batch_size, augment, drop_last, size
-        self.mean, self.std = (255 * torch.tensor(x, dtype=torch.float32).view(1, -1, 1, 1) for x in (mean, std))
-        self.order = EpochOrder(len(images), shuffle=shuffle, seed=seed)
+                 size=None, shard=(0, 1), device='cpu'):
+        _check(images, labels, augment)
+        super().__init__(EpochBatches(len(images), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last,
+                                      shard=shard),
+                         (images.shape[1], *((size, size) if size else images.shape[2:])))
+        self.images, self.labels, self.augment, self.size = images, labels.long(), augment, size
+        self.normalise = Normalise(mean, std, device)
 
-    @property
-    def num_images(self):
-        """Number of images, those of a dropped last batch included."""
-        return len(self.images)
-
-    def set_epoch(self, epoch):
-        """Chooses the epoch that the next iteration serves."""
-        self.order.epoch = int(epoch)
-
-    def __len__(self):
-        full, rest = divmod(self.num_images, self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
-
-    def __iter__(self):
-        batches = self.order.indices().split(self.batch_size)[:len(self)]
+    def _serve(self, batches):
         offsets = self._offsets() if self.augment else None
         for picked in batches:
             images = self.images[picked]
             if offsets:
                 images = crop(images, *(each[picked] for each in offsets), pad=self.augment.pad, mode=self.augment.mode)
-            yield self._finish(images), self.labels[picked]
+            yield self.normalise(images, self.size), self.labels[picked].to(self.normalise.device)
 
     def _offsets(self):
         """Draws (top, left, mirror), each (N,), for the whole epoch: they do not depend on the batch size."""
-        generator = seeded_generator(self.order.seed, self.order.epoch, 'augment')
+        generator = seeded_generator(self.batches.seed, self.batches.epoch, 'augment')
         top, left = torch.randint(2 * self.augment.pad + 1, (2, self.num_images), generator=generator)
         mirror = torch.rand(self.num_images, generator=generator) < (0.5 if self.augment.flip else 0.0)
         return top, left, mirror
 
-    def _finish(self, images):
-        images = images.float()
-        if self.size:
-            images = F.interpolate(images, size=(self.size, self.size), mode='bilinear', antialias=True)
+
+class Normalise:
+    """Moves pixels uint8 (N, C, H, W) to `device`, as float32 (x / 255 - mean) / std."""
+
+    def __init__(self, mean, std, device='cpu'):
+        self.device = torch.device(device)
+        self.mean, self.std = (255 * torch.tensor(x, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
+                               for x in (mean, std))
+
+    def __call__(self, images, size=None):
+        """Returns the batch, resized (bilinear) to size x size unless that is None."""
+        images = images.to(self.device).float()
+        if size:
+            images = F.interpolate(images, size=(size, size), mode='bilinear', antialias=True)
         return images.sub_(self.mean).div_(self.std)
 
 
@@ -151,17 +126,10 @@ def _reflected(size, pad):
     return last - (last - torch.arange(-pad, size + pad).abs()).abs()
 
 
-def seeded_generator(*parts):
-    """Returns a new CPU generator whose stream depends on all `parts` (integers and names) and on nothing else."""
-    return torch.Generator().manual_seed(derived_seed(*parts))
-
-
-def _check(images, labels, batch_size, augment):
+def _check(images, labels, augment):
     if images.dim() != 4 or images.dtype != torch.uint8 or labels.shape != images.shape[:1] or len(images) == 0:
         raise ValueError(f'images are {images.dtype} {tuple(images.shape)} with labels {tuple(labels.shape)}: '
                          'expected uint8 (N, C, H, W) with N > 0 and labels (N,)')
-    if batch_size < 1:
-        raise ValueError(f'batch size {batch_size}: expected at least 1')
     if augment and augment.mode == 'reflect' and augment.pad >= min(images.shape[-2:]):
         raise ValueError(f'cannot pad {tuple(images.shape[-2:])} images by {augment.pad} reflected pixels: '
                          'expected fewer than the image has')

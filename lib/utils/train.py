@@ -7,6 +7,7 @@ import torch
 from progress.bar import Bar
 from torch import nn
 
+from lib.utils import distributed
 from lib.utils.utils import MetricCounter
 
 
@@ -39,9 +40,12 @@ def train_one_epoch(model, loader, criterion, optimizer, device, after_step=None
                     precision=None, title='train'):
     """Trains `model` over `loader` once.
 
+    With several processes each has its part of every batch, and the gradients are those of the mean loss over the whole
+    batch, whatever the sizes of the parts. At the end all have the same BatchNorm statistics.
+
     Args:
         model: any module that maps images (N, C, H, W) to logits (N, classes).
-        loader: iterable of (images, labels).
+        loader: iterable of (images, labels), of the same length in all processes.
         criterion: loss of (logits, labels), averaged over the batch.
         optimizer: steps after every batch.
         device: where the batches go; the model is there already.
@@ -51,25 +55,32 @@ def train_one_epoch(model, loader, criterion, optimizer, device, after_step=None
         title: name on the progress bar, which is silent where the output is no terminal.
 
     Returns:
-        The `Metrics` in training mode, while the weights moved.
+        The `Metrics` in training mode, while the weights moved, over the images of all processes.
 
     Raises:
-        FloatingPointError: the loss is not finite; the batch and the first layer concerned are named.
+        FloatingPointError: the loss is not finite, here or in another process; the batch and the first layer concerned
+            are named.
+        LostPeer: another process has ended.
     """
     precision = precision or Precision(device)
+    _check_lengths(loader, title)
     model.train()
-    counter = MetricCounter()
+    network, counter = None, MetricCounter()
     for step, (images, labels) in enumerate(_bar(title, loader)):
         images, labels = precision.to(device, images, labels)
-        with precision.autocast():
-            logits = model(images)
+        with precision.autocast(), distributed.watching():
+            network = network or distributed.data_parallel(model, images)
+            logits = network(images)
             loss = criterion(logits, labels)
         value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f'the loss became {value} at batch {step} of {title}: {blame(model, images)}; '
-                                     'lower the learning rate or raise the bits of that layer')
+        batch, failed = distributed.total(len(labels), not math.isfinite(value))
+        if failed:
+            _stop(model, images, value, f'batch {step} of {title}')
         optimizer.zero_grad(set_to_none=True)
-        precision.scaler.scale(loss).backward()
+        # DistributedDataParallel divides by the number of processes what is to be divided by the images of the batch.
+        share = distributed.world_size() * len(labels) / batch
+        with distributed.watching():
+            precision.scaler.scale(loss * share).backward()
         if before_step:
             before_step()
         precision.scaler.step(optimizer)
@@ -77,21 +88,38 @@ def train_one_epoch(model, loader, criterion, optimizer, device, after_step=None
         if after_step:
             after_step()
         counter.add(value, logits, labels)
+    distributed.average_running_statistics(model)
     return counter.result()
+
+
+def _check_lengths(loader, title):
+    lengths = distributed.gather(torch.tensor(len(loader))).tolist()
+    if len(set(lengths)) > 1:
+        raise ValueError(f'the processes have {", ".join(map(str, lengths))} batches of {title}: all need the same '
+                         'number, or some would wait for the others for ever')
+
+
+def _stop(model, images, value, where):
+    reason = blame(model, images)  # in all processes, for a synchronised BatchNorm waits for all
+    distributed.agree(None if math.isfinite(value) else FloatingPointError(
+        f'the loss became {value} at {where}: {reason}; lower the learning rate or raise the bits of that layer'))
 
 
 @torch.no_grad()
 def evaluate(model, loader, criterion, device, *, precision=None, title='valid'):
     """Evaluates `model` in evaluation mode over `loader`, and gives it its former mode back.
 
+    With several processes each evaluates its own images, as many as it has, and all get the `Metrics` of all images.
+
     Returns:
-        The `Metrics` over exactly the images of the loader.
+        The `Metrics` over exactly the images of the loaders.
 
     Raises:
-        FloatingPointError: the loss is not finite; the first layer concerned is named.
+        FloatingPointError: the loss is not finite, here or in another process; the first layer concerned is named.
+        LostPeer: another process has ended.
     """
     precision = precision or Precision(device)
-    training = model.training
+    training, error = model.training, None
     model.eval()
     counter = MetricCounter()
     for step, (images, labels) in enumerate(_bar(title, loader)):
@@ -100,9 +128,11 @@ def evaluate(model, loader, criterion, device, *, precision=None, title='valid')
             logits = model(images)
             loss = criterion(logits, labels).item()
         if not math.isfinite(loss):
-            raise FloatingPointError(f'the loss is {loss} at batch {step} of {title}: {blame(model, images)}')
+            error = FloatingPointError(f'the loss is {loss} at batch {step} of {title}: {blame(model, images)}')
+            break
         counter.add(loss, logits, labels)
     model.train(training)
+    distributed.agree(error)
     return counter.result()
 
 
@@ -136,5 +166,7 @@ def _finite(output):
 
 
 def _bar(title, loader):
+    if not distributed.is_main():
+        return loader
     suffix = '%(index)d/%(max)d  %(elapsed_td)s  left %(eta_td)s'
     return Bar(f'{title:>12}', max=len(loader), suffix=suffix).iter(loader)

@@ -42,6 +42,8 @@ def load_object(spec, option):
 def load_model(spec, num_classes):
     """Returns the network that `FILE.py:build` makes: `build(num_classes=N)` where it takes that, else `build()`.
 
+    It comes without the wrapper of `torch.compile` or `DataParallel`, which would go on with the float layers.
+
     Raises:
         ValueError: it fails, or returns no `nn.Module`.
     """
@@ -54,7 +56,12 @@ def load_model(spec, num_classes):
         raise ValueError(f'--model_file {spec} fails with {_describe(error)}') from error
     if not isinstance(model, nn.Module):
         raise ValueError(f'--model_file {spec} returned a {type(model).__name__}, expected an nn.Module')
-    return model
+    return _unwrapped(model)
+
+
+def _unwrapped(model):
+    model = model._modules.get('_orig_mod', model)  # of torch.compile
+    return _unwrapped(model.module) if isinstance(model, nn.DataParallel) else model
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lib.utils import distributed
 from lib.utils.checkpoint import write_text
 
 
@@ -37,9 +38,10 @@ class MetricCounter:
         self.hits5 += int(hit.sum())
 
     def result(self):
-        """Returns the `Metrics` of all batches added so far."""
-        n = max(self.images, 1)
-        return Metrics(self.loss / n, 100.0 * self.hits1 / n, 100.0 * self.hits5 / n)
+        """Returns the `Metrics` of all batches added so far, by all processes."""
+        images, loss, hits1, hits5 = distributed.total(self.images, self.loss, self.hits1, self.hits5)
+        n = max(images, 1)
+        return Metrics(loss / n, 100.0 * hits1 / n, 100.0 * hits5 / n)
 
 
 def learning_rate(epoch, *, lr, epochs, lr_type='cos', schedule=(31, 61, 91), gamma=0.1, warmup_epoch=0):
@@ -79,9 +81,10 @@ def derived_seed(*parts):
 def seed_everything(*parts):
     """Seeds the global generators of Python, NumPy and torch from `parts`, e.g. (seed, 'epoch', 3).
 
-    Called at the start of every epoch and episode: a resumed run then draws what an uninterrupted one would.
+    Called at the start of every epoch and episode: a resumed run then draws what an uninterrupted one would. Of several
+    processes each has a seed of its own (dropout), the main one that of a single process.
     """
-    seed = derived_seed(*parts)
+    seed = derived_seed(*parts, *([] if distributed.is_main() else [distributed.rank()]))
     random.seed(seed)
     np.random.seed(seed % 2 ** 32)  # noqa: NPY002  (for data set code of users that draws from the global generator)
     torch.manual_seed(seed)

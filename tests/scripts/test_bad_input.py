@@ -219,7 +219,7 @@ def test_a_quantized_checkpoint_is_not_continued_as_a_float_training(fail, home,
 
 
 def test_float_weights_are_not_taken_for_a_kmeans_checkpoint(fail, network):
-    fail(TUNE, *network, '--resume', 'BAD/good.pth', '--eval', words=['different weights', '--strategy'])
+    fail(TUNE, *network, '--resume', 'BAD/good.pth', '--eval', words=['more than 256 values', '--strategy'])
 
 
 def test_a_linear_checkpoint_is_not_evaluated_as_kmeans(fail, home, network, linear_finetune, tmp_path):

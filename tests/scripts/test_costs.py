@@ -142,7 +142,7 @@ def test_energy_on_bitfusion(do, user):
 def test_a_network_and_a_machine_of_ones_own(do, tables):
     """Under its conventional name, with its figures."""
     said = do(TABLE, *OWN, '--hardware', 'chip.yaml', '--dataset', 'mnist')
-    stem = 'qbuild_mnist_batch1_image1x28x28_classes10_chip_latency_table'
+    stem = 'qnet_mnist_batch1_image1x28x28_classes10_chip_latency_table'
     assert sorted(path.name for path in tables.iterdir()) == [
         f'{stem}.json', f'{stem}.npy', f'{stem}_heat.png', f'{stem}_roofline.png']
     cost = load_table(tables / f'{stem}.npy')
@@ -150,7 +150,7 @@ def test_a_network_and_a_machine_of_ones_own(do, tables):
     for index, shape in enumerate(SHAPES):
         for w in range(1, 9):
             assert cost.table[index, w - 1].tolist() == pytest.approx([chip_ms(shape, w, a) for a in range(1, 9)])
-    assert 'build for images of 1 x 28 x 28, 10 outputs: 4 layers, 41,632 multiply-accumulates' in said
+    assert 'net for images of 1 x 28 x 28, 10 outputs: 4 layers, 41,632 multiply-accumulates' in said
     assert drawn(tables / f'{stem}_heat.png') and drawn(tables / f'{stem}_roofline.png')
 
 
@@ -340,7 +340,7 @@ def test_the_text_says_what_every_total_counts(do, measured):
         assert rule in text and f'\n{name} ' in text
     for words in ('biases, batch normalization and codebooks are not counted', 'w * a per multiply-accumulate',
                   'largest: ', 'relative to 8/8 bits', 'batch of 1', 'ProQHA keeps them float: 0, 4, 7',
-                  f'{PARAMETERS}', '41,632', 'build for images of 1 x 28 x 28'):
+                  f'{PARAMETERS}', '41,632', 'net for images of 1 x 28 x 28'):
         assert words in text
     lines = text.splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith('layer '))
@@ -503,7 +503,8 @@ def finished(user):
         (user / folder).mkdir()
         (user / folder / 'args.json').write_text(json.dumps(args))
         (user / folder / 'results.json').write_text(json.dumps(
-            {'quantization': 'linear', 'strategy': strategy, 'top1': 90.0, 'ratio': 0.5, **results}))
+            {'quantization': 'linear', 'strategy': strategy, 'top1': 90.0, 'ratio': 0.5, 'classes': 10,
+             'input': [3, 8, 8], **results}))
     return write
 
 
@@ -555,7 +556,7 @@ def test_runs_that_cannot_be_compared(refuse, finished, user, runs, costs, words
     finished('a', UNIFORM)
     finished('float', None, quantization='float')
     finished('other', [[4, 4]] * 32, '--arch', 'qresnet32')
-    finished('classes', UNIFORM, '--num_classes', '7')
+    finished('classes', UNIFORM, classes=7)
     finished('short', UNIFORM[:-1])
     finished('bare', UNIFORM)
     (user / 'bare' / 'args.json').unlink()

@@ -70,3 +70,38 @@ def test_weights_of_a_float_network_fit_without_batch_counters():
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
     state = {k: v for k, v in model.state_dict().items() if 'num_batches_tracked' not in k}
     load_weights(model, state)
+
+
+def net_with_classes(classes):
+    return nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(4, classes))
+
+
+def test_another_number_of_classes_is_refused_unless_the_classifier_may_be_reset():
+    state, model = net_with_classes(7).state_dict(), net_with_classes(3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r'2.weight is \(7, 4\), the model has \(3, 4\).*--reset_classifier'):
+        load_weights(model, state)
+    assert load_weights(model, state, reset_classifier=True) == '2'
+    assert torch.equal(model[0].weight, state['0.weight'])
+    assert all(torch.equal(model.state_dict()[key], before[key]) for key in ('2.weight', '2.bias'))
+
+
+def test_a_classifier_that_fits_is_loaded():
+    state, model = net_with_classes(3).state_dict(), net_with_classes(3)
+    assert load_weights(model, state, reset_classifier=True) is None
+    assert torch.equal(model[2].weight, state['2.weight'])
+
+
+def test_other_shapes_are_refused_whatever_may_be_reset():
+    state = net_with_classes(3).state_dict()
+    state['0.weight'] = torch.ones(4, 2, 1, 1)
+    with pytest.raises(ValueError, match='0.weight.*check --arch'):
+        load_weights(net_with_classes(3), state, reset_classifier=True)
+    state = {**net_with_classes(7).state_dict(), '0.weight': torch.ones(9, 1, 1, 1)}
+    with pytest.raises(ValueError, match='0.weight.*2.weight.*check --arch'):
+        load_weights(net_with_classes(3), state, reset_classifier=True)
+
+
+def test_versions_of_modules_survive_the_search_for_the_state_dict():
+    state = nn.DataParallel(nn.Sequential(nn.BatchNorm2d(2))).state_dict()
+    assert state_dict_of({'state_dict': state})._metadata['0'] == {'version': 2}

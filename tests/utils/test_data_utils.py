@@ -236,3 +236,26 @@ def test_a_broken_file_is_named(tmp_path, workers):
 def test_bad_sizes_are_refused(tree, option):
     with pytest.raises(ValueError, match='expected at least 1, 1 and 0'):
         create_loaders('folder', tree, **{**TINY, **option})
+
+
+def test_normalize_gives_another_mean_and_standard_deviation(tree):
+    views = {}
+    for normalize in (None, 'imagenet', 'symmetric'):
+        for cache in ('off', 'ram'):
+            _, val, _ = create_loaders('folder', tree, **TINY, normalize=normalize, cache=cache)
+            views[normalize, cache] = next(iter(val))[0]
+    mean, std = (torch.tensor(x).float().view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    pixels = views[None, 'off'] * std + mean
+    assert torch.equal(views[None, 'off'], views['imagenet', 'off'])
+    for cache in ('off', 'ram'):
+        torch.testing.assert_close(views['symmetric', cache], 2 * pixels - 1, atol=1e-5, rtol=0)
+    _, val, _ = create_loaders('digits', batch_size=4, normalize='imagenet')
+    own = create_loaders('digits', batch_size=4)[1].first_batch()
+    torch.testing.assert_close(val.first_batch() * std + mean, own / 2 + 0.5, atol=1e-5, rtol=0)
+
+
+def test_a_number_of_classes_may_be_larger_or_smaller_but_must_hold_the_labels(tree):
+    assert create_loaders('imagenet10', tree, **TINY, num_classes=10)[2] == 10
+    assert create_search_loaders('folder', tree, **TINY, train_size=4, val_size=4, num_classes=30)[2] == 30
+    with pytest.raises(ValueError, match='--num_classes 2: the labels of folder reach 2, so it takes at least 3'):
+        create_loaders('folder', tree, **TINY, num_classes=2)

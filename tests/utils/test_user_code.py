@@ -116,3 +116,16 @@ def test_what_cannot_be_used_is_said_in_one_line(user, spec, words):
 def test_a_file_that_is_not_there(user, tmp_path):
     with pytest.raises(FileNotFoundError, match='--model_file nowhere.py:build: there is no file .*nowhere.py'):
         load_model('nowhere.py:build', 10)
+
+
+def test_wrappers_are_taken_off(user):
+    user('wrapped.py', """
+from torch import nn
+class Compiled(nn.Module):  # a module that torch.compile returns holds the network under this name
+    def __init__(self, net):
+        super().__init__()
+        self._orig_mod = net
+def build():
+    return Compiled(nn.DataParallel(nn.Linear(3, 4)))
+""")
+    assert type(load_model('wrapped.py:build', 4)) is nn.Linear

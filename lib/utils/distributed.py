@@ -1,0 +1,288 @@
+"""Several processes started by torchrun: who is who, what they tell each other, and the gradient of all of them.
+
+Every function here does the obvious thing where there is one process, so the code that calls them has no second path.
+Those that several processes answer together must be called by all of them, in the same order.
+"""
+
+import contextlib
+import datetime
+import inspect
+import os
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+TIMEOUT = datetime.timedelta(hours=1)  # of one answer; the main process may be making a lookup table meanwhile
+TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
+# What an error becomes in the other processes: the first of these kinds that it belongs to.
+KINDS = (FileNotFoundError, FileExistsError, OSError, FloatingPointError, ValueError, RuntimeError)
+# BatchNorm statistics are averaged once an epoch, not sent with every step; the option has two names.
+SYNC_BUFFERS = next(name for name in ('forward_sync_buffers', 'broadcast_buffers')
+                    if name in inspect.signature(DistributedDataParallel).parameters)
+
+_wrappers = {}  # the one wrapper alive, {(network, *ids of what is trained): DistributedDataParallel}
+
+
+class LostPeer(ConnectionError):
+    """Another process of this run has ended, so this one cannot go on either."""
+
+
+def start(device):
+    """Joins the processes that torchrun started; does nothing where it started none, or only one.
+
+    Tensors on GPUs travel by NCCL and all others by gloo.
+
+    Args:
+        device: 'cpu' or 'cuda' or a torch device without a number, for every process takes the GPU of its own number.
+
+    Returns:
+        The torch device of this process.
+
+    Raises:
+        ValueError: a GPU is named, or there are fewer GPUs than processes on this machine.
+        LostPeer: the processes did not find each other.
+    """
+    device = torch.device(device)
+    if not all(name in os.environ for name in TORCHRUN) or dist.is_initialized():
+        return device
+    processes, number = int(os.environ['WORLD_SIZE']), int(os.environ['LOCAL_RANK'])
+    if processes == 1:
+        return device
+    if device.type == 'cuda':
+        device = _own_gpu(device, number)
+    with watching():
+        dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=TIMEOUT)
+    return device
+
+
+def _own_gpu(device, number):
+    if device.index is not None:
+        raise ValueError(f'--device {device} with several processes: each takes the GPU of its own number, '
+                         'give --device cuda')
+    if number >= torch.cuda.device_count():
+        raise ValueError(f'process {number} of this machine has no GPU of its own, {torch.cuda.device_count()} are '
+                         'visible: start as many processes with torchrun --nproc_per_node')
+    torch.cuda.set_device(number)
+    return torch.device('cuda', number)
+
+
+def finish():
+    """Leaves the other processes. For the end of a run that succeeded: after an error, ending is enough."""
+    _wrappers.clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size():
+    """Returns the number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank():
+    """Returns the number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main():
+    """Whether this process is number 0, which alone writes files and reports."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def watching():
+    """Turns the error of torch that tells of a process that is gone into a `LostPeer`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and 'gloo' not in str(error) and 'NCCL' not in str(error):
+            raise
+        raise LostPeer('another process of this run has ended or does not answer, so this one ends too; what that '
+                       'process said last tells the reason') from error
+
+
+def total(*numbers):
+    """Returns the sums of `numbers` over the processes, in float64: exact for integers up to 2^53."""
+    if world_size() == 1:
+        return list(numbers)
+    sums = torch.tensor(numbers, dtype=torch.float64)
+    with watching():
+        dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def gather(tensor):
+    """Returns the tensors of all processes, which have one shape, as (processes, *shape)."""
+    if world_size() == 1:
+        return tensor[None]
+    table = [torch.empty_like(tensor) for _ in range(world_size())]
+    with watching():
+        dist.all_gather(table, tensor.contiguous())
+    return torch.stack(table)
+
+
+def add_up(tensor):
+    """Adds the tensors of all processes into `tensor`, with the same bits in all of them; returns it."""
+    if world_size() > 1:
+        with watching():
+            dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast(value):
+    """Returns the `value` of the main process: numbers, text, lists, tensors on the CPU."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    with watching():
+        dist.broadcast_object_list(box, src=0, device=torch.device('cpu'))
+    return box[0]
+
+
+def broadcast_tensors(tensors):
+    """Gives `tensors` the values of the main process, in place; shapes and types are the same in all processes."""
+    if world_size() > 1:
+        for flat in _joined(tensors):
+            with watching():
+                dist.broadcast(flat, src=0)
+
+
+def average_tensors(tensors):
+    """Gives floating-point `tensors` their mean over the processes, in place."""
+    if world_size() > 1:
+        for flat in _joined(tensors):
+            add_up(flat).div_(world_size())
+
+
+@torch.no_grad()
+def _joined(tensors):
+    """Yields, for each type and device, all tensors in one vector; what the caller makes of it is written back."""
+    groups = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for group in groups.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in group])
+        yield flat
+        for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def agree(error=None):
+    """Goes on if no process has an error; else raises in every process: its own, or that of the lowest number.
+
+    What is raised for another process is marked, see `is_repeated`.
+
+    Args:
+        error: the exception that this process has caught, or None.
+    """
+    if world_size() > 1:
+        told = [None] * world_size()
+        with watching():
+            dist.all_gather_object(told, None if error is None else _portable(error))
+        if error is None and any(told):
+            kind, message = next(filter(None, told))
+            repeated = KINDS[kind](message)
+            repeated.repeated = True
+            raise repeated
+    if error is not None:
+        raise error
+
+
+def _portable(error):
+    kind = next((i for i, kind in enumerate(KINDS) if isinstance(error, kind)), len(KINDS) - 1)
+    return kind, str(error) if isinstance(error, KINDS) else f'{type(error).__name__}: {error}'
+
+
+def is_repeated(error):
+    """Whether `error` was raised for that of another process, which reports it."""
+    return getattr(error, 'repeated', False)
+
+
+def on_main(function, *args, **options):
+    """Calls `function` in the main process; all get its result, which must be fit for `broadcast`, or its error."""
+    result, error = None, None
+    if is_main():
+        try:
+            result = function(*args, **options)
+        except Exception as caught:
+            error = caught
+    agree(error)
+    return broadcast(result)
+
+
+def together(function, *args, **options):
+    """Calls `function` in all processes at once; all get its result there, or all the first error."""
+    result, error = None, None
+    try:
+        result = function(*args, **options)
+    except Exception as caught:
+        error = caught
+    agree(error)
+    return result
+
+
+def main_first(function, *args, **options):
+    """Calls `function` in the main process, then in the first one of every other machine, then in the rest.
+
+    For what leaves a file behind (a download, a lookup table): the later ones find it. An error in one turn is raised
+    in all processes, and the turns after it do not come.
+
+    Returns:
+        What the function returned here.
+    """
+    own_turn = 0 if is_main() else 1 if os.environ.get('LOCAL_RANK') == '0' else 2
+    result, error = None, None
+    for turn in range(3 if world_size() > 1 else 1):
+        if turn == own_turn:
+            try:
+                result = function(*args, **options)
+            except Exception as caught:
+                error = caught
+        agree(error)
+    return result
+
+
+def data_parallel(model, images):
+    """Returns what a training step calls in place of `model`, so that gradients are averaged over the processes.
+
+    That is the model itself or, with several processes, its `DistributedDataParallel`, which is made once and again
+    only where other parameters are trained. Weights and buffers of the main process are taken over when it is made.
+
+    Args:
+        model: the network in training mode.
+        images: a batch, to find out whether all parameters take part in the forward.
+    """
+    if world_size() == 1:
+        return model
+    key = (model, *(id(parameter) for parameter in model.parameters() if parameter.requires_grad))
+    if key not in _wrappers:
+        _wrappers.clear()  # before another wrapper hangs its hooks on the same parameters
+        with watching():
+            unused = bool(total(_some_unused(model, images))[0])
+            broadcast_tensors(model.buffers())  # not every version of torch does it
+            _wrappers[key] = DistributedDataParallel(model, find_unused_parameters=unused, **{SYNC_BUFFERS: False})
+    return _wrappers[key]
+
+
+def _some_unused(model, images):
+    """Whether a trained parameter gets no gradient; BatchNorm and the random numbers stay as they are."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    statistics = running_statistics(model)
+    before = [tensor.clone() for tensor in statistics]
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        gradients = torch.autograd.grad(model(images).sum(), trained, allow_unused=True)
+    for tensor, value in zip(statistics, before, strict=True):
+        tensor.copy_(value)
+    return any(gradient is None for gradient in gradients)
+
+
+def running_statistics(model):
+    """Returns the tensors in which normalisation layers gather statistics: means, variances, counts."""
+    found = [getattr(module, name, None) for module in model.modules()
+             for name in ('running_mean', 'running_var', 'num_batches_tracked')]
+    return [tensor for tensor in found if tensor is not None]
+
+
+def average_running_statistics(model):
+    """Gives every BatchNorm the mean over the processes of its running mean and variance."""
+    average_tensors([tensor for tensor in running_statistics(model) if tensor.is_floating_point()])

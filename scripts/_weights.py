@@ -1,0 +1,95 @@
+"""The weights a run begins with: a checkpoint to resume, --weights, or published ones; loaded into the network."""
+
+from _common import ROOT, logger
+from _setup import convert, fold, network_name
+
+# Where the originals keep the weights of their own networks, and the scripts that name them.
+PRETRAINED_FILES = {'mobilenetv2': 'mobilenetv2-150.pth.tar', 'mobilenetv3': 'mobilenetv3small-f3be529c.pth',
+                    'mobilenet_v3': 'mobilenetv3small-f3be529c.pth'}
+
+
+def read_weights(args, pretrained):
+    """Returns (checkpoint, where it is from) of --weights or, if `pretrained`, the published one; else (None, None).
+
+    Raises:
+        FileNotFoundError: there is none; the message names the file that is wanted and where to put it.
+    """
+    from lib.utils.checkpoint import read_checkpoint
+    from lib.utils.distributed import main_first
+    if args.weights:
+        return read_checkpoint(args.weights), args.weights
+    if not pretrained:
+        return None, None
+    name = network_name(args)
+    if args.model_file:
+        raise FileNotFoundError(f'--model_file {args.model_file} has no published weights: give --weights PATH, for '
+                                'example the model_best.pth.tar of scripts/pretrain.py')
+    if name not in PRETRAINED_FILES:
+        return main_first(torchvision_state_dict, name), f"torchvision's weights of {name}"
+    path = ROOT / 'pretrained' / 'imagenet' / PRETRAINED_FILES[name]
+    if not path.is_file():
+        raise FileNotFoundError(f'pretrained weights of {name} are missing: put {path.name} into {path.parent} '
+                                '(bash run/setup.sh fetches it), or give --weights PATH')
+    return read_checkpoint(path), path
+
+
+def torchvision_state_dict(name):
+    """Returns torchvision's state dict of a network, downloaded where it is not there yet."""
+    import models
+    try:
+        weights = models.torchvision_weights(name, 'IMAGENET1K_V1')  # the ones HAQ started from: ResNet-50 at 76.15 %
+    except ValueError:
+        weights = models.torchvision_weights(name)
+    if weights is None:
+        raise FileNotFoundError(f'{name} has no published weights here: give --weights PATH, for example the '
+                                'model_best.pth.tar of scripts/pretrain.py')
+    try:
+        return weights.get_state_dict(progress=False)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(f'the weights of {name} could not be downloaded ({error}): fetch {weights.url} and '
+                                'give --weights PATH') from error
+
+
+def prepare(args, model, shape, checkpoint, source, linear):
+    """Loads the checkpoint, if any, and in the linear flow converts the network, its BatchNorms folded if asked to.
+
+    Args:
+        args: the options.
+        model: float network on its device.
+        shape: (C, H, W) of an image.
+        checkpoint, source: what to load and where it is from, or None.
+        linear: whether the network is to be converted.
+
+    Returns:
+        The network.
+    """
+    from lib.utils.distributed import world_size
+    from lib.utils.sync_batch_norm import synchronise_batch_norm
+    folded = isinstance(checkpoint, dict) and checkpoint.get('folded') is True
+    if folded and not linear:
+        raise ValueError(f'{source} has its BatchNorms folded into the weights, as only the linear flow has it: add '
+                         '--linear_quantization')
+    load_late = linear and (folded or not args.fold_bn)
+    if not load_late:
+        load(args, model, checkpoint, source)
+    if linear:
+        if folded or args.fold_bn:
+            fold(model, shape, quiet=folded)
+        convert(model, shape)
+    if load_late:
+        load(args, model, checkpoint, source)
+    if args.sync_bn and world_size() > 1:
+        synchronise_batch_norm(model)
+    return model
+
+
+def load(args, model, checkpoint, source):
+    """Loads a checkpoint, if any, into the network."""
+    from lib.utils.checkpoint import load_weights, state_dict_of
+    if checkpoint is None:
+        return
+    reset = load_weights(model, state_dict_of(checkpoint, source), source, reset_classifier=args.reset_classifier)
+    if reset:
+        logger.info('%s starts from random weights: %s', reset, '--reset_classifier')
+    if source != getattr(args, 'resume', None):
+        logger.info('weights: %s', source)
