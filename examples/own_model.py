@@ -18,7 +18,7 @@ class ConvBlock(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.expand = nn.Linear(dim, 4 * dim)
         self.shrink = nn.Linear(4 * dim, dim)
-        self.scale = nn.Parameter(0.1 * torch.ones(dim))
+        self.scale = nn.Parameter(torch.ones(dim))
 
     def forward(self, x):
         y = self.dwconv(x).permute(0, 2, 3, 1)  # channels last
@@ -42,11 +42,11 @@ class AttentionBlock(nn.Module):
 
 
 class SmallNet(nn.Module):
-    """Patches of 2 x 2 pixels, two convolutional blocks that share a convolution between them, one of attention."""
+    """Patches of 4 x 4 pixels, two convolutional blocks that share a convolution between them, one of attention."""
 
     def __init__(self, num_classes, dim=32):
         super().__init__()
-        self.patches = nn.Conv2d(3, dim, kernel_size=2, stride=2)
+        self.patches = nn.Conv2d(3, dim, kernel_size=4, stride=4)
         self.block1, self.block2 = ConvBlock(dim), ConvBlock(dim)
         self.mix = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=4)
         self.attention = AttentionBlock(dim, num_heads=4)

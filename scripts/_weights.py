@@ -63,6 +63,7 @@ def prepare(args, model, shape, checkpoint, source, linear):
     Returns:
         The network.
     """
+    from lib.utils.batch_norm import batch_norms
     from lib.utils.distributed import world_size
     from lib.utils.sync_batch_norm import synchronise_batch_norm
     folded = isinstance(checkpoint, dict) and checkpoint.get('folded') is True
@@ -80,6 +81,9 @@ def prepare(args, model, shape, checkpoint, source, linear):
         load(args, model, checkpoint, source)
     if args.sync_bn and world_size() > 1:
         synchronise_batch_norm(model)
+    if getattr(args, 'bn_batches', 0) and not batch_norms(model):
+        raise ValueError('--bn_batches: the network has no BatchNorm whose statistics could be estimated'
+                         + (' once they are folded' if linear and (folded or args.fold_bn) else '') + ': leave it out')
     return model
 
 

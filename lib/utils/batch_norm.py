@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lib.utils import distributed
+from lib.utils.profile import evaluating
 from lib.utils.train import Precision
 
 logger = logging.getLogger(__name__)
@@ -21,18 +22,6 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
     """Return {name: module} of every BatchNorm that keeps running statistics, in the order of `model.modules()`."""
     return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)
             and module.track_running_stats and module.running_mean is not None}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode; afterwards every module is again in the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @torch.no_grad()

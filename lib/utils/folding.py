@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.quantize.fold import fold_layer
 from lib.quantize.layers import QuantizedLayer
-from lib.utils.batch_norm import batch_norms, evaluating
+from lib.utils.batch_norm import batch_norms
+from lib.utils.profile import evaluating
 from lib.utils.sync_batch_norm import SyncBatchNorm2d
 
 # What folding knows; a subclass with a forward of its own may compute anything.

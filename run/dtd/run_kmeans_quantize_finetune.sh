@@ -10,7 +10,7 @@ STRATEGY=save/mobilenetv3_dtd_ratio010/strategy.json
 need_file "$STRATEGY" "bash run/dtd/run_kmeans_quantize_search.sh finds it"
 python scripts/finetune.py \
     --arch mobilenetv3 --strategy "$STRATEGY" \
-    --data_name dtd --data data/DTD --workers 8 --weights checkpoints/dtd_mobilenetv3/model_best.pth.tar \
+    --data_name dtd --data data/DTD --workers 8 --weights checkpoints/dtd_mobilenetv3/checkpoint.pth.tar \
     --epochs 30 --lr 0.01 --wd 4e-5 --train_batch 64 \
     -c checkpoints/dtd_mobilenetv3_kmeans_ratio010 \
     "$@"

@@ -10,7 +10,7 @@ STRATEGY=save/qmobilenetv3_dtd_ratio060/strategy.json
 need_file "$STRATEGY" "bash run/dtd/run_linear_quantize_search.sh finds it"
 python scripts/finetune.py \
     --arch qmobilenetv3 --linear_quantization --strategy "$STRATEGY" \
-    --data_name dtd --data data/DTD --workers 8 --weights checkpoints/dtd_mobilenetv3/model_best.pth.tar \
+    --data_name dtd --data data/DTD --workers 8 --weights checkpoints/dtd_mobilenetv3/checkpoint.pth.tar \
     --epochs 30 --lr 0.01 --wd 4e-5 --train_batch 64 \
     -c checkpoints/dtd_qmobilenetv3_linear_ratio060 \
     "$@"
