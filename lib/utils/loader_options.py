@@ -65,7 +65,7 @@ class LoaderOptions:
                 raise ValueError(f'{option} {getattr(self, option)!r}: expected one of {", ".join(map(str, expected))}')
         cpus = os.cpu_count() or 1
         if self.workers > cpus:
-            logger.info('%d workers instead of %d: there are no more CPUs', cpus, self.workers)
+            logger.debug('%d workers instead of %d: there are no more CPUs', cpus, self.workers)
             self.workers = cpus
 
     def batches(self, count, training):

@@ -1,0 +1,116 @@
+"""The walk of docs/own_model.md, in small: a network out of a file of the user's, through every script."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+EXAMPLE = Path(__file__).resolve().parents[2] / 'examples' / 'own_model.py'
+SMALL = ('--dataset', 'digits', '--image_size', '16')
+RUN = (*SMALL, '--workers', '0', '--device', 'cpu', '--train_batch', '64')
+LINEAR = ['patches', 'block1.dwconv', 'block1.expand', 'block1.shrink', 'block2.dwconv', 'block2.expand',
+          'block2.shrink', 'mix', 'attention.mlp.1', 'attention.mlp.3', 'head']
+KMEANS = [*LINEAR[:8], 'attention.attention.out_proj', *LINEAR[8:]]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """The folder in which the user works, with a copy of the example in it."""
+    home = tmp_path_factory.mktemp('own')
+    (home / 'nets').mkdir()
+    (home / 'nets' / 'own_model.py').write_text(EXAMPLE.read_text())
+    return home
+
+
+@pytest.fixture(scope='module')
+def own(folder):
+    """Options that name the network."""
+    return ('--model_file', 'nets/own_model.py:build')
+
+
+@pytest.fixture(scope='module')
+def start(folder, own, succeed):
+    """Options of every later command: network, data and float weights, those of one epoch."""
+    succeed('pretrain.py', *own, *RUN, '--epochs', '1', '--lr', '0.05', '-c', 'float', cwd=folder)
+    return (*own, *RUN, '--weights', 'float/checkpoint.pth.tar')
+
+
+@pytest.fixture(scope='module')
+def table(folder, own, succeed):
+    """Path of the cost table of the network."""
+    done = succeed('make_lookup_table.py', *own, *SMALL, '--hardware', 'bitfusion', '--output', 'table.npy',
+                   '--no-plot', cwd=folder)
+    assert 'own_model for images of 3 x 16 x 16, 10 outputs: 11 layers' in done.out
+    assert 'never calls them: attention.attention.out_proj' in done.out
+    assert np.load(folder / 'table.npy').shape == (11, 8, 8)
+    return folder / 'table.npy'
+
+
+def flow_options(name, table):
+    """Options of either flow for search and fine-tuning."""
+    return () if name == 'kmeans' else ('--linear_quantization', '--cost', table)
+
+
+@pytest.fixture(scope='module', params=['kmeans', 'linear'])
+def searched(request, folder, start, table, succeed):
+    """(flow, its options, folder of a search of two episodes)."""
+    options = flow_options(request.param, table)
+    ratio = {'kmeans': '0.15', 'linear': '0.6'}[request.param]
+    succeed('rl_quantize.py', *start, *options, '--train_size', '128', '--val_size', '64', '--train_episode', '2',
+            '--warmup', '0', '--preserve_ratio', ratio, '--output', 'save', '--suffix', request.param, cwd=folder)
+    return request.param, options, folder / 'save' / f'own_model_digits_{request.param}'
+
+
+def test_measure_knows_the_network(folder, own, succeed):
+    done = succeed('measure.py', *own, *SMALL, '--json', cwd=folder)
+    report = json.loads(done.out)
+    assert report['network'] == 'own_model' and [layer['name'] for layer in report['layers']] == KMEANS
+    calls = {layer['name']: layer['calls'] for layer in report['layers'] if layer['calls'] != 1}
+    assert calls == {'mix': 2, 'attention.attention.out_proj': 0}
+    mix = next(layer for layer in report['layers'] if layer['name'] == 'mix')
+    assert mix['macs'] == 2 * 4 * 4 * 32 * (32 // 4) * 9 and mix['weights'] == 32 * 8 * 9
+
+
+def test_search_fine_tuning_and_evaluation(searched, folder, start, succeed, read_json):
+    flow, options, run = searched
+    about = read_json(run / 'strategy.json')
+    assert about['layers'] == (KMEANS if flow == 'kmeans' else LINEAR)
+    assert (about['arch'], about['quantization']) == ('own_model', flow)
+    succeed('finetune.py', *start, *options, '--strategy', run / 'strategy.json', '--epochs', '1', '--lr', '0.01',
+            '-c', f'tuned_{flow}', cwd=folder)
+    saved = torch.load(folder / f'tuned_{flow}' / 'checkpoint.pth.tar', weights_only=True)
+    assert saved['strategy'] == about['strategy']
+    if flow == 'kmeans':
+        for name, bits in zip(KMEANS, about['strategy'], strict=True):
+            assert len(saved['state_dict'][f'{name}.weight'].unique()) <= 2 ** bits
+    again = succeed('finetune.py', '--resume', f'{folder}/tuned_{flow}/checkpoint.pth.tar', '--eval',
+                    cwd=folder / 'nets')  # the run knows where the file of the network is
+    results = read_json(folder / f'tuned_{flow}' / 'results.json')
+    assert f"own_model on digits: top-1 {results['top1']:.2f} %" in again.out
+
+
+def test_measure_prices_both_strategies(searched, folder, own, succeed, read_json):
+    flow, _, run = searched
+    report = json.loads(succeed('measure.py', *own, *SMALL, '--strategy', run / 'strategy.json', '--hardware',
+                                'bitfusion', '--json', cwd=folder).out)
+    about = read_json(run / 'strategy.json')
+    cost = report['size_bits'] if flow == 'kmeans' else report['cost']
+    assert cost == pytest.approx(about['cost'])
+
+
+@pytest.mark.parametrize(('text', 'words'), [
+    ('def build(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(768, 7))',
+     'has 7 outputs, the data have 10 classes'),
+    ('class Two(nn.Linear):\n    def forward(self, x):\n        y = super().forward(x.flatten(1))\n'
+     '        return y, y\ndef build(num_classes):\n    return Two(768, num_classes)',
+     'returns a tuple of 2 in evaluation mode; expected logits (N, classes)'),
+    ('def build():\n    return nn.Sequential(nn.Conv2d(1, 2, 3))', 'on two images of 3x16x16'),
+    ('def build():\n    return nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))', 'nothing to quantize'),
+])
+def test_what_does_not_fit_is_said_in_one_line(text, words, tmp_path, call):
+    (tmp_path / 'bad.py').write_text(f'from torch import nn\n{text}\n')
+    done = call('pretrain.py', '--model_file', 'bad.py:build', *RUN, '-c', 'run', cwd=tmp_path)
+    assert done.code == 1 and words in done.err and done.err.count('\n') == 1, done.err
+    assert done.err.startswith('error: bad: ') and not (tmp_path / 'run').exists()

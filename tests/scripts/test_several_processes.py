@@ -1,0 +1,102 @@
+"""The scripts under torchrun: two processes on the CPU do what one does, and end together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib.utils.checkpoint import read_checkpoint
+
+SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
+
+
+def launch(script, *options, cwd, processes=2):
+    """Starts a script in several processes, as `torchrun` does."""
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes),
+               SCRIPTS / script, *options]
+    return subprocess.Popen(list(map(str, command)), cwd=cwd, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, start_new_session=True)
+
+
+def finish(process, timeout=120):
+    """Waits for the end; returns (exit status, everything it wrote)."""
+    try:
+        out, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, out
+
+
+def policies(folder):
+    """The strategies and rewards of a search."""
+    saved = read_checkpoint(folder / 'search.pth.tar')
+    return [(record['strategy'], record['reward'], record['accuracy']) for record in saved['history']], saved['agent']
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize('flow', ['kmeans', 'linear'])
+def test_a_search_without_training_is_that_of_one_process(home, tmp_path, succeed, kmeans_options, linear_options, flow):
+    options = {'kmeans': kmeans_options, 'linear': linear_options}[flow]
+    options = (*options, '--finetune_flag', 'False', '--val_size', '63', '--test_batch', '20')
+    status, out = finish(launch('rl_quantize.py', *options, '--output', tmp_path / 'two', cwd=home))
+    assert status == 0, out
+    assert out.count('best: accuracy') == 1  # one process reports
+    succeed('rl_quantize.py', *options, '--output', tmp_path / 'one', cwd=home)
+    (two, agent_of_two), (one, agent_of_one) = (policies(next((tmp_path / name).iterdir())) for name in ('two', 'one'))
+    assert len(two) == 4
+    assert two == one  # the counts of hits are exact, so rewards and agents are
+    assert same(agent_of_two, agent_of_one)
+
+
+def test_training_writes_once_and_evaluates_to_the_image(home, tmp_path, succeed, weights, network):
+    folder = tmp_path / 'run'
+    options = (*network, '--weights', weights, '--strategy', 'uniform:4', '--epochs', '1', '--lr', '0.01',
+               '--train_batch', '65', '--sync_bn', '-c', folder)
+    status, out = finish(launch('finetune.py', *options, cwd=home))
+    assert status == 0, out
+    assert out.count('epoch 1/1') == 1
+    assert len((folder / 'log.txt').read_text().splitlines()) == 2
+    last = out.strip().splitlines()[-1]
+    one = succeed('finetune.py', '--resume', folder / 'checkpoint.pth.tar', '--eval', cwd=home).out
+    assert one.strip().splitlines()[-1].split('loss')[0] == last.split('loss')[0]
+
+    status, out = finish(launch('finetune.py', *options, cwd=home))
+    assert status != 0
+    assert out.count('already holds a run') == 1
+
+
+def test_fewer_images_in_a_batch_than_processes(home, network):
+    status, out = finish(launch('pretrain.py', *network, '--train_batch', '1', '-c', 'never', cwd=home))
+    assert status != 0
+    assert '2 processes' in out and 'error: ' in out
+    assert not (home / 'never').exists()
+
+
+def test_a_process_that_dies_ends_the_others(home, tmp_path, network):
+    process = launch('pretrain.py', *network, '--epochs', '500', '-c', tmp_path / 'run', cwd=home)
+    started = time.monotonic()
+    while not (tmp_path / 'run' / 'checkpoint.pth.tar').exists():
+        assert time.monotonic() - started < 90 and process.poll() is None
+        time.sleep(0.2)
+    children = [int(pid) for pid in subprocess.run(['ps', '-o', 'pid=', '--ppid', str(process.pid)],
+                                                   capture_output=True, text=True, check=True).stdout.split()]
+    os.kill(max(children), signal.SIGKILL)
+    status, out = finish(process)
+    assert status != 0
+    assert 'SIGKILL' in out or 'another process of this run has ended' in out
+    for pid in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
