@@ -26,14 +26,18 @@ class Layers(NamedTuple):
 
 
 def find_layers(args, model, shape, is_pruned=False):
-    """Returns the `Layers` of the network that a strategy of this flow has entries for."""
+    """Returns the `Layers` of the network that a strategy of this flow has entries for, and says which they are."""
     from lib.simulator.counting import model_size
+    from lib.utils.conversion import layers_of
+    from lib.utils.layer_report import describe_layers
     from lib.utils.profile import profile_layers
-    from lib.utils.quantize_utils import quantized_layers, weight_counts
+    from lib.utils.quantize_utils import weight_counts
 
     linear, records = is_linear(args), profile_layers(model, shape)
-    if linear:
-        records = [record for record in records if record.name in quantized_layers(model)]
+    for line in describe_layers(model, records, linear):
+        logger.info('%s', line)
+    chosen = layers_of(model, records, linear)
+    records = [record for record in records if record.name in chosen]
     counts, names = weight_counts(model, is_pruned), [record.name for record in records]
     float_bit = 32 if linear or args.float_bit is None else args.float_bit
     return Layers(records, model_size([counts[name] for name in names], float_bit=float_bit, layer_names=names), shape)

@@ -1,6 +1,7 @@
 """A network by its name or file and the shapes of its layers, for the scripts that need neither weights nor data."""
 
 import argparse
+from typing import NamedTuple
 
 from _options import add_architecture_options
 from _setup import build_network, image_size
@@ -50,12 +51,21 @@ def network_of(args):
     return build_network(args, args.num_classes or num_classes(args.dataset))
 
 
+class Described(NamedTuple):
+    """A network in numbers: its parameters, and the `LayerRecord`s of the layers in a strategy of either flow."""
+
+    parameters: int
+    kmeans: list
+    linear: list
+
+
 def describe_network(args, shape):
-    """Returns (number of parameters, `LayerRecord` of every quantizable layer) of the network of the options.
+    """Returns the network of the options as `Described`.
 
     Raises:
         ValueError: the network is unknown, does not take this input, or has no convolution or linear layer.
     """
+    from lib.utils.conversion import layers_of
     from lib.utils.profile import profile_layers
     model = network_of(args)
     if not args.model_file:
@@ -63,4 +73,6 @@ def describe_network(args, shape):
     records = profile_layers(model, shape)
     if not any(record.calls for record in records):
         raise ValueError(f'{args.arch} has no convolution or linear layer that its forward pass calls')
-    return sum(parameter.numel() for parameter in model.parameters()), records
+    kmeans, linear = ([record for record in records if record.name in layers_of(model, records, flow)]
+                      for flow in (False, True))
+    return Described(sum(parameter.numel() for parameter in model.parameters()), kmeans, linear)

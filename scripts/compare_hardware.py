@@ -27,7 +27,7 @@ def make_compare_parser():
 
 
 def layers_of(row, folder):
-    """Returns (what identifies the network of a run, its `LayerRecord`s).
+    """Returns (what identifies the network of a run, the `Described` network).
 
     Args:
         row: results of the run.
@@ -44,7 +44,7 @@ def layers_of(row, folder):
     if not network['model_file']:
         network['arch'] = network['arch'].removeprefix('q')
     described = Namespace(**network, num_classes=network['classes'], dataset=None)
-    return network, describe_network(described, tuple(network['input']))[1]
+    return network, describe_network(described, tuple(network['input']))
 
 
 def main(args):
@@ -58,9 +58,8 @@ def main(args):
         if network != networks[0][0]:
             raise ValueError(f'{row["label"]} is a run of another network than {runs[0]["label"]}: {network} and '
                              f'{networks[0][0]}')
-    records = networks[0][1]
-    if isinstance(runs[0]['strategy'][0], list):  # the linear flow leaves out what is never called
-        records = [record for record in records if record.calls]
+    described = networks[0][1]
+    records = described.linear if isinstance(runs[0]['strategy'][0], list) else described.kmeans
     tables = [table_of(name, records) for name in args.costs]
     ratios = [[table.ratio(row['strategy']) for table in tables] for row in runs]
     lines = markdown(runs, tables, ratios)

@@ -72,8 +72,10 @@ def main(args):
     if args.output:
         npy_path(args.output)  # before anything slow begins
     shape = finish_network_options(args)
-    _, records = describe_network(args, shape)
-    layers = [record for record in records if record.calls]
+    network = describe_network(args, shape)
+    layers = network.linear
+    if not layers:
+        raise ValueError(f'{args.arch} has no layer that the linear flow can quantize: a table would be empty')
     about = {'network': args.arch, 'dataset': args.dataset, 'width_mult': args.width_mult}
     make = from_csv if args.from_csv else from_hardware
     path, table, summary, plot = make(args, layers, {**about, 'resolution': list(shape)})
@@ -81,8 +83,10 @@ def main(args):
     check_output(path, table, args.overwrite)
     print(f'{args.arch} for images of {" x ".join(map(str, shape))}, {layers[-1].out_channels} outputs: {len(layers)} '
           f'layers, {sum(layer.macs for layer in layers):,} multiply-accumulates per image')
-    if uncalled := [record.name for record in records if not record.calls]:
+    if uncalled := [record.name for record in network.kmeans if not record.calls]:
         print(f'left out, for the forward pass never calls them: {", ".join(uncalled)}')
+    if others := [record.name for record in network.kmeans if record.calls and record not in layers]:
+        print(f'left out, for the linear flow cannot quantize them: {", ".join(others)}')
     print('\n'.join(summary))
     save(path, table, plot if args.plot else None)
 

@@ -47,15 +47,15 @@ def main(args):
         hardware = replace(hardware, batch=args.batch)
     shape = finish_network_options(args)
     with contextlib.redirect_stdout(sys.stderr):  # what a user's own file prints is none of this report
-        parameters, records = describe_network(args, shape)
+        network = describe_network(args, shape)
     texts = [args.strategy, args.compare] if args.compare else [args.strategy]
-    chosen = [choose(args, text, records) for text in texts]
+    chosen = [choose(args, text, network) for text in texts]
     kept = chosen[0][1]
     if any(other != kept for _, other in chosen):
         raise ValueError('--compare: one strategy has pairs and the other single bits, which also count the layers '
                          'that the forward pass never calls: compare two of a kind')
     table = make_table(kept, hardware, args.metric)  # once: measured times differ from one to the next
-    reports = [report(args, strategy, parameters, kept, table, shape) for strategy, _ in chosen]
+    reports = [report(args, strategy, network.parameters, kept, table, shape) for strategy, _ in chosen]
     if args.json:
         print(json.dumps(reports[0] if len(reports) == 1 else {**reports[0], 'compare': reports[1]}))
     elif args.csv:
@@ -99,18 +99,19 @@ def rule(cost):
     return f"{'largest' if cost.combine == 'max' else 'sum over all layers'}: {cost.meaning}"
 
 
-def choose(args, text, records):
+def choose(args, text, network):
     """Returns (strategy or None, the layers it has an entry for).
 
-    A strategy of pairs leaves out the layers that the forward pass never calls, as the linear search does.
+    A strategy of pairs leaves out what the linear flow cannot quantize: layers that the forward pass never calls, and
+    those with a forward of their own.
     """
     from lib.utils.strategy import check_strategy, read_strategy, uniform_strategy
     if text is None:
-        return None, records
+        return None, network.kmeans
     strategy, names, source = read_strategy(text)
     uniform = source.startswith('uniform:')
     linear = args.linear if uniform else isinstance(strategy, list) and any(isinstance(e, list) for e in strategy)
-    kept = [record for record in records if record.calls] if linear else records
+    kept = network.linear if linear else network.kmeans
     if uniform:
         strategy = uniform_strategy(len(kept), strategy, linear=linear)
     layer_names = [record.name for record in kept]

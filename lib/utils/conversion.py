@@ -50,6 +50,11 @@ def convertible_layers(model, records):
             if name in called and (isinstance(layer, (QConv2d, QLinear)) or obstacle(layer) is None)}
 
 
+def layers_of(model, records, linear):
+    """Returns {name: layer} of the layers that a strategy has entries for, of the linear or of the K-means flow."""
+    return convertible_layers(model, records) if linear else quantizable_layers(model)
+
+
 def convert_to_quantized(model, images):
     """Turns the convolution and linear layers of `model` into quantized ones, each of them in place.
 

@@ -92,8 +92,9 @@ def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, s
                           'top5': metrics.top5, 'optimizer': optimizer.state_dict(),
                           'scaler': precision.scaler.state_dict(), **quantization.state(), **(about or {})}
             log.add(epoch, row, checkpoint, improved)
-            logger.info('epoch %d/%d: lr %.5f  train loss %.4f acc %.2f  valid loss %.4f acc %.2f  best %.2f  %.1f s',
-                        epoch + 1, epochs, *row[:2], row[3], row[2], row[4], best, time.time() - start)
+            logger.info('epoch %d/%d: lr %.5f  train loss %.4f acc %.2f  valid loss %.4f acc %.2f  best %s  %.1f s',
+                        epoch + 1, epochs, *row[:2], row[3], row[2], row[4], f'{best:.2f}' if best >= 0 else '-',
+                        time.time() - start)
     if log:
         log.close()
     return metrics, best

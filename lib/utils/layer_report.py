@@ -3,7 +3,7 @@
 from torch import nn
 
 from lib.quantize.layers import obstacle
-from lib.utils.conversion import all_layers, convertible_layers, quantizable_layers, some
+from lib.utils.conversion import all_layers, layers_of, some
 
 LARGE = 0.01  # share of the weights from which on a parameter outside of all layers is named
 WORTH_SAYING = 0.001  # share of float weights that is mentioned
@@ -24,7 +24,7 @@ def describe_layers(model: nn.Module, records: list, linear: bool) -> list[str]:
         Lines without end of line; a single one for a network without anything special.
     """
     layers, flow = all_layers(model), 'linear' if linear else 'K-means'
-    chosen = convertible_layers(model, records) if linear else quantizable_layers(model)
+    chosen = layers_of(model, records, linear)
     lines = [f'{len(chosen)} layers with {sum(layer.weight.numel() for layer in chosen.values()):,} weights are '
              f'quantized in the {flow} flow']
     if several := [f'{record.name} ({record.calls})' for record in records if record.calls > 1]:

@@ -20,7 +20,8 @@ def launch(script, *options, cwd, processes=2):
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes),
                SCRIPTS / script, *options]
     return subprocess.Popen(list(map(str, command)), cwd=cwd, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, start_new_session=True)
+                            stderr=subprocess.STDOUT, start_new_session=True,
+                            env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
 
 def finish(process, timeout=120):
@@ -48,7 +49,8 @@ def same(a, b):
 
 
 @pytest.mark.parametrize('flow', ['kmeans', 'linear'])
-def test_a_search_without_training_is_that_of_one_process(home, tmp_path, succeed, kmeans_options, linear_options, flow):
+def test_a_search_without_training_is_that_of_one_process(home, tmp_path, succeed, kmeans_options, linear_options,
+                                                          flow):
     options = {'kmeans': kmeans_options, 'linear': linear_options}[flow]
     options = (*options, '--finetune_flag', 'False', '--val_size', '63', '--test_batch', '20')
     status, out = finish(launch('rl_quantize.py', *options, '--output', tmp_path / 'two', cwd=home))
