@@ -30,10 +30,10 @@ def load_object(spec, option):
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module.__name__] = module  # dataclasses look themselves up there
     try:
-        with _importing_from(path.parent):
+        with importing_from(path.parent):
             module_spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ValueError(f'{option} {spec}: {path.name} fails with {_describe(error)}') from error
+        raise ValueError(f'{option} {spec}: {path.name} fails with {describe_error(error)}') from error
     if not hasattr(module, name):
         raise ValueError(f'{option} {spec}: {path.name} defines no {name}')
     return getattr(module, name)
@@ -50,10 +50,10 @@ def load_model(spec, num_classes):
     build = load_object(spec, '--model_file')
     try:
         takes_classes = 'num_classes' in inspect.signature(build).parameters
-        with _importing_from(Path(spec.rpartition(':')[0]).absolute().parent):
+        with importing_from(Path(spec.rpartition(':')[0]).absolute().parent):
             model = build(num_classes=num_classes) if takes_classes else build()
     except (Exception, SystemExit) as error:
-        raise ValueError(f'--model_file {spec} fails with {_describe(error)}') from error
+        raise ValueError(f'--model_file {spec} fails with {describe_error(error)}') from error
     if not isinstance(model, nn.Module):
         raise ValueError(f'--model_file {spec} returned a {type(model).__name__}, expected an nn.Module')
     return _unwrapped(model)
@@ -65,7 +65,7 @@ def _unwrapped(model):
 
 
 @contextmanager
-def _importing_from(folder):
+def importing_from(folder):
     """Lets imports search this folder first."""
     sys.path.insert(0, str(folder))
     try:
@@ -75,6 +75,6 @@ def _importing_from(folder):
             sys.path.remove(str(folder))
 
 
-def _describe(error):
+def describe_error(error):
     """Returns kind and message of an error in one line."""
     return ' '.join(f'{type(error).__name__}: {error}'.split())

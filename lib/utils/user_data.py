@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 
 from lib.utils.batches import own_generators
 from lib.utils.image_folder import to_rgb
-from lib.utils.user_code import _describe, _importing_from, load_object
+from lib.utils.user_code import describe_error, importing_from, load_object
 
 OPTION = '--dataset_file'
 
@@ -53,10 +53,10 @@ class UserBuild:
         """Returns the data set of 'train' or 'val', `augment` for training; a ValueError where it cannot serve."""
         offered = {'root': self.root, 'augment': augment}
         try:
-            with own_generators('build'), _importing_from(Path(self.file.rpartition(':')[0]).absolute().parent):
+            with own_generators('build'), importing_from(Path(self.file.rpartition(':')[0]).absolute().parent):
                 dataset = self.build(split, **{name: offered[name] for name in offered if self.takes(name)})
         except (Exception, SystemExit) as error:
-            raise ValueError(f'{OPTION} {self.source(split)} fails with {_describe(error)}') from error
+            raise ValueError(f'{OPTION} {self.source(split)} fails with {describe_error(error)}') from error
         self._check(dataset, f'{OPTION} {self.source(split)}')
         return dataset
 
@@ -68,7 +68,7 @@ class UserBuild:
         try:
             count = len(dataset)
         except Exception as error:
-            raise ValueError(f'{call}: the length of the data set fails with {_describe(error)}') from error
+            raise ValueError(f'{call}: the length of the data set fails with {describe_error(error)}') from error
         if count == 0:
             raise ValueError(f'{call} returned an empty data set')
 
@@ -126,7 +126,7 @@ class UserImages:
         try:
             item = self.dataset[self.indices[index]]
         except Exception as error:
-            raise ValueError(f'{self._name(index)} fails with {_describe(error)}') from error
+            raise ValueError(f'{self._name(index)} fails with {describe_error(error)}') from error
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             found = f'{len(item)} things' if isinstance(item, (tuple, list)) else f'a {type(item).__name__}'
             raise ValueError(f'{self._name(index)} is {found}: expected a pair (image, label)')
@@ -149,7 +149,7 @@ class UserImages:
             try:
                 return self.transform(to_rgb(image))
             except Exception as error:
-                raise ValueError(f'{self._name(index)} cannot be decoded ({_describe(error)})') from error
+                raise ValueError(f'{self._name(index)} cannot be decoded ({describe_error(error)})') from error
         if isinstance(image, torch.Tensor) and image.is_floating_point() and image.dim() == 3:
             return image.detach().float()
         found = f'{image.dtype} {tuple(image.shape)}' if hasattr(image, 'shape') else f'a {type(image).__name__}'
