@@ -200,23 +200,14 @@ def is_repeated(error):
 
 def on_main(function, *args, **options):
     """Calls `function` in the main process; all get its result, which must be fit for `broadcast`, or its error."""
-    result, error = None, None
-    if is_main():
-        try:
-            result = function(*args, **options)
-        except Exception as caught:
-            error = caught
+    result, error = _attempt(function, *args, **options) if is_main() else (None, None)
     agree(error)
     return broadcast(result)
 
 
 def together(function, *args, **options):
-    """Calls `function` in all processes at once; all get its result there, or all the first error."""
-    result, error = None, None
-    try:
-        result = function(*args, **options)
-    except Exception as caught:
-        error = caught
+    """Calls `function` in all processes at once; returns what it returned here, or all raise the first error."""
+    result, error = _attempt(function, *args, **options)
     agree(error)
     return result
 
@@ -231,15 +222,21 @@ def main_first(function, *args, **options):
         What the function returned here.
     """
     own_turn = 0 if is_main() else 1 if os.environ.get('LOCAL_RANK') == '0' else 2
-    result, error = None, None
+    result = None
     for turn in range(3 if world_size() > 1 else 1):
+        error = None
         if turn == own_turn:
-            try:
-                result = function(*args, **options)
-            except Exception as caught:
-                error = caught
+            result, error = _attempt(function, *args, **options)
         agree(error)
     return result
+
+
+def _attempt(function, *args, **options):
+    """Returns (result, None) or (None, exception)."""
+    try:
+        return function(*args, **options), None
+    except Exception as error:
+        return None, error
 
 
 def data_parallel(model, images):
