@@ -176,14 +176,15 @@ def agree(error=None):
         error: the exception that this process has caught, or None.
     """
     if world_size() > 1:
-        told = [None] * world_size()
+        told, own = [None] * world_size(), error and _portable(error)
         with watching():
-            dist.all_gather_object(told, None if error is None else _portable(error))
-        if error is None and any(told):
-            kind, message = next(filter(None, told))
+            dist.all_gather_object(told, own)
+        first = next(filter(None, told), None)
+        if first and (error is None or (own == first and told.index(first) < rank())):
+            kind, message = first
             repeated = KINDS[kind](message)
             repeated.repeated = True
-            raise repeated
+            raise repeated from error
     if error is not None:
         raise error
 
