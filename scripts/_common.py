@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 logger = logging.getLogger('haq')
 
-NOT_RESUMED = ('resume', 'overwrite', 'debug', 'evaluate', 'device', 'gpu_id', 'workers', 'download', 'cache')
+NOT_RESUMED = ('resume', 'overwrite', 'debug', 'evaluate', 'device', 'gpu_id', 'workers', 'download')
 PATH_OPTIONS = ('weights', 'dataset_root', 'output', 'checkpoint', 'resume')
 
 
