@@ -1,7 +1,5 @@
 """From the options to the things they name: device, data, network."""
 
-import logging
-
 from _common import logger
 
 
@@ -135,8 +133,7 @@ def probe(model, shape):
 def convert(model, shape):
     """Converts the network to quantized layers, in place."""
     from lib.utils.quantize_utils import convert_to_quantized
-    logging.getLogger('lib.utils.conversion').setLevel(logging.ERROR)  # `find_layers` says more of what stays float
-    convert_to_quantized(model, probe(model, shape))
+    convert_to_quantized(model, probe(model, shape), quiet=True)  # `find_layers` says what stays float
 
 
 def fold(model, shape, quiet=False):

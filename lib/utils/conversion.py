@@ -55,7 +55,7 @@ def layers_of(model, records, linear):
     return convertible_layers(model, records) if linear else quantizable_layers(model)
 
 
-def convert_to_quantized(model, images):
+def convert_to_quantized(model, images, *, quiet=False):
     """Turns the convolution and linear layers of `model` into quantized ones, each of them in place.
 
     One forward pass on `images` finds which layers are called, and whether their inputs are signed; what it cannot
@@ -65,6 +65,7 @@ def convert_to_quantized(model, images):
     Args:
         model: float network.
         images: probe (N, C, H, W) on the model's device.
+        quiet: leave the warning out, where `describe_layers` says the same.
 
     Returns:
         The model, its layers without bits yet (they compute what the float layers did).
@@ -86,7 +87,7 @@ def convert_to_quantized(model, images):
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # else evaluation takes a fast path that reads the float weights
-    if left:
+    if left and not quiet:
         logger.warning('%d layers keep float weights and inputs in the linear flow: %s', sum(map(len, left.values())),
                        '; '.join(f'{some(names)} ({reason})' for reason, names in left.items()))
     if not quantized_layers(model):

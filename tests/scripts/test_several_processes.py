@@ -73,13 +73,6 @@ def test_training_writes_once_and_evaluates_to_the_image(home, tmp_path, succeed
     assert one.strip().splitlines()[-1].split('loss')[0] == last.split('loss')[0]
 
 
-def test_fewer_images_in_a_batch_than_processes(home, network):
-    status, out = finish(launch('pretrain.py', *network, '--train_batch', '1', '-c', 'never', cwd=home))
-    assert status != 0
-    assert '2 processes' in out and out.count('error: ') == 1
-    assert not (home / 'never').exists()
-
-
 def test_a_process_that_dies_ends_the_others(home, tmp_path, network):
     process = launch('pretrain.py', *network, '--epochs', '500', '-c', tmp_path / 'run', cwd=home)
     started = time.monotonic()
