@@ -94,6 +94,6 @@ def load(args, model, checkpoint, source):
         return
     reset = load_weights(model, state_dict_of(checkpoint, source), source, reset_classifier=args.reset_classifier)
     if reset:
-        logger.info('%s starts from random weights: %s', reset, '--reset_classifier')
+        logger.info('layer %s starts from random weights (--reset_classifier)', reset)
     if source != getattr(args, 'resume', None):
         logger.info('weights: %s', source)

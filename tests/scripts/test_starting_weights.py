@@ -1,0 +1,69 @@
+"""What a run makes of the weights it starts from: quantized ones, ones for other classes, BatchNorm afterwards."""
+
+import pytest
+import torch
+
+import models
+from lib.utils.checkpoint import read_checkpoint
+from lib.utils.quantize_utils import quantizable_layers
+
+
+def last_line(done):
+    return done.out.strip().splitlines()[-1]
+
+
+@pytest.mark.usefixtures('kmeans_finetune')
+def test_a_kmeans_checkpoint_brings_its_strategy_and_centroids(home, succeed, network):
+    path = home / 'tuned_k' / 'checkpoint.pth.tar'
+    evaluated = succeed('finetune.py', '--resume', path, '--eval', cwd=home)
+    started = succeed('finetune.py', *network, '--weights', path, '--eval', cwd=home)
+    assert last_line(started) == last_line(evaluated)
+    coarser = succeed('finetune.py', *network, '--weights', path, '--strategy', 'uniform:1', '--eval', cwd=home)
+    assert 'layers are clustered anew' in coarser.out and 'model_size is 0.0312' in coarser.out
+
+
+@pytest.mark.usefixtures('linear_finetune')
+def test_a_linear_checkpoint_brings_its_strategy_and_ranges(home, succeed, linear, table):
+    path = home / 'tuned_l' / 'checkpoint.pth.tar'
+    options = (*linear, '--linear_quantization', '--cost', table, '--weights', path, '--eval')
+    evaluated = succeed('finetune.py', '--resume', path, '--eval', cwd=home)
+    assert last_line(succeed('finetune.py', *options, cwd=home)) == last_line(evaluated)
+    other = succeed('finetune.py', *options, '--strategy', 'uniform:2', cwd=home)
+    assert last_line(other) != last_line(evaluated)
+
+
+def test_weights_for_other_classes(tmp_path, call, network):
+    torch.manual_seed(1)
+    theirs = models.create_model('resnet20', num_classes=7).state_dict()
+    torch.save(theirs, tmp_path / 'seven.pth')
+    options = (*network, '--weights', tmp_path / 'seven.pth', '--epochs', '1', '--lr', '1e-9', '-c', tmp_path / 'run')
+    refused = call('pretrain.py', *options, cwd=tmp_path)
+    assert refused.code == 1 and 'linear.weight is (7, 64)' in refused.err and '--reset_classifier' in refused.err
+    assert not (tmp_path / 'run').exists()
+    done = call('pretrain.py', *options, '--reset_classifier', cwd=tmp_path)
+    assert done.code == 0 and 'layer linear starts from random weights' in done.out, done.err
+    state = read_checkpoint(tmp_path / 'run' / 'checkpoint.pth.tar')['state_dict']
+    assert state['linear.weight'].shape == (10, 64)
+    assert torch.allclose(state['conv1.weight'], theirs['conv1.weight'], atol=1e-5)
+
+
+def test_batch_norm_is_estimated_anew_or_folded(tmp_path, succeed, call, linear, weights, table):
+    options = (*linear, '--linear_quantization', '--cost', table, '--weights', weights, '--strategy', 'uniform:8')
+    plain = last_line(succeed('finetune.py', *options, '--eval', cwd=tmp_path))
+    assert last_line(succeed('finetune.py', *options, '--eval', '--bn_batches', '3', cwd=tmp_path)) != plain
+    done = succeed('finetune.py', *options, '--fold_bn', '--epochs', '1', '--lr', '1e-9', '-c', 'run', cwd=tmp_path)
+    assert '19 BatchNorms are folded' in done.out
+    checkpoint = read_checkpoint(tmp_path / 'run' / 'checkpoint.pth.tar')
+    assert checkpoint['folded'] is True
+    assert not any('bn' in key for key in checkpoint['state_dict'])
+    assert {f'{name}.bias' for name in quantizable_layers(models.create_model('resnet20'))} <= \
+        checkpoint['state_dict'].keys()
+    (tmp_path / 'run' / 'args.json').unlink()  # the checkpoint itself knows that it is folded
+    again = succeed('finetune.py', *linear, '--linear_quantization', '--cost', table, '--resume',
+                    tmp_path / 'run' / 'checkpoint.pth.tar', '--eval', cwd=tmp_path)
+    assert last_line(again) == last_line(done)
+    both = call('finetune.py', *options, '--fold_bn', '--bn_batches', '3', '--eval', cwd=tmp_path)
+    assert both.code == 1 and 'no BatchNorm' in both.err
+    kmeans = call('finetune.py', *linear[:2], '--arch', 'resnet20', *linear[4:], '--weights', weights, '--fold_bn',
+                  '--strategy', 'uniform:3', '--eval', cwd=tmp_path)
+    assert kmeans.code == 1 and '--fold_bn belongs to the linear flow' in kmeans.err
