@@ -114,3 +114,19 @@ def test_what_does_not_fit_is_said_in_one_line(text, words, tmp_path, call):
     done = call('pretrain.py', '--model_file', 'bad.py:build', *RUN, '-c', 'run', cwd=tmp_path)
     assert done.code == 1 and words in done.err and done.err.count('\n') == 1, done.err
     assert done.err.startswith('error: bad: ') and not (tmp_path / 'run').exists()
+
+
+def test_data_of_ones_own_of_another_shape(tmp_path, succeed, call):
+    files = ('--model_file', EXAMPLE.with_name('grey_model.py:build'), '--dataset_file',
+             EXAMPLE.with_name('own_data.py:build'), '--workers', '0', '--device', 'cpu', '--train_batch', '64')
+    succeed('pretrain.py', *files, '--epochs', '1', '--lr', '0.2', '-c', 'float', cwd=tmp_path)
+    results = json.loads((tmp_path / 'float' / 'results.json').read_text())
+    assert (results['arch'], results['dataset'], results['classes'], results['input']) == (
+        'grey_model', 'own_data', 10, [1, 8, 8])
+    assert results['top1'] > 30
+    done = succeed('rl_quantize.py', *files, '--weights', 'float/checkpoint.pth.tar', '--train_size', '128',
+                   '--val_size', '64', '--train_episode', '1', '--preserve_ratio', '0.12', '--output', 's', cwd=tmp_path)
+    assert '4 layers with 7,376 weights' in done.out
+    assert (tmp_path / 's' / 'grey_model_own_data' / 'strategy.json').is_file()
+    refused = call('pretrain.py', *files, '--dataset', 'digits', '-c', 'x', cwd=tmp_path)
+    assert refused.code == 2 and 'give one of them' in refused.err
