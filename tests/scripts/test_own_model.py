@@ -125,7 +125,8 @@ def test_data_of_ones_own_of_another_shape(tmp_path, succeed, call):
         'grey_model', 'own_data', 10, [1, 8, 8])
     assert results['top1'] > 30
     done = succeed('rl_quantize.py', *files, '--weights', 'float/checkpoint.pth.tar', '--train_size', '128',
-                   '--val_size', '64', '--train_episode', '1', '--preserve_ratio', '0.12', '--output', 's', cwd=tmp_path)
+                   '--val_size', '64', '--train_episode', '1', '--preserve_ratio', '0.12', '--output', 's',
+                   cwd=tmp_path)
     assert '4 layers with 7,376 weights' in done.out
     assert (tmp_path / 's' / 'grey_model_own_data' / 'strategy.json').is_file()
     refused = call('pretrain.py', *files, '--dataset', 'digits', '-c', 'x', cwd=tmp_path)
