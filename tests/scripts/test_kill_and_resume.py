@@ -141,8 +141,7 @@ def crash(call, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(('name', 'count'), [('search.pth.tar', 1), ('strategy.txt', 2), ('log.txt', 3),
-                                             ('critic.pkl', 4)])
+@pytest.mark.parametrize(('name', 'count'), [('search.pth.tar', 1), ('log.txt', 3), ('critic.pkl', 4)])
 def test_a_search_that_ends_between_two_files(home, linear_options, linear_search, crash, succeed, tmp_path, name,
                                               count):
     crash(name, count, 'rl_quantize.py', *linear_options, '--output', tmp_path, cwd=tmp_path)
