@@ -17,6 +17,7 @@ from lib.utils.link_tree import some_names
 
 logger = logging.getLogger(__name__)
 
+
 def decode_photographs(split, cache_size, *, workers=0, skip=False):
     """Decodes a `Split` of paths; shorter sides above `cache_size` become that.
 
