@@ -42,15 +42,16 @@ def make_parser(description):
     return Parser(description=description, formatter_class=Formatter, allow_abbrev=False)
 
 
-def parse(parser, argv=None):
+def parse(parser, argv=None, configure=None):
     """Parses the options, resolves default paths against the repository, and sets up logging.
 
     A resumed run brings its own settings from its `args.json`; options on the command line that say something else
-    are kept in `args.changed` as {name: (before, now)}.
+    are kept in `args.changed` as {name: (before, now)}. A new one may get defaults from `configure(args, parser)`, a
+    dict.
     """
     args, _ = parser.parse_known_args(argv)
     saved = _saved_settings(parser, args)
-    parser.set_defaults(**saved)
+    parser.set_defaults(**saved or (configure(args, parser) if configure else {}))
     args = parser.parse_args(argv)
     name_own_code(parser, args)
     resolve_paths(args)
@@ -127,9 +128,9 @@ def check_unchanged(args, allowed):
                          'out, or start another run')
 
 
-def run(main, parser, resume_hint=None, argv=None):
+def run(main, parser, resume_hint=None, argv=None, configure=None):
     """Runs `main(args)`; an error of the user ends with one readable line, Ctrl-C with how to resume."""
-    args = parse(parser, argv)
+    args = parse(parser, argv, configure)
     try:
         main(args)
     except (ValueError, OSError, FloatingPointError) as error:

@@ -76,11 +76,11 @@ def add_data_options(parser, batch, workers=16, cache='off'):
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', '--data_name', default='imagenet', help='digits, mnist, fashion_mnist, svhn, '
                        'cifar10, cifar100, tinyimagenet, imagenet, imagenet100, imagenet10, dtd, or folder')
-    group.add_argument('-d', '--data', '--dataset_root', dest='dataset_root', default=RepositoryPath('data/imagenet'),
+    group.add_argument('-d', '--data', '--dataset_root', '--dataset_path', dest='dataset_root', default=RepositoryPath('data/imagenet'),
                        help='folder of the data set, data/<name> for another one than imagenet; digits needs none')
-    group.add_argument('-j', '--workers', '--n_worker', dest='workers', type=at_least(0), default=workers,
+    group.add_argument('-j', '--workers', '--n_worker', '--num_workers', dest='workers', type=at_least(0), default=workers,
                        help='loader processes, at most the number of CPU cores; data sets in memory use none')
-    group.add_argument('--train_batch', '--data_bsize', dest='train_batch', type=at_least(1), default=batch,
+    group.add_argument('--train_batch', '--data_bsize', '--batch_size', '-b', dest='train_batch', type=at_least(1), default=batch,
                        help='training batch size, of all processes together')
     group.add_argument('--test_batch', type=at_least(1), default=512, help='batch size of evaluation, of all processes '
                        'together')
@@ -149,17 +149,21 @@ def add_quantization_options(parser):
 def add_training_options(parser, *, lr, weight_decay):
     """Adds the options of pretrain.py and finetune.py."""
     group = parser.add_argument_group('training')
-    group.add_argument('--epochs', type=at_least(1), default=100, help='epochs in all')
+    group.add_argument('--epochs', '--nepochs', dest='epochs', type=at_least(1), default=100, help='epochs in all')
     group.add_argument('--start_epoch', type=at_least(0), default=0, help='epoch to start with; --resume sets it')
     group.add_argument('--lr', '--learning-rate', '--learning_rate', dest='lr', type=positive, default=lr,
                        help='learning rate')
     group.add_argument('--lr_type', choices=['cos', 'exp', 'step3', 'fixed'], default='cos',
                        help='schedule of the learning rate')
+    group.add_argument('--lr_min', '--learning_rate_min', dest='lr_min', type=at_least(0, float), default=0.0,
+                       help='cos: learning rate that the schedule ends at')
     group.add_argument('--warmup_epoch', type=at_least(0), default=0,
                        help='first epochs at the constant rate lr * gamma')
     group.add_argument('--schedule', type=int, nargs='+', default=[31, 61, 91], help='step3: epochs at which the rate '
                        'is multiplied by gamma')
     group.add_argument('--gamma', type=positive, default=0.1, help='factor of step3, exp and the warm-up')
+    group.add_argument('--opt', type=str.lower, choices=['sgd', 'adam'], default='sgd', help='optimizer; adam has the '
+                       'betas 0.5 and 0.999')
     group.add_argument('--momentum', type=at_least(0, float), default=0.9, help='momentum of SGD')
     group.add_argument('--weight-decay', '--weight_decay', '--wd', dest='weight_decay', type=at_least(0, float),
                        default=weight_decay, help='weight decay of SGD')

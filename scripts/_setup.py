@@ -62,7 +62,7 @@ def data_options(args, device):
             'pin_memory': device.type == 'cuda', 'dataset_file': args.dataset_file, 'num_classes': args.num_classes,
             'cache': args.cache, 'cache_size': args.cache_size, 'on_bad_image': args.on_bad_image, 'device': device,
             'shard': (distributed.rank(), distributed.world_size()),
-            'normalize': 'symmetric' if args.tensorflow else None}
+            'normalize': 'symmetric' if args.tensorflow else getattr(args, 'normalize', None)}
 
 
 def loaders_of(args, device, **subsets):
@@ -89,7 +89,9 @@ def build_network(args, classes):
         if args.mode or args.width_mult != 1:
             raise ValueError('--width_mult and --mode belong to networks of --arch: leave them out with --model_file')
         return load_model(args.model_file, classes)
-    options = {'mode': args.mode} if args.mode else {}
+    options = dict(getattr(args, 'network_options', None) or {})
+    if args.mode:
+        options['mode'] = args.mode
     return models.create_model(network_name(args), num_classes=classes, width_mult=args.width_mult, **options)
 
 

@@ -43,8 +43,6 @@ def train(args, model, loaders, saved, device, *, quantization, about):
         quantization: `Quantization` of the model.
         about: what results.json and the checkpoints say of the run.
     """
-    import torch
-
     from lib.utils.batch_norm import reestimate_batch_norm
     from lib.utils.distributed import is_main, on_main
     from lib.utils.fit import fit, write_results
@@ -54,8 +52,7 @@ def train(args, model, loaders, saved, device, *, quantization, about):
     bn_batches = getattr(args, 'bn_batches', 0)
     metrics, best = None, -1.0
     if not args.evaluate:
-        optimizer = torch.optim.SGD(quantization.parameters(), lr=args.lr, momentum=args.momentum,
-                                    weight_decay=args.weight_decay)
+        optimizer = make_optimizer(args, quantization.parameters())
         progress = {'start_epoch': args.start_epoch}
         if saved:
             progress = resume_training(args, saved, quantization.kind, optimizer, precision)
@@ -73,12 +70,20 @@ def train(args, model, loaders, saved, device, *, quantization, about):
                 metrics.top5, metrics.loss)
 
 
+def make_optimizer(args, parameters):
+    """Returns the optimizer of the options."""
+    import torch
+    if args.opt == 'adam':
+        return torch.optim.Adam(parameters, lr=args.lr, betas=(0.5, 0.999), weight_decay=args.weight_decay)
+    return torch.optim.SGD(parameters, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+
+
 def begin(args, folder, strategy, about):
-    """Opens the folder of the run and saves the strategy it trains under, if any."""
+    """Opens the folder of the run and saves the strategy of layers it trains under, if any."""
     from lib.utils.run_folder import open_run
     from lib.utils.strategy import save_strategy
     open_run(folder, settings(args), resume=bool(args.resume))
-    if strategy:
+    if 'layers' in about:  # else it is none of layers, and args.json has it
         about_strategy = {key: value for key, value in about.items() if key != 'layers'}
         save_strategy(folder, strategy, about['layers'], **about_strategy)
 
@@ -92,7 +97,8 @@ def rate_of(args):
     """Returns the learning rate as a function of the epoch."""
     from lib.utils.utils import learning_rate
     return lambda epoch: learning_rate(epoch, lr=args.lr, epochs=args.epochs, lr_type=args.lr_type,
-                                       schedule=args.schedule, gamma=args.gamma, warmup_epoch=args.warmup_epoch)
+                                       schedule=args.schedule, gamma=args.gamma, warmup_epoch=args.warmup_epoch,
+                                       lr_min=args.lr_min)
 
 
 def resume_training(args, saved, kind, optimizer, precision):
@@ -103,7 +109,7 @@ def resume_training(args, saved, kind, optimizer, precision):
     """
     found = saved.get('quantization', kind)
     if found != kind:
-        script = 'pretrain.py' if found == 'float' else 'finetune.py'
+        script = {'float': 'pretrain.py', 'qat': 'qat_train.py'}.get(found, 'finetune.py')
         raise ValueError(f'{args.resume} is the checkpoint of a {found} training, this is a {kind} one: continue '
                          f'it with {script} as it was started, or start a new run from its weights with --weights')
     try:

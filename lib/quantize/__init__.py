@@ -2,10 +2,13 @@
 
 from lib.quantize.calibrate import METHODS, find_range, kl_threshold, max_range, mse_range
 from lib.quantize.codebook import CentroidTrainer, Codebook
+from lib.quantize.dorefa import DoReFaActivationQuantizer, DoReFaWeightQuantizer
 from lib.quantize.kmeans import CodebookCache, fit_codebook
 from lib.quantize.layers import Calibration, QConv2d, QLinear, QuantizedLayer, calibrating
 from lib.quantize.linear import LinearActivationQuantizer, LinearWeightQuantizer
-from lib.quantize.quantizer import Quantizer, straight_through
+from lib.quantize.lsq import LSQQuantizer
+from lib.quantize.pact import PACTActivationQuantizer
+from lib.quantize.quantizer import Grid, Quantizer, straight_through
 
 __all__ = [
     'METHODS',
@@ -13,8 +16,13 @@ __all__ = [
     'CentroidTrainer',
     'Codebook',
     'CodebookCache',
+    'DoReFaActivationQuantizer',
+    'DoReFaWeightQuantizer',
+    'Grid',
+    'LSQQuantizer',
     'LinearActivationQuantizer',
     'LinearWeightQuantizer',
+    'PACTActivationQuantizer',
     'QConv2d',
     'QLinear',
     'QuantizedLayer',

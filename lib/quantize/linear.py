@@ -1,12 +1,13 @@
 """Linear (uniform) quantization: pure functions, then HAQ's quantizers of weights and of activations on top."""
 
 import logging
+import math
 
 import torch
 from torch import Tensor, nn
 
 from lib.quantize.calibrate import find_range, max_range
-from lib.quantize.quantizer import Quantizer, straight_through
+from lib.quantize.quantizer import Grid, Quantizer, straight_through
 
 logger = logging.getLogger(__name__)
 
@@ -58,21 +59,17 @@ class LinearWeightQuantizer(Quantizer):
     Args:
         bits: 1..16, or None, -1, >= 32 to leave weights alone.
         fix_weight: cut the gradient to the weight.
-        tanh: quantize tanh(w) / max|tanh(w)| with r = 1, the weight normalisation of DoReFa (1606.06160); the gradient
-            flows through the normalisation.
     """
 
-    def __init__(self, bits: int | None = None, *, fix_weight: bool = False, tanh: bool = False):
+    def __init__(self, bits: int | None = None, *, fix_weight: bool = False):
         super().__init__(bits)
         self.fix_weight = fix_weight
-        self.tanh = tanh
         self.register_buffer('range', torch.zeros(1))
         self._range_is_set = False  # spares a device-to-host copy of the range in every forward
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        weight = self._normalised(x)
-        quantized = fake_quantize(weight, self._scale(weight.detach()), self.bits, signed=True)
-        return quantized if self.fix_weight else straight_through(weight, quantized)
+        quantized = fake_quantize(x, self._scale(x.detach()), self.bits, signed=True)
+        return quantized if self.fix_weight else straight_through(x, quantized)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *, method: str = 'kl', cap: float | None = None, grow: bool = False):
@@ -81,7 +78,7 @@ class LinearWeightQuantizer(Quantizer):
         One bit needs no range and leaves it as it is.
         """
         if self.active and self.bits > 1:
-            clip = find_range(self._normalised(x), self.bits, signed=True, method=method)
+            clip = find_range(x, self.bits, signed=True, method=method)
             clip = clip if cap is None else min(clip, cap)
             self.range.fill_(max(clip, self.range.item()) if grow else clip)
             self._range_is_set = False
@@ -89,21 +86,12 @@ class LinearWeightQuantizer(Quantizer):
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.check_active()
-        weight = self._normalised(x)
-        scale = self._scale(weight)
-        return quantize(weight, scale, self.bits, signed=True).to(torch.int32), scale
-
-    def _normalised(self, weight: Tensor) -> Tensor:
-        if not self.tanh:
-            return weight
-        squashed = weight.tanh()
-        return squashed / squashed.abs().amax().clamp_min(torch.finfo(weight.dtype).tiny)
+        scale = self._scale(x)
+        return quantize(x, scale, self.bits, signed=True).to(torch.int32), scale
 
     def _scale(self, weight: Tensor) -> Tensor:
         if self.bits == 1:
             return weight.abs().mean().reshape(1)
-        if self.tanh:
-            return choose_scale(torch.ones_like(self.range), self.bits, signed=True)
         if not self._range_is_set:
             if self.range.item() <= 0:
                 self.range.fill_(max_range(weight))
@@ -171,10 +159,14 @@ class LinearActivationQuantizer(Quantizer):
         self.range.requires_grad_(self._trainable and self.active)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        signed = self._find_sign(x)
-        if torch.is_grad_enabled() and (x.requires_grad or self.range.requires_grad):
-            return _ClipAndRound.apply(x, self.range, self.bits, signed, self.range_gradient == 'exact')
-        return fake_quantize(x, choose_scale(self.range, self.bits, signed), self.bits, signed)
+        signed, clip = self._find_sign(x), self.clip()
+        if torch.is_grad_enabled() and (x.requires_grad or clip.requires_grad):
+            return _ClipAndRound.apply(x, clip, self.bits, signed, self.range_gradient == 'exact')
+        return fake_quantize(x, choose_scale(clip, self.bits, signed), self.bits, signed)
+
+    def clip(self) -> Tensor:
+        """Return the clipping range in use, of shape [1]."""
+        return self.range
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *, method: str = 'kl', cap: float | None = None, grow: bool = False):
@@ -198,8 +190,17 @@ class LinearActivationQuantizer(Quantizer):
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.check_active()
         signed = self._find_sign(x)
-        scale = choose_scale(self.range, self.bits, signed)
+        scale = choose_scale(self.clip(), self.bits, signed)
         return quantize(x, scale, self.bits, signed).to(torch.int32), scale
+
+    @torch.no_grad()
+    def grid(self) -> Grid:
+        self.check_active()
+        if self.signed is None:
+            raise ValueError('whether the input is signed is not known yet: calibrate, or run the network once')
+        top, binary = max_code(self.bits, self.signed), self.signed and self.bits == 1
+        scale = choose_scale(self.clip(), self.bits, self.signed).item()
+        return Grid(scale or math.inf, scale, -top if self.signed else 0, top, binary)
 
     def _find_sign(self, x: Tensor) -> bool:
         if self.signed is None:

@@ -1,6 +1,7 @@
 """What every quantizer shares: its width in bits and the verbs forward, calibrate and to_int."""
 
 from numbers import Integral
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,20 @@ def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
     `x + (quantized - x).detach()` has the same gradient, but its rounding leaves the quantization grid.
     """
     return _StraightThrough.apply(x, quantized)
+
+
+class Grid(NamedTuple):
+    """The map of a uniform quantizer with fixed parameters, all that integer inference needs of it.
+
+    Codes are clip(round(x / step), low, high) and stand for the values codes * scale; a `binary` one gives the code +1
+    for x >= 0 and -1 elsewhere. `scale` differs from `step` where the quantizer does not scale its input back.
+    """
+
+    step: float
+    scale: float
+    low: int
+    high: int
+    binary: bool = False
 
 
 class Quantizer(nn.Module):
@@ -72,6 +87,10 @@ class Quantizer(nn.Module):
 
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (int32 codes, scale) with `codes * scale` equal to `self(x)`; ValueError while not `active`."""
+        raise NotImplementedError
+
+    def grid(self) -> Grid:
+        """Return the map from x to codes, where it is the same for every x; ValueError while not `active`."""
         raise NotImplementedError
 
     def check_active(self):

@@ -106,7 +106,7 @@ def train_epoch(model, loader, optimizer, epoch, epochs, *, rate, device, precis
     loader.set_epoch(epoch)
     quantization.before_epoch(epoch, epochs, optimizer)
     set_learning_rate(optimizer, rate)
-    metrics = train_one_epoch(model, loader, loss_function(), optimizer, device, quantization.after_step,
+    metrics = train_one_epoch(model, loader, quantization.loss, optimizer, device, quantization.after_step,
                               before_step=quantization.before_step, precision=precision, title=f'epoch {epoch}')
     quantization.synchronise()  # on GPUs the sums of centroids' gradients may round differently
     return metrics

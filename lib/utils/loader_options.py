@@ -32,8 +32,8 @@ class LoaderOptions:
         cache_size: in pixels.
         device: where batches of images in memory are normalised, and then lie; those of decoded files lie on the CPU.
         on_bad_image: a file that cannot be decoded: 'refuse' it by name, or 'skip' it and warn.
-        normalize: 'imagenet': its mean and standard deviation; 'symmetric': pixels in [-1, 1], for networks that were
-            trained in TensorFlow; None: the data set's own.
+        normalize: 'imagenet', 'cifar': the mean and standard deviation in use with these data sets; 'symmetric': pixels
+            in [-1, 1], for networks that were trained in TensorFlow; None: those of the data set's own row.
 
     Raises:
         ValueError: a size or a name out of range.

@@ -1,6 +1,7 @@
 """Quantization of whole networks: K-means with trained centroids, and conversion to linearly quantized layers."""
 
 import torch
+from torch.nn import functional as F
 
 from lib.quantize.kmeans import CentroidTrainer, Codebook, CodebookCache
 from lib.quantize.layers import QConv2d, QLinear, calibrating
@@ -31,6 +32,10 @@ class Quantization:
     def parameters(self):
         """Returns what an optimizer trains."""
         return list(self.model.parameters())
+
+    def loss(self, logits, labels):
+        """Returns what training minimises: cross entropy, averaged over the batch."""
+        return F.cross_entropy(logits, labels)
 
     def before_epoch(self, epoch, epochs, optimizer):
         """Called before every epoch."""

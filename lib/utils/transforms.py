@@ -6,7 +6,11 @@ from torchvision import transforms
 
 from lib.utils.tensor_loader import Augment
 
-NORMALIZE = {'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 'symmetric': ((0.5,) * 3, (0.5,) * 3)}
+NORMALIZE = {
+    'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    'cifar': ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    'symmetric': ((0.5,) * 3, (0.5,) * 3),
+}
 
 
 def train_transform(spec, size):

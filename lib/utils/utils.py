@@ -44,10 +44,10 @@ class MetricCounter:
         return Metrics(loss / n, 100.0 * hits1 / n, 100.0 * hits5 / n)
 
 
-def learning_rate(epoch, *, lr, epochs, lr_type='cos', schedule=(31, 61, 91), gamma=0.1, warmup_epoch=0):
+def learning_rate(epoch, *, lr, epochs, lr_type='cos', schedule=(31, 61, 91), gamma=0.1, warmup_epoch=0, lr_min=0.0):
     """Learning rate of an epoch, computed from the epoch alone, so that a resumed run takes the right one.
 
-    cos `.5 lr (1 + cos(pi e / epochs))`; exp `lr gamma^e`; step3 `lr gamma^(number of schedule entries <= e)`;
+    cos `lr_min + .5 (lr - lr_min) (1 + cos(pi e / epochs))`; exp `lr gamma^e`; step3 `lr gamma^(number of schedule entries <= e)`;
     fixed `lr`. In the first `warmup_epoch` epochs it is the constant `lr * gamma`.
 
     Raises:
@@ -56,7 +56,7 @@ def learning_rate(epoch, *, lr, epochs, lr_type='cos', schedule=(31, 61, 91), ga
     if epoch < warmup_epoch:
         return lr * gamma
     if lr_type == 'cos':
-        return 0.5 * lr * (1 + math.cos(math.pi * epoch / epochs))
+        return lr_min + 0.5 * (lr - lr_min) * (1 + math.cos(math.pi * epoch / epochs))
     if lr_type == 'exp':
         return lr * gamma ** epoch
     if lr_type == 'step3':

@@ -52,7 +52,8 @@ def test_own_models_build_under_the_meta_device(name):
 
 
 def test_names_are_those_of_torchvision_ours_and_their_twins():
-    own = {'mobilenet', 'mobilenetv2', 'mobilenetv3', 'mobilenet_v3', 'resnet20', 'resnet32', 'resnet44', 'resnet56'}
+    own = {'mobilenet', 'mobilenetv2', 'mobilenetv3', 'mobilenet_v3', 'resnet20', 'resnet32', 'resnet44', 'resnet56',
+           'mobilenetv2_cifar', 'resnet20_projection', 'toynet'}
     floats = models.list_models(quantized=False)
     assert set(REGISTRY) == own
     assert floats == sorted(own | set(TORCHVISION))
@@ -172,7 +173,8 @@ def test_known_options_arrive():
 def test_default_resolutions():
     sizes = {name: models.default_resolution(name) for name in models.list_models()}
     assert {name for name, size in sizes.items() if size == 299} == {'inception_v3', 'qinception_v3'}
-    cifar = {q + name for q in ('', 'q') for name in ('resnet20', 'resnet32', 'resnet44', 'resnet56')}
+    cifar = {q + name for q in ('', 'q') for name in ('resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet20_projection', 'toynet',
+                                                       'mobilenetv2_cifar')}
     assert {name for name, size in sizes.items() if size == 32} == cifar
     assert set(sizes.values()) == {32, 224, 299}
 

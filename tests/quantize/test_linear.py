@@ -60,7 +60,7 @@ def test_every_code_is_hit_and_is_a_fixed_point(bits, signed):
 @pytest.mark.parametrize('bits', ALL_BITS)
 def test_codes_and_scale_reproduce_the_fake_quantized_tensor(bits):
     x = sample(500)
-    quantizers = [weight_quantizer(bits, 0.8), weight_quantizer(bits, 0.8, tanh=True)]
+    quantizers = [weight_quantizer(bits, 0.8)]
     quantizers += [activation_quantizer(bits, signed, 1.3) for signed in (True, False)]
     for quantizer in quantizers:
         codes, scale = quantizer.to_int(x)
@@ -128,21 +128,6 @@ def test_binary_weights():
     quantizer, weight = weight_quantizer(1, 7.0), torch.tensor([-3.0, -0.0, 0.0, 1.0])
     quantizer.calibrate(weight)
     assert quantizer(weight).tolist() == [-1, 1, 1, 1] and quantizer.range.item() == 7
-
-
-@pytest.mark.parametrize('bits', [2, 5, 8])
-def test_tanh_normalised_weights(bits):
-    weight = sample(200, dtype=torch.float64).requires_grad_()
-    squashed = weight.tanh() / weight.tanh().abs().max()
-    n = 2 ** (bits - 1) - 1
-    expected = squashed + ((squashed * n).round() / n - squashed).detach()
-    quantizer = LinearWeightQuantizer(bits, tanh=True).double()
-    quantizer.calibrate(weight)
-    torch.testing.assert_close(quantizer(weight), expected)
-    direction = sample(200, seed=1, dtype=torch.float64)
-    ours, reference = (torch.autograd.grad(q, weight, direction)[0] for q in (quantizer(weight), expected))
-    torch.testing.assert_close(ours, reference)
-    assert quantizer(torch.zeros(5)).tolist() == [0] * 5
 
 
 def test_uncalibrated_weight_range_is_the_maximum_of_the_first_forward():

@@ -1,0 +1,229 @@
+"""What a tensor is while a network is lowered: integers that exist, and the real numbers that they stand for."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lib.quantize.fixed_point import FixedPoint, FixedPointOverflow, encode, encode_mantissa, shift_right
+
+logger = logging.getLogger(__name__)
+
+INT64 = 2.0**63
+MAX_SHIFT = 60
+MIN_SHIFT = 12  # so that an offset keeps so many bits behind the point
+WIDE_MANTISSA = 24
+MIN_WIDE_MANTISSA = 10
+
+
+@dataclass
+class Operation:
+    """One step of an integer program: kernel `kind` on the registers `inputs`, into the register `output`.
+
+    `bound` is the largest magnitude that anything inside it can take. `note` says what the numbers mean, for readers.
+    """
+
+    kind: str
+    name: str
+    inputs: list[int]
+    output: int
+    options: dict
+    arrays: dict[str, Tensor]
+    bound: int
+    note: str = ''
+
+
+@dataclass(frozen=True, eq=False)
+class Register:
+    """An integer tensor of `shape` per image; channel c lies in low[c] .. high[c] (int64)."""
+
+    index: int
+    shape: tuple[int, ...]
+    low: Tensor
+    high: Tensor
+
+    @property
+    def magnitude(self) -> Tensor:
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """register * multiplier[channel]. The multiplier (double) holds a factor 2^-exponent that fixed point left in."""
+
+    register: Register
+    multiplier: Tensor
+    exponent: int = 0
+
+
+@dataclass(eq=False)
+class Value:
+    """The real tensor clip(sum of terms + offset[channel], low, high), not yet computed; `wide` once it was."""
+
+    shape: tuple[int, ...]
+    terms: list[Term]
+    offset: Tensor
+    low: float = -math.inf
+    high: float = math.inf
+    wide: 'Value | None' = field(default=None, repr=False)
+
+    @property
+    def clipped(self) -> bool:
+        return self.low > -math.inf or self.high < math.inf
+
+    def codes(self) -> Term | None:
+        """Returns the only term if it alone, with one scale for all channels, is the whole value."""
+        term = self.terms[0]
+        alone = len(self.terms) == 1 and not self.clipped and not self.offset.any()
+        return term if alone and (term.multiplier == term.multiplier[0]).all() else None
+
+    def largest(self) -> float:
+        """Returns the largest magnitude that the bounds of the registers allow."""
+        low = self.offset + sum(torch.minimum(t.multiplier * t.register.low, t.multiplier * t.register.high)
+                                for t in self.terms)
+        high = self.offset + sum(torch.maximum(t.multiplier * t.register.low, t.multiplier * t.register.high)
+                                 for t in self.terms)
+        return torch.stack([low, high]).clamp(self.low, self.high).abs().amax().item()
+
+
+def value_of(register: Register, scale: float, exponent: int = 0) -> Value:
+    """Returns the value register * scale."""
+    channels = register.shape[0]
+    return Value(register.shape, [Term(register, torch.full((channels,), scale, dtype=torch.float64), exponent)],
+                 torch.zeros(channels, dtype=torch.float64))
+
+
+class Program:
+    """The operations so far; adding one proves that nothing in it leaves int64."""
+
+    def __init__(self, rounding: str, saturate: bool):
+        self.rounding, self.saturate = rounding, saturate
+        self.operations: list[Operation] = []
+        self.registers = 0
+
+    def register(self, shape, low, high) -> Register:
+        """Returns a new register; `low` and `high` are int64 vectors over the channels, or one integer for all."""
+        self.registers += 1
+        low, high = (torch.as_tensor(bound).expand(shape[0]) for bound in (low, high))
+        return Register(self.registers - 1, tuple(shape), low, high)
+
+    def add(self, kind, name, inputs, shape, low, high, *, arrays=None, bound=None, note='', **options) -> Register:
+        """Appends an operation and returns its output; `bound` is the largest magnitude inside if not of the output."""
+        output = self.register(shape, low, high)
+        bound = int(output.magnitude.amax()) if bound is None else math.ceil(bound)
+        self.operations.append(Operation(kind, name, [register.index for register in inputs], output.index, options,
+                                         arrays or {}, bound, note))
+        return output
+
+    def requantize(self, value: Value, name: str, form, *, step: float, low=None, high=None, binary=False) -> Register:
+        """Adds round(value / step), clipped to the integers low .. high and by the clip of the value itself.
+
+        Args:
+            form: a `FixedPoint` or `Mantissa`; None, for wide results: the mantissa takes the bits that int64 leaves.
+        """
+        constants = _Constants(value, name, form, step or 1.0, self.saturate)
+        multipliers, offset, shift = constants.multipliers, constants.offset, constants.shift
+        low = _tighter(max, low, value.low, step or 1.0)
+        high = _tighter(min, high, value.high, step or 1.0)
+        least, most = _range(value, multipliers, offset)
+        if binary:
+            least, most = torch.full_like(least, -1), torch.full_like(most, 1)
+        else:
+            least, most = (shift_right(bound, shift, self.rounding).clamp(low, high) if low is not None or high is not
+                           None else shift_right(bound, shift, self.rounding) for bound in (least, most))
+        arrays = {f'multiplier{i}': _short(vector) for i, vector in enumerate(multipliers)}
+        return self.add('requantize', name, [term.register for term in value.terms], value.shape, least, most,
+                        arrays={**arrays, 'offset': _short(offset)}, bound=constants.bound, shift=shift,
+                        rounding=self.rounding, low=low, high=high, binary=binary,
+                        note=f'step {step:.9g}, {form or "wide"}')
+
+
+def _tighter(choose, bound, real, step):
+    if not math.isfinite(real):
+        return bound
+    code = round(real / step)
+    return code if bound is None else choose(bound, code)
+
+
+def _short(vector):
+    return vector[:1].clone() if (vector == vector[0]).all() else vector
+
+
+def _range(value, multipliers, offset):
+    """Returns the bounds of acc * M + C, exactly; `_Constants` has shown that they fit int64."""
+    least, most = offset.clone(), offset.clone()
+    for term, factor in zip(value.terms, multipliers, strict=True):
+        ends = torch.stack([term.register.low * factor, term.register.high * factor])
+        least, most = least + ends.amin(0), most + ends.amax(0)
+    return least, most
+
+
+class _Constants:
+    """Integer multipliers, offset and shift with sum(acc * M) + C ~ value / step * 2^shift, and the bound of the sum.
+
+    Fixed point <T,I>: a multiplier is encoded without the powers of two that a fixed-point image or a wide tensor
+    brings along (`exponent`); those are added to the shift. Otherwise the multipliers of 2^-15 images would all be 0.
+    """
+
+    def __init__(self, value: Value, name: str, form, step: float, saturate: bool):
+        self.value, self.name, self.form, self.step = value, name, form, step
+        if isinstance(form, FixedPoint):
+            self._fixed_point(saturate)
+        else:
+            self._mantissa()
+        self.bound = self._bound()
+        if self.bound >= INT64:
+            raise self._too_large(self.bound)
+
+    def _fixed_point(self, saturate):
+        fraction = self.form.fraction
+        deepest = max(0, *(term.exponent for term in self.value.terms))
+        self.shift = fraction + deepest
+        if self.shift > MAX_SHIFT:
+            raise self._too_large(2.0**self.shift)
+        self.multipliers = [self._encode(term.multiplier * 2.0**term.exponent / self.step, 'multiplier', saturate)
+                            << (deepest - term.exponent) for term in self.value.terms]
+        self.offset = self._encode(self.value.offset / self.step, 'offset', saturate) << deepest
+
+    def _encode(self, values, what, saturate):
+        try:
+            codes, clipped = encode(values, self.form, what=f'{self.name}: {what}', saturate=saturate)
+        except FixedPointOverflow as error:
+            raise FixedPointOverflow(f'{error}; take a format with more integer bits, a mantissa ("mantissa:16"), or '
+                                     'saturate=True to clip it', error.value) from error
+        if clipped:
+            logger.warning('%s: %d of %d %ss do not fit %s and were clipped', self.name, clipped, len(codes), what,
+                           self.form)
+        return codes
+
+    def _mantissa(self):
+        bits = self.form.bits if self.form else WIDE_MANTISSA
+        real = [term.multiplier / self.step for term in self.value.terms]
+        coded = [encode_mantissa(multiplier, bits) for multiplier in real]
+        used = [fraction for codes, fraction in coded if codes.any()]
+        total = sum((term.register.magnitude * factor.abs()).amax().item()
+                    for term, factor in zip(self.value.terms, real, strict=True))
+        total += self.value.offset.abs().amax().item() / self.step
+        room = 62 - math.frexp(total)[1]  # so that the sum stays below 2^62
+        self.shift = max(0, min(max([*used, MIN_SHIFT]), room, MAX_SHIFT))
+        needed = min(used, default=0) - (0 if self.form else WIDE_MANTISSA - MIN_WIDE_MANTISSA)
+        if room < min(needed, MAX_SHIFT) or room < 0:
+            raise self._too_large(2.0 ** (62 - room + max(needed, 0)))
+        self.multipliers = [(codes << (self.shift - fraction)) if fraction <= self.shift
+                            else (factor * 2.0**self.shift).round().long()
+                            for (codes, fraction), factor in zip(coded, real, strict=True)]
+        self.offset = (self.value.offset / self.step * 2.0**self.shift).round().long()
+
+    def _bound(self):
+        total = self.offset.abs().double() + 2.0 ** max(self.shift - 1, 0)
+        for term, factor in zip(self.value.terms, self.multipliers, strict=True):
+            total = total + term.register.magnitude.double() * factor.abs().double()
+        return total.amax().item()
+
+    def _too_large(self, bound):
+        largest = max(term.register.magnitude.amax().item() for term in self.value.terms)
+        return ValueError(f'{self.name}: |acc * M + C| may reach {bound:.3g} with accumulators up to {largest:.3g}, '
+                          'beyond int64 (9.2e18): take multipliers with fewer bits, a smaller wide_word, or quantize '
+                          'the input of the layer to fewer bits')

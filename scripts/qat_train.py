@@ -1,0 +1,53 @@
+"""Trains with DoReFa, PACT or LSQ quantizers in place: float, quantized from scratch, or from a float checkpoint."""
+
+from _common import logger, make_parser, run
+from _options import add_data_options, add_model_options, add_run_options, add_training_options
+from _qat import add_qat_options, choose_bits, configure, qat_settings, quantize
+from _setup import build_model, loaders_of, start_device
+from _training import about_run, read_resumed, read_start, resume_hint, train
+from _weights import load
+
+
+def make_qat_parser():
+    """Returns the parser of this script."""
+    parser = make_parser(__doc__)
+    add_qat_options(parser)
+    add_model_options(parser, arch='toynet')
+    add_data_options(parser, batch=128, workers=4)
+    add_training_options(parser, lr=0.01, weight_decay=5e-4)
+    add_run_options(parser)
+    return parser
+
+
+def main(args):
+    """Builds the network, puts the quantizers into it and trains; only evaluates with --evaluate."""
+    from lib.utils.conversion import quantized_layers
+    from lib.utils.distributed import world_size
+    from lib.utils.qat import QATQuantization, weight_bits
+    from lib.utils.sync_batch_norm import synchronise_batch_norm
+
+    device, saved = start_device(args), read_resumed(args)
+    if saved and 'qat' in saved and args.strategy:
+        args.strategy = None  # the checkpoint has the bits
+    *loaders, classes = loaders_of(args, device)
+    shape = loaders[0].input_shape
+    settings = qat_settings(args) if not saved or 'qat' not in saved else saved['qat']
+    args.network_options = settings['network']
+    model = build_model(args, classes, shape, device)
+    strategy = quantize(model, settings, choose_bits(args, model, saved, shape), shape, args.arch)
+    load(args, model, *read_start(args, saved))
+    if args.sync_bn and world_size() > 1:
+        synchronise_batch_norm(model)
+    quantization = QATQuantization(model, strategy, settings, clip_decay=args.clip_decay)
+    bits, full = weight_bits(model)
+    logger.info('%s, %s weights, %s activations: weights take %.1f kB, %.4f of float', args.arch, args.weight_quantizer,
+                args.act_quantizer, bits / 8000, bits / full)
+    about = about_run(args, loaders, classes, ratio=bits / full, cost=bits / 8, cost_name='model_size',
+                      cost_unit='bytes')
+    if isinstance(strategy, list):
+        about['layers'] = list(quantized_layers(model))
+    train(args, model, loaders, saved, device, quantization=quantization, about=about)
+
+
+if __name__ == '__main__':
+    run(main, make_qat_parser(), resume_hint, configure=configure)
