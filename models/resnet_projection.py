@@ -74,6 +74,7 @@ class ProjectionResNet(nn.Module):
         self.pool = global_pool()
         self.fc = nn.Linear(before, num_classes)
         init_weights(self)
+        self.fc.reset_parameters()  # DoReFa divides by the largest weight: small ones would learn all too fast
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(self.stem_output(self.relu(self.bn1(self.conv1(x)))))

@@ -101,27 +101,31 @@ def encode_mantissa(values: Tensor, bits: int) -> tuple[Tensor, int]:
 
 
 def shift_right(values: Tensor, shift: int, rounding: str = 'round') -> Tensor:
-    """Return v / 2^shift as integers, exactly and without any floating-point number where `values` is int64.
+    """Return v / 2^shift as integers, exactly and without any floating-point number where `values` are integers.
 
     'round' is to nearest with ties up, floor((v + 2^(shift-1)) / 2^shift), 'floor' the bare arithmetic shift, 'trunc'
-    towards zero. Example: -5 by 1 is -2, -3, -2. Integers held in double precision work alike, as long as v and
-    v + 2^(shift-1) are below 2^53.
+    towards zero. Example: -5 by 1 is -2, -3, -2. Integers held in floating point work alike, as long as v and
+    v + 2^(shift-1) are exact in their type.
 
     Raises:
         ValueError: another rounding, or a shift beyond 0..62.
     """
+    return shift_right_(values.clone(), shift, rounding)
+
+
+def shift_right_(values: Tensor, shift: int, rounding: str = 'round') -> Tensor:
+    """Do the same in place."""
     if rounding not in ROUNDINGS:
         raise ValueError(f'rounding is {rounding!r}; expected one of {", ".join(ROUNDINGS)}')
     if not 0 <= shift <= 62:
         raise ValueError(f'shift is {shift}; expected 0..62')
     if shift == 0:
         return values
-    half = 1 << (shift - 1)
-    if values.is_floating_point():
-        scaled = (values + half if rounding == 'round' else values) * 2.0**-shift
-        return scaled.trunc() if rounding == 'trunc' else scaled.floor()
     if rounding == 'round':
-        values = values + half
-    elif rounding == 'trunc':
-        values = values + ((values >> 63) & (2 * half - 1))
-    return values >> shift
+        values += 1 << (shift - 1)
+    if values.is_floating_point():
+        values *= 2.0**-shift
+        return values.trunc_() if rounding == 'trunc' else values.floor_()
+    if rounding == 'trunc':
+        values += (values < 0).to(values.dtype) * ((1 << shift) - 1)
+    return values.bitwise_right_shift_(shift)

@@ -33,10 +33,10 @@ class LSQQuantizer(Quantizer):
     weights, or of features of one image.
 
     `step` is a Parameter of shape [1]. 0 stands for not found: the first tensor that comes, in training, evaluation or
-    calibration, makes it 2 mean|v| / sqrt(Q_P), where an unsigned quantizer counts negative values as 0. It is kept
-    when `bits` changes; calibrate then. Processes that train together must calibrate before, else each finds a step of
-    its own. In use is |step|, at least 1e-8, so it can neither lose its sign nor die. It asks for a gradient only while
-    `active`. `signed` is saved with the state dict.
+    calibration, makes it 2 mean|v| / sqrt(Q_P), where an unsigned quantizer counts negative values as 0, and for one
+    signed bit mean|v|, the best. It is kept when `bits` changes; calibrate then. Processes that train together must
+    calibrate before, else each finds a step of its own. In use is |step|, at least 1e-8, so it can neither lose its
+    sign nor die. It asks for a gradient only while `active`. `signed` is saved with the state dict.
 
     Args:
         bits: 1..16, or None, -1, >= 32 to leave the tensor alone.
@@ -110,8 +110,12 @@ class LSQQuantizer(Quantizer):
         return held_positive(self.step, max(MIN_STEP, torch.finfo(self.step.dtype).tiny))
 
     def _initial_step(self, x: Tensor) -> float:
-        magnitude = x.abs() if self.signed else x.clamp_min(0)
-        return 2 * magnitude.mean().item() / math.sqrt(code_range(self.bits, self.signed)[1])
+        mean = (x.abs() if self.signed else x.clamp_min(0)).mean().item()
+        if not math.isfinite(mean):
+            raise ValueError(f'cannot find a step from {x.numel()} values whose mean magnitude is {mean}')
+        if self.signed and self.bits == 1:
+            return mean
+        return 2 * mean / math.sqrt(code_range(self.bits, self.signed)[1])
 
     def _gradient_scale(self, x: Tensor) -> float:
         count = x.numel() if self.per == 'weights' else math.prod(x.shape[1:])

@@ -31,7 +31,8 @@ class Grid(NamedTuple):
     """The map of a uniform quantizer with fixed parameters, all that integer inference needs of it.
 
     Codes are clip(round(x / step), low, high) and stand for the values codes * scale; a `binary` one gives the code +1
-    for x >= 0 and -1 elsewhere. `scale` differs from `step` where the quantizer does not scale its input back.
+    for x >= 0 and -1 elsewhere. `scale` differs from `step` where the quantizer does not scale its input back, and
+    where the range is 0: all values are 0 then and `step` is infinite.
     """
 
     step: float

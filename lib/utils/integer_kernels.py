@@ -1,4 +1,4 @@
-"""The operations of an integer network on tensors of int64, or of integers held in double precision.
+"""The operations of an integer network on integer tensors, or on integers held in floating point.
 
 Every kernel takes tensors with the batch first, and returns the same type; none of them makes a floating-point number
 out of integers. Matrix products serve 1x1 convolutions, for they are the fastest integer operation of PyTorch; its own
@@ -8,7 +8,7 @@ depthwise convolution of integers is the slowest, so that one is a sum over shif
 import torch
 import torch.nn.functional as F
 
-from lib.quantize.fixed_point import shift_right
+from lib.quantize.fixed_point import shift_right_
 
 
 def conv(x, weight, *, stride, padding, dilation, groups):
@@ -24,11 +24,16 @@ def conv(x, weight, *, stride, padding, dilation, groups):
 
 
 def _depthwise(x, weight, kernel, stride, padding, dilation):
-    out = None
-    for index, part in _windows(x, kernel, stride, padding, dilation):
-        factor = weight[:, 0].flatten(1)[:, index, None, None]
-        out = part * factor if out is None else out.addcmul_(part, factor)
-    return out
+    if x.dtype == torch.float32:
+        return F.conv2d(x, weight, None, stride, padding, dilation, len(weight))
+    outputs = []
+    for image in x.split(1):  # stays in the processor's cache
+        out = None
+        for index, part in _windows(image, kernel, stride, padding, dilation):
+            factor = weight[:, 0].flatten(1)[:, index, None, None]
+            out = part * factor if out is None else out.addcmul_(part, factor)
+        outputs.append(out)
+    return torch.cat(outputs)
 
 
 def _windows(x, kernel, stride, padding=(0, 0), dilation=(1, 1)):
@@ -64,14 +69,15 @@ def requantize(*inputs, shift, rounding, low=None, high=None, binary=False, **co
 
     `constants` are `multiplier0`, `multiplier1`, ... and `offset`, one integer a channel or a single one.
     """
-    total = None
+    offset = constants['offset']
+    if rounding == 'round' and shift and not binary:
+        offset, rounding = offset + 2**(shift - 1), 'floor'
+    total = _per_channel(offset, inputs[0])
     for i, x in enumerate(inputs):
-        factor = _per_channel(constants[f'multiplier{i}'], x)
-        total = x * factor if total is None else total.addcmul_(x, factor)
-    total = total.add_(_per_channel(constants['offset'], total))
+        total = torch.addcmul(total, x, _per_channel(constants[f'multiplier{i}'], x))
     if binary:
         return (total >= 0).to(total.dtype).mul_(2).sub_(1)
-    codes = shift_right(total, shift, rounding)
+    codes = shift_right_(total, shift, rounding)
     return codes if low is None and high is None else codes.clamp_(low, high)
 
 

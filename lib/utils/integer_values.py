@@ -15,6 +15,7 @@ INT64 = 2.0**63
 MAX_SHIFT = 60
 MIN_SHIFT = 12  # so that an offset keeps so many bits behind the point
 WIDE_MANTISSA = 24
+OFFSET_FRACTION = 16
 MIN_WIDE_MANTISSA = 10
 
 
@@ -77,7 +78,8 @@ class Value:
         """Returns the only term if it alone, with one scale for all channels, is the whole value."""
         term = self.terms[0]
         alone = len(self.terms) == 1 and not self.clipped and not self.offset.any()
-        return term if alone and (term.multiplier == term.multiplier[0]).all() else None
+        scale = term.multiplier[0]  # of a negative one, larger codes would be smaller values
+        return term if alone and scale >= 0 and (term.multiplier == scale).all() else None
 
     def largest(self) -> float:
         """Returns the largest magnitude that the bounds of the registers allow."""
@@ -109,12 +111,14 @@ class Program:
         low, high = (torch.as_tensor(bound).expand(shape[0]) for bound in (low, high))
         return Register(self.registers - 1, tuple(shape), low, high)
 
-    def add(self, kind, name, inputs, shape, low, high, *, arrays=None, bound=None, note='', **options) -> Register:
-        """Appends an operation and returns its output; `bound` is the largest magnitude inside if not of the output."""
+    def add(self, kind, name, inputs, shape, low, high, /, *, arrays=None, bound=0, note='', **options) -> Register:
+        """Appends an operation and returns its output; `bound` is the largest magnitude inside it."""
         output = self.register(shape, low, high)
-        bound = int(output.magnitude.amax()) if bound is None else math.ceil(bound)
+        arrays = arrays or {}
+        tensors = [*(register.magnitude for register in (*inputs, output)), *(array.abs() for array in arrays.values())]
+        bound = max(math.ceil(bound), *(int(tensor.amax()) for tensor in tensors))
         self.operations.append(Operation(kind, name, [register.index for register in inputs], output.index, options,
-                                         arrays or {}, bound, note))
+                                         arrays, bound, note))
         return output
 
     def requantize(self, value: Value, name: str, form, *, step: float, low=None, high=None, binary=False) -> Register:
@@ -138,6 +142,23 @@ class Program:
                         arrays={**arrays, 'offset': _short(offset)}, bound=constants.bound, shift=shift,
                         rounding=self.rounding, low=low, high=high, binary=binary,
                         note=f'step {step:.9g}, {form or "wide"}')
+
+
+    def add_offset(self, register: Register, offset: Tensor, name: str) -> tuple[Register, int]:
+        """Adds (register + offset[channel]) * 2^k, rounded; returns the register and k.
+
+        The unit of an accumulator of few bits is coarse: up to 16 bits behind its point keep the offset.
+        """
+        largest = (register.magnitude.double() + offset.abs()).amax().item()
+        fraction = min(OFFSET_FRACTION, 62 - math.frexp(largest)[1])
+        if fraction < 0:
+            raise ValueError(f'{name}: accumulator and bias may reach {largest:.3g}, beyond int64 (9.2e18): quantize '
+                             'the weight or the input of the layer to fewer bits')
+        codes, factor = (offset * 2.0**fraction).round().long(), torch.tensor([2**fraction])
+        low, high = register.low * factor + codes, register.high * factor + codes
+        return self.add('requantize', name, [register], register.shape, low, high, bound=largest * 2.0**fraction + 1,
+                        arrays={'multiplier0': factor, 'offset': _short(codes)}, shift=0, rounding=self.rounding,
+                        note='the bias'), fraction
 
 
 def _tighter(choose, bound, real, step):

@@ -39,9 +39,10 @@ TOYNET_CFG2 = {'layer_abit': [32, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 32, 32],
 MOBILENETV2 = config(BASE, model='MBv2_cf10', weight_quantizer='dorefa_symmetric', act_quantizer='mpact')
 MOBILENETV2_CFG1_STAR = {'layer_abit': [32] + [8] * 17 + [32, 32], 'layer_wbit': [32] + [8] * 17 + [16, 16]}
 
-# ResNet-20: 9 blocks; with 11 entries also the stem (else 32 and 32) and fc (else 16 and 32)
+# ResNet-20: 9 blocks; with 11 entries also the stem (else 32 and 32) and fc (else 16 and 32). Activations stay scaled by
+# 0.1, as in the original: expanded again they are too large for the classifier, whose weights reach 1, at this rate.
 RESNET20 = config(BASE, model='RN20', batch_size=256, lr=0.1, weight_quantizer='dorefa_symmetric',
-                  act_quantizer='dorefa')
+                  act_quantizer='dorefa', rescale=False)
 
 CONFIGS = {
     'toynet_float': config(TOYNET, layer_abit=[32] * 13, layer_wbit=[32] * 13),

@@ -1,0 +1,66 @@
+"""The constants of an integer network as a C header."""
+
+import re
+import textwrap
+
+WIDTH = 118
+MEANINGS = {
+    'conv': 'out = convolution of in with weight (out channels, in channels / groups, rows, columns)',
+    'linear': 'out = in times weight (outputs, inputs)',
+    'requantize': 'out = clip((in0 * multiplier0 + in1 * multiplier1 + ... + offset) >> shift, low, high)',
+    'sum_pool': 'out = sum over each window',
+    'max_pool': 'out = largest of each window',
+    'flatten': 'out = in as one vector an image',
+    'take': 'out = the slices of in',
+    'pad': 'out = in with zeros around it',
+}
+
+
+def header_lines(network):
+    """Returns the lines of a header: per operation a comment, its arrays in the smallest type, its numbers as macros.
+
+    Arrays are flat, in row-major order, with their shape in a comment. A multiplier or offset of one element holds for
+    all channels.
+    """
+    shape = ' x '.join(map(str, network.input_shape))
+    lines = ['/* Integer network. int64 is wide enough for every sum.',
+             f'   Register r0: images, {shape}, round(value * 2^{network.fraction}).',
+             f'   Logits: register r{network.output}; one unit is {network.scale:.9g}. */',
+             '#ifndef INTEGER_NETWORK_H', '#define INTEGER_NETWORK_H', '#include <stdint.h>', '']
+    for index, operation in enumerate(network.operations):
+        lines += _operation_lines(index, operation)
+    return [*lines, '#endif']
+
+
+def _operation_lines(index, operation):
+    prefix = f'op{index}_' + re.sub(r'\W', '_', operation.name)
+    inputs = ', '.join(f'r{register}' for register in operation.inputs)
+    note = f'; {operation.note}' if operation.note else ''
+    options = ', '.join(f'{name} {option}' for name, option in operation.options.items())
+    comment = f'{operation.name}: {operation.kind}, {inputs} -> r{operation.output}{note}; {MEANINGS[operation.kind]}'
+    lines = [f'/* {_plain(comment)}', f'   {_plain(options) or "no options"}; |all| <= {operation.bound} */']
+    for name, option in operation.options.items():
+        if isinstance(option, int):  # a bool too
+            lines.append(f'#define {prefix.upper()}_{name.upper()} {_literal(int(option))}')
+    for name, array in operation.arrays.items():
+        lines += _array_lines(f'{prefix}_{name}', array)
+    return [*lines, '']
+
+
+def _array_lines(name, array):
+    values = array.flatten().tolist()
+    bits = next(bits for bits in (8, 16, 32, 64) if -2 ** (bits - 1) <= min(values) and max(values) < 2 ** (bits - 1))
+    size = ' x '.join(map(str, array.shape))
+    body = textwrap.wrap(', '.join(map(_literal, values)), WIDTH, initial_indent='  ', subsequent_indent='  ',
+                         break_long_words=False, break_on_hyphens=False)
+    return [f'static const int{bits}_t {name}[{len(values)}] = {{ /* {size} */', *body, '};']
+
+
+def _literal(value):
+    if -2**31 < value < 2**31:
+        return str(value)
+    return f'INT64_C({value})' if value > -2**63 else 'INT64_MIN'
+
+
+def _plain(text):
+    return text.replace('*/', '* /').replace('/*', '/ *')
