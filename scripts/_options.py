@@ -76,12 +76,14 @@ def add_data_options(parser, batch, workers=16, cache='off'):
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', '--data_name', default='imagenet', help='digits, mnist, fashion_mnist, svhn, '
                        'cifar10, cifar100, tinyimagenet, imagenet, imagenet100, imagenet10, dtd, or folder')
-    group.add_argument('-d', '--data', '--dataset_root', '--dataset_path', dest='dataset_root', default=RepositoryPath('data/imagenet'),
-                       help='folder of the data set, data/<name> for another one than imagenet; digits needs none')
-    group.add_argument('-j', '--workers', '--n_worker', '--num_workers', dest='workers', type=at_least(0), default=workers,
-                       help='loader processes, at most the number of CPU cores; data sets in memory use none')
-    group.add_argument('--train_batch', '--data_bsize', '--batch_size', '-b', dest='train_batch', type=at_least(1), default=batch,
-                       help='training batch size, of all processes together')
+    group.add_argument('-d', '--data', '--dataset_root', '--dataset_path', dest='dataset_root',
+                       default=RepositoryPath('data/imagenet'), help='folder of the data set, data/<name> for another '
+                       'one than imagenet; digits needs none')
+    group.add_argument('-j', '--workers', '--n_worker', '--num_workers', dest='workers', type=at_least(0),
+                       default=workers, help='loader processes, at most the number of CPU cores; data sets in memory '
+                       'use none')
+    group.add_argument('--train_batch', '--data_bsize', '--batch_size', '-b', dest='train_batch', type=at_least(1),
+                       default=batch, help='training batch size, of all processes together')
     group.add_argument('--test_batch', type=at_least(1), default=512, help='batch size of evaluation, of all processes '
                        'together')
     group.add_argument('--image_size', type=at_least(1),

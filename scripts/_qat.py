@@ -1,8 +1,14 @@
 """Quantization-aware training: its options, its EasyDict configurations, and the networks that they describe."""
 
+import argparse
+import re
+
 from _common import ROOT, logger
 from _options import BooleanOption as Bool
 from _options import RepositoryPath, at_least, positive
+from _setup import probe
+from _training import read_start
+from _weights import load
 
 CONFIGS = ROOT / 'run' / 'qat' / 'config_train.py'
 # The original's names in a configuration, where the option has another one.
@@ -12,14 +18,16 @@ VALUES = {'lr_type': {'cosine': 'cos', 'exponential': 'exp', 'multistep': 'step3
           'arch': {'ToyNet': 'toynet', 'MBv2_cf10': 'mobilenetv2_cifar', 'RN20': 'resnet20_projection'}}
 NETWORK_OPTIONS = ('strides', 'num_layer_list', 'num_channel_list', 'stem_channel', 'header_channel', 'expansion',
                    'relu_after_add')
+BITS = ('layer_wbit', 'layer_abit', 'strategy', 'input_bits')
+QUANTIZERS = ('weight_quantizer', 'act_quantizer', 'alpha', 'end_alpha', 'pact_gradient', 'rescale', 'branch_out')
 ACTIVATIONS = ['dorefa', 'pact', 'mpact', 'fixed_pact', 'lsq', 'linear']
 WEIGHTS = ['dorefa', 'dorefa_symmetric', 'lsq', 'linear']
+LEARNED = ('pact', 'mpact', 'lsq', 'linear')
+QUANTIZER_KEY = re.compile(r'(^|[._])(range|step|_extra_state)$')  # in a state dict
 
 
 def bit_list(text):
     """Option type: a list of bits."""
-    import argparse
-
     from lib.utils.bit_lists import parse_bit_list
     try:
         return parse_bit_list(text)
@@ -31,16 +39,22 @@ def add_qat_options(parser):
     """Adds the options that only quantization-aware training has."""
     group = parser.add_argument_group('quantization')
     group.add_argument('--config', default='toynet_cfg1_star', metavar='NAME|FILE.py:NAME', help='an EasyDict of '
-                       'run/qat/config_train.py or of a file of your own; options on the command line go before it')
+                       'run/qat/config_train.py or of a file of your own: its settings take the place of the '
+                       'defaults below, options on the command line go before both; of another --arch only what does '
+                       'not belong to its network counts')
     group.add_argument('--layer_wbit', type=bit_list, metavar='LIST', help='weight bits of each part of the network, '
-                       'such as 32,8x10,16,16: 1 to 8, 16, or 32 for float (docs/qat.md has the indexing)')
-    group.add_argument('--layer_abit', type=bit_list, metavar='LIST', help='activation bits of each part')
+                       'such as 32,8x10,16,16: 1 to 8, 16, or 32 for float (docs/qat.md has the indexing; default: the '
+                       "configuration's)")
+    group.add_argument('--layer_abit', type=bit_list, metavar='LIST', help='activation bits of each part (default: the '
+                       "configuration's)")
     group.add_argument('--strategy', help='bits layer by layer instead, for any network: path of a strategy.json or '
-                       'strategy.txt of a search, a list, or uniform:K; weights and inputs of its layers')
+                       'strategy.txt of a search, a list, or uniform:K; weights and inputs of its layers (default: '
+                       'the bit lists)')
     group.add_argument('--input_bits', type=int, default=32, help='--strategy with weight bits only: bits of the '
                        'inputs of all layers')
-    group.add_argument('--weight_quantizer', choices=WEIGHTS, default='dorefa_symmetric', help='of all weights')
-    group.add_argument('--act_quantizer', choices=ACTIVATIONS, default='mpact', help='of all activations')
+    group.add_argument('--weight_quantizer', choices=WEIGHTS, default='dorefa_symmetric', help='quantizer of all '
+                       'weights')
+    group.add_argument('--act_quantizer', choices=ACTIVATIONS, default='mpact', help='quantizer of all activations')
     group.add_argument('--alpha', type=positive, default=10.0, help='pact, mpact: first clip inside the blocks; '
                        'fixed_pact: their clip')
     group.add_argument('--end_alpha', type=positive, default=6.0, help='the same behind stem, header and pooling')
@@ -56,24 +70,31 @@ def add_qat_options(parser):
                        "(default: the data set's own row)")
     group = parser.add_argument_group('shape of toynet and resnet20_projection')
     for name in ('strides', 'num_layer_list', 'num_channel_list'):
-        group.add_argument(f'--{name}', type=at_least(1), nargs='+', help='one number per stage')
+        group.add_argument(f'--{name}', type=at_least(1), nargs='+', help='toynet: one number per stage (default: the '
+                           "configuration's)")
     for name in ('stem_channel', 'header_channel', 'expansion'):
-        group.add_argument(f'--{name}', type=at_least(1), help='toynet')
+        group.add_argument(f'--{name}', type=at_least(1), help="toynet: one number (default: the configuration's)")
     group.add_argument('--relu_after_add', action=Bool, default=None, help='resnet20_projection: a ReLU after each '
-                       'sum, too')
+                       'sum, too (default: False)')
 
 
 def configure(args, parser):
     """Returns the defaults that --config gives, as {option: value}.
 
-    The parser refuses an unknown configuration or key.
+    For another network than the configuration's, these are without its shape, its bits and its folder. The parser
+    refuses an unknown configuration, key or value.
     """
     from lib.utils.user_code import load_object
     try:
         config = load_object(args.config, '--config') if ':' in args.config else named_config(args.config)
-        return dict(option_of(key, value, parser, args.config) for key, value in config.items())
-    except (ValueError, OSError, AttributeError) as error:
+        if not isinstance(config, dict):
+            raise ValueError(f'--config {args.config} is a {type(config).__name__}: expected an EasyDict of settings')
+        values = dict(option_of(key, value, parser, args.config) for key, value in config.items())
+    except (ValueError, OSError) as error:
         parser.error(str(error))
+    if args.model_file or args.arch not in (parser.get_default('arch'), values.get('arch', args.arch)):
+        values = {name: value for name, value in values.items() if name not in (*NETWORK_OPTIONS, *BITS, 'checkpoint')}
+    return values
 
 
 def named_config(name):
@@ -86,7 +107,7 @@ def named_config(name):
 
 
 def option_of(key, value, parser, config):
-    """Returns (option, value) of a configuration's entry."""
+    """Returns (option, value) of a configuration's entry, checked as the command line would be."""
     name = KEYS.get(key, key)
     known = {action.dest: action for action in parser._actions if action.dest not in ('help', 'config')}
     if name not in known:
@@ -94,11 +115,33 @@ def option_of(key, value, parser, config):
                          f'{", ".join(sorted(KEYS | {option: None for option in known}))}')
     if isinstance(value, str):
         value = VALUES.get(name, {}).get(value, value)
-    choices = known[name].choices
-    value = value.lower() if name == 'opt' else value
-    if choices and value is not None and value not in choices:
-        raise ValueError(f'--config {config}: {key} is {value!r}, expected one of {", ".join(choices)}')
+    try:
+        value = checked(known[name], value)
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f'--config {config}: {key} is {value!r}: {error}') from error
     return name, RepositoryPath(value) if name == 'checkpoint' else value
+
+
+def checked(action, value):
+    """Returns a value of Python as its option would read it from the command line."""
+    if value is None and action.default is None:
+        return None
+    if isinstance(action, Bool):
+        if not isinstance(value, bool):
+            raise ValueError('expected True or False')
+        return value
+    if action.nargs == '+':
+        if not isinstance(value, (list, tuple)) or not value:
+            raise ValueError('expected a list of numbers')
+        return [action.type(str(entry)) for entry in value]
+    if action.type is bit_list and isinstance(value, (list, tuple)):
+        return list(value)  # checked with the network, which knows what the entries mean
+    value = action.type(str(value)) if action.type else value
+    if action.choices and value not in action.choices:
+        raise ValueError(f'expected one of {", ".join(action.choices)}')
+    if not action.type and not isinstance(value, str):
+        raise ValueError('expected a text')
+    return value
 
 
 def qat_settings(args):
@@ -120,8 +163,6 @@ def quantize(model, settings, strategy, shape, network):
         shape: (C, H, W) of an image.
         network: its name, for messages.
     """
-    from _setup import probe
-
     from lib.utils.qat import Quantizers, quantize_blocks, quantize_layers
     quantizers = Quantizers.from_dict(settings['quantizers'])
     if isinstance(strategy, dict):
@@ -130,19 +171,80 @@ def quantize(model, settings, strategy, shape, network):
     return quantize_layers(model, strategy, quantizers, probe(model, shape))
 
 
+def settings_of(args, saved):
+    """Returns the `qat_settings` of a run: those of the checkpoint to resume, if any, else of the options.
+
+    Raises:
+        ValueError: the checkpoint is of another kind or network, or options say otherwise.
+    """
+    if not saved:
+        return qat_settings(args)
+    if 'qat' not in saved:
+        raise ValueError(f'{args.resume} is no checkpoint of qat_train.py: start from its weights with --weights')
+    theirs = saved['qat']['arch']
+    if theirs != args.arch:
+        raise ValueError(f'{args.resume} is a checkpoint of {theirs}, this is a run of {args.arch}: give --arch '
+                         f'{theirs}, or start a new run')
+    changed = [f'--{name}' for name in (*BITS, *QUANTIZERS, *NETWORK_OPTIONS) if name in args.changed]
+    if changed:
+        raise ValueError(f'{args.resume} has a network, bits and quantizers of its own: leave {", ".join(changed)} '
+                         'out, or start a new run with --weights')
+    return saved['qat']
+
+
+def load_start(args, model, saved, settings, strategy, float_names):
+    """Loads the weights to begin with, if any, into the network.
+
+    Clips and steps come with --weights where they mean the same here: learned under quantizers of the same kind, steps
+    also under the same bits. All others begin anew; a float network has none that were learned.
+
+    Args:
+        args: the options.
+        model: the network, with quantizers.
+        saved: checkpoint to resume, or None.
+        settings, strategy: of this run.
+        float_names: keys of its state dict before it had quantizers.
+    """
+    from lib.utils.checkpoint import state_dict_of
+    start, source = read_start(args, saved)
+    if start is None or saved:
+        load(args, model, start, source)
+        return
+    state, kept = state_dict_of(start, source), kept_quantizers(start, settings, strategy)
+    taken = {key for key in model.state_dict()
+             if key in float_names or ('weights' if '.weight_quantizer.' in key else 'activations') in kept}
+    left = [key for key in state if key not in taken and QUANTIZER_KEY.search(key)]
+    for key in left:
+        del state[key]
+    load(args, model, state, source)
+    if left:
+        logger.info('its clips and steps are not taken over: they begin anew')
+
+
+def kept_quantizers(start, settings, strategy):
+    """Returns which quantizers' clips and steps a checkpoint passes on to this run: 'weights', 'activations'."""
+    if not isinstance(start, dict) or 'qat' not in start:
+        return []
+    theirs, ours = start['qat']['quantizers'], settings['quantizers']
+    kept = [which for which in ('weights', 'activations') if theirs[which] == ours[which] in LEARNED
+            and (ours[which] != 'lsq' or start['strategy'] == strategy)]
+    return kept if is_quantized(start['strategy']) else []
+
+
+def is_quantized(strategy):
+    """Whether a strategy quantizes anything."""
+    rows = strategy.values() if isinstance(strategy, dict) else strategy
+    return any(0 < bits < 32 for row in rows for bits in row)
+
+
 def choose_bits(args, model, saved, shape):
     """Returns the strategy of a run: that of the checkpoint to resume, of --strategy, or the two bit lists.
 
     Raises:
-        ValueError: the checkpoint is of another kind or network, or the strategy does not fit.
+        ValueError: there is none, or it does not fit.
     """
-    if saved and 'qat' in saved:
-        if saved['qat']['arch'] != args.arch:
-            raise ValueError(f'{args.resume} is a checkpoint of {saved["qat"]["arch"]}, --arch is {args.arch}: leave '
-                             '--arch out, or start a new run')
-        return saved['strategy']
     if saved:
-        raise ValueError(f'{args.resume} is no checkpoint of qat_train.py: start from its weights with --weights')
+        return saved['strategy']
     if args.strategy:
         return strategy_of_layers(args, model, shape)
     if args.layer_wbit is None or args.layer_abit is None:

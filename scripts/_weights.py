@@ -70,6 +70,9 @@ def prepare(args, model, shape, checkpoint, source, linear):
     if folded and not linear:
         raise ValueError(f'{source} has its BatchNorms folded into the weights, as only the linear flow has it: add '
                          '--linear_quantization')
+    if isinstance(checkpoint, dict) and 'qat' in checkpoint:
+        raise ValueError(f'{source} is a checkpoint of qat_train.py, whose quantizers only that script has: go on with '
+                         'it there; float weights to search or fine-tune from are made by pretrain.py')
     load_late = linear and (folded or not args.fold_bn)
     if not load_late:
         load(args, model, checkpoint, source)

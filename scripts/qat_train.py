@@ -2,10 +2,9 @@
 
 from _common import logger, make_parser, run
 from _options import add_data_options, add_model_options, add_run_options, add_training_options
-from _qat import add_qat_options, choose_bits, configure, qat_settings, quantize
+from _qat import add_qat_options, choose_bits, configure, load_start, quantize, settings_of
 from _setup import build_model, loaders_of, start_device
-from _training import about_run, read_resumed, read_start, resume_hint, train
-from _weights import load
+from _training import about_run, read_resumed, resume_hint, train
 
 
 def make_qat_parser():
@@ -27,21 +26,20 @@ def main(args):
     from lib.utils.sync_batch_norm import synchronise_batch_norm
 
     device, saved = start_device(args), read_resumed(args)
-    if saved and 'qat' in saved and args.strategy:
-        args.strategy = None  # the checkpoint has the bits
+    settings = settings_of(args, saved)
+    args.network_options, args.normalize = settings['network'], settings['normalize']
     *loaders, classes = loaders_of(args, device)
     shape = loaders[0].input_shape
-    settings = qat_settings(args) if not saved or 'qat' not in saved else saved['qat']
-    args.network_options = settings['network']
     model = build_model(args, classes, shape, device)
-    strategy = quantize(model, settings, choose_bits(args, model, saved, shape), shape, args.arch)
-    load(args, model, *read_start(args, saved))
+    bits, float_names = choose_bits(args, model, saved, shape), set(model.state_dict())
+    strategy = quantize(model, settings, bits, shape, args.arch)
+    load_start(args, model, saved, settings, strategy, float_names)
     if args.sync_bn and world_size() > 1:
         synchronise_batch_norm(model)
     quantization = QATQuantization(model, strategy, settings, clip_decay=args.clip_decay)
     bits, full = weight_bits(model)
-    logger.info('%s, %s weights, %s activations: weights take %.1f kB, %.4f of float', args.arch, args.weight_quantizer,
-                args.act_quantizer, bits / 8000, bits / full)
+    logger.info('%s, %s weights, %s activations: weights take %.1f kB, %.4f of float', args.arch,
+                settings['quantizers']['weights'], settings['quantizers']['activations'], bits / 8000, bits / full)
     about = about_run(args, loaders, classes, ratio=bits / full, cost=bits / 8, cost_name='model_size',
                       cost_unit='bytes')
     if isinstance(strategy, list):

@@ -33,21 +33,29 @@ def module_of(path):
         sys.path.remove(scripts)
 
 
-def parser_of(path):
-    """Returns the parser of `scripts/x.py` or `lib/utils/make_data.py`."""
-    names = module_of(path)
+def parser_in(names):
+    """Returns the parser of a script with these globals."""
     if '_parser' in names:
         return names['_parser']()
     (make,) = [value for name, value in names.items() if re.fullmatch('make_(?!parser)\\w+_parser', name)]
     return make()
 
 
+def parser_of(path):
+    """Returns the parser of `scripts/x.py` or `lib/utils/make_data.py`."""
+    return parser_in(module_of(path))
+
+
 def parsed(path, options):
-    """Returns the parsed options; fails with what the script would say."""
-    said = io.StringIO()
+    """Returns the parsed options, after a configuration of `run/` that they name; fails with what the script says."""
+    said, names = io.StringIO(), module_of(path)
+    parser = parser_in(names)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            return parser_of(path).parse_args(options)
+            args = parser.parse_args(options)
+            if 'configure' in names and ':' not in args.config:
+                parser.set_defaults(**names['configure'](args, parser))
+            return parser.parse_args(options)
     except SystemExit as stop:
         assert stop.code == 0, f'{path} {shlex.join(options)}\n{said.getvalue().splitlines()[-1]}'
         return None
@@ -217,7 +225,8 @@ MODEL_AND_DATA = [
     ('--workers', 3, 'workers'), ('-j', 3, 'workers'), ('--n_worker', 3, 'workers'),
     ('--train_batch', 3, 'train_batch'), ('--data_bsize', 3, 'train_batch'), ('--test_batch', 3, 'test_batch'),
     ('--seed', 3, 'seed'), ('--manualSeed', 3, 'seed'), ('--gpu_id', '2', 'gpu_id'), ('--half_type', 'O2', 'half_type'),
-    ('--resume', 'x', 'resume'),
+    ('--resume', 'x', 'resume'), ('--dataset_path', 'x', 'dataset_root'), ('-b', 3, 'train_batch'),
+    ('--batch_size', 3, 'train_batch'), ('--num_workers', 3, 'workers'),
 ]
 SEARCH_DEFAULTS = {
     'suffix': None, 'dataset': 'imagenet', 'preserve_ratio': 0.1, 'min_bit': 1, 'max_bit': 8, 'float_bit': None,
@@ -237,17 +246,25 @@ TRAINING_DEFAULTS = {
 DEFAULTS = {
     'rl_quantize.py': SEARCH_DEFAULTS, 'pretrain.py': {**TRAINING_DEFAULTS, 'weight_decay': 1e-4},
     'finetune.py': {**TRAINING_DEFAULTS, 'weight_decay': 1e-5, 'linear_quantization': False, 'free_high_bit': True},
+    'qat_train.py': {  # of its config_train.py, with which the original starts
+        'arch': 'toynet', 'dataset': 'cifar10', 'epochs': 300, 'train_batch': 128, 'workers': 4, 'lr': 0.01,
+        'lr_min': 0.001, 'lr_type': 'cos', 'opt': 'sgd', 'momentum': 0.9, 'weight_decay': 5e-4, 'strides': [1, 2, 1, 2],
+        'num_layer_list': [1, 3, 3, 3], 'num_channel_list': [16, 32, 32, 64], 'stem_channel': 16, 'header_channel': 512,
+        'layer_abit': [32] + [8] * 11 + [16], 'layer_wbit': [8] * 13, 'clip_decay': 2e-4, 'evaluate': False,
+    },
 }
 TRAINING = [
     ('--epochs', 3, 'epochs'), ('--start_epoch', 3, 'start_epoch'), ('--warmup_epoch', 3, 'warmup_epoch'),
     ('--lr', 0.3, 'lr'), ('--learning-rate', 0.3, 'lr'), ('--lr_type', 'exp', 'lr_type'), ('--gamma', 0.3, 'gamma'),
     ('--momentum', 0.3, 'momentum'), ('--wd', 0.3, 'weight_decay'), ('--weight-decay', 0.3, 'weight_decay'),
-    ('-c', 'x', 'checkpoint'), ('--checkpoint', 'x', 'checkpoint'),
+    ('-c', 'x', 'checkpoint'), ('--checkpoint', 'x', 'checkpoint'), ('--nepochs', 3, 'epochs'),
+    ('--learning_rate_min', 0.3, 'lr_min'),
 ]
 BOOLEANS = {
     'rl_quantize.py': ['linear_quantization', 'is_pruned', 'finetune_flag', 'use_top5', 'debug', 'half'],
     'finetune.py': ['linear_quantization', 'free_high_bit', 'pretrained', 'half', 'evaluate'],
     'pretrain.py': ['pretrained', 'half', 'evaluate'],
+    'qat_train.py': ['rescale', 'branch_out', 'relu_after_add', 'evaluate'],
 }
 
 

@@ -1,7 +1,6 @@
 """Linear (uniform) quantization: pure functions, then HAQ's quantizers of weights and of activations on top."""
 
 import logging
-import math
 
 import torch
 from torch import Tensor, nn
@@ -199,8 +198,8 @@ class LinearActivationQuantizer(Quantizer):
         if self.signed is None:
             raise ValueError('whether the input is signed is not known yet: calibrate, or run the network once')
         top, binary = max_code(self.bits, self.signed), self.signed and self.bits == 1
-        scale = choose_scale(self.clip(), self.bits, self.signed).item()
-        return Grid(scale or math.inf, scale, -top if self.signed else 0, top, binary)
+        step = choose_scale(self.clip(), self.bits, self.signed).item()
+        return Grid(step, step, -top if self.signed else 0, top, binary)
 
     def _find_sign(self, x: Tensor) -> bool:
         if self.signed is None:

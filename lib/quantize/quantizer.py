@@ -31,8 +31,8 @@ class Grid(NamedTuple):
     """The map of a uniform quantizer with fixed parameters, all that integer inference needs of it.
 
     Codes are clip(round(x / step), low, high) and stand for the values codes * scale; a `binary` one gives the code +1
-    for x >= 0 and -1 elsewhere. `scale` differs from `step` where the quantizer does not scale its input back, and
-    where the range is 0: all values are 0 then and `step` is infinite.
+    for x >= 0 and -1 elsewhere. `scale` differs from `step` where the quantizer does not scale its input back.
+    A step of 0, that of a range of 0, makes all values 0.
     """
 
     step: float

@@ -77,7 +77,7 @@ def parse_bit_list(text):
         if not part:
             continue
         value, _, times = part.partition('x')
-        if not value.isdigit() or (times and not times.isdigit()) or part.endswith('x'):
+        if not value.isdecimal() or (times and not times.isdecimal()) or part.endswith('x'):
             raise ValueError(f'{text}: {part!r} is no number of bits; expected a list like 32,8,8,16 or 32,8x10,16')
         bits += [int(value)] * int(times or 1)
     if not bits:

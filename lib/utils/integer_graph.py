@@ -29,7 +29,7 @@ USED_BITS = 10  # of a wide tensor, at least
 BATCH = object()  # stands for x.size(0)
 
 
-def lower(model, input_shape, *, block_format='mantissa:16', end_format=None, rounding='round', saturate=False,
+def lower(model, input_shape, *, block_format='mantissa:24', end_format=None, rounding='round', saturate=False,
           wide_word=None):
     """Returns the `IntegerNetwork` that computes what `model` computes in evaluation, up to rounding.
 
@@ -77,7 +77,7 @@ class _Lowering:
     def __init__(self, model, program, blocks, ends, wide_word):
         self.model, self.program, self.blocks, self.ends = model, program, blocks, ends
         self.modules = dict(model.named_modules())
-        self.quantizers = {}
+        self.quantizers, self.wide, self.last = {}, set(), set()
         mantissas = isinstance(blocks, Mantissa) and isinstance(ends, Mantissa)
         self.wide_word = wide_word or (32 if mantissas else 24)
         self.fraction = IMAGE_FRACTION if mantissas else FIXED_POINT_IMAGE_FRACTION
@@ -89,6 +89,7 @@ class _Lowering:
             raise ValueError(f'{type(self.model).__name__} cannot be traced, its forward depends on more than the '
                              f'graph: {error}') from error
         values, output = {}, None
+        self.last = {node.target for node in graph.nodes if {user.op for user in node.users} == {'output'}}
         for node in graph.nodes:
             arguments, options = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
             if node.op == 'placeholder':
@@ -102,7 +103,7 @@ class _Lowering:
         register, scale = self._logits(output)
         network = IntegerNetwork(self.program.operations, input_shape, register.index, scale, self.quantizers,
                                  fraction=self.fraction)
-        check_resolution(network)
+        check_resolution(network, self.wide)
         return network
 
     def _image(self, shape):
@@ -111,7 +112,10 @@ class _Lowering:
 
     def _node(self, node, arguments, options):
         if node.op == 'call_module':
-            return self._module(node.target, self.modules[node.target], *arguments, *options.values())
+            inputs = [*arguments, *options.values()]
+            if len(inputs) != 1 or not isinstance(inputs[0], Value):
+                raise ValueError(f'{node.target} is called with {len(inputs)} arguments; expected one tensor')
+            return self._module(node.target, self.modules[node.target], inputs[0])
         name = str(node.target) if node.op == 'get_attr' else node.name
         if node.op in ('call_function', 'call_method'):
             result = self._function(node.name, node.target, arguments, options)
@@ -124,8 +128,6 @@ class _Lowering:
     # Modules
 
     def _module(self, name, module, value):
-        if not isinstance(value, Value):
-            raise ValueError(f'{name} is called with {type(value).__name__}; expected a tensor')
         if isinstance(module, NOTHING):
             return value
         if isinstance(module, Quantizer):
@@ -140,15 +142,15 @@ class _Lowering:
             return shapes.flatten(self.program, name, value)
         pool = shapes.module_pool(name, module, value.shape)
         if pool is None:
-            raise ValueError(f'{name} ({type(module).__name__}) has no integer form: replace it, for example by ReLU or '
-                             'ReLU6, before the network is trained with quantization')
+            raise ValueError(f'{name} ({type(module).__name__}) has no integer form: replace it, for example by ReLU '
+                             'or ReLU6, before the network is trained with quantization')
         return self._pool(name, value, *pool)
 
     def _layer(self, name, layer, value):
         quantizer = getattr(layer, 'input_quantizer', None)
         if quantizer is not None and quantizer.active:
             value = self.quantize(f'{name}.input_quantizer', quantizer, value)
-        form, term = self._format(name), value.codes()
+        form, term = None if name in self.last else self._format(name), value.codes()
         weight = integer_weight(name, layer, form)
         if term is None or term.register.magnitude.amax().item().bit_length() > 16:
             term = self.codes(name, value, input_word(name, weight, self.wide_word, form))
@@ -194,6 +196,7 @@ class _Lowering:
         largest = value.largest()
         point = word - 1 - math.frexp(largest)[1] if largest else 0
         register = self.program.requantize(value, f'{name}.wide', None, step=2.0**-point)
+        self.wide |= {register.index} if largest else set()
         value.wide = value_of(register, 2.0**-point, point)
         return value.wide.codes()
 
@@ -269,20 +272,24 @@ class _Lowering:
         return None if pool is None else self._pool(name, value, *pool)
 
 
-def check_resolution(network):
+def check_resolution(network, wide):
     """Refuses a network whose wide tensors carry next to nothing, because the bounds far exceed what occurs.
 
     Bounds grow from layer to layer where no quantizer and no ReLU6 ends them.
 
+    Args:
+        network: the `IntegerNetwork`.
+        wide: its registers with wide tensors.
+
     Raises:
-        ValueError: on images of noise, a wide tensor stays below 2^10.
+        ValueError: on images of noise, a wide tensor stays below 2^9.
     """
     def watch(operation, result):
         used = int(result.abs().amax()).bit_length()
-        if operation.name.endswith('.wide') and used < USED_BITS:
-            raise ValueError(f'{operation.name[:-5]}: its input is not quantized, nor are the layers before, so that '
-                             f'its bounds grew until images use {used} bits of a wide tensor: quantize an activation '
-                             'before it')
+        if operation.output in wide and used < USED_BITS:
+            name = operation.name.removesuffix('.wide')
+            raise ValueError(f'{name}: its input is not quantized, nor are the layers before, so that its bounds grew '
+                             f'until images use {used} bits of a wide tensor: quantize an activation before it')
 
     noise = torch.randn(2, *network.input_shape, generator=torch.Generator().manual_seed(0))
     network.forward(network.encode(noise.clamp_(-IMAGE_LIMIT, IMAGE_LIMIT)), watch=watch)

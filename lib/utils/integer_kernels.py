@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from lib.quantize.fixed_point import shift_right_
 
+CACHED = 2**16  # numbers of a tensor that stays in the processor's cache
+
 
 def conv(x, weight, *, stride, padding, dilation, groups):
     """Returns the convolution of (N, C, H, W) with (O, C / groups, kh, kw), zero padding; options are pairs."""
@@ -20,16 +22,26 @@ def conv(x, weight, *, stride, padding, dilation, groups):
         return out.unflatten(2, x.shape[2:])
     if groups == len(weight) == x.shape[1]:
         return _depthwise(x, weight, kernel, stride, padding, dilation)
-    return F.conv2d(x, weight, None, stride, padding, dilation, groups)
+    if max(dilation) > 1:  # PyTorch has no such convolution of int32
+        weight = _spread(weight, dilation)
+    return F.conv2d(x, weight, None, stride, padding, 1, groups)
+
+
+def _spread(weight, dilation):
+    """Returns the kernel with zeros where a dilated one does not look."""
+    shape = [reach * (size - 1) + 1 for size, reach in zip(weight.shape[2:], dilation, strict=True)]
+    spread = weight.new_zeros(*weight.shape[:2], *shape)
+    spread[:, :, ::dilation[0], ::dilation[1]] = weight
+    return spread
 
 
 def _depthwise(x, weight, kernel, stride, padding, dilation):
     if x.dtype == torch.float32:
         return F.conv2d(x, weight, None, stride, padding, dilation, len(weight))
     outputs = []
-    for image in x.split(1):  # stays in the processor's cache
+    for images in x.split(max(1, CACHED // x[0].numel())):
         out = None
-        for index, part in _windows(image, kernel, stride, padding, dilation):
+        for index, part in _windows(images, kernel, stride, padding, dilation):
             factor = weight[:, 0].flatten(1)[:, index, None, None]
             out = part * factor if out is None else out.addcmul_(part, factor)
         outputs.append(out)
@@ -76,8 +88,9 @@ def requantize(*inputs, shift, rounding, low=None, high=None, binary=False, **co
     for i, x in enumerate(inputs):
         total = torch.addcmul(total, x, _per_channel(constants[f'multiplier{i}'], x))
     if binary:
-        return (total >= 0).to(total.dtype).mul_(2).sub_(1)
-    codes = shift_right_(total, shift, rounding)
+        codes = (total >= 0).to(total.dtype).mul_(2).sub_(1)
+    else:
+        codes = shift_right_(total, shift, rounding)
     return codes if low is None and high is None else codes.clamp_(low, high)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lib.quantize.fixed_point import Mantissa, encode_mantissa
+from lib.quantize.fixed_point import FixedPoint, Mantissa, encode_mantissa
 from lib.quantize.layers import QuantizedLayer
 from lib.utils.integer_values import INT64, Register, Term, Value
 
@@ -13,12 +13,14 @@ from lib.utils.integer_values import INT64, Register, Term, Value
 FLOAT_WEIGHT_BITS = 20
 FIXED_POINT_WEIGHT_BITS = 16  # the shift of fixed-point multipliers is longer by these bits: int64 has no room for more
 ACCUMULATOR_BITS = 46  # what 16-bit multipliers leave of int64
+LAST_ACCUMULATOR_BITS = 56  # a few bits behind the point remain to the bias
 
 
 class Weight(NamedTuple):
-    """Integer codes, real value of one code per output channel (double), and the 2^-exponent that it contains."""
+    """Integer codes of so many bits, real value of one code per output channel (double), and its factor 2^-exponent."""
 
     codes: Tensor
+    bits: int
     scale: Tensor
     exponent: int
 
@@ -29,7 +31,12 @@ class Weight(NamedTuple):
 
 
 def room_for_accumulators(form) -> int:
-    """Returns the bits of int64 that multipliers of the format `form` leave to accumulators, sign not counted."""
+    """Returns the bits of int64 that multipliers of the format `form` leave to accumulators, sign not counted.
+
+    None stands for the last layer: no multiplier follows.
+    """
+    if form is None:
+        return LAST_ACCUMULATOR_BITS
     return 62 - form.bits if isinstance(form, Mantissa) else ACCUMULATOR_BITS
 
 
@@ -44,8 +51,9 @@ def integer_weight(name, layer, form) -> Weight:
         raise ValueError(f'{name} has weights that are not finite: check the checkpoint')
     quantizer = getattr(layer, 'weight_quantizer', None)
     if quantizer is None or not quantizer.active:
-        codes, fraction = encode_mantissa(weight, _float_weight_bits(weight, form))
-        return Weight(codes, torch.full((len(weight),), 2.0**-fraction, dtype=torch.float64), fraction)
+        bits = _float_weight_bits(weight, form)
+        codes, fraction = encode_mantissa(weight, bits)
+        return Weight(codes, bits, torch.full((len(weight),), 2.0**-fraction, dtype=torch.float64), fraction)
     try:
         codes, scale = quantizer.to_int(layer.weight.detach())
     except NotImplementedError as error:
@@ -53,11 +61,11 @@ def integer_weight(name, layer, form) -> Weight:
     scale = scale.detach().cpu().double().flatten()
     if len(scale) not in (1, len(weight)):
         raise ValueError(f'{name}: the weight has {len(scale)} scales; expected one, or one an output channel')
-    return Weight(codes.cpu().long(), scale.expand(len(weight)).clone(), 0)
+    return Weight(codes.cpu().long(), quantizer.bits, scale.expand(len(weight)).clone(), 0)
 
 
 def _float_weight_bits(weight, form):
-    if not isinstance(form, Mantissa):
+    if isinstance(form, FixedPoint):
         return FIXED_POINT_WEIGHT_BITS
     magnitude = weight.abs()
     spread = magnitude.flatten(1).sum(1).amax() / magnitude.amax().clamp_min(torch.finfo(weight.dtype).tiny)
@@ -66,14 +74,15 @@ def _float_weight_bits(weight, form):
 
 def accumulate(program, name, layer, weight: Weight, term: Term, kind: str, shape, **options) -> Value:
     """Adds the convolution or product of `layer` with the codes of `term`; the bias is an offset of the result."""
-    codes, scale, exponent = weight
+    codes, _, scale, exponent = weight
     low, high, bound = _bounds(codes, term.register, options.get('groups', 1))
     if bound >= INT64:
         raise ValueError(f'{name}: the accumulator may reach {bound:.3g}, beyond int64 (9.2e18), with inputs up to '
                          f'{term.register.magnitude.amax()} and weights up to {codes.abs().amax()}: quantize its input '
                          'or its weight to fewer bits, or take a smaller wide_word')
     register = program.add(kind, name, [term.register], shape, low, high, arrays={'weight': codes}, bound=bound,
-                           note=f'weight * {scale[0].item():.9g}', **options)
+                           note=f'weight * {scale[0].item():.9g}', **options,
+                           operand_bits=(weight.bits, program.width(term.register)))
     offset = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach().cpu().double()
     return Value(tuple(shape), [Term(register, scale * term.multiplier[0], exponent + term.exponent)], offset)
 

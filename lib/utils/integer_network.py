@@ -60,7 +60,7 @@ class IntegerNetwork:
             ValueError: another shape, or a value beyond +-8 or not a number.
         """
         if images.dim() != 4 or tuple(images.shape[1:]) != self.input_shape or len(images) == 0:
-            raise ValueError(f'images have shape {tuple(images.shape)}; expected (N, {", ".join(map(str, self.input_shape))})')
+            raise ValueError(f'images have shape {tuple(images.shape)}; expected (N, *{self.input_shape}), N above 0')
         if not (images.abs() <= IMAGE_LIMIT).all():
             raise ValueError(f'images reach {images.abs().amax():g}; the integer network takes values up to '
                              f'{IMAGE_LIMIT}: normalise them as in training')
@@ -170,7 +170,8 @@ def _operation(entry, file):
     arrays = {name: torch.from_numpy(file[key].astype(np.int64)) for name, key in entry['arrays'].items()}
     options = {name: tuple(map(_tuple, option)) if isinstance(option, list) else option
                for name, option in entry['options'].items()}
-    return Operation(**{**entry, 'arrays': arrays, 'options': options})
+    bits = _tuple(entry['operand_bits'])
+    return Operation(**{**entry, 'arrays': arrays, 'options': options, 'operand_bits': bits})
 
 
 def _tuple(item):

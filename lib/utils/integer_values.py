@@ -24,6 +24,7 @@ class Operation:
     """One step of an integer program: kernel `kind` on the registers `inputs`, into the register `output`.
 
     `bound` is the largest magnitude that anything inside it can take. `note` says what the numbers mean, for readers.
+    A product of weights has `operand_bits`, those of the weights and of the input.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Operation:
     arrays: dict[str, Tensor]
     bound: int
     note: str = ''
+    operand_bits: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,10 @@ class Register:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """register * multiplier[channel]. The multiplier (double) holds a factor 2^-exponent that fixed point left in."""
+    """The real numbers register * multiplier[channel].
+
+    Of the multiplier (double), a factor 2^-exponent comes from fixed-point images, wide tensors or float weights.
+    """
 
     register: Register
     multiplier: Tensor
@@ -111,15 +116,24 @@ class Program:
         low, high = (torch.as_tensor(bound).expand(shape[0]) for bound in (low, high))
         return Register(self.registers - 1, tuple(shape), low, high)
 
-    def add(self, kind, name, inputs, shape, low, high, /, *, arrays=None, bound=0, note='', **options) -> Register:
+    def add(self, kind, name, inputs, shape, low, high, /, *, arrays=None, bound=0, note='', operand_bits=None,
+            **options) -> Register:
         """Appends an operation and returns its output; `bound` is the largest magnitude inside it."""
         output = self.register(shape, low, high)
         arrays = arrays or {}
         tensors = [*(register.magnitude for register in (*inputs, output)), *(array.abs() for array in arrays.values())]
-        bound = max(math.ceil(bound), *(int(tensor.amax()) for tensor in tensors))
+        bound = max(math.ceil(bound) + 1, *(int(tensor.amax()) for tensor in tensors))
         self.operations.append(Operation(kind, name, [register.index for register in inputs], output.index, options,
-                                         arrays, bound, note))
+                                         arrays, bound, note, operand_bits))
         return output
+
+    def width(self, register: Register) -> int:
+        """Returns how many bits the integers of a register take; a sign alone, +-1, is one."""
+        low, high = int(register.low.amin()), int(register.high.amax())
+        made_by = [operation for operation in self.operations if operation.output == register.index]
+        if made_by and made_by[0].options.get('binary'):
+            return 1
+        return max(high.bit_length(), 1) if low >= 0 else max(high.bit_length(), (-low - 1).bit_length()) + 1
 
     def requantize(self, value: Value, name: str, form, *, step: float, low=None, high=None, binary=False) -> Register:
         """Adds round(value / step), clipped to the integers low .. high and by the clip of the value itself.
@@ -127,22 +141,24 @@ class Program:
         Args:
             form: a `FixedPoint` or `Mantissa`; None, for wide results: the mantissa takes the bits that int64 leaves.
         """
-        constants = _Constants(value, name, form, step or 1.0, self.saturate)
+        step = step or 1.0  # of a range of 0, whose codes are all 0
+        constants = _Constants(value, name, form, step, self.saturate)
         multipliers, offset, shift = constants.multipliers, constants.offset, constants.shift
-        low = _tighter(max, low, value.low, step or 1.0)
-        high = _tighter(min, high, value.high, step or 1.0)
+        if not binary:
+            low, high = _tighter(max, low, value.low, step), _tighter(min, high, value.high, step)
         least, most = _range(value, multipliers, offset)
         if binary:
-            least, most = torch.full_like(least, -1), torch.full_like(most, 1)
+            low = 1 if value.low >= 0 else low  # behind a ReLU nothing is negative
+            least, most = torch.full_like(least, low), torch.full_like(most, high)
         else:
-            least, most = (shift_right(bound, shift, self.rounding).clamp(low, high) if low is not None or high is not
-                           None else shift_right(bound, shift, self.rounding) for bound in (least, most))
+            least, most = (shift_right(bound, shift, self.rounding) for bound in (least, most))
+            if low is not None or high is not None:
+                least, most = least.clamp(low, high), most.clamp(low, high)
         arrays = {f'multiplier{i}': _short(vector) for i, vector in enumerate(multipliers)}
         return self.add('requantize', name, [term.register for term in value.terms], value.shape, least, most,
                         arrays={**arrays, 'offset': _short(offset)}, bound=constants.bound, shift=shift,
                         rounding=self.rounding, low=low, high=high, binary=binary,
                         note=f'step {step:.9g}, {form or "wide"}')
-
 
     def add_offset(self, register: Register, offset: Tensor, name: str) -> tuple[Register, int]:
         """Adds (register + offset[channel]) * 2^k, rounded; returns the register and k.
@@ -184,8 +200,9 @@ def _range(value, multipliers, offset):
 class _Constants:
     """Integer multipliers, offset and shift with sum(acc * M) + C ~ value / step * 2^shift, and the bound of the sum.
 
-    Fixed point <T,I>: a multiplier is encoded without the powers of two that a fixed-point image or a wide tensor
-    brings along (`exponent`); those are added to the shift. Otherwise the multipliers of 2^-15 images would all be 0.
+    Fixed point <T,I>: a multiplier is encoded without the factor 2^-exponent of its term, which lengthens the shift
+    instead; else the multipliers behind an image in steps of 2^-16 would all be 0. Mantissas: each term has a point of
+    its own, and those with fewer bits behind it are shifted left to the common one.
     """
 
     def __init__(self, value: Value, name: str, form, step: float, saturate: bool):
@@ -195,7 +212,7 @@ class _Constants:
         else:
             self._mantissa()
         self.bound = self._bound()
-        if self.bound >= INT64:
+        if self.bound >= 0.99 * INT64:  # it is a double itself
             raise self._too_large(self.bound)
 
     def _fixed_point(self, saturate):

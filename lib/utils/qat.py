@@ -1,4 +1,4 @@
-"""Quantization-aware training of networks with learned clips: DoReFa, PACT and LSQ quantizers, put where they belong."""
+"""Quantization-aware training: DoReFa, PACT and LSQ quantizers in a network, each where it belongs."""
 
 import logging
 from dataclasses import asdict, dataclass, fields
@@ -81,7 +81,7 @@ class Quantizers:
         """Returns a new activation quantizer for a tensor that is signed (None: not known yet), at an `end` or not."""
         alpha = self.end_alpha if end else self.alpha
         if self.activations == 'lsq':
-            return LSQQuantizer(bits, signed=signed)
+            return LSQQuantizer(bits, signed=signed, per='features')
         if self.activations == 'linear':
             return LinearActivationQuantizer(bits, signed=signed, initial_range=alpha)
         if self.activations == 'mpact' or signed:

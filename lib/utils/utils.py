@@ -47,8 +47,8 @@ class MetricCounter:
 def learning_rate(epoch, *, lr, epochs, lr_type='cos', schedule=(31, 61, 91), gamma=0.1, warmup_epoch=0, lr_min=0.0):
     """Learning rate of an epoch, computed from the epoch alone, so that a resumed run takes the right one.
 
-    cos `lr_min + .5 (lr - lr_min) (1 + cos(pi e / epochs))`; exp `lr gamma^e`; step3 `lr gamma^(number of schedule entries <= e)`;
-    fixed `lr`. In the first `warmup_epoch` epochs it is the constant `lr * gamma`.
+    cos `lr_min + .5 (lr - lr_min) (1 + cos(pi e / epochs))`; exp `lr gamma^e`; step3
+    `lr gamma^(number of schedule entries <= e)`; fixed `lr`. In the first `warmup_epoch` epochs it is the constant `lr * gamma`.
 
     Raises:
         ValueError: unknown `lr_type`.

@@ -14,7 +14,6 @@ def config(base, **changes):
 
 BASE = EasyDict()
 BASE.dataset = 'cifar10'
-BASE.num_classes = 10
 BASE.normalize = 'cifar'
 BASE.num_workers = 4
 BASE.batch_size = 128
@@ -39,8 +38,8 @@ TOYNET_CFG2 = {'layer_abit': [32, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 32, 32],
 MOBILENETV2 = config(BASE, model='MBv2_cf10', weight_quantizer='dorefa_symmetric', act_quantizer='mpact')
 MOBILENETV2_CFG1_STAR = {'layer_abit': [32] + [8] * 17 + [32, 32], 'layer_wbit': [32] + [8] * 17 + [16, 16]}
 
-# ResNet-20: 9 blocks; with 11 entries also the stem (else 32 and 32) and fc (else 16 and 32). Activations stay scaled by
-# 0.1, as in the original: expanded again they are too large for the classifier, whose weights reach 1, at this rate.
+# ResNet-20: 9 blocks; with 11 entries also the stem (else 32 and 32) and fc (else 16 and 32). Activations stay scaled
+# by 0.1, as in the original: expanded again they are too large for the classifier, whose weights reach 1, at this rate.
 RESNET20 = config(BASE, model='RN20', batch_size=256, lr=0.1, weight_quantizer='dorefa_symmetric',
                   act_quantizer='dorefa', rescale=False)
 

@@ -173,8 +173,8 @@ def test_known_options_arrive():
 def test_default_resolutions():
     sizes = {name: models.default_resolution(name) for name in models.list_models()}
     assert {name for name, size in sizes.items() if size == 299} == {'inception_v3', 'qinception_v3'}
-    cifar = {q + name for q in ('', 'q') for name in ('resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet20_projection', 'toynet',
-                                                       'mobilenetv2_cifar')}
+    small = ('resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet20_projection', 'toynet', 'mobilenetv2_cifar')
+    cifar = {q + name for q in ('', 'q') for name in small}
     assert {name for name, size in sizes.items() if size == 32} == cifar
     assert set(sizes.values()) == {32, 224, 299}
 

@@ -22,7 +22,8 @@ EDGES = [0, 1, -1, 2, -2, 3, -3, 5, -5, 7, -7, 2**52 + 1, -(2**52) - 1, 2**61, -
 
 def expected_shift(value, shift, rounding):
     exact = Fraction(value, 2**shift)
-    return {'round': math.floor(exact + Fraction(1, 2)), 'floor': math.floor(exact), 'trunc': math.trunc(exact)}[rounding]
+    exact += Fraction(1, 2) if rounding == 'round' else 0
+    return math.trunc(exact) if rounding == 'trunc' else math.floor(exact)
 
 
 @pytest.mark.parametrize('rounding', ['round', 'floor', 'trunc'])

@@ -316,3 +316,16 @@ def test_calibration_of_activations():
 def test_refuses_an_unknown_range_gradient():
     with pytest.raises(ValueError, match="'lsq'"):
         LinearActivationQuantizer(4, range_gradient='lsq')
+
+
+@pytest.mark.parametrize('bits', ALL_BITS)
+@pytest.mark.parametrize('signed', [True, False])
+def test_forward_codes_and_grid_are_one_map(check_map, bits, signed):
+    n = max_code(bits, signed)
+    codes = [-1, 1] if signed and bits == 1 else list(range(-n if signed else 0, n + 1))
+    for clip in (6.0, 0.7, 1e-3):
+        check_map(activation_quantizer(bits, signed, clip), codes)
+    empty = activation_quantizer(bits, signed, -1.0).grid()
+    assert empty.step == empty.scale == 0
+    with pytest.raises(ValueError, match='not known yet'):
+        LinearActivationQuantizer(bits).grid()

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lib.quantize.dorefa import DoReFaWeightQuantizer
-from lib.quantize.layers import QuantizedLayer, quantized_type
+from lib.quantize.layers import quantized_type
 from lib.quantize.pact import PACTActivationQuantizer
 from lib.quantize.quantizer import Quantizer
 from models import mobilenetv2_cifar, resnet_projection
@@ -33,12 +33,11 @@ def small_network(name):
         vars(module).update(before)
 
 
-def batch(images=32, seed=0):
-    """Returns images of four classes, each a pattern and noise."""
+def batch(images=16, seed=0):
+    """Returns images of four classes, each a colour and noise."""
     generator = torch.Generator().manual_seed(seed)
-    patterns = torch.randn(CLASSES, *SHAPE, generator=torch.Generator().manual_seed(99))
-    labels = torch.arange(images) % CLASSES
-    return (patterns[labels] + 0.2 * torch.randn(images, *SHAPE, generator=generator)).clamp_(-8, 8)
+    colours = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, 1]])[torch.arange(images) % CLASSES]
+    return (1.2 * colours[:, :, None, None] + 0.4 * torch.randn(images, *SHAPE, generator=generator)).clamp_(-8, 8)
 
 
 def replace(model, name, module):
@@ -71,9 +70,12 @@ def settle(model, images):
                 torch.randint(0, 8, module.weight.shape, generator=generator).clamp(max=1) * 2 - 1)
             module.bias.normal_(0, 0.5, generator=generator)
             module.momentum = None
-    weights = {layer.weight_quantizer for layer in model.modules() if isinstance(layer, QuantizedLayer)}
-    hooks = [module.register_forward_pre_hook(lambda quantizer, args: quantizer.calibrate(args[0], method='mse'))
-             for module in model.modules() if isinstance(module, Quantizer) and module not in weights]
+
+    def set_range(quantizer, args):
+        quantizer.range.fill_(2.5 * args[0].std())
+
+    hooks = [module.register_forward_pre_hook(set_range) for module in model.modules()
+             if isinstance(module, PACTActivationQuantizer) and module.trainable]
     features = []
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     model.train()(images)

@@ -1,0 +1,48 @@
+"""Writes a quantized network as integers, runs it without a float number, and prices it on an array of multipliers.
+
+The checkpoint is one of qat_train.py, or of finetune.py in its linear flow. The integer network is compared with the
+fake-quantized one on the validation images, in its predictions and code by code.
+"""
+
+from pathlib import Path
+
+from _common import logger, make_parser, run
+from _export import add_export_options, checkpoint_settings, compare, read_network, report_cycles, save
+from _options import add_architecture_options, add_data_options, add_run_options
+from _setup import find_device, loaders_of
+
+
+def make_export_parser():
+    """Returns the parser of this script."""
+    parser = make_parser(__doc__)
+    add_export_options(parser)
+    add_architecture_options(parser.add_argument_group('network (known from the checkpoint)'), arch='toynet')
+    add_data_options(parser, batch=128, workers=4)
+    add_run_options(parser)
+    return parser
+
+
+def main(args):
+    """Lowers, compares, simulates and saves."""
+    from lib.utils.integer_graph import lower
+
+    if not args.integer:
+        raise ValueError('say what to export: --integer writes weights and requantization constants as integers')
+    find_device(args.device)
+    model, shape, about = read_network(args)
+    folder = Path(args.output or Path(args.resume).parent / 'integer')
+    if (folder / 'integer.npz').exists() and not args.overwrite:
+        raise ValueError(f'{folder} holds an integer network already: give --overwrite or another --output')
+    network = lower(model, shape, block_format=args.format, end_format=args.end_format, rounding=args.rounding,
+                    saturate=args.saturate, wide_word=args.wide_word)
+    about.update(format=args.format, end_format=args.end_format, rounding=args.rounding)
+    if args.images != 0:
+        about['classes'] = args.num_classes = args.num_classes or about.get('classes')
+        about.update(compare(args, model, network, loaders_of(args, find_device('cpu'))[1]))
+    about.update(report_cycles(args, model, network, shape))
+    save(folder, network, about)
+    logger.info('%s: integer.npz, integer.h, report.json', folder)
+
+
+if __name__ == '__main__':
+    run(main, make_export_parser(), configure=checkpoint_settings)

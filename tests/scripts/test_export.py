@@ -1,0 +1,108 @@
+"""export.py on a small network that qat_train.py trained, and on one of the linear flow."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from lib.utils.integer_network import IntegerNetwork
+
+TRAIN = ('--dataset', 'digits', '--image_size', '8', '--device', 'cpu', '--epochs', '2', '--train_batch', '64',
+         '--strides', '1', '2', '--num_layer_list', '1', '1', '--num_channel_list', '8', '16', '--stem_channel', '8',
+         '--header_channel', '16', '--layer_wbit', '8x5', '--layer_abit', '32,8x3,16', '--lr', '0.05')
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory, succeed):
+    """The folder in which the user works, with a run of qat_train.py in it."""
+    folder = tmp_path_factory.mktemp('export')
+    succeed('qat_train.py', *TRAIN, '-c', 'run', cwd=folder)
+    return folder
+
+
+@pytest.fixture(name='export')
+def export_fixture(place, call):
+    """`export(*options, output=)` -> `Done`."""
+    return lambda *options, output: call('export.py', '--integer', '--resume', 'run/checkpoint.pth.tar', '--output',
+                                         output, *options, cwd=place)
+
+
+def test_an_exported_network_predicts_what_the_trained_one_does(export, place):
+    done = export('--hardware', 'edge', '--hardware', 'bitfusion', output='all')
+    assert done.code == 0, done.err
+    report = json.loads((place / 'all' / 'report.json').read_text())
+    results = json.loads((place / 'run' / 'results.json').read_text())
+    assert report['images'] == 360 and report['top1_fake_quantized'] == pytest.approx(results['top1'])
+    assert report['agreement'] > 99 and abs(report['top1_integer'] - report['top1_fake_quantized']) < 1
+    assert 'the same prediction for' in done.out
+    assert len(report['codes']) == 10 and all(row['largest'] <= 1 for row in report['codes'].values())
+    for name in ('edge', 'bitfusion'):
+        machine = report['hardware'][name]
+        assert machine['latency'] == pytest.approx(sum(layer['latency'] for layer in machine['layers']))
+        assert {'stem.conv', 'blocks.1.downsample.conv', 'fc'} <= {layer['name'] for layer in machine['layers']}
+    network = IntegerNetwork.load(place / 'all' / 'integer.npz')
+    assert network(torch.zeros(2, 3, 8, 8)).dtype == torch.int64
+    assert 'int8_t' in (place / 'all' / 'integer.h').read_text()
+
+
+def test_a_checkpoint_alone_is_enough(place, call, tmp_path):
+    shutil.copy(place / 'run' / 'checkpoint.pth.tar', tmp_path / 'moved.pth.tar')
+    done = call('export.py', '--integer', '--resume', 'moved.pth.tar', '--images', '40', '--arithmetic', 'float64',
+                cwd=tmp_path)
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / 'integer' / 'report.json').read_text())
+    assert report['images'] == 40 and report['arch'] == 'toynet' and report['dataset'] == 'digits'
+
+
+def test_the_formats_of_the_original(export, place):
+    done = export('--images', '20', '--format', 'original', '--rounding', 'trunc', output='original')
+    assert done.code == 0, done.err
+    codes = json.loads((place / 'original' / 'report.json').read_text())['codes']
+    assert max(row['largest'] for row in codes.values()) in (1, 2)
+
+
+def test_nothing_is_overwritten_unasked(export, place):
+    assert export('--images', '0', output='twice').code == 0
+    before = (place / 'twice' / 'integer.npz').read_bytes()
+    done = export('--images', '0', output='twice')
+    assert done.code == 1 and '--overwrite' in done.err and (place / 'twice' / 'integer.npz').read_bytes() == before
+    assert export('--images', '0', '--overwrite', output='twice').code == 0
+
+
+@pytest.mark.parametrize(('options', 'expected'), [
+    (('--format', '8,1'), 'does not fit'),
+    (('--format', 'x'), "'x'"),
+    (('--format', '16,20'), '16,20'),
+    (('--hardware', 'nothing'), 'nothing'),
+])
+def test_refused(export, place, options, expected):
+    done = export('--images', '0', *options, output='refused')
+    assert done.code == 1 and expected in done.err and 'Traceback' not in done.err
+    assert not (place / 'refused').exists()
+
+
+def test_a_constant_that_does_not_fit_names_layer_and_value(export):
+    done = export('--images', '0', '--format', '8,1', output='refused')
+    assert 'blocks.' in done.err and '<8,1>' in done.err and 'saturate' in done.err
+    done = export('--images', '0', '--format', '8,1', '--saturate', output='saturated')
+    assert done.code == 0 and 'were clipped' in done.out
+
+
+def test_only_quantized_networks_have_integers(place, call, tmp_path):
+    torch.save({'state_dict': {'a': torch.zeros(1)}}, tmp_path / 'float.pth.tar')
+    done = call('export.py', '--integer', '--resume', 'float.pth.tar', cwd=tmp_path)
+    assert done.code == 1 and 'qat_train.py' in done.err
+    assert call('export.py', '--integer', '--resume', 'none.pth.tar', cwd=tmp_path).code == 2
+    assert call('export.py', '--integer', cwd=tmp_path).code == 2
+    done = call('export.py', '--resume', place / 'run' / 'checkpoint.pth.tar', cwd=tmp_path)
+    assert done.code == 1 and '--integer' in done.err
+
+
+def test_the_linear_flow(linear, call, succeed, tmp_path):
+    succeed('finetune.py', *linear, '--strategy', 'uniform:6', '--epochs', '1', '--train_batch', '64', '-c', 'run',
+            cwd=tmp_path)
+    done = call('export.py', '--integer', '--resume', 'run/checkpoint.pth.tar', '--images', '40', cwd=tmp_path)
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / 'run' / 'integer' / 'report.json').read_text())
+    assert report['agreement'] > 95 and max(row['largest'] for row in report['codes'].values()) <= 1
