@@ -49,7 +49,8 @@ def positive(text):
 def add_architecture_options(group, arch):
     """Adds the options that choose a network, without its weights."""
     group.add_argument('-a', '--arch', default=arch, help='name of the network: mobilenet, mobilenetv2, mobilenetv3, '
-                       'resnet20/32/44/56, any of torchvision, or q + name for its linearly quantized twin')
+                       'resnet20/32/44/56, toynet, mobilenetv2_cifar, resnet20_projection, any of torchvision, or '
+                       'q + name for its linearly quantized twin')
     group.add_argument('--model_file', metavar='FILE.py:build', help='a network of your own instead: a function that '
                        'returns an nn.Module; it gets num_classes if it takes it (docs/own_model.md)')
     group.add_argument('--width_mult', type=positive, default=1.0, help='width multiplier of the MobileNets')
@@ -168,7 +169,7 @@ def add_training_options(parser, *, lr, weight_decay):
                        'betas 0.5 and 0.999')
     group.add_argument('--momentum', type=at_least(0, float), default=0.9, help='momentum of SGD')
     group.add_argument('--weight-decay', '--weight_decay', '--wd', dest='weight_decay', type=at_least(0, float),
-                       default=weight_decay, help='weight decay of SGD')
+                       default=weight_decay, help='weight decay of the optimizer')
     group.add_argument('--pretrained', action=BooleanOption, help='start from published float weights: the file in '
                        "pretrained/imagenet, else torchvision's download")
     group.add_argument('-c', '--checkpoint', default=RepositoryPath('checkpoint'), help='folder of the run')

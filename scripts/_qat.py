@@ -223,18 +223,13 @@ def load_start(args, model, saved, settings, strategy, float_names):
 
 def kept_quantizers(start, settings, strategy):
     """Returns which quantizers' clips and steps a checkpoint passes on to this run: 'weights', 'activations'."""
+    from lib.utils.bit_lists import is_quantized
     if not isinstance(start, dict) or 'qat' not in start:
         return []
     theirs, ours = start['qat']['quantizers'], settings['quantizers']
     kept = [which for which in ('weights', 'activations') if theirs[which] == ours[which] in LEARNED
             and (ours[which] != 'lsq' or start['strategy'] == strategy)]
     return kept if is_quantized(start['strategy']) else []
-
-
-def is_quantized(strategy):
-    """Whether a strategy quantizes anything."""
-    rows = strategy.values() if isinstance(strategy, dict) else strategy
-    return any(0 < bits < 32 for row in rows for bits in row)
 
 
 def choose_bits(args, model, saved, shape):

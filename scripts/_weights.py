@@ -64,13 +64,14 @@ def prepare(args, model, shape, checkpoint, source, linear):
         The network.
     """
     from lib.utils.batch_norm import batch_norms
+    from lib.utils.bit_lists import is_quantized
     from lib.utils.distributed import world_size
     from lib.utils.sync_batch_norm import synchronise_batch_norm
     folded = isinstance(checkpoint, dict) and checkpoint.get('folded') is True
     if folded and not linear:
         raise ValueError(f'{source} has its BatchNorms folded into the weights, as only the linear flow has it: add '
                          '--linear_quantization')
-    if isinstance(checkpoint, dict) and 'qat' in checkpoint:
+    if isinstance(checkpoint, dict) and 'qat' in checkpoint and is_quantized(checkpoint['strategy']):
         raise ValueError(f'{source} is a checkpoint of qat_train.py, whose quantizers only that script has: go on with '
                          'it there; float weights to search or fine-tune from are made by pretrain.py')
     load_late = linear and (folded or not args.fold_bn)

@@ -52,6 +52,9 @@ def main(args):
     runs = [read_run(text) for text in args.runs]
     if floats := [row['label'] for row in runs if not row.get('strategy')]:
         raise ValueError(f'{", ".join(floats)}: a float network has no strategy to price')
+    if lists := [row['label'] for row in runs if isinstance(row['strategy'], dict)]:
+        raise ValueError(f'{", ".join(lists)}: trained under bit lists, which price parts and not layers; export.py '
+                         '--hardware prices such a network')
     networks = [layers_of(row, text.partition('=')[2] or text)
                 for row, text in zip(runs, args.runs, strict=True)]
     for row, (network, _) in zip(runs, networks, strict=True):

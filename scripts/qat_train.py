@@ -22,7 +22,7 @@ def main(args):
     """Builds the network, puts the quantizers into it and trains; only evaluates with --evaluate."""
     from lib.utils.conversion import quantized_layers
     from lib.utils.distributed import world_size
-    from lib.utils.qat import QATQuantization, weight_bits
+    from lib.utils.qat import QATQuantization, find_steps, weight_bits
     from lib.utils.sync_batch_norm import synchronise_batch_norm
 
     device, saved = start_device(args), read_resumed(args)
@@ -36,6 +36,8 @@ def main(args):
     load_start(args, model, saved, settings, strategy, float_names)
     if args.sync_bn and world_size() > 1:
         synchronise_batch_norm(model)
+    if not saved and settings['quantizers']['activations'] in ('lsq', 'linear'):
+        find_steps(model, loaders[0].first_batch().to(device))
     quantization = QATQuantization(model, strategy, settings, clip_decay=args.clip_decay)
     bits, full = weight_bits(model)
     logger.info('%s, %s weights, %s activations: weights take %.1f kB, %.4f of float', args.arch,

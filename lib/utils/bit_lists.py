@@ -61,9 +61,10 @@ def _short(names, own):
     return ', '.join(name.removeprefix(f'{own}.') for name in names)
 
 
-def all_float(entries):
-    """Returns the two lists under which nothing is quantized."""
-    return [32] * len(entries), [32] * len(entries)
+def is_quantized(strategy):
+    """Whether a strategy of quantization-aware training, the two lists or a list of pairs, quantizes anything."""
+    rows = strategy.values() if isinstance(strategy, dict) else strategy
+    return any(0 < bits < 32 for row in rows for bits in row)
 
 
 def parse_bit_list(text):

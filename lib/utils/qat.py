@@ -1,8 +1,12 @@
 """Quantization-aware training: DoReFa, PACT and LSQ quantizers in a network, each where it belongs."""
 
 import logging
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lib.quantize import (
     DoReFaActivationQuantizer,
@@ -16,6 +20,7 @@ from lib.quantize import (
     Quantizer,
 )
 from lib.quantize.layers import quantized_type
+from lib.utils import distributed
 from lib.utils.bit_lists import check_bit_lists, check_bits
 from lib.utils.conversion import all_layers, convert_to_quantized, quantized_layers
 from lib.utils.quantize_utils import Quantization
@@ -113,10 +118,10 @@ def quantize_blocks(model, layer_wbit, layer_abit, quantizers, network='the netw
     entries = model.bit_entries()
     layer_wbit, layer_abit = check_bit_lists(entries, layer_wbit, layer_abit, network)
     for entry, w_bit, a_bit in zip(entries, layer_wbit, layer_abit, strict=True):
-        for name in entry.layers:
+        for name in entry.layers if w_bit < 32 else ():  # at 32 bits everywhere it stays the float network
             layer = model.get_submodule(name)
             quantized_type(layer).convert(layer, weight_quantizer=quantizers.weight(w_bit), input_quantizer=Quantizer())
-        for name in entry.activations:
+        for name in entry.activations if a_bit < 32 else ():
             if quantizers.branch_out or '.shortcut.' not in name:
                 _place(model, name, a_bit, quantizers)
     return layer_wbit, layer_abit
@@ -198,9 +203,33 @@ class QATQuantization(Quantization):
             return loss
         return loss + self.clip_decay * sum(clip.square().sum() for clip in self._clips)
 
+    def synchronise(self):
+        """Gives every process the weights, clips, steps and signs of the main one."""
+        super().synchronise()
+        signed = [quantizer for quantizer in activation_quantizers(self.model).values() if hasattr(quantizer, 'signed')]
+        for quantizer, sign in zip(signed, distributed.broadcast([q.signed for q in signed]), strict=True):
+            quantizer.signed = sign
+
     def state(self):
         """Returns what a checkpoint carries: strategy and settings."""
         return {**super().state(), 'qat': self.settings}
+
+
+@torch.no_grad()
+def find_steps(model, images):
+    """Lets quantizers that begin with what the first batch tells, steps and signs, find it; changes nothing else.
+
+    Args:
+        model: prepared network.
+        images: a training batch (N, C, H, W) on its device.
+    """
+    training, norms = model.training, [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    statistics = deepcopy([norm.state_dict() for norm in norms])
+    model.train()  # activations are normalised by the batch, as they will be in training
+    model(images)
+    model.train(training)
+    for norm, values in zip(norms, statistics, strict=True):
+        norm.load_state_dict(values)
 
 
 def weight_bits(model):

@@ -48,7 +48,8 @@ def learning_rate(epoch, *, lr, epochs, lr_type='cos', schedule=(31, 61, 91), ga
     """Learning rate of an epoch, computed from the epoch alone, so that a resumed run takes the right one.
 
     cos `lr_min + .5 (lr - lr_min) (1 + cos(pi e / epochs))`; exp `lr gamma^e`; step3
-    `lr gamma^(number of schedule entries <= e)`; fixed `lr`. In the first `warmup_epoch` epochs it is the constant `lr * gamma`.
+    `lr gamma^(number of schedule entries <= e)`; fixed `lr`. In the first `warmup_epoch` epochs it is the constant
+    `lr * gamma`.
 
     Raises:
         ValueError: unknown `lr_type`.

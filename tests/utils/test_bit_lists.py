@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 
 import models
-from lib.utils.bit_lists import ALLOWED, all_float, check_bit_lists, check_bits, meaning, parse_bit_list
+from lib.utils.bit_lists import ALLOWED, check_bit_lists, check_bits, meaning, parse_bit_list
 
 
 class Entry(NamedTuple):
@@ -63,7 +63,7 @@ def test_wrong_bits_are_named_with_their_entry(bits, name, which):
 def test_a_full_list_comes_back_as_it_is():
     weights, activations = [32, *range(1, 9), 16, 8, 8, 16], [32, 8, *[6] * 9, 32, 32]
     assert check_bit_lists(entries('toynet'), tuple(weights), activations) == (weights, activations)
-    assert check_bit_lists(entries('mobilenetv2_cifar'), *all_float(entries('mobilenetv2_cifar'))) == ([32] * 20,) * 2
+    assert check_bit_lists(entries('mobilenetv2_cifar'), *[[32] * 20] * 2) == ([32] * 20,) * 2
 
 
 def test_resnet20_takes_nine_or_eleven_entries_and_each_list_by_itself():

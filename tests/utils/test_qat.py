@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 import models
 from lib.quantize import LSQQuantizer, PACTActivationQuantizer, Quantizer
-from lib.utils.bit_lists import all_float
 from lib.utils.conversion import quantized_layers
 from lib.utils.fit import train_epoch
 from lib.utils.qat import (
@@ -18,6 +17,7 @@ from lib.utils.qat import (
     QATQuantization,
     Quantizers,
     activation_quantizers,
+    find_steps,
     quantize_blocks,
     quantize_layers,
     weight_bits,
@@ -196,12 +196,13 @@ def test_resnet20_with_lists_of_nine():
 def test_thirty_two_bits_change_nothing(name, quantizers):
     model = random_network(name)
     state, before = copy.deepcopy(model.state_dict()), model(images(2))
-    quantize_blocks(model, *all_float(model.bit_entries()), quantizers)
+    quantize_blocks(model, *[[32] * len(model.bit_entries())] * 2, quantizers)
     assert torch.equal(model(images(2)), before)
     assert not activation_quantizers(model) and weight_bits(model)[0] == weight_bits(model)[1]
     for parameter in model.parameters():
         parameter.data.zero_()
-    assert not model.load_state_dict(state).missing_keys, 'a float state dict loads, strictly'
+    assert set(model.state_dict()) == set(state), 'every script takes its checkpoint for that of the float network'
+    model.load_state_dict(state)
     assert torch.equal(model(images(2)), before)
     assert all(p.requires_grad == (name in state) for name, p in model.named_parameters())
 
@@ -211,6 +212,19 @@ def test_a_network_stays_in_its_mode():
         model = small_toynet().train(training)
         quantize_blocks(model, [8] * 8, [8] * 8, Quantizers())
         assert {module.training for module in model.modules()} == {training}
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_steps_are_found_before_training_and_nothing_else_changes(training):
+    model = small_toynet().train(training)
+    quantize_blocks(model, [4] * 8, [32] + [4] * 7, Quantizers('lsq', 'lsq'))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    find_steps(model, images(4))
+    after = model.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert {name.rpartition('.')[2] for name in changed} == {'step', '_extra_state'}
+    assert all(after[name] > 0 for name in changed if name.endswith('step'))
+    assert model.training == training
 
 
 # ---- which quantizer, where
