@@ -142,7 +142,7 @@ def test_bounds_of_accumulators_are_those_of_all_inputs():
         term = value_of(program.register((2, 1, 2), torch.tensor(low), torch.tensor(high)), 1.0).terms[0]
         scale = torch.ones(shape[0], dtype=torch.float64)
         layer = nn.Linear(2, shape[0], bias=False) if kind == 'linear' else nn.Conv2d(2, shape[0], 1, bias=False)
-        weight = Weight(codes, scale, 0)
+        weight = Weight(codes, 5, scale, 0)
         value = accumulate(program, 'layer', layer, weight, term, kind, (shape[0], 1, 1), groups=groups)
         register, per_output = value.terms[0].register, codes.reshape(shape[0], shape[1], -1)
         for o in range(shape[0]):
