@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 NETWORK = ('--dataset', 'digits', '--arch', 'resnet20', '--image_size', '8',
@@ -87,6 +88,16 @@ def succeed_fixture():
 def start_fixture():
     """`start(script, *options, cwd=)` -> `Popen`."""
     return start
+
+
+@pytest.fixture(autouse=True)
+def figures_are_not_drawn(request, monkeypatch):
+    """Leaves a figure's file without the picture, which takes most of the time of runs as short as these.
+
+    The files that look at pictures draw them, and so do the stages below, which are made before.
+    """
+    if request.path.name not in ('test_flows.py', 'test_costs.py'):
+        monkeypatch.setattr(Figure, 'savefig', lambda _, path, **__: Path(path).write_bytes(b'no picture'))
 
 
 @pytest.fixture(scope='session')

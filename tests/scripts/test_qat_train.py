@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import models
-from lib.utils import plots
 from lib.utils.checkpoint import read_checkpoint
 from lib.utils.datasets import dataset_spec
 from lib.utils.qat import Quantizers, activation_quantizers, quantize_blocks
@@ -74,12 +73,6 @@ def floating(place, succeed):
     done = succeed('qat_train.py', '--config', 'toynet_float', *TINY, *FLOAT, '--epochs', '1', '--lr', '0.1', '-c',
                    'floating', cwd=place)
     return SimpleNamespace(done=done, checkpoint=place / 'floating' / 'checkpoint.pth.tar')
-
-
-@pytest.fixture(autouse=True)
-def without_figures(monkeypatch):
-    """Draws no figure but those of the two runs above: half the time of so short a run."""
-    monkeypatch.setattr(plots, 'plot_training', lambda *_: None)
 
 
 @pytest.fixture
