@@ -234,6 +234,10 @@ class _Constants:
         if clipped:
             logger.warning('%s: %d of %d %ss do not fit %s and were clipped', self.name, clipped, len(codes), what,
                            self.form)
+        lost = int(((codes == 0) & (values != 0)).sum()) if what == 'multiplier' else 0
+        if lost:
+            logger.warning('%s: %d of %d multipliers are too small for %s and became 0: the output does not depend on '
+                           'what they multiply', self.name, lost, len(codes), self.form)
         return codes
 
     def _mantissa(self):

@@ -89,6 +89,11 @@ def test_a_constant_that_does_not_fit_names_layer_and_value(export):
     assert done.code == 0 and 'were clipped' in done.out
 
 
+def test_multipliers_that_vanish_are_named(export):
+    done = export('--images', '0', '--format', '16,10', output='collapsed')
+    assert done.code == 0 and 'blocks.0.depthwise_output' in done.out and 'became 0' in done.out
+
+
 def test_only_quantized_networks_have_integers(place, call, tmp_path):
     torch.save({'state_dict': {'a': torch.zeros(1)}}, tmp_path / 'float.pth.tar')
     done = call('export.py', '--integer', '--resume', 'float.pth.tar', cwd=tmp_path)
