@@ -42,8 +42,8 @@ def main(args):
     bits, full = weight_bits(model)
     logger.info('%s, %s weights, %s activations: weights take %.1f kB, %.4f of float', args.arch,
                 settings['quantizers']['weights'], settings['quantizers']['activations'], bits / 8000, bits / full)
-    about = about_run(args, loaders, classes, ratio=bits / full, cost=bits / 8, cost_name='model_size',
-                      cost_unit='bytes')
+    cost = {'cost': bits / 8, 'cost_name': 'model_size', 'cost_unit': 'bytes'} if quantization.kind == 'qat' else {}
+    about = about_run(args, loaders, classes, ratio=bits / full, **cost)
     if isinstance(strategy, list):
         about['layers'] = list(quantized_layers(model))
     train(args, model, loaders, saved, device, quantization=quantization, about=about)

@@ -21,7 +21,7 @@ from lib.quantize import (
 )
 from lib.quantize.layers import quantized_type
 from lib.utils import distributed
-from lib.utils.bit_lists import check_bit_lists, check_bits
+from lib.utils.bit_lists import check_bit_lists, check_bits, is_quantized
 from lib.utils.conversion import all_layers, convert_to_quantized, quantized_layers
 from lib.utils.quantize_utils import Quantization
 
@@ -177,9 +177,10 @@ def activation_quantizers(model):
 
 
 class QATQuantization(Quantization):
-    """Training of a network that `quantize_blocks` or `quantize_layers` prepared; the clips are trained with it."""
+    """Training of a network that `quantize_blocks` or `quantize_layers` prepared; the clips are trained with it.
 
-    kind = 'qat'
+    Its `kind` is 'qat', or 'float' where the strategy quantizes nothing.
+    """
 
     def __init__(self, model, strategy, settings, *, clip_decay=2e-4):
         """Takes over a prepared network.
@@ -192,6 +193,7 @@ class QATQuantization(Quantization):
                 optimizer's weight decay.
         """
         super().__init__(model, strategy)
+        self.kind = 'qat' if is_quantized(strategy) else 'float'
         self.settings, self.clip_decay = settings, clip_decay
         self._clips = [quantizer.range for quantizer in activation_quantizers(model).values()
                        if isinstance(quantizer, PACTActivationQuantizer) and quantizer.trainable]

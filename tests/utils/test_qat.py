@@ -402,8 +402,8 @@ def test_training_minimises_the_loss_with_the_penalty(tiny_loaders):
 def test_loss_and_gradients_are_finite_under_any_pair_of_quantizers(weights, activations):
     for bits in (1, 2, 8):
         model = random_network('toynet', num_layer_list=(1, 1), num_channel_list=(8, 8), strides=(1, 2)).train()
-        quantize_blocks(model, [bits] * 5, [bits] * 5, Quantizers(weights, activations))
-        quantization = QATQuantization(model, None, {})
+        lists = quantize_blocks(model, [bits] * 5, [bits] * 5, Quantizers(weights, activations))
+        quantization = QATQuantization(model, dict(zip(('layer_wbit', 'layer_abit'), lists, strict=True)), {})
         loss = quantization.loss(model(images(4)), torch.arange(4))
         loss.backward()
         assert torch.isfinite(loss)
