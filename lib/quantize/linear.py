@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantize.calibrate import find_range, max_range
-from lib.quantize.quantizer import Grid, Quantizer, straight_through
+from lib.quantize.quantizer import Grid, Quantizer, SignedQuantizer, straight_through
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class LinearWeightQuantizer(Quantizer):
         self._range_is_set = False
 
 
-class LinearActivationQuantizer(Quantizer):
+class LinearActivationQuantizer(SignedQuantizer):
     """Activations clipped to a learnable range r: y = clip(x), q = round(y / s) * s.
 
     * Unsigned ("half wave"): y = 0.5 (|x| - |x - r| + r) = clip(x, 0, r), s = r / (2^bits - 1).
@@ -200,17 +200,6 @@ class LinearActivationQuantizer(Quantizer):
         top, binary = max_code(self.bits, self.signed), self.signed and self.bits == 1
         step = choose_scale(self.clip(), self.bits, self.signed).item()
         return Grid(step, step, -top if self.signed else 0, top, binary)
-
-    def _find_sign(self, x: Tensor) -> bool:
-        if self.signed is None:
-            self.signed = bool(x.detach().amin() < 0)
-        return self.signed
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(-1 if self.signed is None else int(self.signed), dtype=torch.int8)
-
-    def set_extra_state(self, state: Tensor):
-        self.signed = None if state < 0 else bool(state)
 
     def extra_repr(self) -> str:
         return f'bits={self.bits}, signed={self.signed}'

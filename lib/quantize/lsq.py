@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantize.pact import held_positive
-from lib.quantize.quantizer import Grid, Quantizer
+from lib.quantize.quantizer import Grid, SignedQuantizer
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def code_range(bits: int, signed: bool) -> tuple[int, int]:
     return (-half, max(half - 1, 1)) if signed else (0, 2**bits - 1)
 
 
-class LSQQuantizer(Quantizer):
+class LSQQuantizer(SignedQuantizer):
     """A learned step s between levels: q = round(clip(v / s, -Q_N, Q_P)) s.
 
     Unsigned Q_N = 0 and Q_P = 2^bits - 1, signed Q_N = 2^(bits-1) and Q_P = Q_N - 1. One signed bit, which the paper
@@ -120,17 +120,6 @@ class LSQQuantizer(Quantizer):
     def _gradient_scale(self, x: Tensor) -> float:
         count = x.numel() if self.per == 'weights' else math.prod(x.shape[1:])
         return 1 / math.sqrt(count * code_range(self.bits, self.signed)[1])
-
-    def _find_sign(self, x: Tensor) -> bool:
-        if self.signed is None:
-            self.signed = bool(x.detach().amin() < 0)
-        return self.signed
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(-1 if self.signed is None else int(self.signed), dtype=torch.int8)
-
-    def set_extra_state(self, state: Tensor):
-        self.signed = None if state < 0 else bool(state)
 
     def _load_from_state_dict(self, *args):
         super()._load_from_state_dict(*args)

@@ -108,6 +108,26 @@ class Quantizer(nn.Module):
         return f'bits={self.bits}'
 
 
+class SignedQuantizer(Quantizer):
+    """A quantizer that knows whether its input can be negative: `signed`, None until the first tensor has shown it.
+
+    The sign is saved with the state dict.
+    """
+
+    signed: bool | None = None
+
+    def _find_sign(self, x: Tensor) -> bool:
+        if self.signed is None:
+            self.signed = bool(x.detach().amin() < 0)
+        return self.signed
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(-1 if self.signed is None else int(self.signed), dtype=torch.int8)
+
+    def set_extra_state(self, state: Tensor):
+        self.signed = None if state < 0 else bool(state)
+
+
 def _checked_bits(bits: int | None) -> int | None:
     if bits is None:
         return None
