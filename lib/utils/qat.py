@@ -64,10 +64,10 @@ class Quantizers:
     branch_out: bool = True
 
     def __post_init__(self):
-        for given, known in ((self.weights, WEIGHT_QUANTIZERS), (self.activations, ACTIVATION_QUANTIZERS),
-                             (self.gradient, ('paper', 'ste'))):
-            if given not in known:
-                raise ValueError(f'{given!r} is no quantizer that is known here: expected one of {", ".join(known)}')
+        for what, known in (('weights', WEIGHT_QUANTIZERS), ('activations', ACTIVATION_QUANTIZERS),
+                            ('gradient', ('paper', 'ste'))):
+            if getattr(self, what) not in known:
+                raise ValueError(f'{what}: {getattr(self, what)!r} is not known; expected one of {", ".join(known)}')
 
     @classmethod
     def from_dict(cls, values):
