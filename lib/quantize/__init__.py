@@ -8,10 +8,11 @@ from lib.quantize.layers import Calibration, QConv2d, QLinear, QuantizedLayer, c
 from lib.quantize.linear import LinearActivationQuantizer, LinearWeightQuantizer
 from lib.quantize.lsq import LSQQuantizer
 from lib.quantize.pact import PACTActivationQuantizer
-from lib.quantize.quantizer import Grid, Quantizer, straight_through
+from lib.quantize.quantizer import Affine, Grid, Quantizer, straight_through
 
 __all__ = [
     'METHODS',
+    'Affine',
     'Calibration',
     'CentroidTrainer',
     'Codebook',

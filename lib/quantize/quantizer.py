@@ -42,6 +42,19 @@ class Grid(NamedTuple):
     binary: bool = False
 
 
+class Affine(NamedTuple):
+    """A quantized tensor in the form of a machine: value = scale * (code - zero_point), codes in 0 .. 2^bits - 1.
+
+    `scale` and `zero_point` are float64 tensors that broadcast with the codes (int64); the zero point need not be a
+    whole number. `bits` is the width that holds every code.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    bits: int
+
+
 class Quantizer(nn.Module):
     """A tensor in, the same tensor on a grid of at most 2^bits levels out (fake quantization).
 
@@ -89,6 +102,23 @@ class Quantizer(nn.Module):
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (int32 codes, scale) with `codes * scale` equal to `self(x)`; ValueError while not `active`."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def to_affine(self, x: Tensor) -> Affine:
+        """Return `self(x)` as codes that are never negative; ValueError while not `active`.
+
+        Codes in -2^(bits-1) .. 2^(bits-1) - 1 are shifted by 2^(bits-1). Codes of steps of 2, as -1 and +1 of one bit
+        or the odd ones of DoReFa's 2^bits levels, become 0, 1, 2, ... with a zero point between two of them.
+        """
+        codes, scale = self.to_int(x)
+        codes, scale = codes.long(), scale.double()
+        signed = getattr(self, 'signed', None)
+        if not signed and bool((codes >= 0).all()):
+            return Affine(codes, scale, torch.zeros_like(scale), self.bits)
+        half, top = 2 ** (self.bits - 1), 2**self.bits - 1
+        if self.bits > 1 and bool(((codes >= -half) & (codes < half)).all()):
+            return Affine(codes + half, scale, torch.full_like(scale, half), self.bits)
+        return Affine((codes + top) // 2, 2 * scale, torch.full_like(scale, top / 2), self.bits)
 
     def grid(self) -> Grid:
         """Return the map from x to codes, where it is the same for every x; ValueError while not `active`."""
