@@ -4,13 +4,23 @@ Importing a family's file registers it. A quantized twin is no second copy of an
 `create_model("qresnet50", convert=...)`; this package knows nothing of quantization.
 """
 
-from models import mobilenet, mobilenetv2, mobilenetv2_cifar, mobilenetv3, resnet_cifar, resnet_projection, toynet
+from models import (
+    hybrid_cnn,
+    mobilenet,
+    mobilenetv2,
+    mobilenetv2_cifar,
+    mobilenetv3,
+    resnet_cifar,
+    resnet_projection,
+    toynet,
+)
 from models.registry import create_model, default_resolution, list_models, register, torchvision_weights
 from models.tensorflow import tensorflow_style
 
 __all__ = [
     'create_model',
     'default_resolution',
+    'hybrid_cnn',
     'list_models',
     'mobilenet',
     'mobilenetv2',

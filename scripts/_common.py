@@ -50,12 +50,12 @@ def parse(parser, argv=None, configure=None):
     dict.
     """
     args, _ = parser.parse_known_args(argv)
-    saved = _saved_settings(parser, args)
+    saved = saved_settings(parser, args)
     parser.set_defaults(**saved or (configure(args, parser) if configure else {}))
     args = parser.parse_args(argv)
     name_own_code(parser, args)
     resolve_paths(args)
-    if getattr(args, 'start_epoch', 0) >= getattr(args, 'epochs', 1):
+    if hasattr(args, 'start_epoch') and args.start_epoch >= args.epochs:
         parser.error(f'--start_epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}')
     args.changed = {name: (saved[name], value) for name, value in vars(args).items()
                     if name in saved and plain_value(value) != saved[name]}
@@ -100,7 +100,7 @@ def _names_a_file(name, value):
     return name in ('cost', 'strategy') and Path(value.split(':')[0]).is_file()
 
 
-def _saved_settings(parser, args):
+def saved_settings(parser, args):
     resume = getattr(args, 'resume', None)
     if not resume:
         return {}

@@ -31,8 +31,8 @@ def about_run(args, loaders, classes, **more):
             'input': list(loaders[0].input_shape), **more}
 
 
-def train(args, model, loaders, saved, device, *, quantization, about):
-    """Trains and evaluates, or only evaluates with --evaluate.
+def train(args, model, loaders, saved, device, *, quantization, about, rate=None, **options):
+    """Trains and evaluates, or only evaluates with --evaluate; returns the `Metrics` of the last epoch.
 
     Args:
         args: the options.
@@ -42,6 +42,8 @@ def train(args, model, loaders, saved, device, *, quantization, about):
         device: where the model is.
         quantization: `Quantization` of the model.
         about: what results.json and the checkpoints say of the run.
+        rate: learning rate as a function of the epoch; that of the options by default.
+        options: further ones of `fit`.
     """
     from lib.utils.batch_norm import reestimate_batch_norm
     from lib.utils.distributed import is_main, on_main
@@ -53,13 +55,13 @@ def train(args, model, loaders, saved, device, *, quantization, about):
     metrics, best = None, -1.0
     if not args.evaluate:
         optimizer = make_optimizer(args, quantization.parameters())
-        progress = {'start_epoch': args.start_epoch}
+        progress = {'start_epoch': getattr(args, 'start_epoch', 0)}
         if saved:
             progress = resume_training(args, saved, quantization.kind, optimizer, precision)
         on_main(begin, args, folder, quantization.strategy, about)
-        metrics, best = fit(model, loaders, optimizer, folder, epochs=args.epochs, rate=rate_of(args), device=device,
-                            precision=precision, seed=args.seed, **progress, quantization=quantization, about=about,
-                            bn_batches=bn_batches)
+        metrics, best = fit(model, loaders, optimizer, folder, epochs=args.epochs, rate=rate or rate_of(args),
+                            device=device, precision=precision, seed=args.seed, **progress, quantization=quantization,
+                            about=about, bn_batches=bn_batches, **options)
     if metrics is None:
         if bn_batches:
             reestimate_batch_norm(model, loaders[0], bn_batches, device, precision)
@@ -68,6 +70,7 @@ def train(args, model, loaders, saved, device, *, quantization, about):
         write_results(folder, metrics, max(best, metrics.top1), **quantization.describe(), **about)
     logger.info('%s on %s: top-1 %.2f %%  top-5 %.2f %%  loss %.4f', args.arch, args.dataset, metrics.top1,
                 metrics.top5, metrics.loss)
+    return metrics
 
 
 def make_optimizer(args, parameters):
@@ -109,7 +112,7 @@ def resume_training(args, saved, kind, optimizer, precision):
     """
     found = saved.get('quantization', kind)
     if found != kind:
-        script = {'float': 'pretrain.py', 'qat': 'qat_train.py'}.get(found, 'finetune.py')
+        script = {'float': 'pretrain.py', 'qat': 'qat_train.py', 'hybrid': 'hybrid_train.py'}.get(found, 'finetune.py')
         raise ValueError(f'{args.resume} is the checkpoint of a {found} training, this is a {kind} one: continue '
                          f'it with {script} as it was started, or start a new run from its weights with --weights')
     try:

@@ -1,8 +1,11 @@
 """The mathematics on tensors: K-means codebooks, linear quantizers, calibration, and layers that carry quantizers."""
 
+from lib.quantize.aciq import ACIQWeightQuantizer, aciq_constant, allocate_bits
+from lib.quantize.aciq_activations import ACIQActivationQuantizer
 from lib.quantize.calibrate import METHODS, find_range, kl_threshold, max_range, mse_range
 from lib.quantize.codebook import CentroidTrainer, Codebook
 from lib.quantize.dorefa import DoReFaActivationQuantizer, DoReFaWeightQuantizer
+from lib.quantize.dsq import DSQQuantizer, alpha_of_slope, slope_of_alpha
 from lib.quantize.kmeans import CodebookCache, fit_codebook
 from lib.quantize.layers import Calibration, QConv2d, QLinear, QuantizedLayer, calibrating
 from lib.quantize.linear import LinearActivationQuantizer, LinearWeightQuantizer
@@ -12,11 +15,14 @@ from lib.quantize.quantizer import Affine, Grid, Quantizer, straight_through
 
 __all__ = [
     'METHODS',
+    'ACIQActivationQuantizer',
+    'ACIQWeightQuantizer',
     'Affine',
     'Calibration',
     'CentroidTrainer',
     'Codebook',
     'CodebookCache',
+    'DSQQuantizer',
     'DoReFaActivationQuantizer',
     'DoReFaWeightQuantizer',
     'Grid',
@@ -28,11 +34,15 @@ __all__ = [
     'QLinear',
     'QuantizedLayer',
     'Quantizer',
+    'aciq_constant',
+    'allocate_bits',
+    'alpha_of_slope',
     'calibrating',
     'find_range',
     'fit_codebook',
     'kl_threshold',
     'max_range',
     'mse_range',
+    'slope_of_alpha',
     'straight_through',
 ]

@@ -1,14 +1,10 @@
 """Linear (uniform) quantization: pure functions, then HAQ's quantizers of weights and of activations on top."""
 
-import logging
-
 import torch
 from torch import Tensor, nn
 
 from lib.quantize.calibrate import find_range, max_range
 from lib.quantize.quantizer import Grid, Quantizer, SignedQuantizer, straight_through
-
-logger = logging.getLogger(__name__)
 
 
 def max_code(bits: int, signed: bool) -> int:
@@ -175,9 +171,7 @@ class LinearActivationQuantizer(SignedQuantizer):
         'max': max|x|; 'mse': the range of least mean squared error. An input that was taken for unsigned and shows a
         negative value is signed from now on.
         """
-        if not self._find_sign(x) and x.amin() < 0:
-            logger.warning('an input taken for unsigned goes down to %g: it is quantized as signed', x.amin())
-            self.signed = True
+        self.correct_sign(x)
         if self.active:
             magnitude_bits = self.bits - int(self.signed)
             clip = find_range(x, self.bits, signed=self.signed, method=method, kl_bits=magnitude_bits)

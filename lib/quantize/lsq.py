@@ -1,6 +1,5 @@
 """LSQ, learned step size quantization (Esser et al., 1902.08153), of weights and of activations."""
 
-import logging
 import math
 
 import torch
@@ -8,8 +7,6 @@ from torch import Tensor, nn
 
 from lib.quantize.pact import held_positive
 from lib.quantize.quantizer import Grid, SignedQuantizer
-
-logger = logging.getLogger(__name__)
 
 MIN_STEP = 1e-8
 
@@ -73,9 +70,7 @@ class LSQQuantizer(SignedQuantizer):
 
         An input that was taken for unsigned and shows a negative value is signed from now on.
         """
-        if not self._find_sign(x) and x.amin() < 0:
-            logger.warning('an input taken for unsigned goes down to %g: it is quantized as signed', x.amin())
-            self.signed = True
+        self.correct_sign(x)
         if self.active:
             step = self._initial_step(x)
             step = step if cap is None else min(step, cap / code_range(self.bits, self.signed)[1])

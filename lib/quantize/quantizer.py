@@ -1,10 +1,13 @@
 """What every quantizer shares: its width in bits and the verbs forward, calibrate and to_int."""
 
+import logging
 from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 MAX_BITS = 16
 
@@ -149,6 +152,13 @@ class SignedQuantizer(Quantizer):
     def _find_sign(self, x: Tensor) -> bool:
         if self.signed is None:
             self.signed = bool(x.detach().amin() < 0)
+        return self.signed
+
+    def correct_sign(self, x: Tensor) -> bool:
+        """Find whether `x` can be negative, and say so if it was taken for unsigned and is not; for calibration."""
+        if not self._find_sign(x) and x.amin() < 0:
+            logger.warning('an input taken for unsigned goes down to %g: it is quantized as signed', x.amin())
+            self.signed = True
         return self.signed
 
     def get_extra_state(self) -> Tensor:

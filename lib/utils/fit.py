@@ -1,6 +1,7 @@
 """The epochs of a training run, resumable to the same numbers, and the record of them."""
 
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from lib.utils.batch_norm import reestimate_batch_norm
 from lib.utils.checkpoint import save_checkpoint, write_json
 from lib.utils.quantize_utils import Quantization
 from lib.utils.train import evaluate, loss_function, train_one_epoch
-from lib.utils.utils import TableLog, seed_everything, set_learning_rate
+from lib.utils.utils import Metrics, TableLog, seed_everything, set_learning_rate
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ('Learning Rate', 'Train Loss', 'Valid Loss', 'Train Acc.', 'Valid Acc.')
+UNKNOWN = Metrics(math.nan, math.nan, math.nan)
 SCALARS = ('learning_rate', 'train_loss', 'test_loss', 'train_accuracy', 'test_accuracy')
 
 
@@ -28,20 +30,23 @@ class TrainingLog:
         self.table = TableLog(self.folder / 'log.txt', COLUMNS, keep_rows=start_epoch)
         self.writer = SummaryWriter(logdir=str(self.folder / 'logs'), purge_step=start_epoch)
 
-    def add(self, epoch, row, checkpoint, improved):
+    def add(self, epoch, row, checkpoint, improved, keep=False):
         """Adds an epoch.
 
         Args:
             epoch: counted from 0.
-            row: the values of `COLUMNS`.
+            row: the values of `COLUMNS`; NaN where there was no evaluation.
             checkpoint: what training goes on from, for `checkpoint.pth.tar`.
             improved: it is the best so far, for `model_best.pth.tar` too.
+            keep: a copy of its own, `epoch_N.pth.tar`.
         """
         self.table.append(row)
         for name, value in zip(SCALARS, row, strict=True):
             self.writer.add_scalar(name, value, epoch)
         if improved:
             save_checkpoint(self.folder / 'model_best.pth.tar', checkpoint)
+        if keep:
+            save_checkpoint(self.folder / f'epoch_{epoch + 1}.pth.tar', checkpoint)
         save_checkpoint(self.folder / 'checkpoint.pth.tar', checkpoint)
 
     def close(self):
@@ -52,7 +57,7 @@ class TrainingLog:
 
 
 def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, seed, start_epoch=0, best=-1.0,
-        quantization=None, about=None, bn_batches=0):
+        quantization=None, about=None, bn_batches=0, evaluate_every=1, keep_every=0):
     """Trains and validates epoch by epoch; the main process writes everything of a `TrainingLog` after each.
 
     Args:
@@ -61,7 +66,8 @@ def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, s
         optimizer: over what is trained.
         folder: the run folder.
         epochs: number of epochs in all.
-        rate: function of the epoch that gives its learning rate.
+        rate: function of the epoch that gives its learning rate; if it has a method `observe`, that gets the validation
+            accuracy of each epoch, None where there was no evaluation.
         device, precision: where and in which arithmetic the network runs.
         seed: with the epoch, of everything random in it.
         start_epoch: epochs already done.
@@ -69,6 +75,8 @@ def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, s
         quantization: a `Quantization` of the model, or None for float training.
         about: what a checkpoint carries beside weights, optimizer, accuracies and the quantization's state.
         bn_batches: training batches on which BatchNorm statistics are estimated anew before each validation; 0: none.
+        evaluate_every: validate after every so many epochs, and after the last.
+        keep_every: keep the checkpoint of every so many epochs; 0: of none.
 
     Returns:
         (validation `Metrics` of the last epoch or None if no epoch was left, best top-1 of the epochs in which the
@@ -78,20 +86,23 @@ def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, s
     quantization.synchronise()
     log = TrainingLog(folder, start_epoch) if distributed.is_main() else None
     for epoch in range(start_epoch, epochs):
-        start = time.time()
-        train = train_epoch(model, loaders[0], optimizer, epoch, epochs, rate=rate(epoch), device=device,
-                            precision=precision, seed=seed, quantization=quantization)
+        start, lr = time.time(), rate(epoch)
+        train = train_epoch(model, loaders[0], optimizer, epoch, epochs, rate=lr, device=device, precision=precision,
+                            seed=seed, quantization=quantization)
         if bn_batches:
             reestimate_batch_norm(model, loaders[0], bn_batches, device, precision)
-        metrics = evaluate(model, loaders[1], loss_function(), device, precision=precision)
+        due = (epoch + 1) % evaluate_every == 0 or epoch + 1 == epochs
+        metrics = evaluate(model, loaders[1], loss_function(), device, precision=precision) if due else UNKNOWN
+        if hasattr(rate, 'observe'):
+            rate.observe(metrics.top1 if due else None)
         improved = quantization.complete and metrics.top1 > best
         best = metrics.top1 if improved else best
         if log:
-            row = (rate(epoch), train.loss, metrics.loss, train.top1, metrics.top1)
+            row = (lr, train.loss, metrics.loss, train.top1, metrics.top1)
             checkpoint = {'epoch': epoch + 1, 'state_dict': model.state_dict(), 'acc': metrics.top1, 'best_acc': best,
                           'top5': metrics.top5, 'optimizer': optimizer.state_dict(),
                           'scaler': precision.scaler.state_dict(), **quantization.state(), **(about or {})}
-            log.add(epoch, row, checkpoint, improved)
+            log.add(epoch, row, checkpoint, improved, keep=keep_every and (epoch + 1) % keep_every == 0)
             logger.info('epoch %d/%d: lr %.5f  train loss %.4f acc %.2f  valid loss %.4f acc %.2f  best %s  %.1f s',
                         epoch + 1, epochs, *row[:2], row[3], row[2], row[4], f'{best:.2f}' if best >= 0 else '-',
                         time.time() - start)

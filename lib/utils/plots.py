@@ -272,8 +272,9 @@ def plot_training(columns, path):
         for kind, color, style in (('Train', BLUE, '--'), ('Valid', RED, '-')):
             values = np.asarray(columns[f'{kind} {name}'], dtype=float)
             epochs = np.arange(1, len(values) + 1)
-            ax.plot(epochs, values, style, color=color, linewidth=1.4, marker='.' if len(values) < 30 else None,
-                    label={'Train': 'training', 'Valid': 'validation'}[kind])
+            known = np.isfinite(values)  # not every epoch need be validated
+            ax.plot(epochs[known], values[known], style, color=color, linewidth=1.4,
+                    marker='.' if len(values) < 30 else None, label={'Train': 'training', 'Valid': 'validation'}[kind])
         ax.set_xlabel('epoch')
         ax.set_ylabel(label)
         ax.xaxis.set_major_locator(_whole_numbers())

@@ -1,0 +1,74 @@
+"""Calibrates the dot-product engine: gain and offset of its columns by least squares, and the range of its converters.
+
+Known patterns are programmed, random inputs sent; what the columns say is compared with the exact products.
+"""
+
+from pathlib import Path
+
+from _common import logger, make_parser, run
+from _engine import add_engine_options, add_run_folder_option, describe_engine, driver_of, engine_config, results_folder
+from _options import BooleanOption as Bool
+from _options import at_least
+
+
+def make_calibrate_parser():
+    """Returns the parser of this script."""
+    parser = make_parser(__doc__)
+    group = parser.add_argument_group('calibration')
+    add_run_folder_option(group)
+    group.add_argument('--patterns', type=at_least(2), default=8, help='random patterns of cells that are programmed '
+                       'one after another')
+    group.add_argument('--vectors', type=at_least(16), default=256, help='random inputs that are sent to each pattern')
+    group.add_argument('--seed', '--manualSeed', dest='seed', type=int, default=234, help='seed of patterns and inputs')
+    group.add_argument('--overwrite', action=Bool, help='replace the calibration of another engine')
+    group.add_argument('--debug', action=Bool, help='log more, and show the traceback of an error')
+    add_engine_options(parser)
+    return parser
+
+
+def main(args):
+    """Calibrates, reports and writes calibration.json, calibration.csv and calibration.png."""
+    from lib.simulator.column_calibration import calibrate_columns
+    from lib.utils.checkpoint import write_json
+    from lib.utils.engine_plots import plot_calibration
+
+    if args.backend == 'ideal':
+        raise ValueError('--backend ideal gives exact products: there is nothing to calibrate')
+    config, driver = engine_config(args), driver_of(args)
+    folder = results_folder(args)
+    check_target(folder / 'calibration.json', config, args.overwrite)
+    describe_engine(args, config)
+    calibration = calibrate_columns(config, driver, patterns=args.patterns, vectors=args.vectors, seed=args.seed)
+    report(calibration)
+    plot_calibration(calibration, folder / 'calibration.png')
+    write_json(folder / 'calibration.json', calibration.to_dict())
+    logger.info('%s: calibration.json, calibration.png', folder)
+
+
+def check_target(path, config, overwrite):
+    """Raises FileExistsError if the file holds the calibration of another engine, unless it is to be replaced."""
+    from _engine import read_calibration
+    if not Path(path).is_file() or overwrite:
+        return
+    try:
+        read_calibration(path).check(config)
+    except ValueError as error:
+        raise FileExistsError(f'{path} holds a calibration already, and it is of another engine: give --overwrite or '
+                              f'another folder by -c ({error})') from error
+
+
+def report(calibration):
+    """Prints what the calibration found."""
+    logger.info('%-20s %12s %12s %15s', '', 'R^2', 'RMSE', 'effective bits')
+    for when in ('before', 'after'):
+        r2, rmse, bits = (getattr(calibration, f'{name}_{when}') for name in ('r2', 'rmse', 'bits'))
+        logger.info('%-20s %12.6f %12.5g %15s', f'{when} calibration', r2, rmse,
+                    'exact' if bits is None else f'{bits:.2f}')
+    low, high = calibration.adc_range or (None, None)
+    logger.info('gain %.4f to %.4f, offset %.4g to %.4g over %d columns; %s', calibration.gain.min(),
+                calibration.gain.max(), calibration.offset.min(), calibration.offset.max(), len(calibration.gain),
+                'no converters' if low is None else f'converters from {low:.5g} to {high:.5g}')
+
+
+if __name__ == '__main__':
+    run(main, make_calibrate_parser())

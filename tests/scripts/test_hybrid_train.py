@@ -1,0 +1,167 @@
+"""Hybrid quantization as a user runs it: training, folding, quantization after training, resuming, messages."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lib.utils.checkpoint import read_checkpoint
+from lib.utils.hybrid_config import read_config
+
+SCRIPT = 'hybrid_train.py'
+TINY = ('--dataset', 'digits', '--image_size', '8', '--workers', '0', '--device', 'cpu', '--train_batch', '256',
+        '--set', 'blocks=[[4, 4, 1], [4, 8, 2]]', '--set', 'warmup_epochs=0', '--set', 'save_interval=2')
+BITS = ('--set', 'quantize_w_blocks=[0]', '--set', 'quantize_a_blocks=[0]', '--set', 'quantize_a=true', '--set',
+        'a_bit_width=[[2, 1]]', '--set', 'post_quantize_w_layers=[-1, 1]', '--set', 'post_quantize_a_layers=[-1, 1]')
+FLOAT = ('--set', 'quantize_w_blocks=[]', '--set', 'quantize_a_blocks=[]', '--set', 'quantize_a=true', '--set',
+         'a_bit_width=2', '--set', 'post_quantize_w=false', '--set', 'post_quantize_a=false')
+
+
+def results(folder):
+    return json.loads((Path(folder) / 'results.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp('hybrid')
+
+
+@pytest.fixture(scope='module')
+def run(place, succeed):
+    """A run of three epochs; (its folder, what it printed)."""
+    done = succeed(SCRIPT, *TINY, *BITS, '--epochs', 3, '-c', 'run', cwd=place)
+    return place / 'run', done.out
+
+
+def test_a_run_leaves_the_tree_of_the_original(run):
+    folder, out = run
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()}
+    assert {'args.json', 'log.txt', 'results.json', 'checkpoint.pth.tar', 'epoch_2.pth.tar',
+            'experiment_data/q_model/model.pth.tar', 'experiment_data/q_model/weights.npz',
+            'experiment_data/q_model/config.yaml'} <= files
+    assert 'the edge device ends with blocks.0.relu2' in out and '6 BatchNorms are folded' in out
+    accuracies = results(folder)['accuracies']
+    assert accuracies['float'] is None and accuracies['quantized'] == results(folder)['top1']
+    weights = np.load(folder / 'experiment_data/q_model/weights.npz')
+    assert weights['blocks.0.conv1.codes'].max() <= 3 and weights['conv0.codes'].max() == 15
+    config = read_config(folder / 'experiment_data/q_model/config.yaml')
+    assert config['qat']['a_bit_width'] == [[2, 1]]
+
+
+@pytest.mark.parametrize(('file', 'stage'), [('checkpoint.pth.tar', 'trained'),
+                                             ('experiment_data/q_model/model.pth.tar', 'quantized')])
+def test_checkpoints_evaluate_to_what_was_reported(run, succeed, place, file, stage):
+    folder, _ = run
+    done = succeed(SCRIPT, *TINY[:8], '--resume', folder / file, '--eval', cwd=place)
+    assert f'top-1 {results(folder)["accuracies"][stage]:.2f} %' in done.out
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(run, call, succeed, place, monkeypatch):
+    folder, _ = run
+
+    class Crash(BaseException):
+        pass
+
+    from lib.utils import fit
+    evaluate, calls = fit.evaluate, []
+
+    def crash(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise Crash
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(fit, 'evaluate', crash)
+    with pytest.raises(Crash):
+        call(SCRIPT, *TINY, *BITS, '--epochs', 3, '-c', 'killed', cwd=place)
+    monkeypatch.setattr(fit, 'evaluate', evaluate)
+    succeed(SCRIPT, '--resume', place / 'killed' / 'checkpoint.pth.tar', cwd=place)
+    assert (place / 'killed' / 'log.txt').read_text() == (folder / 'log.txt').read_text()
+    assert results(place / 'killed')['accuracies'] == results(folder)['accuracies']
+    ours, theirs = (read_checkpoint(path / 'experiment_data/q_model/model.pth.tar')
+                    for path in (place / 'killed', folder))
+    assert ours['state_dict'].keys() == theirs['state_dict'].keys()
+    assert all(torch.equal(tensor, theirs['state_dict'][key]) for key, tensor in ours['state_dict'].items())
+
+
+def test_float_weights_are_quantized_without_training(place, succeed):
+    succeed(SCRIPT, *TINY, *FLOAT, '--epochs', 2, '-c', 'float', cwd=place)
+    done = succeed(SCRIPT, *TINY, *FLOAT, '--set', 'post_quantize_w=true', '--set', 'post_w_bit_width=8', '--set',
+                   'post_quantize_w_layers=[-1, 0, 1]', '--epochs', 0, '--weights', 'float/checkpoint.pth.tar', '-c',
+                   'after', cwd=place)
+    accuracies = results(place / 'after')['accuracies']
+    assert accuracies['float'] == accuracies['trained'] == results(place / 'float')['accuracies']['trained']
+    assert abs(accuracies['quantized'] - accuracies['float']) < 2
+    assert 'weights of 6 layers: 8 bits' in done.out
+
+
+def test_any_network_and_the_strategy_of_a_search(place, succeed):
+    strategy = place / 'strategy.json'
+    layers = ['conv1'] + [f'layer{i}.{j}.conv{k}' for i in (1, 2, 3) for j in (0, 1, 2) for k in (1, 2)] + ['linear']
+    pairs = [[8, -1]] + [[3, 4], [4, 3]] * 9 + [[8, 8]]
+    strategy.write_text(json.dumps({'strategy': pairs, 'layers': layers}))
+    options = (*TINY[:8], '--train_batch', 512, '--arch', 'resnet20', '--strategy', strategy, '--set',
+               'calibration_epochs=1')
+    done = succeed(SCRIPT, *options, '--write_config', 'made.yaml', cwd=place)
+    assert 'made.yaml' in done.out
+    made = read_config(place / 'made.yaml')
+    assert made['layers']['layer1.0.conv1'] == [3, 4] and not made['qat']['quantize_w_blocks']
+    succeed(SCRIPT, *options, '--epochs', 1, '-c', 'searched', cwd=place)
+    saved = read_checkpoint(place / 'searched/experiment_data/q_model/model.pth.tar')
+    assert {name: (entry['method'], entry['bits']) for name, entry in saved['plan']['weights'].items()} == {
+        name: ('dsq' if w < 4 else 'aciq', w) for name, (w, _) in zip(layers, pairs, strict=True)}
+    assert saved['plan']['inputs']['layer2.0.conv2']['method'] == 'dsq' and 'conv1' not in saved['plan']['inputs']
+    done = succeed(SCRIPT, *TINY[:8], '--resume', 'searched/experiment_data/q_model/model.pth.tar', '--eval', cwd=place)
+    assert f'top-1 {saved["acc"]:.2f} %' in done.out
+
+
+def test_epochs_without_evaluation_are_left_out(place, succeed):
+    succeed(SCRIPT, *TINY, *FLOAT, '--set', 'evaluate_interval=2', '--epochs', 3, '-c', 'seldom', cwd=place)
+    accuracies = [line.split('\t')[-1] for line in (place / 'seldom' / 'log.txt').read_text().splitlines()[1:]]
+    assert accuracies[0] == 'nan' and 'nan' not in accuracies[1:]
+
+
+def write(place, text):
+    (place / 'wrong.yaml').write_text(text)
+    return place / 'wrong.yaml'
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (('--config', 'missing.yaml'), 'missing.yaml: there is no such file'),
+    (('--set', 'w_bit_widht=2'), 'did you mean w_bit_width'),
+    (('--set', 'mvm.rows=0'), 'the section mvm: '),
+    (('--set', 'mvm.raws=8'), 'the section mvm: '),
+    (('--set', 'arch=resnet20'), 'model.arch names a network and model.blocks describes another'),
+    (('--set', 'blocks=[[4, 4, 1], [8, 8, 1]]'), 'block 1 takes 8 channels, block 0 gives 4'),
+    (('--set', 'kernel_size=2'), 'kernel_size is 2: expected an odd number'),
+    (('--set', 'quantize_w_blocks=[5]'), 'there is no block 5, hybrid_cnn has 2 residual blocks'),
+    (('--strategy', '[4, 4]'), 'has 2 entries, hybrid_cnn has'),
+    (('--eval',), 'give the checkpoint to evaluate by --resume'),
+])
+def test_wrong_input_is_named_and_destroys_nothing(place, call, options, message):
+    done = call(SCRIPT, *TINY, *BITS, '--epochs', 1, '-c', 'wrong', *options, cwd=place)
+    assert done.code and message in done.err and 'Traceback' not in done.err
+    assert not (place / 'wrong').exists()
+
+
+def test_checkpoints_of_others_and_finished_ones_are_refused(run, call, place, tmp_path):
+    folder, _ = run
+    done = call(SCRIPT, *TINY[:8], '--resume', folder / 'experiment_data/q_model/model.pth.tar', cwd=place)
+    assert done.code and 'is a finished, quantized network' in done.err
+    torch.save({'state_dict': {'a': torch.zeros(1)}, 'arch': 'resnet20'}, tmp_path / 'other.pth.tar')
+    done = call(SCRIPT, *TINY[:8], '--resume', tmp_path / 'other.pth.tar', '--eval', cwd=place)
+    assert done.code and 'is no checkpoint of hybrid_train.py' in done.err
+    done = call(SCRIPT, *TINY, *BITS, '--epochs', 1, '-c', 'again', '--weights',
+                folder / 'experiment_data/q_model/model.pth.tar', cwd=place)
+    assert done.code and 'is a checkpoint of a hybrid network' in done.err and not (place / 'again').exists()
+
+
+def test_yaml_of_a_run_can_be_used_again(run, place, succeed):
+    folder, _ = run
+    path = folder / 'experiment_data/q_model/config.yaml'
+    assert yaml.safe_load(path.read_text())['model']['blocks'] == [[4, 4, 1], [4, 8, 2]]
+    succeed(SCRIPT, *TINY[:10], '--config', path, '--write_config', 'again.yaml', cwd=place)
+    assert read_config(place / 'again.yaml') == read_config(path)
