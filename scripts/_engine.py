@@ -4,7 +4,7 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from _common import ROOT, saved_settings, logger
+from _common import ROOT, logger, saved_settings
 from _options import BooleanOption as Bool
 
 DEFAULT_RUN = 'checkpoints/hybrid'
@@ -181,7 +181,7 @@ def add_network_options(parser):
 
 def network_defaults(args, parser):
     """Returns the defaults that the checkpoint and the settings of its run give."""
-    from _export import checkpoint_settings
+    from _weights import checkpoint_settings
     args.resume = args.resume or str(run_folder(args) / QUANTIZED)
     if not Path(args.resume).is_file():
         parser.error(f'checkpoint {args.resume} does not exist: give the folder of a run of hybrid_train.py by -c, or '

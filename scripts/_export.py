@@ -39,22 +39,6 @@ def add_export_options(parser):
     group.add_argument('--tensorflow', action=Bool, help='the network was trained in TensorFlow (known from the run)')
 
 
-def checkpoint_settings(args, parser):
-    """Returns the defaults that a checkpoint without an args.json beside it gives."""
-    from lib.utils.checkpoint import read_checkpoint
-    if not args.resume:
-        parser.error('give the checkpoint to export by --resume')
-    try:
-        saved = read_checkpoint(args.resume)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    if not isinstance(saved, dict):
-        return {}
-    found = {'arch': saved.get('arch'), 'dataset': saved.get('dataset'), 'num_classes': saved.get('classes'),
-             'normalize': saved.get('qat', {}).get('normalize'), 'image_size': (saved.get('input') or [None])[-1]}
-    return {name: value for name, value in found.items() if value is not None}
-
-
 def read_network(args):
     """Returns (quantized network on the CPU, image shape, what the checkpoint says of it).
 

@@ -6,7 +6,7 @@ from _common import ROOT, logger
 from _options import BooleanOption as Bool
 from _options import RepositoryPath, at_least, positive
 from _setup import build_model, loaders_of, probe
-from _weights import load, read_weights
+from _weights import checkpoint_settings, load, read_weights
 
 NETWORK = 'hybrid_cnn'
 DEVICES = {'GPU': 'cuda', 'CPU': 'cpu'}
@@ -52,7 +52,6 @@ def configure(args, parser):
     """
     from lib.utils.hybrid_config import DATASETS, read_config
     if args.resume:
-        from _export import checkpoint_settings
         return checkpoint_settings(args, parser) if Path(args.resume).is_file() else {}
     try:
         default = isinstance(args.config, RepositoryPath)

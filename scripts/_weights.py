@@ -33,6 +33,22 @@ def read_weights(args, pretrained):
     return read_checkpoint(path), path
 
 
+def checkpoint_settings(args, parser):
+    """Returns the defaults that a checkpoint without an args.json beside it gives."""
+    from lib.utils.checkpoint import read_checkpoint
+    if not args.resume:
+        parser.error('give the checkpoint by --resume')
+    try:
+        saved = read_checkpoint(args.resume)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    if not isinstance(saved, dict):
+        return {}
+    found = {'arch': saved.get('arch'), 'dataset': saved.get('dataset'), 'num_classes': saved.get('classes'),
+             'normalize': saved.get('qat', {}).get('normalize'), 'image_size': (saved.get('input') or [None])[-1]}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def torchvision_state_dict(name):
     """Returns torchvision's state dict of a network, downloaded where it is not there yet."""
     import models

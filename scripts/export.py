@@ -7,9 +7,10 @@ fake-quantized one on the validation images, in its predictions and code by code
 from pathlib import Path
 
 from _common import logger, make_parser, run
-from _export import add_export_options, checkpoint_settings, compare, read_network, report_cycles, save
+from _export import add_export_options, compare, read_network, report_cycles, save
 from _options import add_architecture_options, add_data_options, add_run_options
 from _setup import find_device, loaders_of
+from _weights import checkpoint_settings
 
 
 def make_export_parser():
