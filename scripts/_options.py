@@ -49,8 +49,8 @@ def positive(text):
 def add_architecture_options(group, arch):
     """Adds the options that choose a network, without its weights."""
     group.add_argument('-a', '--arch', default=arch, help='name of the network: mobilenet, mobilenetv2, mobilenetv3, '
-                       'resnet20/32/44/56, toynet, mobilenetv2_cifar, resnet20_projection, any of torchvision, or '
-                       'q + name for its linearly quantized twin')
+                       'resnet20/32/44/56, toynet, mobilenetv2_cifar, resnet20_projection, hybrid_cnn, any of '
+                       'torchvision, or q + name for its linearly quantized twin')
     group.add_argument('--model_file', metavar='FILE.py:build', help='a network of your own instead: a function that '
                        'returns an nn.Module; it gets num_classes if it takes it (docs/own_model.md)')
     group.add_argument('--width_mult', type=positive, default=1.0, help='width multiplier of the MobileNets')

@@ -53,7 +53,7 @@ def test_own_models_build_under_the_meta_device(name):
 
 def test_names_are_those_of_torchvision_ours_and_their_twins():
     own = {'mobilenet', 'mobilenetv2', 'mobilenetv3', 'mobilenet_v3', 'resnet20', 'resnet32', 'resnet44', 'resnet56',
-           'mobilenetv2_cifar', 'resnet20_projection', 'toynet'}
+           'mobilenetv2_cifar', 'resnet20_projection', 'toynet', 'hybrid_cnn'}
     floats = models.list_models(quantized=False)
     assert set(REGISTRY) == own
     assert floats == sorted(own | set(TORCHVISION))
@@ -105,7 +105,7 @@ def test_an_unknown_name_lists_near_names_and_all_own_ones(ask, name, near):
 
 
 def test_a_name_near_to_nothing_still_lists_the_own_names():
-    with pytest.raises(ValueError, match=r"unknown model 'zzzz'\. Our own are mobilenet, "):
+    with pytest.raises(ValueError, match=r"unknown model 'zzzz'\. Our own are hybrid_cnn, mobilenet, "):
         models.create_model('zzzz')
 
 
@@ -173,7 +173,8 @@ def test_known_options_arrive():
 def test_default_resolutions():
     sizes = {name: models.default_resolution(name) for name in models.list_models()}
     assert {name for name, size in sizes.items() if size == 299} == {'inception_v3', 'qinception_v3'}
-    small = ('resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet20_projection', 'toynet', 'mobilenetv2_cifar')
+    small = ('resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet20_projection', 'toynet', 'mobilenetv2_cifar',
+             'hybrid_cnn')
     cifar = {q + name for q in ('', 'q') for name in small}
     assert {name for name, size in sizes.items() if size == 32} == cifar
     assert set(sizes.values()) == {32, 224, 299}

@@ -70,13 +70,10 @@ def trained(config=MIXED, steps=3):
     return model, plan, quantization
 
 
-def test_parameters_and_macs_are_those_of_the_original():
+def test_quantizers_add_three_numbers_each():
     model = models.create_model('hybrid_cnn', num_classes=10)
-    assert sum(p.numel() for p in model.parameters()) == 273_258
-    assert sum(m.bias.numel() for m in model.modules() if isinstance(m, nn.Conv2d)) == 273_258 - 272_474
     config = configured(qat={'quantize_w_blocks': list(range(9)), 'quantize_a_blocks': list(range(9))})
-    plan = make_plan(model, config)
-    prepare_training(model, plan, IMAGES[:2])
+    prepare_training(model, make_plan(model, config), IMAGES[:2])
     # The original also has three unused scalars for conv0 and relu0 each: 273,378 registered.
     assert sum(p.numel() for p in model.parameters()) == 273_378 - 2 * 3
 
