@@ -183,7 +183,7 @@ def quantize_after_training(args, model, plan, config, device):
     model.eval()
     with torch.no_grad():
         before = model(images)
-    pairs = fold(model, images)
+    pairs = fold(model, plan, images)
     with torch.no_grad():
         difference = (model(images) - before).abs().max().item()
     logger.info('%d BatchNorms are folded; logits move by at most %.2g', len(pairs), difference)

@@ -135,7 +135,7 @@ def _is_private(tracker, layer, norm) -> bool:
     return call.batched and call.consumers == {norm} and call.output() is None and tracker.readers[layer] == {layer}
 
 
-def fold_batch_norms(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
+def fold_batch_norms(model: nn.Module, images: Tensor, leave=()) -> list[tuple[str, str]]:
     """Fold every BatchNorm that can be folded into the layer before it, in place; evaluation gives what it gave before.
 
     The layer gets a bias where it had none, and an `nn.Identity` takes the place of the BatchNorm under all its names,
@@ -144,11 +144,12 @@ def fold_batch_norms(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
 
     Args:
         model, images: see `foldable_batch_norms`.
+        leave: names of layers that are left as they are.
 
     Returns:
         (layer name, BatchNorm name) of those folded, in the order of `model.modules()`.
     """
-    pairs = foldable_batch_norms(model, images)
+    pairs = [pair for pair in foldable_batch_norms(model, images) if pair[0] not in leave]
     identities = {}
     for layer_name, norm_name in pairs:
         norm = model.get_submodule(norm_name)

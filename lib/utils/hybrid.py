@@ -34,7 +34,8 @@ class QuantizedActivation(nn.Module):
 def prepare_training(model, plan, images):
     """Puts the DSQ quantizers of a plan into a float network, in place.
 
-    Convolutions with such weights are trained with their BatchNorm folded in, where one follows that can be folded.
+    Convolutions with such weights are trained with their BatchNorm folded in, where the plan says so and one follows
+    that can be folded.
 
     Args:
         model: float network, with the weights to begin with or before they are loaded.
@@ -49,7 +50,7 @@ def prepare_training(model, plan, images):
     for name, entry in dsq.weights.items():
         layer = _quantized(model, name)
         layer.weight_quantizer = _on(layer.weight.device, model, _dsq(entry))
-        if name in norms and type(layer) is QConv2d:
+        if entry['fold'] and name in norms and type(layer) is QConv2d:
             start_folding(layer, model.get_submodule(norms[name]))
     for name, entry in dsq.inputs.items():
         layer = _quantized(model, name)
@@ -58,18 +59,21 @@ def prepare_training(model, plan, images):
         _behind(model, name, _dsq(entry))
 
 
-def fold(model, images):
+def fold(model, plan, images):
     """Ends training: folds every BatchNorm that can be folded; what DSQ made of the weights stays, for it saw them so.
+
+    The BatchNorm of a layer whose weights were trained without folding stays.
 
     Args:
         model: network after `prepare_training`.
-        images: probe (N, C, H, W) on the model's device.
+        plan, images: as there.
 
     Returns:
         (layer, BatchNorm) names of those folded.
     """
     stop_folding(model)
-    return fold_batch_norms(model, images)
+    leave = [name for name, entry in plan.of('dsq').weights.items() if not entry['fold']]
+    return fold_batch_norms(model, images, leave)
 
 
 def place_after_training(model, plan):
@@ -142,7 +146,7 @@ def rebuild(model, plan, images, *, quantized):
     """
     prepare_training(model, plan, images)
     if quantized:
-        fold(model, images)
+        fold(model, plan, images)
         place_after_training(model, plan)
 
 
@@ -266,7 +270,7 @@ def _on(device, model, quantizer):
 
 
 def _dsq(entry):
-    settings = {key: value for key, value in entry.items() if key not in ('method', 'bits', 'signed')}
+    settings = {key: value for key, value in entry.items() if key not in ('method', 'bits', 'signed', 'fold')}
     if entry.get('signed'):
         settings.update(lower=-entry['upper'], learn_lower=entry['learn_upper'])
     return DSQQuantizer(entry['bits'], **settings)

@@ -111,6 +111,7 @@ SECTIONS = {
         'w_bit_width': _per_part(2, is_bits, BITS),
         'q_w_range': _per_part([-0.2, 0.2], is_pair, RANGE),
         'w_slope': _per_part(2.0, is_slope, SLOPE),
+        'fold_bn': _yes(True),
         'learn_w_lower': _yes(False), 'learn_w_upper': _yes(False), 'learn_w_slope': _yes(True),
         'quantize_a': _per_part(True, is_bool, 'true or false'),
         'quantize_a_blocks': _places(0),

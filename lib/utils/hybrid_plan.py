@@ -206,7 +206,7 @@ def _spread(value, key, blocks_key, blocks, parts, leaf):
 def _dsq_weights(config):
     qat = config['qat']
     lower, upper = qat['q_w_range'] if is_pair(qat['q_w_range']) else (-0.2, 0.2)
-    return {'method': 'dsq', 'bits': None, 'bounds': 'minmax', 'lower': lower, 'upper': upper,
+    return {'method': 'dsq', 'bits': None, 'fold': qat['fold_bn'], 'bounds': 'minmax', 'lower': lower, 'upper': upper,
             'slope': qat['w_slope'] if is_slope(qat['w_slope']) else 2.0,
             **{name: qat[name.replace('learn_', 'learn_w_')] for name in SLOPES}}
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The figures of docs/results.md on hybrid quantization: ResNet-20 from float weights, after training (PTQ) with each part
 # of ACIQ, by training (DSQ) at 3, 2 and 1 bits, mixed, and on the dot-product engine. What is finished is not done
-# again. Hardware: any; hours on two CPU cores. EPOCHS (3) of training, PARTS (ptq dsq engine).
+# again. Hardware: any; hours on two CPU cores. EPOCHS (4) of training, PARTS (ptq dsq engine).
 set -euo pipefail
 . "$(dirname "$0")/../environment.sh"
 . run/cifar10/weights.sh
 use_environment requirements.txt
 use_weights
-: "${EPOCHS:=3}" "${PARTS:=ptq dsq engine}" "${OUTPUT:=checkpoints/hybrid_results}"
+: "${EPOCHS:=4}" "${PARTS:=ptq dsq engine}" "${OUTPUT:=checkpoints/hybrid_results}"
 export WEIGHTS DATA EPOCHS
 options=("$@")
 
