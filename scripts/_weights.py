@@ -80,16 +80,16 @@ def prepare(args, model, shape, checkpoint, source, linear):
         The network.
     """
     from lib.utils.batch_norm import batch_norms
-    from lib.utils.bit_lists import is_quantized
     from lib.utils.distributed import world_size
     from lib.utils.sync_batch_norm import synchronise_batch_norm
     folded = isinstance(checkpoint, dict) and checkpoint.get('folded') is True
     if folded and not linear:
         raise ValueError(f'{source} has its BatchNorms folded into the weights, as only the linear flow has it: add '
                          '--linear_quantization')
-    if isinstance(checkpoint, dict) and 'qat' in checkpoint and is_quantized(checkpoint['strategy']):
-        raise ValueError(f'{source} is a checkpoint of qat_train.py, whose quantizers only that script has: go on with '
-                         'it there; float weights to search or fine-tune from are made by pretrain.py')
+    theirs = script_of_quantizers(checkpoint)
+    if theirs:
+        raise ValueError(f'{source} is a checkpoint of {theirs}, whose quantizers only that script has: go on with it '
+                         'there; float weights to search or fine-tune from are made by pretrain.py')
     load_late = linear and (folded or not args.fold_bn)
     if not load_late:
         load(args, model, checkpoint, source)
@@ -105,6 +105,16 @@ def prepare(args, model, shape, checkpoint, source, linear):
         raise ValueError('--bn_batches: the network has no BatchNorm whose statistics could be estimated'
                          + (' once they are folded' if linear and (folded or args.fold_bn) else '') + ': leave it out')
     return model
+
+
+def script_of_quantizers(checkpoint):
+    """Returns the script whose quantizers, which no other has, are in the network of a checkpoint, or None."""
+    from lib.utils.bit_lists import is_quantized
+    if not isinstance(checkpoint, dict):
+        return None
+    if checkpoint.get('quantization') == 'hybrid':
+        return 'hybrid_train.py'
+    return 'qat_train.py' if 'qat' in checkpoint and is_quantized(checkpoint['strategy']) else None
 
 
 def load(args, model, checkpoint, source):

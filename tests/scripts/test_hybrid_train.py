@@ -165,3 +165,10 @@ def test_yaml_of_a_run_can_be_used_again(run, place, succeed):
     assert yaml.safe_load(path.read_text())['model']['blocks'] == [[4, 4, 1], [4, 8, 2]]
     succeed(SCRIPT, *TINY[:10], '--config', path, '--write_config', 'again.yaml', cwd=place)
     assert read_config(place / 'again.yaml') == read_config(path)
+
+
+def test_other_scripts_name_the_one_to_go_on_with(run, call, place):
+    folder, _ = run
+    done = call('pretrain.py', *TINY[:8], '--arch', 'hybrid_cnn', '--epochs', 1, '-c', 'pretrained', '--weights',
+                folder / 'checkpoint.pth.tar', cwd=place)
+    assert done.code and 'is a checkpoint of hybrid_train.py, whose quantizers only that script has' in done.err
