@@ -10,11 +10,10 @@ from torch.nn.utils import clip_grad_norm_
 from lib.quantize import ACIQActivationQuantizer, ACIQWeightQuantizer, DSQQuantizer, QConv2d, Quantizer
 from lib.quantize.folding import start_folding, stop_folding
 from lib.quantize.layers import QuantizedLayer, quantized_type
-from lib.utils import distributed
 from lib.utils.conversion import all_layers, quantized_layers
 from lib.utils.folding import fold_batch_norms, foldable_batch_norms
 from lib.utils.qat import activation_quantizers
-from lib.utils.quantize_utils import Quantization
+from lib.utils.quantize_utils import Quantization, synchronise_signs
 from lib.utils.signedness import probe_inputs
 
 logger = logging.getLogger(__name__)
@@ -211,9 +210,7 @@ class HybridQuantization(Quantization):
     def synchronise(self):
         """Gives every process the weights, bounds, slopes and signs of the main one."""
         super().synchronise()
-        signed = [quantizer for quantizer in activation_quantizers(self.model).values() if hasattr(quantizer, 'signed')]
-        for quantizer, sign in zip(signed, distributed.broadcast([q.signed for q in signed]), strict=True):
-            quantizer.signed = sign
+        synchronise_signs(activation_quantizers(self.model).values())
 
     def describe(self):
         """Returns the kind of quantization and the plan, as plain values."""

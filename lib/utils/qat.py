@@ -20,10 +20,9 @@ from lib.quantize import (
     Quantizer,
 )
 from lib.quantize.layers import quantized_type
-from lib.utils import distributed
 from lib.utils.bit_lists import check_bit_lists, check_bits, is_quantized
 from lib.utils.conversion import all_layers, convert_to_quantized, quantized_layers
-from lib.utils.quantize_utils import Quantization
+from lib.utils.quantize_utils import Quantization, synchronise_signs
 
 logger = logging.getLogger(__name__)
 
@@ -208,9 +207,7 @@ class QATQuantization(Quantization):
     def synchronise(self):
         """Gives every process the weights, clips, steps and signs of the main one."""
         super().synchronise()
-        signed = [quantizer for quantizer in activation_quantizers(self.model).values() if hasattr(quantizer, 'signed')]
-        for quantizer, sign in zip(signed, distributed.broadcast([q.signed for q in signed]), strict=True):
-            quantizer.signed = sign
+        synchronise_signs(activation_quantizers(self.model).values())
 
     def state(self):
         """Returns what a checkpoint carries: strategy and settings."""

@@ -79,11 +79,14 @@ class LinearQuantization(Quantization):
     def synchronise(self):
         """Gives every process the weights, ranges and signs of the main one."""
         super().synchronise()
-        layers = list(quantized_layers(self.model).values())
-        signs = distributed.broadcast([getattr(layer.input_quantizer, 'signed', None) for layer in layers])
-        for layer, signed in zip(layers, signs, strict=True):
-            if hasattr(layer.input_quantizer, 'signed'):
-                layer.input_quantizer.signed = signed
+        synchronise_signs(layer.input_quantizer for layer in quantized_layers(self.model).values())
+
+
+def synchronise_signs(quantizers):
+    """Gives the quantizers of every process the signs of the main one's, where they have one."""
+    signed = [quantizer for quantizer in quantizers if hasattr(quantizer, 'signed')]
+    for quantizer, sign in zip(signed, distributed.broadcast([q.signed for q in signed]), strict=True):
+        quantizer.signed = sign
 
 
 class KMeansQuantization(Quantization):
