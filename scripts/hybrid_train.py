@@ -54,6 +54,7 @@ def main(args):
     accuracies = dict(saved.get('accuracies', {})) if saved else {'float': float_accuracy(args, model, loaders, device)}
     is_quantized = settings.get('stage') == 'quantized'
     rebuild(model, plan, probe(model, args.input_shape), quantized=is_quantized)
+    synchronise_norms(args, model)
     if saved:
         load(args, model, saved, args.resume)
     settings = {'config': config, 'network': args.network_options, 'stage': settings.get('stage', 'trained')}
@@ -67,6 +68,19 @@ def main(args):
     accuracies['trained'] = trained.top1
     if not args.evaluate:
         finish(args, model, plan, loaders, device, quantization, about)
+
+
+def synchronise_norms(args, model):
+    """Makes the BatchNorms span all processes with --sync_bn; ValueError where some are folded in training."""
+    from lib.quantize.folding import FoldingConv2d
+    from lib.utils.distributed import world_size
+    from lib.utils.sync_batch_norm import synchronise_batch_norm
+    if not args.sync_bn or world_size() == 1:
+        return
+    if any(isinstance(module, FoldingConv2d) for module in model.modules()):
+        raise ValueError('--sync_bn: BatchNorms that are folded in training have the statistics of each process: give '
+                         '--set qat.fold_bn=false, or leave --sync_bn out')
+    synchronise_batch_norm(model)
 
 
 def check_saved(args, saved):
