@@ -72,7 +72,7 @@ def measure(setup, config, calibration=None):
 
     make = engine_maker(engine_factory(args, config, calibration), samples)
     with on_engine(model, operands, make, watch=errors.watch) as engines:
-        labels, classes = predict(model, batches_of(setup.loaders[1], args.images, args.engine_batch), progress)
+        labels, classes = predict(model, batches_of(setup.loaders[1], args.engine_batch), progress)
     relative = [summary['relative_error'] for summary in map(_summary, errors.layers.values())
                 if summary.get('relative_error') is not None]
     point = {'top1': percent(classes == labels), 'agreement': percent(classes == setup.digital),

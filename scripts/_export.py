@@ -74,19 +74,16 @@ def compare(args, model, network, loader):
     from lib.utils.integer_compare import compare_codes
     hits = agreed = images = fake_hits = 0
     codes = None
+    loader.sample(args.images)
     with torch.no_grad():
         for batch, labels in loader:
-            left = len(batch) if args.images < 0 else min(len(batch), args.images - images)
-            batch, labels = batch[:left], labels[:left]
             if codes is None:
                 codes = compare_codes(model, network, batch[:args.code_images])
             expected, found = model(batch).argmax(1), network(batch, arithmetic=args.arithmetic).argmax(1)
-            images += left
+            images += len(batch)
             fake_hits += int((expected == labels).sum())
             hits += int((found == labels).sum())
             agreed += int((found == expected).sum())
-            if images == args.images:
-                break
     report_codes(codes)
     result = {'images': images, 'top1_fake_quantized': 100 * fake_hits / images, 'top1_integer': 100 * hits / images,
               'agreement': 100 * agreed / images, 'codes': {name: row._asdict() for name, row in codes.items()}}

@@ -37,7 +37,8 @@ def make_experiment_parser():
     group = parser.add_argument_group('experiment')
     group.add_argument('--layers', default='all', help='layers on the engine, with commas between: all that can be, '
                        'names, patterns such as blocks.0.*, or indices')
-    group.add_argument('--images', type=at_least(1), default=1000, help='validation images, the first ones')
+    group.add_argument('--images', type=at_least(1), default=1000, help='validation images, a fixed random '
+                       'sample')
     group.add_argument('--error_images', type=at_least(1), default=100, help='of these, on which the errors of every '
                        'dot product are measured')
     group.add_argument('--engine_batch', type=at_least(1), default=50, help='images that go through the engine at '
@@ -138,12 +139,13 @@ def check_fits(operands, config):
 def start(args, model, operands, loaders, about, shape):
     """Returns the `Setup` and {'digital': top-1, 'float': top-1 if its weights are given}."""
     from lib.utils.engine_run import batches_of, predict
-    labels, digital = predict(model, batches_of(loaders[1], args.images, args.engine_batch))
+    loaders[1].sample(args.images)
+    labels, digital = predict(model, batches_of(loaders[1], args.engine_batch))
     accuracies = {'digital': percent(digital == labels)}
     logger.info('digital: top-1 %.2f %% of %d images', accuracies['digital'], len(labels))
     if args.float_weights:
         network = read_float(args, about, shape, next(model.parameters()).device)
-        _, classes = predict(network, batches_of(loaders[1], args.images, args.engine_batch))
+        _, classes = predict(network, batches_of(loaders[1], args.engine_batch))
         accuracies['float'] = percent(classes == labels)
         logger.info('float: top-1 %.2f %%', accuracies['float'])
     checkpoint = hashlib.sha256(Path(args.resume).read_bytes()).hexdigest()[:16]
@@ -204,9 +206,8 @@ def report(point, rows):
 def first_images(args, model, loader):
     """Returns (images, labels) of --collect_images."""
     import torch
-
-    from lib.utils.engine_run import batches_of
-    images, labels = zip(*batches_of(loader, args.collect_images, args.collect_images), strict=True)
+    loader.sample(args.collect_images)
+    images, labels = zip(*loader, strict=True)
     return torch.cat(images).to(next(model.parameters()).device), torch.cat(labels).cpu()
 
 

@@ -41,10 +41,22 @@ class EpochBatches:
                              f'least {world}, or at most {batch_size} processes')
         self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, int(seed)
         self.drop_last, self.rank, self.world, self.epoch = drop_last, rank, world, 0
+        self._sample = None
+
+    def sample(self, count):
+        """Serve, from now on, only `count` of the images, chosen at random and in random order, always the same.
+
+        Raises:
+            ValueError: fewer than the processes, more than there are, or the order is another in each epoch anyway.
+        """
+        if self.shuffle or not self.world <= count <= self.count:
+            raise ValueError(f'a sample of {count} images: expected {self.world} to {self.count}, of a validation set')
+        self._sample = torch.randperm(self.count, generator=seeded_generator('sample'))[:count]
+        self.count = count
 
     def whole(self):
         """Returns the batches that a single process would serve, a list of int64 (n,)."""
-        order = torch.arange(self.count)
+        order = torch.arange(self.count) if self._sample is None else self._sample
         if self.shuffle:
             order = torch.randperm(self.count, generator=seeded_generator(self.seed, self.epoch, 'order'))
         batches = order.split(self.batch_size)
@@ -87,6 +99,14 @@ class Loader:
     def set_epoch(self, epoch):
         """Chooses the epoch that the next iteration serves."""
         self.batches.epoch = int(epoch)
+
+    def sample(self, count):
+        """Serves, from now on, only a fixed random sample, mixed: a validation set is often sorted by class.
+
+        Args:
+            count: images, of all processes together; more than there are, or -1, stands for all.
+        """
+        self.batches.sample(self.num_images if count < 0 else min(count, self.num_images))
 
     def first_batch(self):
         """Returns the images of the epoch's first batch as a single process gets them; disturbs no iteration."""

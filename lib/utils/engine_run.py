@@ -125,17 +125,10 @@ def sample_codes(model, operands, images):
     return found
 
 
-def batches_of(loader, images, size):
-    """Yields (images, labels) of the first `images` of a loader (-1: all), in batches of at most `size`."""
-    left = images
+def batches_of(loader, size):
+    """Yields (images, labels) of a loader in batches of at most `size`."""
     for batch, labels in loader:
-        for part, known in zip(batch.split(size), labels.split(size), strict=True):
-            part, known = (part, known) if left < 0 else (part[:left], known[:left])
-            if len(part):
-                yield part, known
-            left -= len(part) if left > 0 else 0
-            if left == 0:
-                return
+        yield from zip(batch.split(size), labels.split(size), strict=True)
 
 
 @torch.no_grad()

@@ -383,18 +383,18 @@ def test_errors_are_counted_on_the_first_images_only():
     assert errors.layers['fc'].summary()['count'] == 3 * 4 and errors.layers['fc'].summary()['rmse'] > 0
 
 
-def test_batches_are_cut_and_end_after_the_number_of_images():
+def test_batches_are_cut():
     loader = [(torch.arange(5.0), torch.arange(5)), (torch.arange(5.0, 8), torch.arange(5, 8))]
-    assert [len(part) for part, _ in batches_of(loader, -1, 2)] == [2, 2, 1, 2, 1]
-    found = list(batches_of(loader, 6, 4))
-    assert [part.tolist() for part, _ in found] == [[0, 1, 2, 3], [4], [5]]
-    assert [labels.tolist() for _, labels in found] == [[0, 1, 2, 3], [4], [5]]
+    found = list(batches_of(loader, 4))
+    assert [part.tolist() for part, _ in found] == [[0, 1, 2, 3], [4], [5, 6, 7]]
+    assert [labels.tolist() for _, labels in found] == [[0, 1, 2, 3], [4], [5, 6, 7]]
 
 
 def test_predictions_and_their_progress():
     model, _, images = prepared('toynet')
     seen, labels = [], torch.arange(4)
-    found, classes = predict(model.train(), batches_of([(images, labels)], 3, 2), lambda *now: seen.append(len(now[0])))
+    batches = batches_of([(images[:3], labels[:3])], 2)
+    found, classes = predict(model.train(), batches, lambda *now: seen.append(len(now[0])))
     assert model.training and seen == [2, 3] and found.tolist() == [0, 1, 2]
     with torch.no_grad():
         assert torch.equal(classes, model.eval()(images).argmax(1)[:3])

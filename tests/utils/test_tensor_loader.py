@@ -144,3 +144,26 @@ def test_bad_arguments_are_named(change, message):
 def test_unknown_padding_is_refused():
     with pytest.raises(ValueError, match="mode 'mirror'"):
         Augment(mode='mirror')
+
+
+def test_a_sample_is_mixed_and_always_the_same():
+    images = make_images(200)
+
+    def served(count):
+        loader = make_loader(images, shuffle=False)
+        loader.sample(count)
+        batches = list(loader)
+        assert loader.num_images == sum(len(labels) for _, labels in batches) and len(loader) == len(batches)
+        labels = torch.cat([labels for _, labels in batches])
+        expected = (images[labels].float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        torch.testing.assert_close(torch.cat([batch for batch, _ in batches]), expected)
+        return labels.tolist()
+
+    few = served(30)
+    assert len(set(few)) == 30 and few == served(30) and few != sorted(few)
+    assert {label // 50 for label in few} == {0, 1, 2, 3}, 'of sorted images, from everywhere'
+    assert sorted(served(-1)) == sorted(served(999)) == list(range(200))
+    with pytest.raises(ValueError, match='a sample of 0 images: expected 1 to 200'):
+        make_loader(images, shuffle=False).sample(0)
+    with pytest.raises(ValueError, match='of a validation set'):
+        make_loader(images).sample(10)
