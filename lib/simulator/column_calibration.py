@@ -38,11 +38,16 @@ class Calibration:
     fingerprint: str
     samples: np.ndarray | None = field(default=None, compare=False, repr=False)  # (3, n): true, before, after
 
-    def correct(self, sums: Tensor, reads: float = 1.0) -> Tensor:
-        """Return (sums - offset) / gain for sums of the first n columns, (B, n), that `reads` offsets went into."""
-        n = sums.shape[-1]
-        offset, gain = (torch.as_tensor(part[:n]).to(sums) for part in (self.offset, self.gain))
-        return (sums - reads * offset) / gain
+    def correct(self, values: Tensor) -> Tensor:
+        """Return (values - offset) / gain of the reads of the first n columns, (B, n); changes `values`.
+
+        Converters with steps of 1 ('granular') read whole sums, so what is left is rounded: a fraction of a step would
+        be the same in every read of such a sum, and most reads of the higher slices are 0.
+        """
+        n = values.shape[-1]
+        offset, gain = (torch.as_tensor(part[:n]).to(values) for part in (self.offset, self.gain))
+        values.sub_(offset).div_(gain)
+        return values.round_() if _is_whole(self.config) else values
 
     def check(self, config: ArrayConfig) -> None:
         """Raise ValueError, with the parameters that differ, when an engine of `config` cannot use this."""
@@ -168,6 +173,10 @@ def _fit(true, value, array) -> tuple[np.ndarray, np.ndarray]:
     return gain, means[1][:, 0] - gain * means[0][:, 0]
 
 
+def _is_whole(config) -> bool:
+    return bool(config['adc_bits']) and config['adc_range'] == 'granular'
+
+
 def _listed(flags) -> str:
     numbers = np.flatnonzero(flags)
     return ', '.join(map(str, numbers[:10])) + (f' and {len(numbers) - 10} more' if len(numbers) > 10 else '')
@@ -176,6 +185,7 @@ def _listed(flags) -> str:
 def _judged(config, gain, offset, true, value, array) -> Calibration:
     """Return the calibration with its quality on sums (patterns, outputs, n) that were not fitted."""
     after, used = (value - offset[:, None]) / gain[:, None], _within(true, array)
+    after = after.round() if _is_whole(config.to_dict()) else after
     true, value, after = (part[used] for part in (true, value, after))
     span, variance = float(true.max() - true.min()), float(true.var())
     rmse = [float(np.sqrt(np.mean((part - true) ** 2))) for part in (value, after)]

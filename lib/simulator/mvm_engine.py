@@ -174,9 +174,9 @@ class MVMEngine:
             for tile, array in zip(tiles, arrays, strict=True):
                 columns = tile.values.shape[1] * self._slices
                 values = _read(array, inputs, columns)
-                sums = (cycle_weights.to(values.dtype) @ values.view(cycles, -1)).view(len(x), columns).double()
                 if self.calibration is not None:
-                    sums = self.calibration.correct(sums, float(cycle_weights.sum()))
+                    values = self.calibration.correct(values)
+                sums = (cycle_weights.to(values.dtype) @ values.view(cycles, -1)).view(len(x), columns).double()
                 out[:, tile.columns] += sums.view(len(x), -1, self._slices) @ slice_weights
 
 
