@@ -52,8 +52,9 @@ def make_experiment_parser():
     group.add_argument('--patterns', type=at_least(2), default=8, help='--calibrate: random patterns of cells')
     group.add_argument('--vectors', type=at_least(16), default=256, help='--calibrate: random inputs for each pattern')
     group.add_argument('--sweep', type=parse_sweep, action='append', default=[], metavar='FIELD=VALUE,VALUE,...',
-                       help='repeat with other values of an engine setting, for example adc_bits=4,5,6,7,8; may be '
-                       'given several times; values that are known already are not measured again')
+                       help='measure a curve over values of an engine setting instead, for example '
+                       'adc_bits=4,5,6,7,8; may be given several times; values that are known already are not '
+                       'measured again')
     group.add_argument('--collect', type=at_least(-1), metavar='N', help='write integer operands of N input columns '
                        'of each layer (-1: all) to experiment_data/test_data, and end (default: do not)')
     group.add_argument('--replay', metavar='FOLDER', help='take measured dot products from FOLDER/<layer>.npz (array '
@@ -87,7 +88,8 @@ def main(args):
         check_fits(operands, each)
     describe_engine(args, config)
     setup, accuracies = start(args, model, operands, loaders, about, shape)
-    compare(setup, config, calibration, accuracies, about)
+    if not sweeps:
+        compare(setup, config, calibration, accuracies, about)
     for field, configs in sweeps.items():
         run_sweep(setup, field, configs, accuracies['digital'], accuracies.get('float'))
 
