@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lib.quantize.aciq import PRIORS, aciq_constant, center_and_spread, check_choice
+from lib.quantize.aciq import METHODS, PRIORS, aciq_constant, center_and_spread, check_choice
 from lib.quantize.quantizer import Affine, Grid, SignedQuantizer, straight_through
 
 CENTERS = ('none', 'mean')
@@ -39,9 +39,10 @@ class ACIQActivationQuantizer(SignedQuantizer):
         signed: whether inputs can be negative; None: the first tensor tells.
         center: 'none' or 'mean', of unsigned inputs.
         spread: 'after_relu' or 'before_relu', of unsigned inputs.
+        method: 'aciq', or 'minmax', which clips nothing (of one signed bit both are the same).
 
     Raises:
-        ValueError: another prior, center or spread.
+        ValueError: another prior, center, spread or method.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class ACIQActivationQuantizer(SignedQuantizer):
         signed: bool | None = None,
         center: str = 'none',
         spread: str = 'after_relu',
+        method: str = 'aciq',
     ):
         super().__init__(bits)
+        check_choice('method', method, METHODS)
         check_choice('prior', prior, PRIORS)
         check_choice('center', center, CENTERS)
         check_choice('spread', spread, SPREADS)
-        self.prior, self.center, self.spread, self.signed = prior, center, spread, signed
+        self.method, self.prior, self.center, self.spread, self.signed = method, prior, center, spread, signed
         self.register_buffer('clip', torch.zeros(1))
         self.register_buffer('middle', torch.zeros(1))
         self._clip_is_found = False  # spares a device-to-host copy of the clip in every forward
@@ -149,6 +152,9 @@ class ACIQActivationQuantizer(SignedQuantizer):
             raise ValueError(f'cannot find a clip for {x.numel()} inputs around {middle} with a spread of {spread}')
         if self.signed and self.bits == 1:
             return values.abs().mean().item(), 0.0
+        if self.method == 'minmax':
+            low, high = (bound.item() for bound in values.aminmax())
+            return ((high - low) / 2, (high + low) / 2) if self.signed and high > low else (max(abs(low), high), 0.0)
         if self.signed:
             clip = min(spread * aciq_constant(self.bits, self.prior), (values - middle).abs_().amax().item())
             return (clip, middle) if clip > 0 else (abs(middle), 0.0)  # all values are the same
@@ -192,8 +198,8 @@ class ACIQActivationQuantizer(SignedQuantizer):
         self._clip_is_found = False
 
     def extra_repr(self) -> str:
-        return (f'{super().extra_repr()}, prior={self.prior!r}, signed={self.signed}, center={self.center!r}, '
-                f'spread={self.spread!r}')
+        return (f'{super().extra_repr()}, method={self.method!r}, prior={self.prior!r}, signed={self.signed}, '
+                f'center={self.center!r}, spread={self.spread!r}')
 
 
 def _spread_before_relu(values: Tensor, prior: str) -> float:

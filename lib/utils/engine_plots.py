@@ -80,7 +80,7 @@ def plot_calibration(calibration, path):
         _scatter(ax, true, value)
         bits = getattr(calibration, f'bits_{when}')
         ax.set(xlabel='exact', ylabel='measured')
-        ax.set_title(f'{when}: R² {getattr(calibration, f"r2_{when}"):.5f}, '
+        ax.set_title(f'{when}: R² {getattr(calibration, f"r2_{when}"):.5f}\n'
                      + ('exact' if bits is None else f'{bits:.2f} effective bits'), fontsize=7)
     for ax, name in zip(axes[2:], ('gain', 'offset'), strict=True):
         ax.plot(getattr(calibration, name), '.', color=BLUE, markersize=3)

@@ -274,5 +274,6 @@ def _dsq(entry):
 
 
 def _aciq(entry):
-    return ACIQActivationQuantizer(entry['bits'], prior=entry['prior'], center=entry['center'], spread=entry['spread'],
-                                   signed=entry.get('signed', False))
+    settings = {key: entry[key] for key in ('prior', 'center', 'spread')}
+    return ACIQActivationQuantizer(entry['bits'], method=entry['clipping'], signed=entry.get('signed', False),
+                                   **settings)

@@ -226,5 +226,6 @@ def _aciq_weights(config):
 
 
 def _aciq_activations(config):
-    return {'method': 'aciq', 'bits': None, 'prior': config['ptq']['prior'], 'center': config['ptq']['relu_center'],
+    return {'method': 'aciq', 'bits': None, 'clipping': config['ptq']['activation_method'],
+            'prior': config['ptq']['prior'], 'center': config['ptq']['relu_center'],
             'spread': config['ptq']['relu_spread']}

@@ -28,6 +28,7 @@ case $PARTS in *ptq*)
     for bits in 8 6 5 4; do BITS=$bits stage "ptq$bits" run_ptq.sh; done
     export BITS=4
     stage ptq4_original run_ptq.sh --set relu_spread=after_relu
+    stage ptq4_no_clipping run_ptq.sh --set activation_method=minmax
     stage ptq4_no_bias_corr run_ptq.sh --set bias_corr=false
     stage ptq4_clipped run_ptq.sh --set weight_method=aciq
     stage ptq4_per_channel run_ptq.sh --set per_channel=true
@@ -35,7 +36,9 @@ case $PARTS in *ptq*)
     stage ptq4_per_channel_clipped run_ptq.sh --set per_channel=true --set weight_method=aciq
     stage ptq4_per_channel_alloc run_ptq.sh --set per_channel=true --set bit_alloc=true
     stage ptq4_per_channel_alloc_no_bias_corr run_ptq.sh --set per_channel=true --set bit_alloc=true \
-        --set bias_corr=false ;;
+        --set bias_corr=false
+    stage ptq4_per_channel_alloc_no_clipping run_ptq.sh --set per_channel=true --set bit_alloc=true \
+        --set activation_method=minmax ;;
 esac
 case $PARTS in *dsq*)
     for bits in 3 2 1; do BITS=$bits stage "dsq$bits" run_dsq.sh; done

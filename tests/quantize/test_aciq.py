@@ -432,6 +432,21 @@ def test_range_of_a_signed_input(prior):
     assert one(x).unique().tolist() == pytest.approx([-x.abs().mean().item(), x.abs().mean().item()])
 
 
+@pytest.mark.parametrize('bits', [2, 8])
+def test_minmax_activations_lose_no_value(bits):
+    for x in (sample(500), sample(500).relu()):
+        quantizer = ACIQActivationQuantizer(bits, method='minmax')
+        y = quantizer(x)
+        span = (x.max() - x.min()).item()
+        low = x.min().item() if quantizer.signed else 0.0
+        assert quantizer.clip.item() == pytest.approx(span / 2 if quantizer.signed else x.max().item())
+        assert quantizer.signed is (low < 0) and quantizer.middle.item() == pytest.approx(
+            (x.max() + x.min()).item() / 2 if quantizer.signed else 0)
+        assert (y - x).abs().max() <= 1.001 * span / 2**bits  # half a step, and half for 0 as a level
+    with pytest.raises(ValueError, match='method'):
+        ACIQActivationQuantizer(4, method='max')
+
+
 def test_large_tensors_are_sampled_the_same_way_each_time():
     x = torch.distributions.Exponential(1.0).sample((2**20 + 5, 3))
     quantizer = ACIQActivationQuantizer(4, signed=False)
