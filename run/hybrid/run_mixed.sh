@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The mixture of run/hybrid/config.yaml from float weights: the first three blocks trained with 2 bits, the last of their
-# activations with 1 bit, the rest at 4 bits afterwards, per channel, EPOCHS (4). Hardware: any; about 5 minutes an epoch of 20,000
-# images on two CPU cores.
+# activations with 1 bit, the rest at 4 bits afterwards, per channel; EPOCHS (4). Hardware: any; about 5 minutes an epoch
+# of 20,000 images on two CPU cores.
 set -euo pipefail
 . "$(dirname "$0")/../environment.sh"
 . run/cifar10/weights.sh
