@@ -9,7 +9,7 @@ use_environment requirements.txt
 use_weights
 : "${BITS:=2}" "${EPOCHS:=4}"
 BLOCKS=[0,1,2,3,4,5,6,7,8] BOUNDS=()
-[ "$BITS" != 1 ] || BOUNDS=(--set learn_w_lower=true --set learn_w_upper=true --set "q_w_range=[-0.1,0.1]")
+[ "$BITS" != 1 ] || BOUNDS=(--set learn_w_lower=true --set learn_w_upper=true --set "q_w_range=[-0.5,0.5]")
 python scripts/hybrid_train.py --config run/hybrid/resnet20.yaml --weights "$WEIGHTS" --data "$DATA" \
     --epochs "$EPOCHS" --channels_last \
     --set "quantize_w_blocks=$BLOCKS" --set "w_bit_width=$BITS" --set "quantize_a_blocks=$BLOCKS" \
