@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from lib.quantize.blocks import blocks, dense, like
 from lib.quantize.calibrate import find_range, max_range
 from lib.quantize.quantizer import Grid, Quantizer, SignedQuantizer, straight_through
 
@@ -38,7 +39,13 @@ def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
 @torch.no_grad()
 def fake_quantize(x: Tensor, scale: Tensor, bits: int, signed: bool) -> Tensor:
     """Return `dequantize(quantize(x))` in the dtype of `x`, computed in one buffer; carries no gradient."""
-    return quantize(x, scale, bits, signed).mul_(scale).to(x.dtype)
+    if signed and bits == 1 or scale.numel() > 1 or scale.dtype != x.dtype:
+        return quantize(x, scale, bits, signed).mul_(scale).to(x.dtype)
+    x, out = dense(x), torch.empty_like(x)
+    top, step = max_code(bits, signed), torch.where(scale > 0, scale, torch.inf)
+    for part, values in blocks(x, out):
+        torch.div(part, step, out=values).round_().clamp_(-top if signed else 0, top).mul_(scale)
+    return out
 
 
 class LinearWeightQuantizer(Quantizer):
@@ -204,10 +211,9 @@ class _ClipAndRound(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, clip, bits, signed, exact):
+        x = dense(x)
         out = fake_quantize(x, choose_scale(clip, bits, signed), bits, signed)
-        edge = _positive(clip)
-        above, below = x >= edge, (x <= -edge if signed else x < 0)
-        region = above.view(torch.int8).sub_(below.view(torch.int8))  # 1 above the range, 0 inside, -1 below
+        region = _regions(x, _positive(clip), signed)
         ctx.signed = signed
         ctx.save_for_backward(region, clip, *((x, out) if exact else ()))
         return out
@@ -215,18 +221,36 @@ class _ClipAndRound(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         region, clip, *inside = ctx.saved_tensors
-        side = region.to(grad.dtype)  # arithmetic with it is several times faster than torch.where
-        outside = grad * side
-        grad_x = torch.addcmul(grad, outside, side, value=-1)
+        grad = like(grad, region)
+        grad_x, grad_clip = torch.empty_like(grad), torch.zeros_like(clip)
+        for part, side, result in blocks(grad, region, grad_x):
+            side = side.to(grad.dtype)  # arithmetic with it is several times faster than torch.where
+            outside = part * side
+            torch.addcmul(part, outside, side, value=-1, out=result)
+            if ctx.needs_input_grad[1]:  # below an unsigned range the range has no say
+                outside = outside if ctx.signed else part * side.clamp_min_(0)
+                grad_clip += outside.sum(dtype=clip.dtype)
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None, None, None
-        if not ctx.signed:
-            outside = grad * side.clamp_min_(0)  # below 0 the range has no say
-        grad_clip = outside.sum(dtype=clip.dtype)
         if inside:
             x, out = inside
-            grad_clip = grad_clip + (grad_x * (out - x)).sum(dtype=clip.dtype) / _positive(clip)
-        return grad_x, grad_clip.reshape(clip.shape), None, None, None
+            grad_clip += (grad_x * (out - x)).sum(dtype=clip.dtype) / _positive(clip)
+        return grad_x, grad_clip, None, None, None
+
+
+def _regions(x: Tensor, edge: Tensor, signed: bool) -> Tensor:
+    """Return, in 8 bits, 1 where x >= edge, -1 below the range (x <= -edge if signed, else x < 0), and 0 inside.
+
+    That is the sign of x minus the nearest number inside: without comparisons, which are slow on the CPU.
+    """
+    last = torch.nextafter(edge.to(x.dtype), torch.zeros_like(edge, dtype=x.dtype))
+    first = -last if signed else torch.zeros_like(last)
+    if x.device.type == 'cpu':
+        first, last = first.item(), last.item()  # with numbers torch clamps several times faster
+    region = torch.empty_like(x, dtype=torch.int8)
+    for part, side in blocks(x, region):
+        side.copy_(part.sub(part.clamp(first, last)).sign_())
+    return region
 
 
 def _positive(clip: Tensor) -> Tensor:

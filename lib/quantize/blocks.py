@@ -1,0 +1,31 @@
+"""Elementwise work on large tensors, block by block: what one operation leaves in the cache the next one finds there."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 17  # elements: 512 KiB of float32
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return `x`, or a copy of it where its elements do not lie one behind the other in memory."""
+    return like(x, torch.empty_like(x))
+
+
+def like(x: Tensor, other: Tensor) -> Tensor:
+    """Return `x`, or a copy of it where its elements lie in another order than those of `other`, of the same shape."""
+    if x.stride() == other.stride():
+        return x
+    return torch.empty_like(other, dtype=x.dtype).copy_(x)
+
+
+def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Give flat views of the same parts of all tensors, which are dense and lie in the same order.
+
+    On the CPU a part fits the cache of a core; elsewhere it is everything.
+    """
+    size = tensors[0].numel()
+    step = BLOCK if tensors[0].device.type == 'cpu' else max(size, 1)
+    flat = [tensor.as_strided((size,), (1,), tensor.storage_offset()) for tensor in tensors]
+    return zip(*(tensor.split(step) for tensor in flat), strict=True)
