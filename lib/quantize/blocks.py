@@ -1,4 +1,4 @@
-"""Elementwise work on large tensors, block by block: what one operation leaves in the cache the next one finds there."""
+"""Elementwise work on large tensors in pieces: what one operation leaves in the cache, the next one finds there."""
 
 from collections.abc import Iterator
 
