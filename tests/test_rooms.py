@@ -14,6 +14,7 @@ ALLOWED = {
     'lib.simulator': {'lib.simulator'},
     'lib.utils': {'lib.utils', 'lib.quantize', 'lib.simulator'},
     'lib.env': {'lib.env', 'lib.quantize', 'lib.simulator', 'lib.utils'},
+    'lib.search': {'lib.search', 'lib.env', 'lib.quantize', 'lib.rl', 'lib.simulator', 'lib.utils'},
     'scripts': {'scripts', 'models', 'lib.quantize', 'lib.rl', 'lib.simulator', 'lib.utils', 'lib.env', 'lib.search'},
 }
 LIBRARIES = {'lib.quantize': {'torch', 'numpy'}, 'lib.rl': {'torch', 'numpy'},
