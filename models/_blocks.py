@@ -31,6 +31,14 @@ def conv_bn(
     return layers if activation is None else [*layers, activation()]
 
 
+class PreActivation(nn.Sequential):
+    """Batch norm, ReLU and bias-free convolution in this order: `norm`, `relu`, `conv`."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1):
+        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+        super().__init__(OrderedDict(norm=nn.BatchNorm2d(in_channels), relu=nn.ReLU(), conv=conv))
+
+
 def global_pool() -> nn.Sequential:
     """Average over all positions, (N, C, H, W) -> (N, C, 1, 1), and the place for a quantizer of the pooled tensor."""
     return nn.Sequential(OrderedDict(average=nn.AdaptiveAvgPool2d(1), output=nn.Identity()))
@@ -55,11 +63,11 @@ class InvertedResidual(nn.Module):
         return self.output(y)
 
 
-def init_weights(model: nn.Module) -> None:
-    """Kaiming-normal (fan out) convolutions, batch norm 1 and 0, linear layers N(0, 0.01), biases 0; in place."""
+def init_weights(model: nn.Module, mode: str = 'fan_out') -> None:
+    """Kaiming-normal (`mode`) convolutions, batch norm 1 and 0, linear layers N(0, 0.01), biases 0; in place."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode='fan_out')
+            nn.init.kaiming_normal_(module.weight, mode=mode)
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
         elif isinstance(module, nn.BatchNorm2d):

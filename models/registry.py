@@ -171,7 +171,7 @@ def _check_width(base: str, width_mult: float, known: set[str]) -> None:
     if 'width_mult' not in known:
         raise ValueError(
             f"{base} has no width multiplier, width_mult={width_mult} was given; leave it at 1.0 or take "
-            "a network that has one: mobilenet, mobilenetv2, mobilenetv3 or torchvision's mobilenet_v2"
+            "a network that has one: mobilenet, mobilenetv2, mobilenetv3, premobilenetv2 or torchvision's mobilenet_v2"
         )
     if width_mult <= 0:
         raise ValueError(f'width_mult={width_mult} was given, a positive factor expected')

@@ -13,6 +13,8 @@ from lib.utils.quantize_utils import (
 
 # network: (convolutions and linear layers, those of them that the linear flow quantizes)
 FAMILIES = {'mobilenet': (28, 28), 'mobilenetv2': (53, 53), 'mobilenetv3': (55, 55), 'resnet20': (20, 20),
+            'preresnet20': (20, 20), 'preresnet50': (54, 54), 'preresnet18_cifar': (21, 21), 'postresnet18': (21, 21),
+            'densenet40': (40, 40), 'prevgg19': (19, 19), 'premobilenetv2': (53, 53),
             'resnet18': (21, 21), 'alexnet': (8, 8), 'vgg11': (11, 11), 'densenet121': (121, 121),
             'squeezenet1_0': (26, 26), 'googlenet': (58, 58), 'inception_v3': (95, 95), 'mnasnet0_5': (53, 53),
             'shufflenet_v2_x0_5': (57, 57), 'mobilenet_v2': (53, 53), 'mobilenet_v3_small': (54, 54),
@@ -37,7 +39,7 @@ def test_signed_inputs_of_mobilenetv2():
 
 
 @pytest.mark.parametrize(('name', 'side'), [('mobilenetv2', 32), ('mobilenetv3', 32), ('resnet20', 32),
-                                            ('shufflenet_v2_x0_5', 64)])
+                                            ('preresnet20', 32), ('shufflenet_v2_x0_5', 64)])
 def test_twins_run_quantized_and_more_bits_come_closer(name, side):
     torch.manual_seed(0)
     images = torch.randn(4, 3, side, side)

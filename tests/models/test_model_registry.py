@@ -53,7 +53,10 @@ def test_own_models_build_under_the_meta_device(name):
 
 def test_names_are_those_of_torchvision_ours_and_their_twins():
     own = {'mobilenet', 'mobilenetv2', 'mobilenetv3', 'mobilenet_v3', 'resnet20', 'resnet32', 'resnet44', 'resnet56',
-           'mobilenetv2_cifar', 'resnet20_projection', 'toynet', 'hybrid_cnn'}
+           'mobilenetv2_cifar', 'resnet20_projection', 'toynet', 'hybrid_cnn', 'densenet40', 'postresnet18',
+           'premobilenetv2', 'premobilenetv2_imagenet', *(f'prevgg{depth}' for depth in (11, 16, 19)),
+           *(f'preresnet{depth}' for depth in (20, 32, 56, 110, 18, 34, 50, 101, 152)),
+           *(f'preresnet{depth}_cifar' for depth in (18, 34, 50))}
     floats = models.list_models(quantized=False)
     assert set(REGISTRY) == own
     assert floats == sorted(own | set(TORCHVISION))
@@ -105,7 +108,7 @@ def test_an_unknown_name_lists_near_names_and_all_own_ones(ask, name, near):
 
 
 def test_a_name_near_to_nothing_still_lists_the_own_names():
-    with pytest.raises(ValueError, match=r"unknown model 'zzzz'\. Our own are hybrid_cnn, mobilenet, "):
+    with pytest.raises(ValueError, match=r"unknown model 'zzzz'\. Our own are densenet40, hybrid_cnn, mobilenet, "):
         models.create_model('zzzz')
 
 
@@ -135,7 +138,8 @@ def test_a_width_is_refused_where_there_is_none(name):
         models.create_model(name, width_mult=0.5, convert=nn.Identity)
 
 
-@pytest.mark.parametrize('name', ['mobilenet', 'mobilenetv2', 'mobilenetv3', 'mobilenet_v2', 'mobilenet_v3_large'])
+@pytest.mark.parametrize('name', ['mobilenet', 'mobilenetv2', 'mobilenetv3', 'premobilenetv2', 'mobilenet_v2',
+                                  'mobilenet_v3_large'])
 def test_a_width_is_passed_on_where_there_is_one(name):
     def weights(width):
         return sum(p.numel() for p in models.create_model(name, width_mult=width).parameters())
@@ -174,7 +178,8 @@ def test_default_resolutions():
     sizes = {name: models.default_resolution(name) for name in models.list_models()}
     assert {name for name, size in sizes.items() if size == 299} == {'inception_v3', 'qinception_v3'}
     small = ('resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet20_projection', 'toynet', 'mobilenetv2_cifar',
-             'hybrid_cnn')
+             'hybrid_cnn', 'densenet40', 'premobilenetv2', *(f'preresnet{depth}' for depth in (20, 32, 56, 110)),
+             *(f'preresnet{depth}_cifar' for depth in (18, 34, 50)))
     cifar = {q + name for q in ('', 'q') for name in small}
     assert {name for name, size in sizes.items() if size == 32} == cifar
     assert set(sizes.values()) == {32, 224, 299}
