@@ -4,8 +4,6 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-# Keeps freed memory instead of returning it to the system at every step: faster on the CPU, needless elsewhere.
-export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:--1}"
 # Threads that wait sleep instead of spinning: where other programs use the cores too, spinning costs a factor of 10.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 

@@ -1,0 +1,40 @@
+"""A script keeps the memory that it frees, unless told otherwise."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(SCRIPTS)!r})
+from _common import make_parser, run
+import numpy as np
+
+def resident():
+    return int(open('/proc/self/statm').read().split()[1]) * 4096
+
+def main(args):
+    before = resident()
+    array = np.ones(10 ** 7)  # 80 MB
+    held = resident() - before
+    del array
+    print(held, resident() - before)
+
+run(main, make_parser('test'))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='mallopt is of glibc')
+@pytest.mark.parametrize('option, kept', [((), True), (('--no-keep_memory',), False)])
+def test_memory_is_kept(option, kept):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('MALLOC_')}
+    done = subprocess.run([sys.executable, '-c', PROGRAM, *option], env=environment, capture_output=True, text=True,
+                          check=True)
+    held, after = map(int, done.stdout.split())
+    assert held >= 7.9e7
+    assert (after >= 7.9e7) == kept, f'{after} of {held} bytes are left'
