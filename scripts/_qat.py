@@ -18,7 +18,7 @@ VALUES = {'lr_type': {'cosine': 'cos', 'exponential': 'exp', 'multistep': 'step3
           'arch': {'ToyNet': 'toynet', 'MBv2_cf10': 'mobilenetv2_cifar', 'RN20': 'resnet20_projection'}}
 NETWORK_OPTIONS = ('strides', 'num_layer_list', 'num_channel_list', 'stem_channel', 'header_channel', 'expansion',
                    'relu_after_add')
-BITS = ('layer_wbit', 'layer_abit', 'strategy', 'input_bits')
+BITS = ('layer_wbit', 'layer_abit', 'strategy', 'input_bits')  # of one network
 QUANTIZERS = ('weight_quantizer', 'act_quantizer', 'alpha', 'end_alpha', 'pact_gradient', 'rescale', 'branch_out')
 ACTIVATIONS = ['dorefa', 'pact', 'mpact', 'fixed_pact', 'lsq', 'linear']
 WEIGHTS = ['dorefa', 'dorefa_symmetric', 'lsq', 'linear']
@@ -52,6 +52,9 @@ def add_qat_options(parser):
                        'the bit lists)')
     group.add_argument('--input_bits', type=int, default=32, help='--strategy with weight bits only: bits of the '
                        'inputs of all layers')
+    group.add_argument('--k_bits', type=at_least(1), metavar='K', help='weights and activations of any network at K '
+                       'bits, in the layers that ProQHA quantizes, instead of bit lists: what progressive_search.py '
+                       'starts from (docs/progressive.md; default: the bit lists)')
     group.add_argument('--weight_quantizer', choices=WEIGHTS, default='dorefa_symmetric', help='quantizer of all '
                        'weights')
     group.add_argument('--act_quantizer', choices=ACTIVATIONS, default='mpact', help='quantizer of all activations')
@@ -150,7 +153,7 @@ def qat_settings(args):
     return {'arch': args.arch, 'network': network, 'normalize': args.normalize, 'quantizers': {
         'weights': args.weight_quantizer, 'activations': args.act_quantizer, 'alpha': args.alpha,
         'end_alpha': args.end_alpha, 'gradient': args.pact_gradient, 'rescale': args.rescale,
-        'branch_out': args.branch_out}}
+        'branch_out': args.branch_out}, 'parts': args.k_bits is not None}
 
 
 def quantize(model, settings, strategy, shape, network):
@@ -165,10 +168,23 @@ def quantize(model, settings, strategy, shape, network):
     """
     from lib.utils.qat import Quantizers, quantize_blocks, quantize_layers
     quantizers = Quantizers.from_dict(settings['quantizers'])
+    if settings.get('parts'):
+        return quantize_by_parts(model, quantizers, strategy, shape, network)[1]
     if isinstance(strategy, dict):
         bits = quantize_blocks(model, strategy['layer_wbit'], strategy['layer_abit'], quantizers, network)
         return dict(zip(('layer_wbit', 'layer_abit'), bits, strict=True))
     return quantize_layers(model, strategy, quantizers, probe(model, shape))
+
+
+def quantize_by_parts(model, quantizers, strategy, shape, network):
+    """Puts quantizers where ProQHA has them; returns (`PartQuantizers`, the complete strategy). Arguments: `quantize`.
+
+    A number of bits may stand for each of the two lists.
+    """
+    from lib.utils.progressive import quantize_parts
+    parts = quantize_parts(model, strategy['layer_wbit'], strategy['layer_abit'], quantizers, probe(model, shape),
+                           network)
+    return parts, parts.lists(parts.bits)
 
 
 def settings_of(args, saved):
@@ -185,7 +201,7 @@ def settings_of(args, saved):
     if theirs != args.arch:
         raise ValueError(f'{args.resume} is a checkpoint of {theirs}, this is a run of {args.arch}: give --arch '
                          f'{theirs}, or start a new run')
-    changed = [f'--{name}' for name in (*BITS, *QUANTIZERS, *NETWORK_OPTIONS) if name in args.changed]
+    changed = [f'--{name}' for name in (*BITS, 'k_bits', *QUANTIZERS, *NETWORK_OPTIONS) if name in args.changed]
     if changed:
         raise ValueError(f'{args.resume} has a network, bits and quantizers of its own: leave {", ".join(changed)} '
                          'out, or start a new run with --weights')
@@ -205,11 +221,16 @@ def load_start(args, model, saved, settings, strategy, float_names):
         settings, strategy: of this run.
         float_names: keys of its state dict before it had quantizers.
     """
-    from lib.utils.checkpoint import state_dict_of
     start, source = read_start(args, saved)
     if start is None or saved:
         load(args, model, start, source)
-        return
+    else:
+        load_quantized(args, model, start, source, settings, strategy, float_names)
+
+
+def load_quantized(args, model, start, source, settings, strategy, float_names):
+    """Loads the checkpoint `start`, from `source`, into a network with quantizers; the rest as `load_start`."""
+    from lib.utils.checkpoint import state_dict_of
     state, kept = state_dict_of(start, source), kept_quantizers(start, settings, strategy)
     taken = {key for key in model.state_dict()
              if key in float_names or ('weights' if '.weight_quantizer.' in key else 'activations') in kept}
@@ -233,18 +254,20 @@ def kept_quantizers(start, settings, strategy):
 
 
 def choose_bits(args, model, saved, shape):
-    """Returns the strategy of a run: that of the checkpoint to resume, of --strategy, or the two bit lists.
+    """Returns the strategy of a run: that of the checkpoint to resume, of --k_bits or --strategy, or the bit lists.
 
     Raises:
         ValueError: there is none, or it does not fit.
     """
     if saved:
         return saved['strategy']
+    if args.k_bits:
+        return {'layer_wbit': args.k_bits, 'layer_abit': args.k_bits}
     if args.strategy:
         return strategy_of_layers(args, model, shape)
     if args.layer_wbit is None or args.layer_abit is None:
-        raise ValueError('the bits are missing: give --layer_wbit and --layer_abit, --strategy, or a --config that has '
-                         'them')
+        raise ValueError('the bits are missing: give --layer_wbit and --layer_abit, --strategy, --k_bits, or a '
+                         '--config that has them')
     return {'layer_wbit': list(args.layer_wbit), 'layer_abit': list(args.layer_abit)}
 
 

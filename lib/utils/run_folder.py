@@ -7,7 +7,9 @@ from lib.utils.checkpoint import write_json
 OWN_FILES = ('args.json', 'log.txt', 'results.json', 'strategy.json', 'strategy.txt', 'search.pth.tar',
              'checkpoint.pth.tar', 'model_best.pth.tar', 'epoch_*.pth.tar', 'actor.pkl', 'critic.pkl',
              'training.png', 'strategy.png', 'search.png', 'budget.png', 'events.out.tfevents.*',
-             'logs/events.out.tfevents.*')
+             'logs/events.out.tfevents.*', 'searches/*.json', 'finetuned/*.json', 'sensitivity_*.npz',
+             'comparison.csv', 'comparison.json', 'comparison.md', 'pareto.png', 'search_log.csv', 'steps.png',
+             'checkpoint/*.pt')
 
 
 def check_folder(folder, *, resume=False, overwrite=False):

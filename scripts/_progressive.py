@@ -1,0 +1,180 @@
+"""The progressive search: its options, with the original's names, and what they mean here."""
+
+import argparse
+
+from _common import logger
+from _options import BooleanOption as Bool
+from _options import RepositoryPath, add_data_options, add_model_options, add_run_options, at_least, positive
+
+DEPTHS = {'resnet': 56, 'resnet20': None, 'vgg': None, 'densenet': 40, 'mobilenetv2': None}  # where none is given
+SMALL = 64  # images up to this side are those of CIFAR and its like
+QUANTIZERS = {'weights': 'dorefa', 'activations': 'pact', 'alpha': 10.0, 'end_alpha': 10.0, 'gradient': 'ste',
+              'rescale': True, 'branch_out': True}
+K_BITS, LOWEST, HIGHEST = 8, 2, 8
+# Of the original's options those that mean nothing here, with values it took.
+NO_EFFECT = {'base_data_dir': 'the batch comes from the training images', 'archtype': 'float networks are trained by '
+             'pretrain.py', 'train_epochs': 'it belongs to pretrain.py and qat_train.py', 'momentum': 'Adam has none',
+             'weight_decay': 'the search has none', 'print_freq': 'every epoch is reported',
+             'batchnorm': 'VGG always has it', 'cutout': 'there is no such augmentation'}
+
+
+def fraction(text):
+    """Option type: a number above 0 and at most 1."""
+    value = positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f'{text} is out of range, expected a number above 0 and at most 1')
+    return value
+
+
+def add_progressive_options(parser):
+    """Adds all options of the script."""
+    group = add_model_options(parser, arch='resnet')
+    group.add_argument('--num_layers', type=at_least(1), help="depth of ProQHA's network of that --arch: resnet "
+                       '18/20/32/34/50/56/101/110/152, resnet20 20, vgg 11/16/19, densenet 40, mobilenetv2 52; every '
+                       'other name is given without it (default: 56 of resnet, 40 of densenet)')
+    add_data_options(parser, batch=128, workers=8)
+    add_search_options(parser)
+    add_fine_tuning_options(parser)
+    group = parser.add_argument_group('output')
+    group.add_argument('--output', '--job_dir', dest='output', default=RepositoryPath('save'), help='folder that holds '
+                       'the folders of searches')
+    group.add_argument('--suffix', '--mission', dest='suffix', help='appended to the name of the folder, '
+                       '<arch>_<dataset>_progressive[_<suffix>]')
+    group.add_argument('--resume', metavar='RUN', help='folder of a search to continue, with its own settings; weights '
+                       'to start from are given by --weights')
+    group.add_argument('--test_only', action=Bool, help='only evaluate the network to start from')
+    add_run_options(parser)
+    add_historic_options(parser)
+    parser.set_defaults(dataset='cifar10', test_batch=100)
+
+
+def add_search_options(parser):
+    """Adds the options of the choice of bits."""
+    group = parser.add_argument_group('search')
+    group.add_argument('--step', type=at_least(1), default=20, help='steps: choices of bits, each with fine-tuning')
+    group.add_argument('--lam', type=at_least(1), default=100, help='candidates per step')
+    group.add_argument('--ratio', type=fraction, default=0.5, help='fraction of all quantizers, of weights and '
+                       'activations alike, that a candidate lowers')
+    group.add_argument('--interval', type=int, choices=[1, 2, 4], default=1, help='by how many bits, never below 2')
+    group.add_argument('--info', choices=['hession', 'acc'], default='hession', help='how candidates are judged: by '
+                       "the original's score of one gradient (smallest), or by accuracy on held-out images (largest)")
+    group.add_argument('--cost', type=positive, metavar='TARGET', help='stop after the step whose cost is at most this '
+                       '(default: all steps)')
+    group.add_argument('--odd_positions', action=Bool, help="count the original's cost: every second number of bits is "
+                       'taken for that of the weights, which is wrong for postresnet18')
+    group.add_argument('--k_bits', type=at_least(1), help='bits to start from (default: those of the checkpoint of '
+                       '--weights, else 8)')
+    group.add_argument('--pre_k_bits', type=at_least(1), help='another start: a random fraction --ratio of the '
+                       'quantizers has --k_bits, the others have these (default: all --k_bits)')
+    group.add_argument('--val_size', type=at_least(1), default=1000, help='--info acc: images that are held out of the '
+                       'training set to judge candidates on')
+
+
+def add_fine_tuning_options(parser):
+    """Adds the options of the training in each step."""
+    group = parser.add_argument_group('fine-tuning')
+    group.add_argument('--search_epochs', type=at_least(1), default=30, help='epochs after each choice')
+    group.add_argument('--lr', '--learning_rate', dest='lr', type=positive, default=1e-3, help='learning rate of Adam, '
+                       'in the score too; in each step it falls to 0 by half a cosine')
+    group.add_argument('--beta1', type=at_least(0, float), default=0.9, help="Adam's first decay rate")
+    group.add_argument('--beta2', type=at_least(0, float), default=0.999, help="Adam's second decay rate")
+    group.add_argument('--epsilon', type=positive, default=1e-7, help="Adam's epsilon")
+    group.add_argument('--grad_clip', type=positive, default=5.0, help='largest norm of the gradient')
+    group.add_argument('--eval_freq', type=at_least(1), default=1, help='evaluate after every so many epochs, and '
+                       'after the last one of a step')
+    group.add_argument('--normalize', choices=['imagenet', 'cifar'], help='mean and standard deviation of the images '
+                       "(default: those of the checkpoint of --weights, else the data set's own row)")
+
+
+def add_historic_options(parser):
+    """Adds other names of options, and options without effect, for the original's command lines."""
+    group = parser.add_argument_group('for command lines of the original')
+    for name, other in (('data_dir', 'dataset_root'), ('train_batch_size', 'train_batch'),
+                        ('eval_batch_size', 'test_batch'), ('gpus', 'gpu_id')):
+        kind = {'type': at_least(1)} if name.endswith('size') else {}
+        group.add_argument(f'--{name}', dest=other, default=argparse.SUPPRESS, help='the same as '
+                           f'--{"data" if other == "dataset_root" else other}', **kind)
+    group.add_argument('--reset', dest='overwrite', action=Bool, default=argparse.SUPPRESS, help='the same as '
+                       '--overwrite')
+    group.add_argument('--clip', action=Bool, default=True, help='has no effect: the gradient is always clipped at '
+                       '--grad_clip')
+    for name, reason in NO_EFFECT.items():
+        group.add_argument(f'--{name}', default=argparse.SUPPRESS, nargs='?', const=True,
+                           help=f'has no effect: {reason}')
+
+
+def find_network(args):
+    """Returns the registered name of the network that --arch and --num_layers mean.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    from lib.utils.data_utils import dataset_spec
+    depth = args.num_layers or DEPTHS.get(args.arch)
+    if args.model_file or depth is None and args.arch not in ('vgg',):
+        return args.arch
+    side = args.image_size or (dataset_spec(args.dataset).resolution if not args.dataset_file else SMALL + 1)
+    known = networks(small=side <= SMALL).get(args.arch)
+    if not known:
+        raise ValueError(f'--num_layers {depth} belongs to --arch {", ".join(DEPTHS)}: leave it out with {args.arch}')
+    if depth not in known:
+        raise ValueError(f'--arch {args.arch} needs --num_layers {"/".join(map(str, known))}'
+                         + (f', got {depth}' if depth else ''))
+    logger.info('%s of %d layers: %s', args.arch, depth, known[depth])
+    return known[depth]
+
+
+def networks(small):
+    """Returns {the original's name: {depth: registered name}}, for `small` images or those of ImageNet."""
+    resnets = {18: 'postresnet18', 34: 'preresnet34', 50: 'preresnet50'}
+    if small:
+        resnets = {depth: f'preresnet{depth}_cifar' for depth in resnets}
+    resnets |= {depth: f'preresnet{depth}' for depth in (20, 32, 56, 101, 110, 152)}
+    return {'resnet': dict(sorted(resnets.items())), 'resnet20': {20: 'preresnet20'},
+            'vgg': {depth: f'prevgg{depth}' for depth in (11, 16, 19)}, 'densenet': {40: 'densenet40'},
+            'mobilenetv2': {52: 'premobilenetv2' if small else 'premobilenetv2_imagenet'}}
+
+
+def progressive_settings(args, start):
+    """Returns what rebuilds the network with its quantizers; `start` is the checkpoint of --weights, or None."""
+    theirs = start.get('qat', {}).get('normalize') if isinstance(start, dict) else None
+    return {'arch': args.arch, 'network': {}, 'normalize': args.normalize or theirs, 'quantizers': dict(QUANTIZERS),
+            'parts': True}
+
+
+def first_bits(args, parts, start):
+    """Returns the bits that the search starts from, a list in the order of `PartQuantizers`.
+
+    Raises:
+        ValueError: bits below 2 or above 8.
+    """
+    import numpy as np
+
+    from lib.search.progressive import draw
+    from lib.utils.utils import derived_seed
+    theirs = isinstance(start, dict) and start.get('qat', {}).get('parts') and start['strategy']
+    if theirs and args.k_bits is None and args.pre_k_bits is None and len(theirs['layer_wbit']) == len(parts.parts):
+        bits, source = parts.joined(**theirs), args.weights
+    else:
+        k_bits, source = args.k_bits or K_BITS, '--k_bits'
+        bits = [args.pre_k_bits or k_bits] * len(parts)
+        drawn = draw(np.random.default_rng(derived_seed(args.seed, 'first bits')), len(parts), args.ratio)
+        for i in drawn if args.pre_k_bits else range(len(parts)):
+            bits[i] = k_bits
+    wrong = [value for value in bits if not LOWEST <= value <= HIGHEST]
+    if wrong:
+        raise ValueError(f'{source}: the search starts from {wrong[0]} bits, expected {LOWEST} to {HIGHEST}'
+                         + ('' if source == '--k_bits' else '; give --k_bits'))
+    return bits
+
+
+def check_target(args, parts, bits):
+    """Refuses a --cost that the search cannot reach, and a --ratio that draws nothing."""
+    from lib.search.progressive import num_drawn
+    num_drawn(len(parts), args.ratio)
+    lowest = parts.cost([LOWEST] * len(parts), odd_positions=args.odd_positions)
+    if args.cost and args.cost < lowest:
+        raise ValueError(f'--cost {args.cost:g} cannot be reached: {LOWEST} bits everywhere cost {lowest:.4g}')
+    if args.cost and parts.cost(bits, odd_positions=args.odd_positions) <= args.cost:
+        logger.warning('--cost %g is what the network to start from costs already: there is nothing to search',
+                       args.cost)
