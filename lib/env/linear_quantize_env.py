@@ -1,7 +1,9 @@
 """The linear environment: weight and activation bits of every layer under budgets read from lookup tables."""
 
+from contextlib import contextmanager
+
 from lib.env.search_env import SearchEnv
-from lib.utils.quantize_utils import LinearQuantization
+from lib.utils.quantize_utils import LinearQuantization, calibrate, quantized_layers
 
 
 class LinearQuantizeEnv(SearchEnv):
@@ -51,3 +53,41 @@ class LinearQuantizeEnv(SearchEnv):
     def _quantize(self, strategy):
         return LinearQuantization(self.model, strategy, self._calibration_images, method=self.calibrate_method,
                                   cap=self.activation_cap, cache=self._ranges)
+
+    def layers(self):
+        """Returns {name: layer} of the layers that a strategy has entries for."""
+        return quantized_layers(self.model)
+
+    def describe_quantizers(self):
+        """Returns what the quantized tensors depend on beside the float weights, as plain values."""
+        return {'flow': 'linear', 'calibration': self.calibrate_method, 'activation_cap': self.activation_cap}
+
+    @contextmanager
+    def float_network(self):
+        """As in `SearchEnv`; the layers are without bits, and the ranges of all bits are found beforehand."""
+        layers = self.layers().values()
+        bits = [(layer.w_bit, layer.a_bit) for layer in layers]
+        with super().float_network() as model:
+            try:
+                for bit in range(self.min_bit, self.max_bit + 1):
+                    self._quantize([[bit, bit]] * self.num_layers)
+                self._set_bits(layers, [(None, None)] * self.num_layers)
+                yield model
+            finally:
+                self._set_bits(layers, bits)
+
+    @contextmanager
+    def layer_at(self, name, w_bit=None, a_bit=None):
+        """Within this context, inside `float_network`, one layer has these bits; it is given."""
+        layer = self.layers()[name]
+        self._set_bits([layer], [(w_bit, a_bit)])
+        try:
+            calibrate(self.model, self._calibration_images, method=self.calibrate_method, cap=self.activation_cap,
+                      cache=self._ranges)
+            yield layer
+        finally:
+            self._set_bits([layer], [(None, None)])
+
+    def _set_bits(self, layers, bits):
+        for layer, (w_bit, a_bit) in zip(layers, bits, strict=True):
+            layer.w_bit, layer.a_bit = w_bit, a_bit

@@ -1,8 +1,12 @@
 """The K-means environment: weight bits of every layer under budgets of model size or any other cost."""
 
+from contextlib import contextmanager
+
+import torch
+
 from lib.env.search_env import SearchEnv
 from lib.quantize.kmeans import CodebookCache
-from lib.utils.quantize_utils import KMeansQuantization
+from lib.utils.quantize_utils import KMeansQuantization, quantizable_layers
 
 FIRST_ACTION = 4  # the previous action of the first layer, in raw bits
 
@@ -21,6 +25,7 @@ class QuantizeEnv(SearchEnv):
             kmeans_iter: Lloyd iterations of the clustering.
         """
         self.is_pruned = is_pruned
+        self.kmeans_iter = kmeans_iter
         self.cache = CodebookCache(max_iter=kmeans_iter, is_pruned=is_pruned, seed=seed)
         super().__init__(model, train_loader, val_loader, fixed={}, seed=seed, **settings)
 
@@ -42,3 +47,24 @@ class QuantizeEnv(SearchEnv):
 
     def _quantize(self, strategy):
         return KMeansQuantization(self.model, strategy, is_pruned=self.is_pruned, cache=self.cache)
+
+    def layers(self):
+        """Returns {name: layer} of the layers that a strategy has entries for."""
+        return quantizable_layers(self.model)
+
+    def describe_quantizers(self):
+        """Returns what the quantized weights depend on beside the float ones, as plain values."""
+        return {'flow': 'kmeans', 'is_pruned': self.is_pruned, 'kmeans_iter': self.kmeans_iter, 'seed': self.seed}
+
+    @contextmanager
+    def layer_at(self, name, w_bit):
+        """Within this context, inside `float_network`, the weights of one layer are clustered; it is given."""
+        layer = self.layers()[name]
+        kept = layer.weight.detach().clone()
+        with torch.no_grad():
+            layer.weight.copy_(self.cache.get(name, kept, w_bit).decode())
+        try:
+            yield layer
+        finally:
+            with torch.no_grad():
+                layer.weight.copy_(kept)

@@ -1,17 +1,23 @@
 """What both HAQ environments share: one episode is one pass over the layers, then a short fine-tuning and a reward."""
 
 import copy
+import hashlib
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
+from lib.env.screen import Screen
 from lib.env.state import action_from_bits, bits_from_action, layer_features
 from lib.simulator import budget
-from lib.utils.batch_norm import reestimate_batch_norm
+from lib.utils.batch_norm import batch_norms, reestimate_batch_norm
 from lib.utils.quantize_utils import Quantization
 from lib.utils.train import evaluate, loss_function, train_one_epoch
 from lib.utils.utils import seed_everything, set_learning_rate
+
+SCREEN_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,8 @@ class Outcome:
     """What an episode found: the strategy as executed, its accuracy (percent), cost, ratios and reward.
 
     `cost` and `ratio` (cost / reference) are those of the first constraint, `ratios` holds {cost name: ratio} of all.
+    With a screen, `screened` is the accuracy at first sight; where `finetuned` is False, that was all, and accuracy and
+    reward are predictions from it.
     """
 
     strategy: list
@@ -28,6 +36,8 @@ class Outcome:
     ratio: float
     ratios: dict
     reward: float
+    screened: float | None = None
+    finetuned: bool = True
 
 
 class SearchEnv:
@@ -41,8 +51,8 @@ class SearchEnv:
 
     def __init__(self, model, train_loader, val_loader, *, records, constraints, min_bit, max_bit, fixed,
                  finetune_epoch=1, finetune_lr=1e-3, finetune_gamma=0.8, finetune_flag=True, use_top5=False,
-                 reward_on='val', reward_cost=False, wall='rounds', bn_batches=0, device='cpu', precision=None,
-                 seed=234):
+                 reward_on='val', reward_cost=False, wall='rounds', bn_batches=0, screen=0, device='cpu',
+                 precision=None, seed=234):
         """Measures the float accuracy and checks that the budgets can be met.
 
         Args:
@@ -59,6 +69,8 @@ class SearchEnv:
             reward_cost: add 1 / ratio to the accuracy difference.
             wall: how bits above the budgets are lowered, 'rounds' as in HAQ or 'greedy' (`budget.fit`).
             bn_batches: training batches on which BatchNorm statistics are estimated anew before validation; 0: none.
+            screen: images on which a strategy is judged first, with `SCREEN_BATCHES` training batches for BatchNorm
+                statistics; only what can still become the best is fine-tuned. 0: all are.
             device, precision: where and in which arithmetic the network runs.
             seed: of dropout and the like in each episode.
 
@@ -67,6 +79,11 @@ class SearchEnv:
         """
         if not 1 <= min_bit <= max_bit <= 8:
             raise ValueError(f'--min_bit {min_bit} and --max_bit {max_bit}: expected 1 <= min_bit <= max_bit <= 8')
+        if screen and reward_cost:
+            raise ValueError('--screen predicts accuracies, --reward_cost rewards more than these: give one of them')
+        if screen and not finetune_flag:
+            raise ValueError(f'--screen {screen} saves fine-tuning in the episode, and there is none: leave it out, or '
+                             'give --finetune_flag')
         if reward_on == 'train' and not (finetune_flag and finetune_epoch):
             raise ValueError('--reward_on train needs fine-tuning in the episode: drop it, or give --finetune_flag '
                              'and --finetune_epoch of at least 1')
@@ -82,6 +99,7 @@ class SearchEnv:
         self.finetune_flag, self.use_top5 = finetune_flag, use_top5
         self.reward_on, self.reward_cost, self.wall = reward_on, reward_cost, wall
         self.bn_batches, self.device, self.precision, self.seed = bn_batches, device, precision, seed
+        self.screen_images, self.screen = screen, Screen()
         self.criterion = loss_function().to(device)
         self.features = layer_features(records)
         Quantization(model).synchronise()
@@ -114,11 +132,22 @@ class SearchEnv:
         Returns:
             (next state, reward, done, outcome): reward 0 and outcome None until the last step.
         """
+        state, strategy = self.choose(action)
+        if strategy is None:
+            return state, 0.0, False, None
+        outcome = self.evaluate_strategy(strategy, episode)
+        return state, outcome.reward, True, outcome
+
+    def choose(self, action):
+        """Takes the action of one step without evaluating anything.
+
+        Returns:
+            (next state, None), and after the last step (its state, the strategy after the final action wall).
+        """
         self._chosen.append(bits_from_action(action, self.min_bit, self.max_bit))
         if len(self._chosen) < self.num_steps:
-            return self._state(self._chosen), 0.0, False, None
-        outcome = self.evaluate_strategy(self.within_budget(self._entries(self._chosen)), episode)
-        return self._state(self._chosen[:-1]), outcome.reward, True, outcome
+            return self._state(self._chosen), None
+        return self._state(self._chosen[:-1]), self.within_budget(self._entries(self._chosen))
 
     def within_budget(self, strategy):
         """Returns the strategy after the final action wall."""
@@ -145,21 +174,76 @@ class SearchEnv:
             FloatingPointError: loss or reward is not finite.
             LostPeer: another process has ended.
         """
+        screened = self._look(strategy, episode) if self.screen_images else None
+        if screened and not self.screen.promising(self._accuracy(screened)):
+            accuracy, _ = self.screen.predict(self._accuracy(screened))
+            return self._outcome(strategy, accuracy, screened.loss, self._accuracy(screened), finetuned=False)
         seed_everything(self.seed, 'episode', episode)
-        self.model.load_state_dict(self._float_state)
-        quantization = self._quantize(strategy)
+        quantization = self.quantize(strategy)
         metrics = self._finetune(quantization, episode) if self.finetune_flag else None
         quantization.synchronise()
         if self.reward_on == 'val':
-            self._reestimate(episode)
+            self._reestimate(episode, self.bn_batches)
             metrics = self._evaluate(self.val_loader)
+        if screened:
+            self.screen.add(self._accuracy(screened), self._accuracy(metrics))
+        return self._outcome(strategy, self._accuracy(metrics), metrics.loss,
+                             self._accuracy(screened) if screened else None)
+
+    def _look(self, strategy, episode):
+        """Returns the `Metrics` of a strategy without fine-tuning, on the images of the screen."""
+        self.quantize(strategy)
+        if batch_norms(self.model):
+            self._reestimate(episode, SCREEN_BATCHES)
+        batches = -(-self.screen_images // self.val_loader.batch_size)
+        return self._evaluate(list(islice(self.val_loader, batches)))
+
+    def _outcome(self, strategy, accuracy, loss, screened, finetuned=True):
         ratio = self.cost.ratio(strategy)
-        accuracy = self._accuracy(metrics)
         reward = 0.1 * (accuracy - self.float_accuracy + (1 / ratio if self.reward_cost else 0))
         if not math.isfinite(reward):
             raise FloatingPointError(f'the reward of {strategy} is {reward} (accuracy {accuracy})')
         ratios = {constraint.cost.name: constraint.cost.ratio(strategy) for constraint in self.constraints}
-        return Outcome(strategy, accuracy, metrics.loss, self.cost.cost(strategy), ratio, ratios, reward)
+        return Outcome(strategy, accuracy, loss, self.cost.cost(strategy), ratio, ratios, reward, screened, finetuned)
+
+    def quantize(self, strategy):
+        """Gives the network its float weights and quantizes it; returns the `Quantization`."""
+        self.model.load_state_dict(self._float_state)
+        return self._quantize(strategy)
+
+    def weights_digest(self):
+        """Returns a text that is another one for other float weights or buffers."""
+        digest = hashlib.sha256()
+        for name, value in self._float_state.items():
+            if isinstance(value, torch.Tensor):
+                digest.update(name.encode())
+                digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @contextmanager
+    def float_network(self):
+        """Within this context the network is the float one, in evaluation mode; afterwards it is what it was before."""
+        state = copy.deepcopy(self.model.state_dict())
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.load_state_dict(self._float_state)
+        self.model.eval()
+        try:
+            yield self.model
+        finally:
+            self.model.load_state_dict(state)
+            for module, training in modes:
+                module.training = training
+
+    def with_constraints(self, constraints):
+        """Returns an environment with other budgets that shares network, images and codebooks with this one.
+
+        Raises:
+            ValueError: the budgets cannot be met.
+        """
+        budget.check_feasible(constraints, self.min_bit, self.max_bit, self.fixed, pairs=self.pairs)
+        other = copy.copy(self)
+        other.constraints = list(constraints)
+        return other
 
     def _finetune(self, quantization, episode):
         optimizer = torch.optim.SGD(quantization.parameters(), lr=self.finetune_lr, momentum=0.9, weight_decay=4e-5)
@@ -172,10 +256,10 @@ class SearchEnv:
                                       precision=self.precision, title=f'episode {episode}')
         return metrics
 
-    def _reestimate(self, episode):
-        if self.bn_batches:
+    def _reestimate(self, episode, batches):
+        if batches:
             self.train_loader.set_epoch(episode * self.finetune_epoch)
-            reestimate_batch_norm(self.model, self.train_loader, self.bn_batches, self.device, self.precision)
+            reestimate_batch_norm(self.model, self.train_loader, batches, self.device, self.precision)
 
     def _evaluate(self, loader):
         return evaluate(self.model, loader, self.criterion, self.device, precision=self.precision)

@@ -2,19 +2,6 @@
 
 from lib.search.space import Space
 
-SEARCHERS: dict[str, type] = {}
-
-
-def register(name):
-    """Returns the class decorator that enters a searcher under a name; ValueError if it is taken."""
-    def enter(searcher):
-        if name in SEARCHERS:
-            raise ValueError(f'there are two searchers {name}')
-        searcher.name = name
-        SEARCHERS[name] = searcher
-        return searcher
-    return enter
-
 
 class Searcher:
     """Base of all searchers. The loop is::
@@ -27,14 +14,12 @@ class Searcher:
     was killed to where it was.
 
     Attributes:
-        name: in `SEARCHERS`.
-        stochastic: whether the seed makes a difference.
+        name: what users call it.
         score: what `observe` is told, larger is better: 'accuracy', or 'gradient_norm' for minus that norm.
         within_budget: whether what it proposes holds the budgets; `best` always does.
     """
 
     name = ''
-    stochastic = True
     score = 'accuracy'
     within_budget = True
 

@@ -107,7 +107,7 @@ def plot_search(episodes, path, warmup, float_accuracy=None):
     Args:
         episodes: dicts with `episode`, `reward`, `accuracy` (percent) and `best_reward`, in order.
         path: file to write.
-        warmup: last episode that acted at random.
+        warmup: last episode that acted at random, or None.
         float_accuracy: accuracy of the float network in percent, drawn as a line.
     """
     number, reward, accuracy, best = (_column(episodes, key) for key in
@@ -120,7 +120,7 @@ def plot_search(episodes, path, warmup, float_accuracy=None):
     top.step(number, best, where='post', color=RED, linewidth=1.5, label='best so far')
     bottom.step(number, _accuracy_of_best(reward, accuracy), where='post', color=RED, linewidth=1.5)
     if float_accuracy is not None:
-        _float_line(bottom, float_accuracy)
+        float_line(bottom, float_accuracy)
     top.set_ylabel('reward')
     bottom.set_ylabel('accuracy (%)')
     bottom.set_xlabel('episode')
@@ -145,7 +145,7 @@ def plot_search_cloud(episodes, path, float_accuracy=None, xlabel='cost / refere
     ax.plot(ratio[best], accuracy[best], '*', color=RED, markersize=15, markeredgecolor='white', zorder=3,
             label=f'best reward: {accuracy[best]:.2f} % at {ratio[best]:.4f}')
     if float_accuracy is not None:
-        _float_line(ax, float_accuracy)
+        float_line(ax, float_accuracy)
     bar = figure.colorbar(points, ax=ax, pad=.02, ticks=_whole_numbers())
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, color='.4')
@@ -157,10 +157,13 @@ def plot_search_cloud(episodes, path, float_accuracy=None, xlabel='cost / refere
 
 
 def _warmup_band(axes, number, warmup):
+    for ax in axes:
+        ax.set_xlim(number[0] - .5, number[-1] + .5)
+    if warmup is None:
+        return
     end = min(warmup + .5, number[-1] + .5)
     for ax in axes:
         ax.axvspan(number[0] - .5, end, color='.93', linewidth=0, zorder=0)
-        ax.set_xlim(number[0] - .5, number[-1] + .5)
     axes[0].annotate('warm-up: random actions', (number[0] - .5, 1), (0, 3), xycoords=axes[0].get_xaxis_transform(),
                      textcoords='offset points', fontsize=7, color='.35', va='bottom')
 
@@ -204,7 +207,7 @@ def plot_budget(points, path, float_accuracy=None, xlabel='cost / reference'):
                 linewidth=1.3, label=group, zorder=3)
         labels += [(p['ratio'], p['accuracy'], p['label'], color) for p in members if p['label']]
     if float_accuracy is not None:
-        _float_line(ax, float_accuracy)
+        float_line(ax, float_accuracy)
     ax.margins(.12)
     ax.set_xlabel(xlabel)
     ax.set_ylabel('accuracy (%)')
@@ -303,7 +306,7 @@ def new_figure(width, height, rows=1, columns=1):
     return figure, axes
 
 
-def _float_line(ax, accuracy):
+def float_line(ax, accuracy):
     ax.axhline(accuracy, color='.3', linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     ax.annotate(f'float {accuracy:.2f} %', (0, accuracy), (4, 2), xycoords=ax.get_yaxis_transform(),
                 textcoords='offset points', va='bottom', fontsize=7, color='.3')

@@ -23,7 +23,7 @@ class SearchLog:
             folder: the run folder.
             layer_names, kinds: name of each layer, and its kind for the colours of the plots.
             float_accuracy: accuracy of the float network in percent, drawn as a line.
-            warmup: last episode that acted at random.
+            warmup: last episode that acted at random, or None.
             about: what goes into `strategy.json` beside the strategy (network, data set, budget ...).
             history: records of earlier episodes.
         """
@@ -42,7 +42,8 @@ class SearchLog:
 
         Args:
             record: dict with episode, reward, accuracy, loss, cost, ratio, ratios (of all budgets), w_ratio, strategy,
-                delta, seconds, and value_loss and policy_loss (None during warm-up).
+                delta, seconds, and value_loss and policy_loss (None during warm-up, as delta where no agent
+                searches).
         """
         improved = self.best is None or record['reward'] > self.best['reward']
         record = {**record, 'best_reward': record['reward'] if improved else self.best['reward']}
@@ -60,10 +61,11 @@ class SearchLog:
             f" value_loss {record['value_loss']:.4f} policy_loss {record['policy_loss']:.4f}"
         others = {name: ratio for name, ratio in record['ratios'].items() if name != self.about['cost_name']}
         others = ''.join(f'{name} {ratio:.4f} ' for name, ratio in others.items())
+        delta = '' if record['delta'] is None else f" delta {record['delta']:.4f}"
         return (f"#{record['episode']}: reward {record['reward']:.4f} accuracy {record['accuracy']:.3f} "
                 f"{self.about['cost_name']} {record['cost']:.6g} {self.about['cost_unit']} "
-                f"ratio {record['ratio']:.4f} {others}best_reward {record['best_reward']:.4f}{losses} "
-                f"delta {record['delta']:.4f} {record['seconds']:.1f} s\n")
+                f"ratio {record['ratio']:.4f} {others}best_reward {record['best_reward']:.4f}{losses}"
+                f"{delta} {record['seconds']:.1f} s\n")
 
     def _footer(self):
         best = self.best

@@ -1,5 +1,7 @@
 """Both environments on a tiny problem: budget kept, accuracy that of the strategy as priced, episodes reproducible."""
 
+import copy
+
 import pytest
 import torch
 
@@ -174,3 +176,41 @@ def test_all_budgets_of_an_episode_are_kept(tiny_net, tiny_loaders):
     outcome, _ = episode(env, [0.99] * env.num_steps)
     assert outcome.ratios == {'edge_latency': outcome.ratio, 'model_size': sizes.ratio(outcome.strategy)}
     assert outcome.ratios['model_size'] <= 0.18 and outcome.ratio <= 0.7
+
+
+# ---- a quick look first
+
+def screened_env(make, net, loaders, **settings):
+    env = make(net, loaders, screen=16, **settings)
+    env.val_loader.batch_size = 16
+    return env
+
+
+@pytest.mark.parametrize('make', [kmeans_env, linear_env])
+def test_a_promising_strategy_is_fine_tuned_as_without_a_screen(make, tiny_net, tiny_loaders):
+    strategy = make(tiny_net, tiny_loaders).within_budget([3] * 4 if make is kmeans_env else [[5, 5]] * 4)
+    plain = make(copy.deepcopy(tiny_net), tiny_loaders).evaluate_strategy(strategy, 3)
+    env = screened_env(make, copy.deepcopy(tiny_net), tiny_loaders)
+    outcome = env.evaluate_strategy(strategy, 3)
+    assert outcome.finetuned and outcome.screened is not None
+    assert (outcome.accuracy, outcome.loss, outcome.reward) == (plain.accuracy, plain.loss, plain.reward)
+    assert env.screen.pairs == [(outcome.screened, outcome.accuracy)]
+
+
+def test_a_hopeless_strategy_is_not_fine_tuned(tiny_net, tiny_loaders):
+    env = screened_env(kmeans_env, tiny_net, tiny_loaders, preserve_ratio=0.3)
+    env.screen.pairs = [(float(x), 100.0 + 0.01 * x) for x in range(200, 220)]
+    steps = []
+    env._finetune = lambda *_: steps.append(1)  # would fail after it
+    outcome = env.evaluate_strategy([1, 1, 1, 1])
+    assert not steps and not outcome.finetuned
+    assert outcome.accuracy == pytest.approx(100.0)
+    assert len(env.screen.pairs) == 20
+    assert outcome.ratio == pytest.approx(1 / 32)
+
+
+def test_a_screen_needs_something_to_save(tiny_net, tiny_loaders):
+    with pytest.raises(ValueError, match='saves fine-tuning'):
+        kmeans_env(tiny_net, tiny_loaders, screen=8, finetune_flag=False)
+    with pytest.raises(ValueError, match='--reward_cost'):
+        kmeans_env(tiny_net, tiny_loaders, screen=8, reward_cost=True)

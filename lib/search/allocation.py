@@ -1,0 +1,225 @@
+"""Bits by sensitivity: the least summed sensitivity within the budgets, found greedily or by an integer linear program.
+
+Both take the rise of the loss for a sum over the layers, as the table of a `Sensitivity` has it, and evaluate nothing.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from lib.search.searcher import Searcher
+from lib.search.space import Space
+from lib.simulator.cost import MAX_BIT, UNTOUCHED
+
+SCALE = 1e4  # of objective and budgets: what differs by less than 1e-6 is the same to HiGHS
+CUTS = 50  # so many solutions that exceed a budget by less than that are cut off one by one
+
+
+def greedy_allocation(table: np.ndarray, space: Space) -> list:
+    """Return a strategy that holds every budget, from the most bits down where they matter least.
+
+    Each time the weight bits, the activation bits or both of one layer are lowered, by any number, where the
+    sensitivity rises least for what is saved, relative to the limits that are exceeded. (Both, because where a cost
+    goes by the wider of the two neither saves alone.) Once all budgets hold, bits are raised, always where the
+    sensitivity falls most for what is spent, until nothing that lowers it fits.
+
+    Args:
+        table: (L, 8, 8), `table[l, w - 1, a - 1]`; weights-only entries are in the column of 8 bits.
+        space: layers, bits and budgets.
+
+    Raises:
+        ValueError: no strategy holds the budgets, a budget is on a cost that is the same for all strategies, or the
+            table is not finite where a layer has a choice.
+    """
+    problem = _Problem(table, space)
+    lowering, raises = (functools.cache(functools.partial(find, problem)) for find in (_lowering, _raises))
+    picks = [len(choices) - 1 for choices in problem.choices]  # the most bits
+    while exceeded := problem.exceeded(picks):
+        moves = [lowering(layer, pick, exceeded) for layer, pick in enumerate(picks)]
+        if not any(moves):  # costs that are not monotone
+            picks = problem.picks(space.fit(problem.strategy(picks)))
+            break
+        _, layer, picks[layer] = min(filter(None, moves))
+    while True:
+        moves = sorted(move for layer, pick in enumerate(picks) for move in raises(layer, pick))
+        raised = ([*picks[:layer], pick, *picks[layer + 1:]] for _, layer, pick in moves)
+        fitting = next((candidate for candidate in raised if not problem.exceeded(candidate)), None)
+        if fitting is None:
+            return problem.strategy(picks)
+        picks = fitting
+
+
+def ilp_allocation(table: np.ndarray, space: Space) -> list:
+    """Return the strategy of least summed sensitivity that holds every budget, exactly.
+
+    Minimizes sum_l s_l(k_l) over the choice k_l of each layer, with sum_l c_l(k_l) <= limit for every budget. A cost of
+    the most expensive layer only forbids choices. HiGHS solves it; what it takes for equal is checked by
+    `Constraint.met_by`, and a solution that fails is cut off.
+
+    Args, errors: those of `greedy_allocation`.
+    """
+    problem = _Problem(table, space)
+    kept = [problem.useful(layer) for layer in range(space.num_layers)]
+    cuts = []
+    while True:
+        picks = _solve(problem, kept, cuts)
+        if not problem.exceeded(picks):
+            return problem.strategy(picks)
+        cuts.append(picks)
+
+
+class _Problem:
+    """The choices of every layer, with sensitivities and costs; a solution is an index into each layer's choices.
+
+    Attributes:
+        choices: entries of each layer.
+        rises: (choices,) of each layer, its sensitivities.
+        costs: of each budget and each layer (choices,).
+    """
+
+    def __init__(self, table: np.ndarray, space: Space):
+        space.check_feasible()
+        table, layers = np.asarray(table), range(space.num_layers)
+        if table.shape != (space.num_layers, MAX_BIT, MAX_BIT):
+            raise ValueError(f'the sensitivity table has shape {table.shape}, expected '
+                             f'({space.num_layers}, {MAX_BIT}, {MAX_BIT}): measure it for this network')
+        self.space, self.choices = space, [space.choices(layer) for layer in layers]
+        self.bits = [np.array([_pair(entry) for entry in entries]) for entries in self.choices]  # (choices, 2)
+        self.rises = [self._cells(table, layer) if layer in space.free else np.zeros(1) for layer in layers]
+        self.costs = [[self._cells(budget.cost.table, layer) for layer in layers] for budget in space.constraints]
+        self._check()
+
+    def _cells(self, table, layer):
+        w_bits, a_bits = self.bits[layer].T
+        return table[layer, w_bits - 1, np.where(a_bits == UNTOUCHED, MAX_BIT, a_bits) - 1]
+
+    def _check(self):
+        for layer, rises in enumerate(self.rises):
+            if not np.isfinite(rises).all():
+                entry = self.choices[layer][int(np.argmin(np.isfinite(rises)))]
+                raise ValueError(f'the sensitivity of layer {layer} at {entry} is not a finite number: measure it for '
+                                 f'{self.space.min_bit}..{self.space.max_bit} bits')
+        for budget, costs in zip(self.space.constraints, self.costs, strict=True):
+            if all(np.ptp(cells) == 0 for cells in costs):
+                what = 'weight and activation bits' if self.space.pairs else 'weight bits'
+                raise ValueError(f'{budget.cost.name} is the same for all {what} of this search: a searcher by '
+                                 'sensitivity has no use for it; leave this budget out, or take another cost')
+
+    def strategy(self, picks: Sequence[int]) -> list:
+        entries = [entries[pick] for entries, pick in zip(self.choices, picks, strict=True)]
+        return [entry if isinstance(entry, int) else list(entry) for entry in entries]
+
+    def picks(self, strategy: Sequence) -> list[int]:
+        return [entries.index(entry) if len(entries) > 1 else 0
+                for entries, entry in zip(self.choices, strategy, strict=True)]
+
+    def exceeded(self, picks: Sequence[int]) -> tuple[int, ...]:
+        """Return the numbers of the budgets that the solution does not hold, by the sums of `Constraint.met_by`."""
+        totals = (budget.cost.total([cells[pick].item() for cells, pick in zip(costs, picks, strict=True)])
+                  for budget, costs in zip(self.space.constraints, self.costs, strict=True))
+        return tuple(number for number, total in enumerate(totals) if total > self.space.constraints[number].limit)
+
+    def prices(self, number: int, layer: int) -> np.ndarray:
+        """Return what the choices of a layer use of a budget, relative to it; of a peak only what is above it."""
+        budget, cells = self.space.constraints[number], self.costs[number][layer]
+        return (cells if budget.cost.combine == 'sum' else np.maximum(cells - budget.limit, 0)) / budget.limit
+
+    def moves(self, layer: int, pick: int, sign: int) -> np.ndarray:
+        """Return the choices with more (sign 1) or fewer (-1) weight bits, activation bits or both."""
+        steps = sign * (self.bits[layer] - self.bits[layer][pick])
+        return np.flatnonzero((steps >= 0).all(1) & (steps > 0).any(1))
+
+    def useful(self, layer: int) -> np.ndarray:
+        """Return the choices within every peak that no other one equals or beats in sensitivity and all costs."""
+        peaks = [number for number, budget in enumerate(self.space.constraints) if budget.cost.combine == 'max']
+        sums = [costs[layer] for number, costs in enumerate(self.costs) if number not in peaks]
+        allowed = np.flatnonzero(np.all([self.prices(number, layer) == 0 for number in peaks], axis=0)
+                                 if peaks else np.ones(len(self.choices[layer])))
+        cells = np.stack([self.rises[layer], *sums], 1)[allowed]
+        as_good = (cells[None] <= cells[:, None]).all(2)  # [i, j]: j is as good as i
+        better = as_good & ~(as_good.T & np.tri(len(cells), dtype=bool).T)  # of equals the first stays
+        return allowed[~better.any(1)]
+
+
+def _pair(entry):
+    return (entry, UNTOUCHED) if isinstance(entry, int) else tuple(entry)
+
+
+def _lowering(problem, layer, pick, exceeded):
+    """Returns (rise per saving, layer, choice) of a layer's best lowering, or None if none saves."""
+    lower = problem.moves(layer, pick, -1)
+    prices = sum(problem.prices(number, layer) for number in exceeded)
+    lower = lower[prices[lower] < prices[pick]]
+    rises = (problem.rises[layer][lower] - problem.rises[layer][pick]) / (prices[pick] - prices[lower])
+    return (rises.min().item(), layer, lower[rises.argmin()].item()) if len(lower) else None
+
+
+def _raises(problem, layer, pick):
+    """Returns [(minus the gain per cost, layer, choice)] of a layer's raises that lower the sensitivity."""
+    higher = problem.moves(layer, pick, 1)
+    gains = problem.rises[layer][pick] - problem.rises[layer][higher]
+    prices = (problem.prices(number, layer) for number in range(len(problem.costs)))
+    spent = sum(np.maximum(cells[higher] - cells[pick], 0) for cells in prices)
+    return [(-gain / max(price, 1e-12), layer, new)
+            for gain, price, new in zip(gains.tolist(), spent.tolist(), higher.tolist(), strict=True) if gain > 0]
+
+
+def _solve(problem, kept, cuts):
+    """Returns the solution of least sensitivity among the choices `kept` of each layer, without those in `cuts`."""
+    from scipy.optimize import LinearConstraint, milp
+
+    owner = np.repeat(np.arange(len(kept)), [len(indices) for indices in kept])
+    choice = np.concatenate(kept)
+    rises = np.concatenate([rises[indices] - rises[indices].min()
+                            for rises, indices in zip(problem.rises, kept, strict=True)])
+    room = SCALE * (1 - 1e-9 * (len(cuts) >= CUTS))
+    budgets = [np.concatenate([problem.prices(number, layer)[indices] for layer, indices in enumerate(kept)])
+               for number in range(len(problem.costs))]
+    cut_rows = [choice == np.array(picks)[owner] for picks in cuts]
+    result = milp(
+        c=rises * (SCALE / (rises.max() or 1)),
+        constraints=[LinearConstraint(owner == np.arange(len(kept))[:, None], 1, 1),
+                     LinearConstraint(SCALE * np.array(budgets), -np.inf, room),
+                     *([LinearConstraint(np.array(cut_rows), -np.inf, len(kept) - 1)] if cuts else [])],
+        integrality=np.ones(len(owner)),
+        bounds=(0, 1),
+        options={'mip_rel_gap': 0},
+    )
+    if result.x is None or len(cuts) > CUTS:
+        raise RuntimeError(f'no exact solution of the allocation was found: {result.message}; take a budget that is a '
+                           'little larger')
+    return [int(indices[result.x[owner == layer].argmax()]) for layer, indices in enumerate(kept)]
+
+
+class AllocationSearcher(Searcher):
+    """Base of the searchers that propose the one strategy that an allocation by sensitivity gives."""
+
+    allocate = None
+
+    def __init__(self, space: Space, table: np.ndarray):
+        """`table`: see `greedy_allocation`, which also says the errors."""
+        super().__init__(space)
+        self.strategy = self.allocate(table, space)
+
+    def propose(self) -> list | None:
+        return None if self.history else self.strategy
+
+    def best(self) -> list:
+        return self.strategy
+
+
+class GreedySearcher(AllocationSearcher):
+    """Proposes what `greedy_allocation` finds."""
+
+    name = 'greedy'
+
+    allocate = staticmethod(greedy_allocation)
+
+
+class ILPSearcher(AllocationSearcher):
+    """Proposes what `ilp_allocation` finds."""
+
+    name = 'ilp'
+
+    allocate = staticmethod(ilp_allocation)

@@ -1,0 +1,63 @@
+"""What every search has to beat: the same bits everywhere, and the best of random strategies."""
+
+import numpy as np
+
+from lib.search.searcher import Searcher
+
+
+class UniformSearcher(Searcher):
+    """Proposes one strategy: the most bits that fit the budgets when all layers have the same."""
+
+    name = 'uniform'
+
+    def __init__(self, space, seed=0):
+        super().__init__(space)  # the seed changes nothing
+
+    def propose(self):
+        if self.history:
+            return None
+        space = self.space
+        fitting = (space.uniform(bits) for bits in range(space.max_bit, space.min_bit - 1, -1))
+        return next(filter(space.holds, fitting), None) or space.fit(space.uniform(space.min_bit))
+
+
+class RandomSearcher(Searcher):
+    """Proposes random strategies that use up the budgets: uniformly drawn bits, walled, then raised at random."""
+
+    name = 'random'
+
+    def __init__(self, space, seed=0):
+        super().__init__(space)
+        self.rng = np.random.default_rng(seed)
+
+    def propose(self):
+        return random_feasible(self.space, self.rng)
+
+
+def random_feasible(space, rng):
+    """Returns a random strategy within the budgets, to which no bit can be added."""
+    return fill(space, space.fit(space.random(rng)), rng)
+
+
+def fill(space, strategy, rng):
+    """Returns the strategy with bits raised by one, in random order, as long as the budgets allow any."""
+    strategy = [list(entry) if space.pairs else entry for entry in strategy]
+    places = [(layer, side) for layer in space.free for side in range(1 + space.pairs)]
+    raised = True
+    while raised:  # a table need not be monotone: what did not fit may fit later
+        raised = any([_raise(space, strategy, *places[i]) for i in rng.permutation(len(places))])
+    return strategy
+
+
+def _raise(space, strategy, layer, side):
+    """Raises the bits of one place in place, if that holds the budgets; returns whether it did."""
+    before = strategy[layer]
+    bits = before[side] if space.pairs else before
+    if bits >= space.max_bit or bits < 1:
+        return False
+    raised = bits + 1
+    strategy[layer] = [raised if i == side else other for i, other in enumerate(before)] if space.pairs else raised
+    if space.holds(strategy):
+        return True
+    strategy[layer] = before
+    return False

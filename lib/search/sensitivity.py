@@ -1,0 +1,221 @@
+"""How much the loss rises when one layer is quantized: measured, or estimated from the curvature of the loss."""
+
+import copy
+import json
+import logging
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lib.search.curvature import SCALARS, measure_curvature
+from lib.simulator.cost import MAX_BIT, UNTOUCHED
+from lib.utils import distributed
+from lib.utils.checkpoint import atomic_path
+
+logger = logging.getLogger(__name__)
+
+KINDS = ('loss', *SCALARS)
+LOSS_BATCH = 64
+
+
+class Sensitivity(NamedTuple):
+    """What quantization of the layers does to the loss, each alone.
+
+    Attributes:
+        table: (L, 8, 8) float64, `table[l, w - 1, a - 1]`: estimated rise of the mean cross entropy when layer l has
+            w weight and a activation bits and all others are float; weights-only entries and untouched inputs are in
+            the column of 8 bits, as in a `CostTable`. nan: not measured. A fixed layer has 0 in its own cell.
+        kind: one of `KINDS`.
+        forwards, backwards: images passed through the network.
+    """
+
+    table: np.ndarray
+    kind: str
+    forwards: int
+    backwards: int
+
+
+def measure_sensitivity(env, kind, *, num_images, seed=0):
+    """Measures or estimates what the quantizers of a search do to the loss, layer by layer.
+
+    The rise of the loss is taken to be a sum: over the layers, and of the parts of a layer's weights and input.
+
+    * 'loss': the loss with only the weights, or only the input, of one layer quantized, minus the float loss.
+    * 'hessian': h / 2 ||Q(W) - W||^2, with h the mean of the diagonal of the Hessian over the layer (HAWQ-V2,
+      1911.03852, eq. 10). For an input x the same with the Hessian in x of one image, and ||Q(x) - x||^2 averaged over
+      the images. The Hessian is that of Gauss and Newton, which is the Hessian's own block of a layer where the logits
+      are piecewise linear in its weights: in networks of ReLUs, poolings and BatchNorms, not of h-swish.
+    * 'fisher': the same with the mean square of the gradient, of each image by itself, in place of h.
+
+    Quantized values come from the search's own quantizers. The network is afterwards what it was.
+
+    Args:
+        env: `SearchEnv`.
+        kind: one of `KINDS`.
+        num_images: images of `env.val_loader`, drawn from all classes alike.
+        seed: of the images and of the random signs of the Hessian's estimate.
+
+    Returns:
+        The `Sensitivity`, that of the main process in all of them.
+
+    Raises:
+        ValueError: an unknown kind, or another number of images than there are.
+        FloatingPointError: a sensitivity is not finite.
+    """
+    if kind not in KINDS:
+        raise ValueError(f'sensitivity {kind!r}: expected one of {", ".join(KINDS)}')
+    images, labels = (tensor.to(env.device) for tensor in draw_images(env.val_loader, num_images, seed))
+    with env.float_network():
+        free = {index: name for index, name in enumerate(env.layers()) if index not in env.fixed}
+        measure = _by_loss if kind == 'loss' else _by_curvature
+        parts, forwards, backwards = measure(env, free, images, labels, kind, seed)
+    for what, rises in zip(('weights', 'input'), parts, strict=True):
+        for index in rises:
+            if not np.isfinite(list(rises[index].values())).all():
+                raise FloatingPointError(f'the {kind} sensitivity of the {what} of layer {index} ({free[index]}) is '
+                                         f'not finite: {rises[index]}')
+    return Sensitivity(distributed.broadcast(_table(env, free, *parts)), kind, forwards, backwards)
+
+
+def draw_images(loader, count, seed=0):
+    """Draws images from all classes alike, also from a loader that is sorted by class.
+
+    Returns:
+        (images float32 (count, C, H, W), labels int64 (count,)), in mixed order.
+
+    Raises:
+        ValueError: fewer than 1 image, or more than the loader has.
+    """
+    classes = torch.cat([labels for _, labels in loader]).cpu().numpy()
+    if not 1 <= count <= len(classes):
+        raise ValueError(f'a sensitivity on {count} images: expected 1 to {len(classes)}, the images for validation')
+    order = np.random.default_rng(seed).permutation(len(classes))
+    ranks = np.empty(len(classes), dtype=np.int64)  # of an image among those of its class
+    for number in np.unique(classes):
+        members = order[classes[order] == number]
+        ranks[members] = np.arange(len(members))
+    picked = order[np.argsort(ranks[order], kind='stable')[:count]]
+    place = {int(index): position for position, index in enumerate(picked)}
+    images, start = [None] * count, 0
+    for batch, _ in loader:
+        for index in place.keys() & range(start, start + len(batch)):
+            images[place[index]] = batch[index - start].cpu()
+        start += len(batch)
+    return torch.stack(images), torch.from_numpy(classes[picked])
+
+
+def _table(env, free, w_parts, a_parts):
+    """Returns (L, 8, 8) of the parts {layer: {bits: rise of the loss}} of the weights and of the inputs."""
+    table = np.full((env.num_layers, MAX_BIT, MAX_BIT), np.nan)
+    for index, entry in env.fixed.items():
+        w_bit, a_bit = entry if env.pairs else (entry, UNTOUCHED)
+        table[index, w_bit - 1, (MAX_BIT if a_bit == UNTOUCHED else a_bit) - 1] = 0
+    for index in free:
+        for w_bit, w_part in w_parts[index].items():
+            for a_bit, a_part in a_parts[index].items() if env.pairs else [(MAX_BIT, 0)]:
+                table[index, w_bit - 1, a_bit - 1] = w_part + a_part
+    return table
+
+
+def _bits(env):
+    return range(env.min_bit, env.max_bit + 1)
+
+
+@torch.no_grad()
+def _by_loss(env, free, images, labels, kind, seed):
+    def rise(name, **bits):
+        with env.layer_at(name, **bits):
+            return _mean_loss(env.model, images, labels) - float_loss
+
+    float_loss = _mean_loss(env.model, images, labels)
+    w_parts = {index: {bit: rise(name, w_bit=bit) for bit in _bits(env)} for index, name in free.items()}
+    a_parts = {index: {bit: rise(name, a_bit=bit) for bit in _bits(env)} for index, name in free.items()
+               } if env.pairs else {}
+    passes = 1 + len(free) * len(_bits(env)) * (1 + env.pairs)
+    return (w_parts, a_parts), passes * len(images), 0
+
+
+def _mean_loss(model, images, labels):
+    losses = [F.cross_entropy(model(batch), target, reduction='none').double()
+              for batch, target in zip(images.split(LOSS_BATCH), labels.split(LOSS_BATCH), strict=True)]
+    return torch.cat(losses).mean().item()
+
+
+def _by_curvature(env, free, images, labels, kind, seed):
+    layers = {name: env.layers()[name] for name in free.values()}
+    w_errors = {name: {bit: _weight_error(env, name, bit) for bit in _bits(env)} for name in layers}
+    quantizers = {name: {bit: _input_quantizer(env, name, bit) for bit in _bits(env)} for name in layers
+                  } if env.pairs else {}
+    found = measure_curvature(kind, env.model, layers, quantizers, images, labels, seed=seed)
+    w_parts, a_parts = (_rises(*each, free) for each in ((found.weights, w_errors),
+                                                               (found.inputs, found.input_errors)))
+    return (w_parts, a_parts), len(images), len(images)
+
+
+@torch.no_grad()
+def _weight_error(env, name, bit):
+    """Returns ||Q(W) - W||^2."""
+    weight = env.layers()[name].weight.clone()
+    with env.layer_at(name, w_bit=bit) as layer:
+        quantized = layer.weight_quantizer(layer.weight) if env.pairs else layer.weight
+        return (quantized - weight).square().sum(dtype=torch.float64).item()
+
+
+def _input_quantizer(env, name, bit):
+    with env.layer_at(name, a_bit=bit) as layer:
+        return copy.deepcopy(layer.input_quantizer)
+
+
+def _rises(curvatures, errors, free):
+    """Returns {layer: {bits: rise of the loss}}."""
+    return {index: {bit: curvatures[name] / 2 * error for bit, error in errors[name].items()}
+            for index, name in free.items() if name in curvatures}
+
+
+def read_or_measure(path, env, kind, *, num_images, seed=0):
+    """Reads a `Sensitivity` from a file, or measures it and writes the file.
+
+    A file that belongs to something else (other weights, bits, quantizers, images) is measured anew and replaced.
+
+    Args:
+        path: an `.npz`.
+        env, kind, num_images, seed: as in `measure_sensitivity`.
+    """
+    about = _belongs_to(env, kind, num_images, seed)
+    found = distributed.on_main(_read, Path(path), about)
+    if found is not None:
+        return found
+    found = measure_sensitivity(env, kind, num_images=num_images, seed=seed)
+    if distributed.is_main():
+        with atomic_path(path) as temporary, temporary.open('wb') as file:
+            np.savez(file, table=found.table, forwards=found.forwards, backwards=found.backwards,
+                     about=json.dumps(about))
+    return found
+
+
+def _belongs_to(env, kind, num_images, seed):
+    """Returns what a sensitivity depends on, as plain values in the form that JSON gives them back."""
+    about = {'kind': kind, 'num_images': num_images, 'seed': seed, 'layers': list(env.layers()),
+             'min_bit': env.min_bit, 'max_bit': env.max_bit, 'fixed': list(env.fixed.items()),
+             'float_accuracy': env.float_accuracy, 'weights': env.weights_digest(), **env.describe_quantizers()}
+    return json.loads(json.dumps(about))
+
+
+def _read(path, about):
+    """Returns the `Sensitivity` in a file, or None where there is none of exactly this."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            differ = [key for key, value in about.items() if json.loads(str(file['about'])).get(key) != value]
+            if not differ:
+                return Sensitivity(file['table'], about['kind'], int(file['forwards']), int(file['backwards']))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning('%s cannot be read (%s): the sensitivity is measured anew', path, error)
+        return None
+    logger.warning('%s is of another search (%s differ): the sensitivity is measured anew', path, ', '.join(differ))
+    return None

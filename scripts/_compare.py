@@ -1,0 +1,116 @@
+"""One search and one fine-tuning of compare_searchers.py, each with a file of its own."""
+
+import hashlib
+import json
+import math
+import time
+
+from _common import logger
+
+
+def run_search(bench, env, folder, name, budget, seed):
+    """Returns the record of a search, which goes on where its file ends.
+
+    The record has `strategy`, `accuracy`, `ratio`, `evaluations`, `forwards`, `backwards` (images), `seconds` and
+    `history`, [{'strategy', 'accuracy', 'reward', 'ratio'}].
+    """
+    from lib.search.bench import replay
+    from lib.utils.checkpoint import write_json
+    path = folder / 'searches' / f'{str(budget).replace(":", "")}_{name}_seed{seed}.json'
+    record = read(path) or {'history': [], 'forwards': 0, 'backwards': 0, 'seconds': 0.0}
+    if 'strategy' in record:
+        return record
+    before, start = bench.counter.counts, time.time()
+    searcher = bench.searcher(name, seed, env)
+    replay(searcher, [(entry['strategy'], entry['reward']) for entry in record['history']])
+    if record['history']:  # which counts what led there
+        before, start = bench.counter.counts, time.time()
+    history, known = record['history'], {str(entry['strategy']): entry for entry in record['history']}
+    while len(history) < bench.evaluations and (strategy := searcher.propose()) is not None:
+        entry = known.get(str(strategy)) or evaluate(env, strategy)  # the same strategy is evaluated once
+        known[str(strategy)] = entry
+        searcher.observe(strategy, entry['reward'])
+        history.append(entry)
+        forwards, backwards = (now - then for now, then in zip(bench.counter.counts, before, strict=True))
+        now = {'history': history, 'forwards': record['forwards'] + forwards,
+               'backwards': record['backwards'] + backwards, 'seconds': record['seconds'] + time.time() - start}
+        write_json(path, now)
+    best = known[str(searcher.best())]
+    found = {'searcher': name, 'budget': budget, 'seed': seed, **{key: best[key] for key in best if key != 'reward'},
+             'evaluations': len(history), **now}
+    write_json(path, found)
+    logger.info('%s by %s, seed %d: accuracy %.2f %% in the search, ratio %.4f; %d evaluations, %d images forward, %d '
+                'backward, %.0f s', budget, name, seed, found['accuracy'], found['ratio'], len(history),
+                found['forwards'], found['backwards'], found['seconds'])
+    return found
+
+
+def evaluate(env, strategy):
+    """Returns the entry of a strategy in the history of a search."""
+    outcome = env.evaluate_strategy(strategy)
+    return {'strategy': strategy, 'accuracy': outcome.accuracy, 'reward': outcome.reward, 'ratio': outcome.ratio}
+
+
+def run_finetuning(args, env, loaders, folder, strategy, seed):
+    """Returns the top-1 accuracy of a strategy on the test images after fine-tuning; of the float network for None.
+
+    A fine-tuning is done once for each strategy and seed, whoever found it.
+    """
+    from lib.utils.checkpoint import write_json
+    name = 'float' if strategy is None else hashlib.sha1(json.dumps(strategy).encode()).hexdigest()[:12]
+    path = folder / 'finetuned' / (name + ('' if strategy is None else f'_seed{seed}') + '.json')
+    if found := read(path):
+        return found['top1']
+    start = time.time()
+    metrics = finetune(args, env, loaders, strategy, seed)
+    write_json(path, {'strategy': strategy, 'seed': seed, 'top1': metrics.top1, 'top5': metrics.top5,
+                      'loss': metrics.loss, 'seconds': time.time() - start})
+    what = 'float network' if strategy is None else f'{name}, seed {seed}, fine-tuned'
+    logger.info('%s: top-1 %.2f %% on the test images, %.0f s', what, metrics.top1, time.time() - start)
+    return metrics.top1
+
+
+def finetune(args, env, loaders, strategy, seed):
+    """Returns the `Metrics` on the test images after --final_epochs from the float weights; of these for None."""
+    import torch
+
+    from lib.utils.batch_norm import reestimate_batch_norm
+    from lib.utils.train import evaluate, train_one_epoch
+    from lib.utils.utils import seed_everything, set_learning_rate
+    shared = {'precision': env.precision}
+    if strategy is None:
+        with env.float_network() as model:
+            return evaluate(model, loaders[1], env.criterion, env.device, **shared)
+    quantization = env.quantize(strategy)
+    if args.final_epochs:
+        optimizer = torch.optim.SGD(quantization.parameters(), lr=args.final_lr, momentum=0.9,
+                                    weight_decay=args.final_wd)
+        steps = iter(range(args.final_epochs * len(loaders[0])))
+
+        def before_step():
+            done = next(steps) / (args.final_epochs * len(loaders[0]))
+            set_learning_rate(optimizer, args.final_lr * 0.5 * (1 + math.cos(math.pi * done)))
+            quantization.before_step()
+
+        for epoch in range(args.final_epochs):
+            seed_everything(seed, 'finetune', epoch)
+            loaders[0].set_epoch(seed * args.final_epochs + epoch)  # another order and other crops for each seed
+            train_one_epoch(env.model, loaders[0], quantization.loss, optimizer, env.device, quantization.after_step,
+                            before_step=before_step, title=f'epoch {epoch}', **shared)
+    if args.bn_batches:
+        reestimate_batch_norm(env.model, loaders[0], args.bn_batches, env.device, env.precision)
+    return evaluate(env.model, loaders[1], env.criterion, env.device, **shared)
+
+
+def read(path):
+    """Returns the dict of a JSON file, or None where there is no such file.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding='utf-8')))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'{path} cannot be read ({error}): delete it, and this part is done again') from error

@@ -1,0 +1,129 @@
+"""Compares searchers: the same network, budgets, quantizers and images for all, then the same fine-tuning.
+
+Every searcher gets the images of --evaluations evaluations for each budget; its best strategy is fine-tuned and tested.
+Kill it at any time and go on with --resume; more budgets, searchers or seeds can be added then. Writes a table and a
+figure of accuracy against cost.
+"""
+
+import argparse
+from pathlib import Path
+
+from _common import check_unchanged, logger, make_parser, run, settings
+from _compare import run_finetuning, run_search
+from _costs import find_constraints, ratio
+from _options import (
+    RepositoryPath,
+    add_data_options,
+    add_model_options,
+    add_quantization_options,
+    add_run_options,
+    at_least,
+    positive,
+)
+from _search import SEARCHERS, STOCHASTIC, add_agent_options, add_search_options, make_bench, make_env
+from _setup import loaders_of, start_device
+
+
+def searcher_name(text):
+    """Option type: a name of `SEARCHERS`."""
+    if text not in SEARCHERS:
+        raise argparse.ArgumentTypeError(f'{text} is no searcher: expected some of {", ".join(SEARCHERS)}')
+    return text
+
+
+def make_compare_parser():
+    """Returns the parser of this script."""
+    parser = make_parser(__doc__)
+    group = parser.add_argument_group('comparison')
+    group.add_argument('--searchers', type=searcher_name, nargs='+', default=list(SEARCHERS), metavar='NAME',
+                       help=f'some of {", ".join(SEARCHERS)} (docs/searchers.md)')
+    group.add_argument('--budgets', type=ratio, nargs='+', default=['uniform:3', 'uniform:4'],
+                       metavar='RATIO|uniform:K', help='budgets of --cost, each a fraction of its reference or what K '
+                       'bits in every layer cost')
+    group.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3], help='seeds of searches and of fine-tuning; '
+                       'a searcher without chance searches once')
+    group.add_argument('--evaluations', type=at_least(1), default=60, help='strategies that a search may evaluate')
+    group.add_argument('--final_epochs', type=at_least(0), default=1, help='epochs of the fine-tuning after the search')
+    group.add_argument('--final_lr', type=positive, default=0.01, help='its learning rate, which falls to 0 as a '
+                       'cosine')
+    group.add_argument('--final_wd', type=at_least(0, float), default=1e-4, help='its weight decay')
+    group.add_argument('--final_batch', type=at_least(1), default=128, help='its batch size')
+    group.add_argument('--output', default=RepositoryPath('save/comparison'), help='folder of the comparison')
+    group.add_argument('--resume', metavar='FOLDER', help='comparison to continue, with its own settings; budgets, '
+                       'searchers and seeds may be other ones')
+    add_model_options(parser, arch='resnet20')
+    add_data_options(parser, batch=128, workers=4, cache='auto')
+    add_quantization_options(parser)
+    add_search_options(parser, finetune_flag=False, train_size=20000, val_size=1000)
+    add_agent_options(parser)
+    add_run_options(parser)
+    return parser
+
+
+def main(args):
+    """Searches and fine-tunes whatever is not done yet; writes the table after every result."""
+    from lib.utils.run_folder import check_folder, open_run
+
+    folder, device = Path(args.resume or args.output), start_device(args)
+    check_folder(folder, resume=bool(args.resume), overwrite=args.overwrite)
+    if args.resume:
+        check_resumed(args, folder)
+    envs, bench = make_envs(args, device, folder)
+    open_run(folder, settings(args), resume=bool(args.resume))
+    logger.info('%s on %s: %d layers, %d budgets, %d searchers, seeds %s; %d evaluations on %d images each', args.arch,
+                device, bench.env.num_layers, len(envs), len(args.searchers), args.seeds, args.evaluations,
+                bench.env.val_loader.num_images)
+    compare(args, envs, bench, folder, device)
+
+
+def check_resumed(args, folder):
+    """Raises an error where --resume names no comparison, or other settings than its own are given."""
+    if not (folder / 'args.json').is_file():
+        raise FileNotFoundError(f'--resume {folder}: no comparison is there (args.json is missing)')
+    if not (folder / 'searches').is_dir() and any(folder.glob('*.pth.tar')):
+        raise ValueError(f'--resume {folder}: this is the folder of another kind of run')
+    check_unchanged(args, allowed=('budgets', 'searchers', 'seeds'))
+
+
+def make_envs(args, device, folder):
+    """Returns ({budget: environment}, `Bench`); all budgets are checked before anything slow begins."""
+    args.constraint, args.preserve_ratio = None, args.budgets[0]
+    env, layers = make_env(args, device)
+    envs = {}
+    for budget in args.budgets:
+        args.preserve_ratio = budget
+        (constraint,) = find_constraints(args, layers)
+        envs[budget] = env.with_constraints([constraint])
+    bench = make_bench(args, env, folder, args.evaluations)
+    for name in args.searchers:
+        for each in envs.values():
+            bench.check(name, each)
+    return envs, bench
+
+
+def compare(args, envs, bench, folder, device):
+    """Runs every search and every fine-tuning that has no file in the folder yet."""
+    from lib.search.comparison import Comparison
+
+    args.train_batch = args.final_batch
+    *loaders, _ = loaders_of(args, device)
+    comparison = Comparison(folder, arch=args.arch, dataset=args.dataset, cost=bench.env.cost)
+    comparison.add_float(run_finetuning(args, bench.env, loaders, folder, None, args.seeds[0]))
+    for budget, env in envs.items():
+        for name in args.searchers:
+            for seed in args.seeds:
+                found = run_search(bench, env, folder, name, budget, seed if name in STOCHASTIC else args.seeds[0])
+                top1 = run_finetuning(args, env, loaders, folder, found['strategy'], seed)
+                comparison.add(budget, name, seed, found, top1)
+                comparison.write()
+    logger.info('%s\n%s: comparison.md, comparison.csv, pareto.png', comparison.text(), folder)
+
+
+def resume_hint(args):
+    """Says how an interrupted comparison goes on."""
+    folder = Path(args.resume or args.output)
+    return f'continue with --resume {folder}' if (folder / 'args.json').is_file() else 'nothing was begun; start again'
+
+
+if __name__ == '__main__':
+    run(main, make_compare_parser(), resume_hint)

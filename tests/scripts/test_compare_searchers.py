@@ -1,0 +1,170 @@
+"""compare_searchers.py by command: every searcher in both flows, killed and resumed, refused where it must be."""
+
+import csv
+import json
+import re
+
+import pytest
+
+ALL = ('uniform', 'random', 'greedy', 'ilp', 'hessian', 'fisher', 'evolution', 'progressive', 'ddpg')
+SMALL = ('--train_size', '64', '--val_size', '48', '--train_batch', '32', '--test_batch', '64', '--warmup', '1',
+         '--hidden1', '32', '--hidden2', '32', '--evaluations', '4', '--final_batch', '256', '--seeds', '1', '2')
+
+
+def rows(folder):
+    with open(folder / 'comparison.csv', newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def files(folder):
+    """Everything that a comparison leaves, but for the clock and the figure."""
+    found = {}
+    for path in sorted(folder.rglob('*.json')):
+        value = json.loads(path.read_text())
+        for row in [value, *value.get('rows', [])]:
+            row.pop('seconds', None)
+        found[path.name] = value if path.name != 'args.json' else None
+    return found
+
+
+class Crash(BaseException):
+    """Stands for the end of the process at one exact point; no script catches it."""
+
+
+@pytest.fixture(scope='module')
+def options(network, weights):
+    """Options of a K-means comparison, but for its folder."""
+    return (*network, '--weights', weights, '--budgets', 'uniform:3', '--min_bit', '2', *SMALL)
+
+
+@pytest.fixture(scope='module')
+def comparison(succeed, options, tmp_path_factory):
+    """Folder of a comparison of all searchers, and what it said."""
+    folder = tmp_path_factory.mktemp('compare') / 'kmeans'
+    return folder, succeed('compare_searchers.py', *options, '--output', folder, cwd=folder.parent).out
+
+
+def test_all_searchers(comparison):
+    folder, out = comparison
+    found = rows(folder)
+    assert [(row['searcher'], row['seed']) for row in found] == [(name, seed) for name in ALL for seed in '12']
+    for row in found:
+        assert float(row['ratio']) <= 3 / 32
+        assert 0 < float(row['top1']) <= 100
+        assert all(2 <= bit <= 8 for bit in json.loads(row['strategy']))
+    evaluations = {row['searcher']: int(row['evaluations']) for row in found}
+    assert evaluations == dict(zip(ALL, (1, 4, 1, 1, 1, 1, 4, 1, 4), strict=True))
+    images = {row['searcher']: int(row['forwards']) for row in found}
+    assert images['uniform'] == 48  # one evaluation of 48 images
+    assert images['random'] == 4 * 48
+    assert images['greedy'] == images['ilp'] == 48 + (20 * 7 + 1)  # one image for each cell, and for the float loss
+    assert images['ddpg'] <= 4 * 48  # strategies that come again are not evaluated again
+    assert int(next(row['backwards'] for row in found if row['searcher'] == 'hessian')) > 0
+    assert (folder / 'pareto.png').is_file()
+    table = (folder / 'comparison.md').read_text()
+    assert table.strip() in out
+    assert '| uniform:3 | ddpg |' in table
+
+
+def test_the_same_strategy_is_fine_tuned_once_for_each_seed(comparison):
+    folder, _ = comparison
+    pairs = {(row['strategy'], row['seed']) for row in rows(folder)}
+    assert len(list((folder / 'finetuned').glob('*_seed*.json'))) == len(pairs)
+    tops = {}
+    for row in rows(folder):
+        assert tops.setdefault((row['strategy'], row['seed']), row['top1']) == row['top1']
+
+
+@pytest.mark.parametrize('writes', [3, 7, 10])
+def test_a_killed_comparison_goes_on_to_the_same_numbers(call, options, comparison, tmp_path, monkeypatch, writes):
+    """Killed before one of its files is written: within a search, within a fine-tuning."""
+    from lib.utils import checkpoint
+    chosen = ('--searchers', 'random', 'ddpg', '--seeds', '1')
+    write, left = checkpoint.write_json, [writes]
+
+    def crash(path, value):
+        left[0] -= 1
+        if left[0] == 0:
+            raise Crash
+        write(path, value)
+
+    folder = tmp_path / 'killed'
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(checkpoint, 'write_json', crash)
+        call('compare_searchers.py', *options, *chosen, '--output', folder, cwd=tmp_path)
+    assert (folder / 'comparison.md').is_file() == (writes > 7)
+    done = call('compare_searchers.py', '--resume', folder, cwd=tmp_path)
+    assert done.code == 0, done.err
+    whole = files(comparison[0])
+    for name, value in files(folder).items():
+        if name not in ('args.json', 'comparison.json'):
+            assert value == whole[name], name
+    assert len(rows(folder)) == 2
+
+
+def test_seeds_and_searchers_can_be_added(succeed, options, tmp_path):
+    folder = tmp_path / 'grown'
+    succeed('compare_searchers.py', *options, '--searchers', 'uniform', '--seeds', '1', '--output', folder,
+            cwd=tmp_path)
+    before = {path: path.read_bytes() for path in folder.glob('*/*.json')}
+    succeed('compare_searchers.py', '--resume', folder, '--searchers', 'uniform', 'random', '--seeds', '1', '2',
+            cwd=tmp_path)
+    assert [(row['searcher'], row['seed']) for row in rows(folder)] == [
+        ('uniform', '1'), ('uniform', '2'), ('random', '1'), ('random', '2')]
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_the_linear_flow_under_latency(succeed, linear, weights, table, tmp_path):
+    folder = tmp_path / 'linear'
+    succeed('compare_searchers.py', *linear, '--linear_quantization', '--weights', weights, '--cost', table,
+            '--budgets', '0.6', '--min_bit', '2', *SMALL, '--seeds', '1', '--output', folder, cwd=tmp_path)
+    found = rows(folder)
+    assert [row['searcher'] for row in found] == list(ALL)
+    for row in found:
+        strategy = json.loads(row['strategy'])
+        assert strategy[0] == [8, -1] and strategy[-1] == [8, 8]
+        assert float(row['ratio']) <= 0.6
+
+
+@pytest.mark.parametrize('changes, message', [
+    (('--searchers', 'uniform', 'annealing'), 'annealing is no searcher: expected some of uniform, random'),
+    (('--budgets', '0.5', '0.01'), '--preserve_ratio 0.01 cannot be met.*lowest possible is 0.0625'),
+    (('--cost', 'activation_memory'), 'activation_memory'),
+    (('--evaluations', '0'), 'evaluations'),
+])
+def test_refuses(call, options, tmp_path, changes, message):
+    done = call('compare_searchers.py', *options, *changes, '--output', tmp_path / 'bad', cwd=tmp_path)
+    assert done.code
+    assert 'Traceback' not in done.err
+    assert re.search(message, done.err.replace('\n', ' ')), done.err
+    assert not (tmp_path / 'bad' / 'args.json').exists()
+
+
+def test_refuses_to_resume_with_other_settings(call, comparison, tmp_path):
+    folder, _ = comparison
+    before = (folder / 'comparison.json').read_bytes()
+    done = call('compare_searchers.py', '--resume', folder, '--evaluations', '9', '--min_bit', '1', cwd=tmp_path)
+    assert done.code and '--evaluations was 4, now 9' in done.err and '--min_bit was 2, now 1' in done.err
+    done = call('compare_searchers.py', '--resume', tmp_path, cwd=tmp_path)
+    assert done.code and 'no comparison is there' in done.err
+    assert (folder / 'comparison.json').read_bytes() == before
+
+
+@pytest.mark.parametrize('searcher, episodes', [('ilp', 1), ('evolution', 4), ('uniform', 1), ('progressive', 1)])
+def test_other_searchers_of_rl_quantize(succeed, kmeans_options, tmp_path, searcher, episodes):
+    succeed('rl_quantize.py', *kmeans_options, '--searcher', searcher, '--output', 'save', cwd=tmp_path)
+    folder = tmp_path / 'save' / 'resnet20_digits'
+    found = json.loads((folder / 'results.json').read_text())
+    assert found['episodes'] == episodes and found['searcher'] == searcher and found['ratio'] <= 0.13
+    assert json.loads((folder / 'strategy.json').read_text())['strategy'] == found['strategy']
+    assert not (folder / 'actor.pkl').exists()
+
+
+def test_a_search_by_evolution_goes_on_to_the_same_numbers(succeed, kmeans_options, tmp_path):
+    options = (*kmeans_options, '--searcher', 'evolution', '--output', 'save')
+    succeed('rl_quantize.py', *options, '--suffix', 'whole', cwd=tmp_path)
+    succeed('rl_quantize.py', *options, '--suffix', 'part', '--train_episode', '2', cwd=tmp_path)
+    succeed('rl_quantize.py', '--resume', 'save/resnet20_digits_part', '--train_episode', '4', cwd=tmp_path)
+    logs = [re.sub(r' \S+ s$', '', (tmp_path / f'save/resnet20_digits_{name}/log.txt').read_text(), flags=re.MULTILINE)
+            for name in ('whole', 'part')]
+    assert logs[0] == logs[1]
