@@ -1,0 +1,55 @@
+"""Cheaper episodes of rl_quantize.py: strategies that come again, a look first, a warm start; all resumable."""
+
+import json
+import re
+
+import pytest
+import torch
+
+
+def history(folder):
+    return torch.load(folder / 'search.pth.tar', weights_only=True)['history']
+
+
+def without_seconds(folder):
+    return re.sub(r' \S+ s$', '', (folder / 'log.txt').read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize('reuse', ['--reuse', '--no-reuse'])
+def test_a_strategy_that_comes_again_keeps_its_result(succeed, kmeans_options, tmp_path, reuse):
+    """With one choice for every layer all episodes have the same strategy, but train on images in another order."""
+    succeed('rl_quantize.py', *kmeans_options, '--min_bit', '3', '--max_bit', '3', reuse, '--output', tmp_path,
+            cwd=tmp_path)
+    records = history(tmp_path / 'resnet20_digits')
+    assert len(records) == 4
+    losses = {record['loss'] for record in records}
+    assert len(losses) == (1 if reuse == '--reuse' else 4)
+
+
+def test_screen_and_warm_start_go_on_to_the_same_numbers(succeed, kmeans_options, tmp_path, monkeypatch):
+    from lib.env import screen
+    monkeypatch.setattr(screen, 'MIN_PAIRS', 2)
+    monkeypatch.setattr(screen, 'MARGIN', 0.0)
+    options = (*kmeans_options, '--screen', '32', '--warm_start', 'sensitivity', '--sensitivity_images', '8',
+               '--warmup', '5', '--output', 'save')
+    succeed('rl_quantize.py', *options, '--train_episode', '8', '--suffix', 'whole', cwd=tmp_path)
+    for episodes in ('3', '6', '8'):
+        begin = ('--resume', 'save/resnet20_digits_part') if episodes != '3' else (*options, '--suffix', 'part')
+        succeed('rl_quantize.py', *begin, '--train_episode', episodes, cwd=tmp_path)
+    whole, part = (tmp_path / f'save/resnet20_digits_{name}' for name in ('whole', 'part'))
+    assert without_seconds(whole) == without_seconds(part)
+    records = history(whole)
+    assert all(record['screened'] is not None for record in records)
+    assert not all(record['finetuned'] for record in records)
+    best = json.loads((whole / 'results.json').read_text())
+    assert best['finetuned']
+
+
+def test_a_warm_start_begins_with_the_integer_program(succeed, kmeans_options, tmp_path):
+    options = (*kmeans_options, '--sensitivity_images', '8', '--output', tmp_path)
+    succeed('rl_quantize.py', *options, '--searcher', 'hessian', '--suffix', 'hessian', cwd=tmp_path)
+    succeed('rl_quantize.py', *options, '--warm_start', 'sensitivity', '--warmup', '2', '--suffix', 'warm', cwd=tmp_path)
+    hessian, warm = (history(tmp_path / f'resnet20_digits_{name}') for name in ('hessian', 'warm'))
+    assert warm[0]['strategy'] == hessian[0]['strategy']
+    assert len({str(record['strategy']) for record in warm[:3]}) == 3
+    assert all(record['ratio'] <= 0.13 for record in warm)
