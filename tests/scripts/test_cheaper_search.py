@@ -48,7 +48,8 @@ def test_screen_and_warm_start_go_on_to_the_same_numbers(succeed, kmeans_options
 def test_a_warm_start_begins_with_the_integer_program(succeed, kmeans_options, tmp_path):
     options = (*kmeans_options, '--sensitivity_images', '8', '--output', tmp_path)
     succeed('rl_quantize.py', *options, '--searcher', 'hessian', '--suffix', 'hessian', cwd=tmp_path)
-    succeed('rl_quantize.py', *options, '--warm_start', 'sensitivity', '--warmup', '2', '--suffix', 'warm', cwd=tmp_path)
+    succeed('rl_quantize.py', *options, '--warm_start', 'sensitivity', '--warmup', '2', '--suffix', 'warm',
+            cwd=tmp_path)
     hessian, warm = (history(tmp_path / f'resnet20_digits_{name}') for name in ('hessian', 'warm'))
     assert warm[0]['strategy'] == hessian[0]['strategy']
     assert len({str(record['strategy']) for record in warm[:3]}) == 3
