@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,11 @@ class Codebook:
         """int32 of the weight's shape: the cluster, or k for a pruned zero."""
         index = self.labels.to(torch.int32)
         return index if self.kept is None else index.masked_fill_(~self.kept, len(self.centroids))
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """int64 (k + 1,): the weights of every cluster, then the pruned zeros; found once."""
+        return torch.bincount(self.index.flatten(), minlength=len(self.centroids) + 1)
 
     @property
     def bits(self) -> int:
@@ -102,11 +108,11 @@ class _ClusteredWeight:
         if codebook.labels.shape != weight.shape:
             shapes = f'{tuple(codebook.labels.shape)}, its weight {tuple(weight.shape)}'
             raise ValueError(f'the codebook of {name} has shape {shapes}: it was made for another layer')
-        codebook = codebook.to(weight.device)
+        codebook = codebook if codebook.labels.device == weight.device else codebook.to(weight.device)
         self.weight, self.labels, self.kept = weight, codebook.labels, codebook.kept
         self.centroids = nn.Parameter(codebook.centroids.to(weight.dtype, copy=True))
         self.index = codebook.index.flatten()
-        self.counts = torch.bincount(self.index, minlength=len(self.centroids) + 1).clamp_(min=1)
+        self.counts = codebook.counts.clamp(min=1)
 
     def collect_gradient(self):
         gradient, self.weight.grad = self.weight.grad, None

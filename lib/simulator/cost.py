@@ -149,7 +149,7 @@ def check_bit_range(min_bit: int, max_bit: int) -> None:
 
 
 def _is_int(value) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))  # the first is fast
 
 
 def as_table(values, name) -> np.ndarray:
