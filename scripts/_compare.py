@@ -21,10 +21,11 @@ def run_search(bench, env, folder, name, budget, seed):
     if 'strategy' in record:
         return record
     before, start = bench.counter.counts, time.time()
+    bench.saved_seconds = 0.0
     searcher = bench.searcher(name, seed, env)
     replay(searcher, [(entry['strategy'], entry['reward']) for entry in record['history']])
     if record['history']:  # which counts what led there
-        before, start = bench.counter.counts, time.time()
+        before, start, bench.saved_seconds = bench.counter.counts, time.time(), 0.0
     history, known = record['history'], {str(entry['strategy']): entry for entry in record['history']}
     while len(history) < bench.evaluations and (strategy := searcher.propose()) is not None:
         entry = known.get(str(strategy)) or evaluate(env, strategy)  # the same strategy is evaluated once
@@ -32,8 +33,9 @@ def run_search(bench, env, folder, name, budget, seed):
         searcher.observe(strategy, entry['reward'])
         history.append(entry)
         forwards, backwards = (now - then for now, then in zip(bench.counter.counts, before, strict=True))
+        seconds = time.time() - start + bench.saved_seconds
         now = {'history': history, 'forwards': record['forwards'] + forwards,
-               'backwards': record['backwards'] + backwards, 'seconds': record['seconds'] + time.time() - start}
+               'backwards': record['backwards'] + backwards, 'seconds': record['seconds'] + seconds}
         write_json(path, now)
     best = known[str(searcher.best())]
     found = {'searcher': name, 'budget': budget, 'seed': seed, **{key: best[key] for key in best if key != 'reward'},

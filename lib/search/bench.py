@@ -1,6 +1,7 @@
 """All searchers on one bench: the same network, budgets, quantizers and images, and a count of the images they take."""
 
 import logging
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -85,6 +86,7 @@ class Bench:
         self.folder, self.agent, self.store_action = Path(folder), dict(agent or {}), store_action
         self.warm_start, self.images, self.batch = warm_start, images, batch
         self._batches = {}
+        self.saved_seconds = 0.0  # that sensitivities took which were read from their files
 
     @property
     def allowance(self):
@@ -127,12 +129,17 @@ class Bench:
             ALLOCATORS[name][0](Space.of(env), np.zeros((env.num_layers, MAX_BIT, MAX_BIT)))
 
     def sensitivity(self, kind):
-        """Returns a `Sensitivity` of the layers, measured once on as many images as the allowance gives."""
+        """Returns a `Sensitivity` of the layers, measured once on as many images as the allowance gives.
+
+        Whoever uses it pays for it: its images are counted each time, and its seconds in `saved_seconds`.
+        """
         images = self.sensitivity_images(kind)
         path = self.folder / f'sensitivity_{kind}.npz'
+        start = time.time()
         with self.counter.paused():
             found = read_or_measure(path, self.env, kind, num_images=images)
         self.counter.add(found.forwards, found.backwards)
+        self.saved_seconds += max(found.seconds - (time.time() - start), 0)
         return found
 
     def sensitivity_images(self, kind):

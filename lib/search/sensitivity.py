@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import time
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -31,12 +32,14 @@ class Sensitivity(NamedTuple):
             the column of 8 bits, as in a `CostTable`. nan: not measured. A fixed layer has 0 in its own cell.
         kind: one of `KINDS`.
         forwards, backwards: images passed through the network.
+        seconds: that it took, when it was measured.
     """
 
     table: np.ndarray
     kind: str
     forwards: int
     backwards: int
+    seconds: float
 
 
 def measure_sensitivity(env, kind, *, num_images, seed=0):
@@ -68,6 +71,7 @@ def measure_sensitivity(env, kind, *, num_images, seed=0):
     """
     if kind not in KINDS:
         raise ValueError(f'sensitivity {kind!r}: expected one of {", ".join(KINDS)}')
+    start = time.time()
     images, labels = (tensor.to(env.device) for tensor in draw_images(env.val_loader, num_images, seed))
     with env.float_network():
         free = {index: name for index, name in enumerate(env.layers()) if index not in env.fixed}
@@ -78,7 +82,8 @@ def measure_sensitivity(env, kind, *, num_images, seed=0):
             if not np.isfinite(list(rises[index].values())).all():
                 raise FloatingPointError(f'the {kind} sensitivity of the {what} of layer {index} ({free[index]}) is '
                                          f'not finite: {rises[index]}')
-    return Sensitivity(distributed.broadcast(_table(env, free, *parts)), kind, forwards, backwards)
+    return Sensitivity(distributed.broadcast(_table(env, free, *parts)), kind, forwards, backwards,
+                       time.time() - start)
 
 
 def draw_images(loader, count, seed=0):
@@ -193,7 +198,7 @@ def read_or_measure(path, env, kind, *, num_images, seed=0):
     if distributed.is_main():
         with atomic_path(path) as temporary, temporary.open('wb') as file:
             np.savez(file, table=found.table, forwards=found.forwards, backwards=found.backwards,
-                     about=json.dumps(about))
+                     seconds=found.seconds, about=json.dumps(about))
     return found
 
 
@@ -213,7 +218,8 @@ def _read(path, about):
         with np.load(path, allow_pickle=False) as file:
             differ = [key for key, value in about.items() if json.loads(str(file['about'])).get(key) != value]
             if not differ:
-                return Sensitivity(file['table'], about['kind'], int(file['forwards']), int(file['backwards']))
+                return Sensitivity(file['table'], about['kind'], int(file['forwards']), int(file['backwards']),
+                                   float(file['seconds']))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         logger.warning('%s cannot be read (%s): the sensitivity is measured anew', path, error)
         return None

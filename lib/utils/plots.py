@@ -124,7 +124,7 @@ def plot_search(episodes, path, warmup, float_accuracy=None):
     top.set_ylabel('reward')
     bottom.set_ylabel('accuracy (%)')
     bottom.set_xlabel('episode')
-    bottom.xaxis.set_major_locator(_whole_numbers())
+    bottom.xaxis.set_major_locator(whole_numbers())
     figure.legend(*top.get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False, fontsize=8)
     save_figure(figure, path)
 
@@ -146,7 +146,7 @@ def plot_search_cloud(episodes, path, float_accuracy=None, xlabel='cost / refere
             label=f'best reward: {accuracy[best]:.2f} % at {ratio[best]:.4f}')
     if float_accuracy is not None:
         float_line(ax, float_accuracy)
-    bar = figure.colorbar(points, ax=ax, pad=.02, ticks=_whole_numbers())
+    bar = figure.colorbar(points, ax=ax, pad=.02, ticks=whole_numbers())
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, color='.4')
     bar.set_label('episode', fontsize=9)
@@ -280,7 +280,7 @@ def plot_training(columns, path):
                     marker='.' if len(values) < 30 else None, label={'Train': 'training', 'Valid': 'validation'}[kind])
         ax.set_xlabel('epoch')
         ax.set_ylabel(label)
-        ax.xaxis.set_major_locator(_whole_numbers())
+        ax.xaxis.set_major_locator(whole_numbers())
     best = int(np.nanargmax(values))
     axes[1].plot(epochs[best], values[best], '*', color=RED, markersize=11, markeredgecolor='white', zorder=3,
                  label=f'best: {values[best]:.2f} % in epoch {epochs[best]}')
@@ -307,12 +307,14 @@ def new_figure(width, height, rows=1, columns=1):
 
 
 def float_line(ax, accuracy):
+    """Draws the accuracy of the float network, in percent, as a line."""
     ax.axhline(accuracy, color='.3', linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     ax.annotate(f'float {accuracy:.2f} %', (0, accuracy), (4, 2), xycoords=ax.get_yaxis_transform(),
                 textcoords='offset points', va='bottom', fontsize=7, color='.3')
 
 
-def _whole_numbers():
+def whole_numbers():
+    """Returns the places of ticks on an axis that counts."""
     return MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 

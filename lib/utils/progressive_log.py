@@ -103,4 +103,5 @@ def plot_steps(rows, path):
     top.set_ylabel('cost (32 bits = 1)')
     bottom.set_ylabel('accuracy (%)')
     bottom.set_xlabel('step')
+    bottom.xaxis.set_major_locator(plots.whole_numbers())
     plots.save_figure(figure, path)
