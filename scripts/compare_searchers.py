@@ -61,7 +61,7 @@ def make_compare_parser():
 
 
 def main(args):
-    """Searches and fine-tunes whatever is not done yet; writes the table after every result."""
+    """Searches and fine-tunes whatever is not done yet; writes tables after every result, the figure after a budget."""
     from lib.utils.run_folder import check_folder, open_run
 
     folder, device = Path(args.resume or args.output), start_device(args)
@@ -116,6 +116,7 @@ def compare(args, envs, bench, folder, device):
                 top1 = run_finetuning(args, env, loaders, folder, found['strategy'], seed)
                 comparison.add(budget, name, seed, found, top1)
                 comparison.write()
+        comparison.plot()
     logger.info('%s\n%s: comparison.md, comparison.csv, pareto.png', comparison.text(), folder)
 
 

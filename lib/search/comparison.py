@@ -61,7 +61,7 @@ class Comparison:
         return '\n'.join(lines)
 
     def write(self):
-        """Writes all files."""
+        """Writes the tables."""
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, COLUMNS)
         writer.writeheader()
@@ -71,10 +71,9 @@ class Comparison:
                                                      'cost': self.cost.name, 'float_accuracy': self.float_accuracy,
                                                      'rows': self.rows})
         write_text(self.folder / 'comparison.md', self.text() + '\n')
-        self.plot(self.folder / 'pareto.png')
 
-    def plot(self, path):
-        """Draws accuracy after fine-tuning against cost, a line for each searcher, with standard errors."""
+    def plot(self):
+        """Writes the figure: accuracy after fine-tuning against cost, a line a searcher, with standard errors."""
         figure, (ax,) = new_figure(7, 4.6)
         searchers = list(dict.fromkeys(row['searcher'] for row in self.rows))
         for number, searcher in enumerate(searchers):
@@ -90,7 +89,7 @@ class Comparison:
         ax.set_ylabel('top-1 after fine-tuning (%)')
         ax.set_title(f'{self.arch} on {self.dataset}: mean and standard error over seeds', loc='left', fontsize=10)
         figure.legend(*ax.get_legend_handles_labels(), loc='outside right upper', frameon=False, fontsize=8)
-        save_figure(figure, path)
+        save_figure(figure, self.folder / 'pareto.png')
 
 
 def mean(rows, key):

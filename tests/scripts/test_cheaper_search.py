@@ -32,9 +32,9 @@ def test_screen_and_warm_start_go_on_to_the_same_numbers(succeed, kmeans_options
     monkeypatch.setattr(screen, 'MARGIN', 0.0)
     options = (*kmeans_options, '--screen', '32', '--warm_start', 'sensitivity', '--sensitivity_images', '8',
                '--warmup', '5', '--output', 'save')
-    succeed('rl_quantize.py', *options, '--train_episode', '8', '--suffix', 'whole', cwd=tmp_path)
-    for episodes in ('3', '6', '8'):
-        begin = ('--resume', 'save/resnet20_digits_part') if episodes != '3' else (*options, '--suffix', 'part')
+    succeed('rl_quantize.py', *options, '--train_episode', '7', '--suffix', 'whole', cwd=tmp_path)
+    for episodes in ('4', '7'):
+        begin = ('--resume', 'save/resnet20_digits_part') if episodes == '7' else (*options, '--suffix', 'part')
         succeed('rl_quantize.py', *begin, '--train_episode', episodes, cwd=tmp_path)
     whole, part = (tmp_path / f'save/resnet20_digits_{name}' for name in ('whole', 'part'))
     assert without_seconds(whole) == without_seconds(part)
