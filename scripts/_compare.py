@@ -9,24 +9,24 @@ from _common import logger
 
 
 def run_search(bench, env, folder, name, budget, seed):
-    """Returns the record of a search, which goes on where its file ends.
+    """Returns the record of a search, which goes on where its file ends; `seed` is None for one without chance.
 
     The record has `strategy`, `accuracy`, `ratio`, `evaluations`, `forwards`, `backwards` (images), `seconds` and
     `history`, [{'strategy', 'accuracy', 'reward', 'ratio'}].
     """
     from lib.search.bench import replay
     from lib.utils.checkpoint import write_json
-    path = folder / 'searches' / f'{str(budget).replace(":", "")}_{name}_seed{seed}.json'
+    path = folder / 'searches' / f'{str(budget).replace(":", "")}_{name}{"" if seed is None else f"_seed{seed}"}.json'
     record = read(path) or {'history': [], 'forwards': 0, 'backwards': 0, 'seconds': 0.0}
     if 'strategy' in record:
         return record
     before, start = bench.counter.counts, time.time()
     bench.saved_seconds = 0.0
-    searcher = bench.searcher(name, seed, env)
+    searcher = bench.searcher(name, seed or 0, env)
     replay(searcher, [(entry['strategy'], entry['reward']) for entry in record['history']])
     if record['history']:  # which counts what led there
         before, start, bench.saved_seconds = bench.counter.counts, time.time(), 0.0
-    history, known = record['history'], {str(entry['strategy']): entry for entry in record['history']}
+    now, history, known = record, record['history'], {str(entry['strategy']): entry for entry in record['history']}
     while len(history) < bench.evaluations and (strategy := searcher.propose()) is not None:
         entry = known.get(str(strategy)) or evaluate(env, strategy)  # the same strategy is evaluated once
         known[str(strategy)] = entry
@@ -41,9 +41,9 @@ def run_search(bench, env, folder, name, budget, seed):
     found = {'searcher': name, 'budget': budget, 'seed': seed, **{key: best[key] for key in best if key != 'reward'},
              'evaluations': len(history), **now}
     write_json(path, found)
-    logger.info('%s by %s, seed %d: accuracy %.2f %% in the search, ratio %.4f; %d evaluations, %d images forward, %d '
-                'backward, %.0f s', budget, name, seed, found['accuracy'], found['ratio'], len(history),
-                found['forwards'], found['backwards'], found['seconds'])
+    logger.info('%s by %s%s: accuracy %.2f %% in the search, ratio %.4f; %d evaluations, %d images forward, %d '
+                'backward, %.0f s', budget, name, '' if seed is None else f', seed {seed}', found['accuracy'],
+                found['ratio'], len(history), found['forwards'], found['backwards'], found['seconds'])
     return found
 
 

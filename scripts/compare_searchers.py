@@ -6,6 +6,7 @@ figure of accuracy against cost.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from _common import check_unchanged, logger, make_parser, run, settings
@@ -22,6 +23,8 @@ from _options import (
 )
 from _search import SEARCHERS, STOCHASTIC, add_agent_options, add_search_options, make_bench, make_env
 from _setup import loaders_of, start_device
+
+ADDABLE = ('budgets', 'searchers', 'seeds')  # to a comparison that is resumed
 
 
 def searcher_name(text):
@@ -50,7 +53,7 @@ def make_compare_parser():
     group.add_argument('--final_batch', type=at_least(1), default=128, help='its batch size')
     group.add_argument('--output', default=RepositoryPath('save/comparison'), help='folder of the comparison')
     group.add_argument('--resume', metavar='FOLDER', help='comparison to continue, with its own settings; budgets, '
-                       'searchers and seeds may be other ones')
+                       'searchers and seeds that are given are added')
     add_model_options(parser, arch='resnet20')
     add_data_options(parser, batch=128, workers=4, cache='auto')
     add_quantization_options(parser)
@@ -62,18 +65,36 @@ def make_compare_parser():
 
 def main(args):
     """Searches and fine-tunes whatever is not done yet; writes tables after every result, the figure after a budget."""
+    from lib.utils.checkpoint import write_json
     from lib.utils.run_folder import check_folder, open_run
 
     folder, device = Path(args.resume or args.output), start_device(args)
+    check_options(args)
     check_folder(folder, resume=bool(args.resume), overwrite=args.overwrite)
     if args.resume:
         check_resumed(args, folder)
     envs, bench = make_envs(args, device, folder)
     open_run(folder, settings(args), resume=bool(args.resume))
+    write_json(folder / 'args.json', settings(args))  # with what was added
     logger.info('%s on %s: %d layers, %d budgets, %d searchers, seeds %s; %d evaluations on %d images each', args.arch,
                 device, bench.env.num_layers, len(envs), len(args.searchers), args.seeds, args.evaluations,
                 bench.env.val_loader.num_images)
     compare(args, envs, bench, folder, device)
+
+
+def check_options(args):
+    """Drops what is given twice; raises ValueError for what a comparison cannot do."""
+    from lib.utils.distributed import world_size
+    if world_size() > 1:
+        raise ValueError(f'a comparison works in one process, these are {world_size()}: start it without torchrun')
+    if args.screen:
+        raise ValueError('--screen judges a strategy by those before it: leave it out, here every search is judged '
+                         'alike')
+    for name in ADDABLE:
+        setattr(args, name, list(dict.fromkeys([*args.changed.get(name, ([],))[0], *getattr(args, name)])))
+    if not args.finetune_flag and not args.bn_batches:
+        logger.warning('strategies are judged with the BatchNorm statistics of the float network, which ranks them '
+                       'wrongly (docs/results.md): --bn_batches 4 estimates them anew')
 
 
 def check_resumed(args, folder):
@@ -82,7 +103,7 @@ def check_resumed(args, folder):
         raise FileNotFoundError(f'--resume {folder}: no comparison is there (args.json is missing)')
     if not (folder / 'searches').is_dir() and any(folder.glob('*.pth.tar')):
         raise ValueError(f'--resume {folder}: this is the folder of another kind of run')
-    check_unchanged(args, allowed=('budgets', 'searchers', 'seeds'))
+    check_unchanged(args, allowed=ADDABLE)
 
 
 def make_envs(args, device, folder):
@@ -92,7 +113,7 @@ def make_envs(args, device, folder):
     envs = {}
     for budget in args.budgets:
         args.preserve_ratio = budget
-        (constraint,) = find_constraints(args, layers)
+        (constraint,) = (replace(each, option='--budgets') for each in find_constraints(args, layers))
         envs[budget] = env.with_constraints([constraint])
     bench = make_bench(args, env, folder, args.evaluations)
     for name in args.searchers:
@@ -112,7 +133,7 @@ def compare(args, envs, bench, folder, device):
     for budget, env in envs.items():
         for name in args.searchers:
             for seed in args.seeds:
-                found = run_search(bench, env, folder, name, budget, seed if name in STOCHASTIC else args.seeds[0])
+                found = run_search(bench, env, folder, name, budget, seed if name in STOCHASTIC else None)
                 top1 = run_finetuning(args, env, loaders, folder, found['strategy'], seed)
                 comparison.add(budget, name, seed, found, top1)
                 comparison.write()

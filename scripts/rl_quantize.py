@@ -111,7 +111,8 @@ def read_search(args, folder):
     from lib.utils.checkpoint import read_checkpoint
     if not args.resume:
         return None
-    check_unchanged(args, allowed=('train_episode',))
+    measures = args.searcher not in ('ddpg', 'random', 'evolution') or args.warm_start != 'none'
+    check_unchanged(args, allowed=() if measures else ('train_episode',))  # the images of a measurement depend on it
     if not (folder / 'args.json').is_file():
         raise FileNotFoundError(f'--resume {folder}: no run is there (args.json is missing); give the folder of a '
                                 'search, for example save/mobilenet_v2_imagenet')

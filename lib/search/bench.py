@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 # Those that solve an allocation problem, and the sensitivity they solve it with.
 ALLOCATORS = {'greedy': (GreedySearcher, 'loss'), 'ilp': (ILPSearcher, 'loss'), 'hessian': (ILPSearcher, 'hessian'),
               'fisher': (ILPSearcher, 'fisher')}
+MAX_CANDIDATES = 100  # of a progressive step, ProQHA's default
 SEARCHERS = ('uniform', 'random', *ALLOCATORS, 'evolution', 'progressive', 'ddpg')
 
 
@@ -115,7 +116,9 @@ class Bench:
         if name in simple:
             return simple[name](space, seed)
         if name == 'progressive':
-            lam = ProgressiveSearcher.affordable(space, seed, self.allowance // (3 * self.batch))
+            lam = ProgressiveSearcher.affordable(space, seed, (self.allowance - self.evaluation_images)
+                                                 // (3 * self.batch))
+            lam = min(lam, MAX_CANDIDATES)
             return Concluded(ProgressiveSearcher(space, seed, lam=lam), lambda found: self.gradient(found, seed))
         if name == 'ddpg':
             agent = DDPG(num_states=env.num_states, **{'capacity': 128 * env.num_layers, **self.agent}, seed=seed)
@@ -125,8 +128,13 @@ class Bench:
 
     def check(self, name, env):
         """Raises ValueError where a searcher has no use for the budgets of `env`; quick, nothing is measured."""
-        if name in ALLOCATORS:
-            ALLOCATORS[name][0](Space.of(env), np.zeros((env.num_layers, MAX_BIT, MAX_BIT)))
+        try:
+            if name in ALLOCATORS:
+                ALLOCATORS[name][0](Space.of(env), np.zeros((env.num_layers, MAX_BIT, MAX_BIT)))
+            if name == 'progressive':
+                ProgressiveSearcher(Space.of(env))
+        except ValueError as error:
+            raise ValueError(f'the searcher {name}: {error}') from error
 
     def sensitivity(self, kind):
         """Returns a `Sensitivity` of the layers, measured once on as many images as the allowance gives.

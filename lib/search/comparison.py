@@ -8,8 +8,8 @@ from pathlib import Path
 from lib.utils.checkpoint import write_json, write_text
 from lib.utils.plots import SERIES, float_line, new_figure, save_figure
 
-COLUMNS = ('budget', 'searcher', 'seed', 'ratio', 'search_accuracy', 'top1', 'evaluations', 'forwards', 'backwards',
-           'seconds', 'strategy')
+COLUMNS = ('budget', 'searcher', 'seed', 'searched', 'ratio', 'search_accuracy', 'top1', 'evaluations', 'forwards',
+           'backwards', 'seconds', 'strategy')
 HEAD = ('budget', 'searcher', 'ratio', 'accuracy in the search', 'top-1 fine-tuned', 'against uniform', 'evaluations',
         'images forward', 'images backward', 'seconds')
 
@@ -34,9 +34,9 @@ class Comparison:
 
     def add(self, budget, searcher, seed, found, top1):
         """Adds a search, the record `found`, whose strategy was fine-tuned with `seed` to an accuracy of `top1`."""
-        self.rows.append({'budget': str(budget), 'searcher': searcher, 'seed': seed, 'search_accuracy':
-                          found['accuracy'], 'top1': top1, **{key: found[key] for key in COLUMNS if key in found
-                                                             and key not in ('budget', 'searcher', 'seed', 'top1')}})
+        copied = ('ratio', 'evaluations', 'forwards', 'backwards', 'seconds', 'strategy')
+        self.rows.append({'budget': str(budget), 'searcher': searcher, 'seed': seed, 'searched': found['seed'],
+                          'search_accuracy': found['accuracy'], 'top1': top1, **{key: found[key] for key in copied}})
 
     def groups(self):
         """Returns {(budget, searcher): rows, one a seed}."""
@@ -100,6 +100,8 @@ def mean(rows, key):
 def error(rows, key):
     """Returns the standard error of the mean of a column, None for a single row."""
     values = [row[key] for row in rows]
+    if key == 'search_accuracy' and len({row['searched'] for row in rows}) == 1:
+        return None  # one search, fine-tuned several times
     return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
 
 

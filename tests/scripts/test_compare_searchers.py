@@ -115,8 +115,10 @@ def test_seeds_and_searchers_can_be_added(succeed, options, tmp_path):
     succeed('compare_searchers.py', *options, '--searchers', 'uniform', '--seeds', '1', '--output', folder,
             cwd=tmp_path)
     before = {path: path.read_bytes() for path in folder.glob('*/*.json')}
-    succeed('compare_searchers.py', '--resume', folder, '--searchers', 'uniform', 'random', '--seeds', '1', '2',
-            cwd=tmp_path)
+    succeed('compare_searchers.py', '--resume', folder, '--searchers', 'random', '--seeds', '2', cwd=tmp_path)
+    added = rows(folder)
+    succeed('compare_searchers.py', '--resume', folder, cwd=tmp_path)
+    assert rows(folder) == added  # what was added stays
     assert [(row['searcher'], row['seed']) for row in rows(folder)] == [
         ('uniform', '1'), ('uniform', '2'), ('random', '1'), ('random', '2')]
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -137,9 +139,11 @@ def test_the_linear_flow_under_latency(succeed, linear, weights, table, tmp_path
 
 @pytest.mark.parametrize('changes, message', [
     (('--searchers', 'uniform', 'annealing'), 'annealing is no searcher: expected some of uniform, random'),
-    (('--budgets', '0.5', '0.01'), '--preserve_ratio 0.01 cannot be met.*lowest possible is 0.0625'),
+    (('--budgets', '0.5', '0.01'), '--budgets 0.01 cannot be met.*lowest possible is 0.0625'),
     (('--cost', 'activation_memory'), 'activation_memory'),
     (('--evaluations', '0'), 'evaluations'),
+    (('--screen', '8', '--finetune_flag'), '--screen judges a strategy by those before it'),
+    (('--min_bit', '1', '--budgets', '0.05'), 'the searcher progressive: --budgets 0.05 cannot be met'),
 ])
 def test_refuses(call, options, tmp_path, changes, message):
     done = call('compare_searchers.py', *options, *changes, '--output', tmp_path / 'bad', cwd=tmp_path)
