@@ -236,11 +236,10 @@ def finish(search, log):
         **log.about, 'quantization': 'qat', 'strategy': search.parts.lists(last['kbits']), 'kbits': last['kbits'],
         'steps': last['step'], 'top1': last['test_acc'], 'start_top1': search.start['test_acc'],
         'cost_name': 'proqha_ratio', 'cost': last['cost'], 'ratio': last['cost'], 'size_ratio': bits / full})
-    logger.info('%d steps: top-1 %.2f %% at cost %.4f, with float layers %.4f of the float size', last['step'],
-                last['test_acc'], last['cost'], bits / full)
-    if log.history:
-        logger.info('evaluate any step by qat_train.py --arch %s --eval --resume %s', search.args.arch,
-                    step_path(search.folder, last['step']))
+    advice = f'; evaluate any step by qat_train.py --arch {search.args.arch} --eval --resume ' \
+             f'{step_path(search.folder, last["step"])}' if log.history else ''
+    logger.info('%d steps: top-1 %.2f %% at cost %.4f, with float layers %.4f of the float size%s', last['step'],
+                last['test_acc'], last['cost'], bits / full, advice)
 
 
 def resume_hint(args):

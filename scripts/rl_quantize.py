@@ -87,7 +87,8 @@ def main(args):
     for budget in env.constraints:
         logger.info('budget: %s of at most %.6g %s = %.4f of %.6g', budget.cost.name, budget.limit, budget.cost.unit,
                     budget.ratio, budget.cost.reference)
-    searcher = make_bench(args, env, folder, args.train_episode).searcher(args.searcher, args.seed)
+    first, _ = args.changed.get('train_episode', (args.train_episode, None))  # a search that goes on measures as before
+    searcher = make_bench(args, env, folder, first).searcher(args.searcher, args.seed)
     search(args, env, searcher, folder, saved)
 
 
@@ -111,8 +112,7 @@ def read_search(args, folder):
     from lib.utils.checkpoint import read_checkpoint
     if not args.resume:
         return None
-    measures = args.searcher not in ('ddpg', 'random', 'evolution') or args.warm_start != 'none'
-    check_unchanged(args, allowed=() if measures else ('train_episode',))  # the images of a measurement depend on it
+    check_unchanged(args, allowed=('train_episode',))
     if not (folder / 'args.json').is_file():
         raise FileNotFoundError(f'--resume {folder}: no run is there (args.json is missing); give the folder of a '
                                 'search, for example save/mobilenet_v2_imagenet')
