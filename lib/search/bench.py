@@ -172,8 +172,6 @@ class Concluded(Searcher):
     For a searcher whose proposals are on the way to the budgets, and are judged by something else than an evaluation.
     """
 
-    within_budget = True
-
     def __init__(self, inner, judge):
         super().__init__(inner.space)
         self.inner, self.judge, self.name = inner, judge, inner.name
@@ -183,6 +181,8 @@ class Concluded(Searcher):
             return None
         while (strategy := self.inner.propose()) is not None:
             self.inner.observe(strategy, self.judge(strategy))
+            if len(self.inner.history) % 100 == 0:
+                logger.info('%s: %d candidates are judged', self.name, len(self.inner.history))
         return self.inner.best()
 
 

@@ -15,7 +15,8 @@ class Searcher:
 
     Attributes:
         name: what users call it.
-        score: what `observe` is told, larger is better: 'accuracy', or 'gradient_norm' for minus that norm.
+        score: what `observe` is told, larger is better: 'accuracy' for a reward that rises with it, 'gradient_norm' for
+            minus that norm.
         within_budget: whether what it proposes holds the budgets; `best` always does.
     """
 
