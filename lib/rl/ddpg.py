@@ -16,46 +16,13 @@ from statistics import NormalDist
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
 
+from lib.rl.adam import FlatAdam
 from lib.rl.memory import ReplayMemory
+from lib.rl.networks import Actor, Critic
 
 BASELINE_RATE = .5  # alpha of the moving average b of the batch's mean reward
 SAVED_PARTS = ('actor', 'critic', 'actor_target', 'critic_target', 'actor_optimizer', 'critic_optimizer', 'memory')
-
-
-class Actor(nn.Module):
-    """The policy mu(s): state -> hidden1 -> hidden2 -> actions in [0, 1]."""
-
-    def __init__(self, num_states: int, num_actions: int, hidden1: int, hidden2: int):
-        super().__init__()
-        self.fc1 = nn.Linear(num_states, hidden1)
-        self.fc2 = nn.Linear(hidden1, hidden2)
-        self.fc3 = nn.Linear(hidden2, num_actions)
-
-    def forward(self, s: torch.Tensor) -> torch.Tensor:
-        """Map states (B, S) to actions (B, A)."""
-        h = torch.relu(self.fc1(s))
-        h = torch.relu(self.fc2(h))
-        return torch.sigmoid(self.fc3(h))
-
-
-class Critic(nn.Module):
-    """The value Q(s, a): relu(W1 s + W2 a) -> hidden2 -> 1."""
-
-    def __init__(self, num_states: int, num_actions: int, hidden1: int, hidden2: int):
-        super().__init__()
-        self.fc_state = nn.Linear(num_states, hidden1)
-        self.fc_action = nn.Linear(num_actions, hidden1)
-        self.fc2 = nn.Linear(hidden1, hidden2)
-        self.fc3 = nn.Linear(hidden2, 1)
-
-    def forward(self, s: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-        """Map states (B, S) and actions (B, A) to values (B,)."""
-        h = torch.relu(self.fc_state(s) + self.fc_action(a))
-        h = torch.relu(self.fc2(h))
-        return self.fc3(h).squeeze(-1)
 
 
 def truncated_normal(mean: float, sigma: float, uniform: float) -> float:
@@ -129,8 +96,10 @@ class DDPG:
         sizes = (num_states, num_actions, hidden1, hidden2)
         self.actor, self.critic = (net.to(self.device) for net in _create_networks(sizes, init_seed))
         self.actor_target, self.critic_target = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=lr_a)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=lr_c)
+        for net in (self.actor, self.critic, self.actor_target, self.critic_target):
+            net.flatten()
+        self.actor_optimizer = FlatAdam(self.actor.flat, lr_a)
+        self.critic_optimizer = FlatAdam(self.critic.flat, lr_c)
         self.memory = ReplayMemory(capacity, num_states, memory_seed, num_actions)
         self.rng = np.random.default_rng(noise_seed)
         self.baseline = None  # b, the moving average of the reward; None before the first update
@@ -198,6 +167,7 @@ class DDPG:
         value_loss, policy_loss = (sum(column) / self.n_update for column in zip(*losses, strict=True))
         return value_loss, policy_loss
 
+    @torch.no_grad()
     def _update_once(self) -> tuple[float, float]:
         s, a, r, s_next, terminal = map(self._tensor, self.memory.sample(self.bsize))
 
@@ -205,26 +175,23 @@ class DDPG:
         previous = mean_reward if self.baseline is None else self.baseline
         self.baseline = previous + BASELINE_RATE * (mean_reward - previous)
 
-        with torch.no_grad():
-            q_next = self.critic_target(s_next, self.actor_target(s_next))
-            target = (r - self.baseline) + self.discount * (1 - terminal) * q_next
-        value_loss = self._minimize(F.mse_loss(self.critic(s, a), target), self.critic_optimizer, 'value_loss')
-        policy_loss = self._minimize(-self.critic(s, self.actor(s)).mean(), self.actor_optimizer, 'policy_loss')
+        q_next = self.critic_target(s_next, self.actor_target(s_next))
+        target = (r - self.baseline) + self.discount * (1 - terminal) * q_next
+        layers = self.critic.layers(s, a)
+        error = layers[-1] - target
+        value_loss = _finite(error.square().mean(), 'value_loss')
+        self.critic.backward(s, a, layers, error * (2 / len(error)))
+        self.critic_optimizer.step(self.critic.flat_grad)
 
-        _soft_update(self.critic_target, self.critic, self.tau)
-        _soft_update(self.actor_target, self.actor, self.tau)
+        actor_layers = self.actor.layers(s)
+        layers = self.critic.layers(s, actor_layers[-1])
+        policy_loss = _finite(-layers[-1].mean(), 'policy_loss')
+        self.actor.backward(s, actor_layers, self.critic.action_gradient(layers, -1 / len(s)))
+        self.actor_optimizer.step(self.actor.flat_grad)
+
+        self.critic_target.flat.lerp_(self.critic.flat, self.tau)  # target <- (1 - tau) target + tau online
+        self.actor_target.flat.lerp_(self.actor.flat, self.tau)
         return value_loss, policy_loss
-
-    @staticmethod
-    def _minimize(loss: torch.Tensor, optimizer: torch.optim.Optimizer, name: str) -> float:
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f'{name} is {value}: look for a reward or a state that is not finite, '
-                                     'else lower lr_a and lr_c')
-        optimizer.zero_grad()
-        loss.backward(inputs=optimizer.param_groups[0]['params'])  # the other network gets no gradient
-        optimizer.step()
-        return value
 
     # ---- saving
 
@@ -272,10 +239,12 @@ def _create_networks(sizes: tuple[int, int, int, int], seed: int) -> tuple[Actor
         return Actor(*sizes), Critic(*sizes)
 
 
-@torch.no_grad()
-def _soft_update(target: nn.Module, source: nn.Module, tau: float) -> None:
-    for t, s in zip(target.parameters(), source.parameters(), strict=True):
-        t.lerp_(s, tau)  # t <- (1 - tau) t + tau s
+def _finite(loss: torch.Tensor, name: str) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise FloatingPointError(f'{name} is {value}: look for a reward or a state that is not finite, '
+                                 'else lower lr_a and lr_c')
+    return value
 
 
 def _load(part, state: dict, origin: str | os.PathLike) -> None:

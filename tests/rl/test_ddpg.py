@@ -311,6 +311,28 @@ def test_another_size_is_refused():
         small_agent(capacity=51).load_state_dict(state)
 
 
+def test_the_optimizer_of_another_kind_is_refused():
+    agent = small_agent()
+    state = {**agent.state_dict(), 'actor_optimizer': torch.optim.Adam(agent.actor.parameters()).state_dict()}
+    with pytest.raises(ValueError, match=r"lacks \['exp_avg'"):
+        agent.load_state_dict(state)
+    wider = small_agent(hidden2=9).critic_optimizer.state_dict()
+    with pytest.raises(ValueError, match='shape'):
+        agent.critic_optimizer.load_state_dict(wider)
+
+
+def test_the_optimizer_is_that_of_torch():
+    agent, rng = small_agent(lr_a=3e-3), torch.Generator().manual_seed(5)
+    expected = torch.nn.Parameter(agent.actor.flat.clone())
+    optimizer = torch.optim.Adam([expected], lr=3e-3, fused=False, foreach=False)
+    for _ in range(20):
+        expected.grad = torch.randn(expected.shape, generator=rng)
+        agent.actor_optimizer.step(expected.grad)
+        optimizer.step()
+    torch.testing.assert_close(agent.actor.flat, expected.detach(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(torch.cat([p.flatten() for p in agent.actor.parameters()]), expected)
+
+
 def test_weights_make_the_same_policy(tmp_path):
     agent, other = small_agent(), small_agent(seed=2)
     fill(agent)
