@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.quantize import calibrate
+from lib.quantize import calibrate, kl
 from lib.quantize.calibrate import find_range, kl_threshold, max_range, mse_range
 from lib.quantize.linear import choose_scale, fake_quantize
 
@@ -40,7 +40,7 @@ def threshold_by_loop(x, bits, bins='sqrt'):
 
 @pytest.mark.parametrize('name', SAMPLERS)
 @pytest.mark.parametrize('bits', [1, 2, 3, 4])
-@pytest.mark.parametrize('n', [300, 20_000])
+@pytest.mark.parametrize('n', [300, 20_000, 500_000])  # 500_000: some 710 bins, more than FEW_BINS
 def test_kl_threshold_is_that_of_the_loop(name, bits, n):
     x = sample(name, n)
     threshold, width = threshold_by_loop(x, bits)
@@ -53,8 +53,29 @@ def test_kl_threshold_with_empty_first_bins():
     assert kl_threshold(x, 3) / width == pytest.approx(threshold, abs=1e-4)
 
 
+HISTOGRAMS = {
+    'spikes': lambda rng: rng.random(400) ** 30,
+    'empty first bins': lambda rng: np.where(np.arange(400) < 150, 0, rng.random(400)),
+    'most in one bin': lambda rng: np.where(np.arange(400) == 200, 1e6, rng.random(400)),
+    'two humps': lambda rng: sum(np.exp(-(((np.arange(400) - at) / 15) ** 2)) for at in (60, 350)),
+    'zeros of a relu': lambda rng: np.where(np.arange(400) == 0, 500, rng.random(400)),
+}
+
+
+@pytest.mark.parametrize('name', HISTOGRAMS)
+@pytest.mark.parametrize('levels', [1, 2, 4, 8])
+def test_bounds_are_below_the_distances_and_lose_none(name, levels, monkeypatch):
+    monkeypatch.setattr(kl, 'FEW_BINS', 0)
+    counts = HISTOGRAMS[name](np.random.default_rng(3))
+    distances = kl._Distances(torch.from_numpy(counts / counts.sum()).cumsum(0), levels)
+    exact, bounds = distances.of(distances.thresholds), distances.bounds()
+    assert (bounds <= exact * (1 + 1e-9) + 1e-12).all()
+    assert (bounds > 0.1 * exact).float().mean() > 0.5  # not the trivial ones
+    assert exact[distances.least() - levels - 1] == exact.min()
+
+
 def test_kl_threshold_with_too_many_bins_uses_wider_ones(monkeypatch):
-    monkeypatch.setattr(calibrate, 'MAX_BINS', 60)
+    monkeypatch.setattr(kl, 'MAX_BINS', 60)
     x = sample('laplace', 10_000)
     threshold, width = threshold_by_loop(x, 3, bins=60)
     assert kl_threshold(x, 3) / width == pytest.approx(threshold, abs=1e-4)

@@ -1,0 +1,130 @@
+"""HAQ's clipping threshold: the least Kullback-Leibler-like distance between two cumulative histograms."""
+
+import math
+
+import torch
+from torch import Tensor
+
+LOG_FLOOR = 1e-12
+MAX_BINS = 8192  # of the bins^2 / 2 terms; reached by 67 million elements, or by values far from 0
+BLOCK = 16  # bins that a bound takes together
+FEW_BINS = 256  # up to here all distances cost less than their bounds
+
+
+def max_range(x: Tensor) -> float:
+    """Return max|x|; ValueError where `x` is empty or not finite."""
+    if x.numel() == 0:
+        raise ValueError('cannot choose a clipping range from an empty tensor')
+    low, high = (bound.item() for bound in torch.aminmax(x.detach()))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f'cannot choose a clipping range from values between {low} and {high}: they are not finite')
+    return max(-low, high)
+
+
+def kl_threshold(x: Tensor, bits: int) -> float:
+    """Return the clipping threshold of |x| with the least Kullback-Leibler-like distance for `bits` bits.
+
+    Let c be the cumulative histogram of |x| (numpy's 'sqrt' bins on [0, max]) and n = 2^(bits-1). For every i from
+    n + 1 to the number of bins, p is c with 1 from bin i - 1 on, and q is p with its first i points linearly resampled
+    to n points and back. The i of least sum (c - q) log2(c / q) wins; the threshold is i + 0.5 bins. With fewer than
+    n + 1 bins it is the maximum. Beyond 8192 bins the bins get wider instead of more.
+    """
+    top = max_range(x)
+    levels = 2 ** (bits - 1)
+    magnitude = x.detach().abs().flatten()
+    bins = _number_of_bins(magnitude, top)
+    if levels + 1 > bins:
+        return top
+    counts = _histogram(magnitude, bins, top)
+    cumulative = (counts / counts.sum()).cumsum(0)
+    return (_Distances(cumulative, levels).least() + 0.5) * top / bins
+
+
+def _number_of_bins(magnitude: Tensor, top: float) -> int:
+    width = (top - magnitude.amin().item()) / math.sqrt(magnitude.numel())
+    return min(math.ceil(top / width), MAX_BINS) if width > 0 else 1
+
+
+def _histogram(magnitude: Tensor, bins: int, top: float) -> Tensor:
+    """Return float64 counts of `bins` equal bins on [0, top], counted in pieces that fit the processor's cache."""
+    counts = torch.zeros(bins + 1, dtype=torch.int64, device=magnitude.device)
+    for part in magnitude.split(2**26 if magnitude.is_cuda else 2**16):
+        position = part.to(torch.float64, copy=True).mul_(bins).div_(top)
+        counts += torch.bincount(position.int(), minlength=bins + 1)
+    counts[bins - 1] += counts[bins]  # values equal to `top`
+    return counts[:bins].double()
+
+
+class _Distances:
+    """Distances of the thresholds i for one cumulative histogram c (bins,) and n levels.
+
+    Every term f(c, q) = (c - q) log2(c / q) is convex in the pair, so the terms of a block of bins add up to at least
+    as many times f at their means (Jensen). That bounds all distances from below at 1 / BLOCK of their cost.
+    """
+
+    def __init__(self, cumulative: Tensor, levels: int):
+        self.c, self.levels, bins = cumulative, levels, len(cumulative)
+        self.log_c = cumulative.clamp_min(LOG_FLOOR).log2()
+        beyond = ((cumulative - 1) * self.log_c).flip(0).cumsum(0).flip(0)
+        self.beyond = torch.cat([beyond, beyond.new_zeros(1)])  # entry i: the sum from bin i on, where q is 1
+        self.index = torch.arange(bins, dtype=torch.float64, device=cumulative.device)
+        self.thresholds = torch.arange(levels + 1, bins + 1, device=cumulative.device)
+
+    def least(self) -> int:
+        """Return the i of the least distance."""
+        candidates = self.thresholds
+        if len(self.c) > FEW_BINS:
+            bounds = self.bounds()
+            reached = self.of(candidates[bounds.argmin()][None])
+            candidates = candidates[bounds <= reached * (1 + 1e-9)]
+        return int(candidates[self.of(candidates).argmin()])
+
+    def of(self, thresholds: Tensor) -> Tensor:
+        """Return the distances of ascending thresholds, some of them at a time."""
+        found = []
+        for i in thresholds.split(max(1, 2**16 // len(self.c))):
+            c, log, column = (vector[: i[-1]] for vector in (self.c, self.log_c, self.index))
+            terms = self._terms(c, log, i, column)
+            terms[:, i[0] :].masked_fill_(column[i[0] :] >= i[:, None], 0)
+            found.append(terms.sum(1) + self.beyond[i])
+        return torch.cat(found)
+
+    def bounds(self) -> Tensor:
+        """Return a lower bound of every distance, from the blocks in which q has no knot and c does not leave 0."""
+        first = self.index[: len(self.c) // BLOCK * BLOCK : BLOCK]
+        mean = self.c[: len(first) * BLOCK].view(-1, BLOCK).mean(1)
+        log, position = mean.clamp_min(LOG_FLOOR).log2(), first.long()
+        leaves = (self.c[position] < LOG_FLOOR) & (self.c[position + BLOCK - 1] >= LOG_FLOOR)
+        found = []
+        for i in self.thresholds.split(max(1, 2**16 // len(first))):
+            blocks = int(i[-1]) // BLOCK
+            left, right = first[:blocks], first[:blocks] + (BLOCK - 1)
+            terms = self._terms(mean[:blocks], log[:blocks], i, (left + right) / 2)
+            per_bin = ((self.levels - 1) / (i - 1).double())[:, None]  # knots
+            unsure = (left * per_bin).long() != (right * per_bin).long()
+            terms.masked_fill_(unsure | (right >= i[:, None]) | leaves[:blocks], 0)
+            found.append(BLOCK * terms.sum(1) + self.beyond[i])
+        return torch.cat(found)
+
+    def _terms(self, c: Tensor, log_c: Tensor, i: Tensor, column: Tensor) -> Tensor:
+        q = _resampled(self.c, i, column, self.levels)  # (thresholds, columns)
+        return (c - q) * (log_c - q.clamp_min_(LOG_FLOOR).log2_())
+
+
+def _resampled(cumulative: Tensor, i: Tensor, column: Tensor, levels: int) -> Tensor:
+    """Return q of the thresholds `i` at the bins `column`: p[:i] linearly interpolated at `levels` points and back."""
+    last = (i - 1)[:, None]  # the last of the i points
+
+    def p(index):
+        return torch.where(index >= last, 1.0, cumulative[index.clamp_max(len(cumulative) - 1)])
+
+    knot = torch.arange(levels, device=i.device)
+    position = knot * last / max(levels - 1, 1)  # (block, levels), in bins
+    left = position.floor().long()
+    knots = p(left) + (position - left) * (p(left + 1) - p(left))
+    slopes = torch.cat([knots.diff(dim=1), torch.zeros_like(knots[:, :1])], 1)  # none after the last knot
+    position = column * ((levels - 1) / last)  # (block, bins), in knots
+    left = position.long().clamp_max_(levels - 1)
+    return torch.addcmul((knots - knot * slopes).gather(1, left), slopes.gather(1, left), position)
+
+
