@@ -88,8 +88,8 @@ def main(args):
         logger.info('budget: %s of at most %.6g %s = %.4f of %.6g', budget.cost.name, budget.limit, budget.cost.unit,
                     budget.ratio, budget.cost.reference)
     first, _ = args.changed.get('train_episode', (args.train_episode, None))  # a search that goes on measures as before
-    searcher = make_bench(args, env, folder, first).searcher(args.searcher, args.seed)
-    search(args, env, searcher, folder, saved)
+    bench = make_bench(args, env, folder, first)
+    search(args, env, bench.searcher(args.searcher, args.seed), bench.counter, folder, saved)
 
 
 def check_processes(args):
@@ -127,13 +127,15 @@ def read_search(args, folder):
     return saved
 
 
-def search(args, env, searcher, folder, saved):
+def search(args, env, searcher, counter, folder, saved):
     """Runs the episodes that are left, saving everything after each of them, in the main process."""
     from lib.simulator.counting import model_size
     from lib.utils.distributed import is_main
 
     history = saved['history'] if saved else []
     resume(searcher, history, saved)
+    if history:
+        counter.counts = history[-1]['images']
     known = {str(record['strategy']): record for record in reversed(history)}
     env.screen.pairs = [(record['screened'], record['accuracy']) for record in history if record.get('finetuned')
                         and record['screened'] is not None and (record is known[str(record['strategy'])]
@@ -153,7 +155,8 @@ def search(args, env, searcher, folder, saved):
         if log:
             losses = getattr(searcher, 'losses', {'value_loss': None, 'policy_loss': None})
             log.add({'episode': episode, **vars(outcome), **losses, 'delta': delta,
-                     'w_ratio': sizes.ratio(outcome.strategy), 'seconds': time.time() - start})
+                     'w_ratio': sizes.ratio(outcome.strategy), 'images': counter.counts,
+                     'seconds': time.time() - start})
             save_search(args, folder, agent_of(searcher), log)
     if log:
         finish(env, folder, agent_of(searcher), log)

@@ -59,6 +59,10 @@ class ImageCounter:
         """(images forward, images backward)."""
         return self.forwards, self.backwards
 
+    @counts.setter
+    def counts(self, values):
+        self.forwards, self.backwards = values
+
     def close(self):
         """Takes the counter off the network."""
         self._handle.remove()

@@ -42,8 +42,8 @@ class SearchLog:
 
         Args:
             record: dict with episode, reward, accuracy, loss, cost, ratio, ratios (of all budgets), w_ratio, strategy,
-                delta, seconds, and value_loss and policy_loss (None during warm-up, as delta where no agent
-                searches).
+                delta, images (forward, backward, of this process in the whole search so far), seconds, and value_loss
+                and policy_loss (None during warm-up, as delta where no agent searches).
         """
         improved = self.best is None or record['reward'] > self.best['reward']
         record = {**record, 'best_reward': record['reward'] if improved else self.best['reward']}
@@ -76,6 +76,7 @@ class SearchLog:
         step, strategy, best = record['episode'], record['strategy'], self.best
         scalars = {'reward/last': record['reward'], 'reward/best': best['reward'], 'info/accuracy': record['accuracy'],
                    'info/w_ratio': record['w_ratio'], 'info/cost_ratio': record['ratio'], 'delta': record['delta'],
+                   'info/images_forward': record['images'][0], 'info/images_backward': record['images'][1],
                    'value_loss': record['value_loss'], 'policy_loss': record['policy_loss']}
         if len(record['ratios']) > 1:
             scalars |= {f'info/ratio_{name}': ratio for name, ratio in record['ratios'].items()}
