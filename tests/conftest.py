@@ -1,64 +1,43 @@
-"""What all tests share: one thread (small tensors gain nothing from more), and a tiny classification problem."""
+"""What all tests share: one thread (small tensors gain nothing from more), and a tiny classification problem.
+
+Imports nothing heavy: the process that only hands out the tests reads this file, too, before it starts the others.
+"""
+
+from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
+
+SHARED = ('test_bad_input', 'test_distributed', 'test_flows', 'test_kill_and_resume', 'test_several_processes',
+          'test_starting_weights')  # files that need the same searches and fine-tunings, or tests/processes.py
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Leaves files that share what is slow to make to one process; the others are taken one by one, as usual."""
+    if config.getvalue('dist') != 'loadfile':
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return 'shared' if Path(file).stem in SHARED else file
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope='session', autouse=True)
 def one_thread():
     """Runs every test on one thread, so that results do not depend on the number of cores."""
+    import torch
     torch.set_num_threads(1)
-
-
-class TinyNet(nn.Module):
-    """Convolution, depthwise and pointwise convolution, linear: the kinds of layer that the environments tell apart."""
-
-    def __init__(self, classes=4):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(8)
-        self.relu = nn.ReLU()
-        self.depthwise = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8)
-        self.pointwise = nn.Conv2d(8, 12, 1)
-        self.act = nn.ReLU6()
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(12, classes)
-
-    def forward(self, x):
-        x = self.relu(self.bn(self.stem(x)))
-        x = self.act(self.pointwise(self.depthwise(x)))
-        return self.head(self.pool(x).flatten(1))
-
-
-class TinyLoader:
-    """Noisy images of four colours; the batches depend on the epoch alone."""
-
-    def __init__(self, images=48, batch=16, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        self.labels = torch.arange(images) % 4
-        colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
-        self.images = colours[self.labels][:, :, None, None] + 0.5 * torch.randn(images, 3, 8, 8, generator=generator)
-        self.batch, self.epoch = batch, 0
-
-    def __len__(self):
-        return -(-len(self.labels) // self.batch)
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def first_batch(self):
-        return next(iter(self))[0]
-
-    def __iter__(self):
-        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(self.epoch))
-        for part in order.split(self.batch):
-            yield self.images[part], self.labels[part]
 
 
 @pytest.fixture
 def tiny_net():
     """A `TinyNet` with fixed weights."""
+    import torch
+
+    from tests.tiny import TinyNet
     torch.manual_seed(0)
     return TinyNet()
 
@@ -66,4 +45,5 @@ def tiny_net():
 @pytest.fixture
 def tiny_loaders():
     """Training and validation loader of the tiny problem."""
+    from tests.tiny import TinyLoader
     return TinyLoader(seed=0), TinyLoader(seed=1, images=20)

@@ -4,6 +4,8 @@
 linear flow leaves float.
 """
 
+import copy
+import functools
 from typing import NamedTuple
 
 import torch
@@ -310,10 +312,17 @@ ZOO = {case.build.__name__: case for case in (
 
 def warmed_up(case):
     """Returns the network of a case in evaluation mode, its BatchNorms with statistics, and 16 images of any colour."""
+    net, images, random = _warmed_up(case.build, case.shape)
+    torch.set_rng_state(random)  # as if it had been made now
+    return copy.deepcopy(net), images.clone()
+
+
+@functools.cache
+def _warmed_up(build, shape):
     torch.manual_seed(0)
-    net = case.build()
-    images = 1.5 * torch.randn(16, case.shape[0], 1, 1) + 0.5 * torch.randn(16, *case.shape)
+    net = build()
+    images = 1.5 * torch.randn(16, shape[0], 1, 1) + 0.5 * torch.randn(16, *shape)
     with torch.no_grad():
         for _ in range(20):
             net.train()(images)
-    return net.eval(), images
+    return net.eval(), images, torch.get_rng_state()

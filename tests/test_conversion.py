@@ -10,6 +10,7 @@ from lib.utils.quantize_utils import (
     quantizable_layers,
     quantized_layers,
 )
+from tests.meta import on_meta
 
 # network: (convolutions and linear layers, those of them that the linear flow quantizes)
 FAMILIES = {'mobilenet': (28, 28), 'mobilenetv2': (53, 53), 'mobilenetv3': (55, 55), 'resnet20': (20, 20),
@@ -23,7 +24,7 @@ FAMILIES = {'mobilenet': (28, 28), 'mobilenetv2': (53, 53), 'mobilenetv3': (55, 
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_families_convert_on_the_meta_device(name):
-    with torch.device('meta'):
+    with on_meta():
         side = models.default_resolution(name)
         probe = torch.empty(2, 3, side, side)
         net = models.create_model('q' + name, convert=lambda net: convert_to_quantized(net, probe))
@@ -31,7 +32,7 @@ def test_families_convert_on_the_meta_device(name):
 
 
 def test_signed_inputs_of_mobilenetv2():
-    with torch.device('meta'):
+    with on_meta():
         net = convert_to_quantized(models.create_model('mobilenetv2'), torch.empty(2, 3, 224, 224))
     unsigned = [m.input_quantizer.signed is False for m in quantized_layers(net).values()]
     # conv1; dw, pw; 16 blocks of expand (a linear bottleneck goes in), dw, pw; last 1x1 (the same); classifier

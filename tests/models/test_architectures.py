@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import models
+from tests.meta import on_meta
 
 OWN = {
     'mobilenet': ('mobilenet', {}),
@@ -34,7 +35,7 @@ def hook_layers(model, resolution, types=(nn.Conv2d, nn.Linear)):
 
 def layer_rows(name, resolution):
     """(kind, in channels, out channels, output side, kernel) of every layer, shapes only."""
-    with torch.device('meta'):
+    with on_meta():
         calls = hook_layers(build(name), resolution)
     rows = []
     for _, layer, shape in calls:
@@ -51,7 +52,7 @@ def layer_rows(name, resolution):
 
 def count_macs(name, resolution):
     """Multiply-accumulates of the convolutions and linear layers for one image."""
-    with torch.device('meta'):
+    with on_meta():
         calls = hook_layers(build(name), resolution)
     # every output number is a dot product of as many terms as one output channel has weights
     return sum(torch.Size(shape).numel() * layer.weight[0].numel() for _, layer, shape in calls)
@@ -76,7 +77,7 @@ def count_macs(name, resolution):
     ],
 )
 def test_counts(name, num_classes, parameters, layers, weights):
-    with torch.device('meta'):
+    with on_meta():
         model = build(name, num_classes=num_classes)
     quantizable = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert sum(p.numel() for p in model.parameters()) == parameters
@@ -136,7 +137,7 @@ def test_mobilenetv2_layer_table(name):
 
 
 def test_widths_round_up_to_multiples_of_eight():
-    with torch.device('meta'):
+    with on_meta():
         narrow, wide = (models.create_model('mobilenetv2', width_mult=width) for width in (0.3, 1.4))
         v1 = models.create_model('mobilenet', width_mult=0.25)
         v3 = models.create_model('mobilenetv3', width_mult=0.75)

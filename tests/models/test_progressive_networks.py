@@ -1,5 +1,8 @@
 """The networks of the progressive search: counts, their parts, and what they compute, against other implementations."""
 
+import copy
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,7 @@ from torch import nn
 import models
 from lib.utils.conversion import convert_to_quantized, quantized_layers
 from models.preactivation import Bottleneck, PreActResNet
+from tests.meta import on_meta
 
 # name: (layers quantized, their weights), as counted in the code of ProQHA
 COUNTS = {
@@ -26,8 +30,10 @@ DEEP = {'preresnet101', 'preresnet110', 'preresnet152'}  # blocks as in preresne
 LAYERS = (nn.Conv2d, nn.Linear)
 
 
-def on_meta(name, **options):
-    with torch.device('meta'):
+@functools.cache
+def build(name, **options):
+    """A network that no test may change."""
+    with on_meta():
         return models.create_model(name, **options)
 
 
@@ -46,7 +52,7 @@ def run(model, side, batch=1):
 
 def macs(name, side):
     """Every output number of a layer is a dot product of as many terms as an output channel has weights."""
-    return sum(y.numel() * layer.weight[0].numel() for _, layer, _, y in run(on_meta(name, num_classes=1000), side)[0]
+    return sum(y.numel() * layer.weight[0].numel() for _, layer, _, y in run(build(name, num_classes=1000), side)[0]
                if isinstance(layer, LAYERS))
 
 
@@ -54,7 +60,7 @@ def macs(name, side):
 
 @pytest.mark.parametrize('name', COUNTS)
 def test_quantized_layers_and_weights(name):
-    model = on_meta(name)
+    model = build(name)
     parts = model.quantized_parts()
     assert (len(parts), sum(model.get_submodule(part.layer).weight.numel() for part in parts)) == COUNTS[name]
 
@@ -65,7 +71,7 @@ def test_quantized_layers_and_weights(name):
 ])
 def test_parameters(name, parameters):
     classes = {} if name == 'postresnet18' else {'num_classes': 10}
-    assert sum(p.numel() for p in on_meta(name, **classes).parameters()) == parameters
+    assert sum(p.numel() for p in build(name, **classes).parameters()) == parameters
 
 
 TWINS = {'postresnet18': 'resnet18', 'premobilenetv2_imagenet': 'mobilenetv2',
@@ -75,7 +81,7 @@ TWINS = {'postresnet18': 'resnet18', 'premobilenetv2_imagenet': 'mobilenetv2',
 
 @pytest.mark.parametrize('name', TWINS)
 def test_weights_and_macs_are_those_of_the_usual_order(name):
-    ours, usual = on_meta(name), on_meta(TWINS[name])
+    ours, usual = build(name), build(TWINS[name])
     shapes = [sorted(m.weight.shape for m in model.modules() if isinstance(m, LAYERS)) for model in (ours, usual)]
     assert shapes[0] == shapes[1]
     assert macs(name, 224) == macs(TWINS[name], 224)
@@ -116,7 +122,7 @@ def test_macs_of_the_small_ones(name, expected):
 
 @pytest.mark.parametrize('name', COUNTS)
 def test_parts_name_layers_and_relus_in_order_each_once(name):
-    model = on_meta(name)
+    model = build(name)
     parts, order = model.quantized_parts(), list(dict(model.named_modules()))
     assert all(isinstance(model.get_submodule(part.layer), LAYERS) for part in parts)
     assert all(type(model.get_submodule(part.activation)) is nn.ReLU for part in parts)
@@ -140,7 +146,7 @@ LEFT = {
 
 @pytest.mark.parametrize('name', LEFT)
 def test_what_stays_float(name):
-    model = on_meta(name)
+    model = build(name)
     layers = {key for key, module in model.named_modules() if isinstance(module, LAYERS)}
     activations = {key for key, module in model.named_modules() if isinstance(module, (nn.ReLU, nn.ReLU6))}
     parts = model.quantized_parts()
@@ -150,7 +156,7 @@ def test_what_stays_float(name):
 @pytest.mark.parametrize('name', sorted(COUNTS.keys() - DEEP))
 def test_every_module_runs_once_in_order_and_each_activation_belongs_to_its_layer(name):
     """Before the layer: the very tensor that comes out of the ReLU goes in. After it: the ReLU is the next to run."""
-    model = on_meta(name, num_classes=7)
+    model = build(name, num_classes=7)
     calls, output = run(model, 32, batch=2)  # at 224 pixels they run in the test of the MACs
     assert output.shape == (2, 7)
     leaves = [key for key, module in model.named_modules() if not list(module.children())]
@@ -169,9 +175,9 @@ def test_every_module_runs_once_in_order_and_each_activation_belongs_to_its_laye
 @pytest.mark.parametrize('name', ['preresnet20', 'preresnet50', 'densenet40', 'prevgg11', 'premobilenetv2',
                                   'postresnet18'])
 def test_parts_keep_their_names_and_pre_activation_inputs_are_unsigned_when_converted(name):
-    model = on_meta(name)
+    model = copy.deepcopy(build(name))
     parts = model.quantized_parts()
-    with torch.device('meta'):
+    with on_meta():
         convert_to_quantized(model, torch.empty(2, 3, 32, 32))
     assert model.quantized_parts() == parts
     layers = quantized_layers(model)
@@ -180,7 +186,7 @@ def test_parts_keep_their_names_and_pre_activation_inputs_are_unsigned_when_conv
 
 @pytest.mark.parametrize('name', COUNTS)
 def test_nothing_works_in_place(name):
-    assert not [key for key, module in on_meta(name).named_modules() if getattr(module, 'inplace', False)]
+    assert not [key for key, module in build(name).named_modules() if getattr(module, 'inplace', False)]
 
 
 # ---- what they compute
@@ -300,7 +306,7 @@ def test_mobilenet(small):
 
 def test_vgg():
     """Convolutions against the functions; the classifier (of 120 million weights) by the order of its modules."""
-    model = on_meta('prevgg11')
+    model = copy.deepcopy(build('prevgg11'))
     assert [key for key, _ in model.classifier.named_children()] == [
         'relu1', 'linear1', 'relu2', 'linear2', 'relu3', 'output']
     features = randomise(model.features.to_empty(device='cpu'))

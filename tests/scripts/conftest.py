@@ -1,21 +1,25 @@
 """Runs the scripts as a user does, from another folder; the stages of both flows run once for all tests here."""
 
 import contextlib
+import functools
 import io
 import json
 import logging
 import os
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from matplotlib.figure import Figure
+
+from lib.utils import datasets
+from tests.processes import Program
 
 SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 NETWORK = ('--dataset', 'digits', '--arch', 'resnet20', '--image_size', '8',
@@ -58,14 +62,6 @@ def call(script, *options, cwd):
     return Done(code or 0, out.getvalue(), err.getvalue())
 
 
-def start(script, *options, cwd):
-    """Starts the command `script` as a process of its own."""
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
-    return subprocess.Popen([sys.executable, str(SCRIPTS / script), *map(str, options)], cwd=cwd, text=True,
-                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background
-
-
 def succeed(script, *options, cwd):
     """Runs the command in this process and fails unless it succeeds."""
     done = call(script, *options, cwd=cwd)
@@ -85,37 +81,65 @@ def succeed_fixture():
     return succeed
 
 
-@pytest.fixture(scope='session', name='start')
-def start_fixture():
-    """`start(script, *options, cwd=)` -> `Popen`."""
-    return start
+@pytest.fixture
+def start(tmp_path_factory):
+    """`start(script, *options, cwd=, bare=, **environment)` -> `Program`, ended at the end of the test.
+
+    With `bare` it is a `Popen` of an interpreter that has not imported anything yet, which takes long.
+    """
+    started = []
+
+    def run(script, *options, cwd, bare=False, **environment):
+        if bare:
+            started.append(subprocess.Popen([sys.executable, SCRIPTS / script, *map(str, options)], cwd=cwd, text=True,
+                                            env={**os.environ, 'OMP_NUM_THREADS': '1', **environment},
+                                            stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        else:
+            folder = tmp_path_factory.mktemp('process')
+            started.append(Program(SCRIPTS / script, *options, cwd=cwd, folder=folder, **environment))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture(autouse=True, scope='session')
-def figures_are_drawn_once():
-    """Draws a figure the first time; when it is drawn anew in the same file, the file stays as it is.
+def digits_are_read_once():
+    """Keeps the digits in memory, instead of reading and resizing them for each of a thousand commands."""
+    spec = datasets.DATASETS['digits']
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(datasets.DATASETS, 'digits', replace(spec, read=functools.cache(spec.read)))
+        yield
 
-    Drawing takes most of the time of runs as short as these.
+
+@pytest.fixture(autouse=True, scope='session')
+def drawing(home):
+    """Draws the figures of the stages below; any other one only while `drawing.everywhere` is True.
+
+    A figure is drawn the first time; when it is drawn anew in the same file, the file stays as it is. Drawing takes
+    most of the time of runs as short as these.
     """
-    draw = Figure.savefig
+    draw, drawing = Figure.savefig, SimpleNamespace(everywhere=False)
 
     def savefig(figure, path, **options):
         final = Path(path).with_name(Path(path).name.lstrip('.').split('.png')[0] + '.png')  # of the temporary file
         if final.is_file():
             shutil.copyfile(final, path)
-        else:
+        elif drawing.everywhere or home in final.absolute().parents:
             draw(figure, path, **options)
+        else:
+            Path(path).write_bytes(b'no picture')
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, 'savefig', savefig)
-        yield
+        yield drawing
 
 
-@pytest.fixture(autouse=True)
-def figures_are_not_drawn(request, monkeypatch):
-    """Leaves a figure's file without the picture where no test looks at it, but for the stages below."""
-    if request.path.name not in ('test_flows.py', 'test_costs.py'):
-        monkeypatch.setattr(Figure, 'savefig', lambda _, path, **__: Path(path).write_bytes(b'no picture'))
+@pytest.fixture(autouse=True, scope='module')
+def figures_are_drawn_where_tests_look_at_them(request, drawing):
+    """Elsewhere their files hold no picture."""
+    drawing.everywhere = request.path.name in ('test_flows.py', 'test_costs.py')
 
 
 @pytest.fixture(scope='session')
@@ -145,16 +169,13 @@ def episodes():
 @pytest.fixture(scope='session')
 def pretrain_options():
     """Options of the float training, but for its folder."""
-    return (*NETWORK, '--epochs', '2', '--lr', '0.1', '--train_batch', '64')
+    return (*NETWORK, '--epochs', '2', '--lr', '0.1', '--train_batch', '256')
 
 
 @pytest.fixture(scope='session')
 def pretrained(home, pretrain_options):
-    """`Done` of pretrain.py, whose run is in `float`; a process of its own, to see that it makes no difference."""
-    process = start('pretrain.py', *pretrain_options, '-c', 'float', cwd=home)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return Done(0, out, err)
+    """`Done` of pretrain.py, whose run is in `float`."""
+    return succeed('pretrain.py', *pretrain_options, '-c', 'float', cwd=home)
 
 
 @pytest.fixture(scope='session')
@@ -200,7 +221,7 @@ def linear_search(home, linear_options):
 def finetune_options(home, weights, kmeans_search):
     """Options of the K-means fine-tuning, but for its folder."""
     return (*NETWORK, '--weights', weights, '--strategy', home / 'save' / 'resnet20_digits_k' / 'strategy.json',
-            '--epochs', '2', '--lr', '0.01', '--train_batch', '64')
+            '--epochs', '2', '--lr', '0.01', '--train_batch', '128')
 
 
 @pytest.fixture(scope='session')
@@ -214,7 +235,7 @@ def linear_finetune(home, weights, table, linear_search):
     """`Done` of the linear fine-tuning, whose run is in `tuned_l`."""
     return succeed('finetune.py', *LINEAR, '--linear_quantization', '--weights', weights, '--cost', table,
                    '--strategy', 'save/qresnet20_digits/strategy.txt', '--epochs', '2', '--lr', '0.01',
-                   '--train_batch', '64', '-c', 'tuned_l', cwd=home)
+                   '--train_batch', '256', '-c', 'tuned_l', cwd=home)
 
 
 @pytest.fixture(scope='session')

@@ -6,6 +6,8 @@ import re
 import pytest
 import torch
 
+FEW_BITS = ('--max_bit', '4', '--preserve_ratio', '0.1')  # there are fewer codebooks to fit
+
 
 def history(folder):
     return torch.load(folder / 'search.pth.tar', weights_only=True)['history']
@@ -30,11 +32,11 @@ def test_screen_and_warm_start_go_on_to_the_same_numbers(succeed, kmeans_options
     from lib.env import screen
     monkeypatch.setattr(screen, 'MIN_PAIRS', 2)
     monkeypatch.setattr(screen, 'MARGIN', 0.0)
-    options = (*kmeans_options, '--screen', '32', '--warm_start', 'sensitivity', '--sensitivity_images', '8',
-               '--warmup', '5', '--output', 'save')
-    succeed('rl_quantize.py', *options, '--train_episode', '7', '--suffix', 'whole', cwd=tmp_path)
-    for episodes in ('4', '7'):
-        begin = ('--resume', 'save/resnet20_digits_part') if episodes == '7' else (*options, '--suffix', 'part')
+    options = (*kmeans_options, *FEW_BITS, '--screen', '32', '--warm_start', 'sensitivity', '--sensitivity_images', '8',
+               '--warmup', '4', '--output', 'save')
+    succeed('rl_quantize.py', *options, '--train_episode', '6', '--suffix', 'whole', cwd=tmp_path)
+    for episodes in ('3', '6'):
+        begin = ('--resume', 'save/resnet20_digits_part') if episodes == '6' else (*options, '--suffix', 'part')
         succeed('rl_quantize.py', *begin, '--train_episode', episodes, cwd=tmp_path)
     whole, part = (tmp_path / f'save/resnet20_digits_{name}' for name in ('whole', 'part'))
     assert without_seconds(whole) == without_seconds(part)
@@ -46,11 +48,11 @@ def test_screen_and_warm_start_go_on_to_the_same_numbers(succeed, kmeans_options
 
 
 def test_a_warm_start_begins_with_the_integer_program(succeed, kmeans_options, tmp_path):
-    options = (*kmeans_options, '--sensitivity_images', '8', '--output', tmp_path)
+    options = (*kmeans_options, *FEW_BITS, '--sensitivity_images', '8', '--output', tmp_path)
     succeed('rl_quantize.py', *options, '--searcher', 'hessian', '--suffix', 'hessian', cwd=tmp_path)
     succeed('rl_quantize.py', *options, '--warm_start', 'sensitivity', '--warmup', '2', '--train_episode', '3',
             '--suffix', 'warm', cwd=tmp_path)
     hessian, warm = (history(tmp_path / f'resnet20_digits_{name}') for name in ('hessian', 'warm'))
     assert warm[0]['strategy'] == hessian[0]['strategy']
     assert len({str(record['strategy']) for record in warm[:3]}) == 3
-    assert all(record['ratio'] <= 0.13 for record in warm)
+    assert all(record['ratio'] <= 0.1 for record in warm)

@@ -7,9 +7,9 @@ import re
 import pytest
 
 ALL = ('uniform', 'random', 'greedy', 'ilp', 'hessian', 'fisher', 'evolution', 'progressive', 'ddpg')
-SMALL = ('--train_size', '64', '--val_size', '48', '--train_batch', '32', '--test_batch', '64', '--warmup', '1',
+SMALL = ('--train_size', '64', '--val_size', '24', '--train_batch', '32', '--test_batch', '64', '--warmup', '1',
          '--hidden1', '32', '--hidden2', '32', '--evaluations', '4', '--final_epochs', '0', '--seeds', '1', '2',
-         '--min_bit', '2', '--max_bit', '5')
+         '--min_bit', '2', '--max_bit', '4')
 
 
 def rows(folder):
@@ -52,14 +52,14 @@ def test_all_searchers(comparison):
     for row in found:
         assert float(row['ratio']) <= 3 / 32
         assert 0 < float(row['top1']) <= 100
-        assert all(2 <= bit <= 5 for bit in json.loads(row['strategy']))
+        assert all(2 <= bit <= 4 for bit in json.loads(row['strategy']))
     evaluations = {row['searcher']: int(row['evaluations']) for row in found}
     assert evaluations == dict(zip(ALL, (1, 4, 1, 1, 1, 1, 4, 1, 4), strict=True))
     images = {row['searcher']: int(row['forwards']) for row in found}
-    assert images['uniform'] == 48  # one evaluation of 48 images
-    assert images['random'] == 4 * 48
-    assert images['greedy'] == images['ilp'] == 48 + (20 * 4 + 1) * (3 * 48 // 81)  # of each cell and of the float loss
-    assert images['ddpg'] <= 4 * 48  # strategies that come again are not evaluated again
+    assert images['uniform'] == 24  # one evaluation of 24 images
+    assert images['random'] == 4 * 24
+    assert images['greedy'] == images['ilp'] == 24 + (20 * 3 + 1) * (3 * 24 // 61)  # of each cell and of the float loss
+    assert images['ddpg'] <= 4 * 24  # strategies that come again are not evaluated again
     assert int(next(row['backwards'] for row in found if row['searcher'] == 'hessian')) > 0
     assert (folder / 'pareto.png').is_file()
     table = (folder / 'comparison.md').read_text()
@@ -163,19 +163,27 @@ def test_refuses_to_resume_with_other_settings(call, comparison, tmp_path):
     assert (folder / 'comparison.json').read_bytes() == before
 
 
-@pytest.mark.parametrize('searcher, episodes', [('ilp', 1), ('evolution', 4), ('uniform', 1), ('progressive', 1)])
-def test_other_searchers_of_rl_quantize(succeed, kmeans_options, tmp_path, searcher, episodes):
-    succeed('rl_quantize.py', *kmeans_options, '--searcher', searcher, '--output', 'save', cwd=tmp_path)
-    folder = tmp_path / 'save' / 'resnet20_digits'
+FEW_BITS = ('--max_bit', '4', '--preserve_ratio', '0.1')  # there are fewer codebooks to fit
+
+
+def check_search(folder, searcher, episodes):
+    """What a search without an agent leaves."""
     found = json.loads((folder / 'results.json').read_text())
-    assert found['episodes'] == episodes and found['searcher'] == searcher and found['ratio'] <= 0.13
+    assert found['episodes'] == episodes and found['searcher'] == searcher and found['ratio'] <= 0.1
     assert json.loads((folder / 'strategy.json').read_text())['strategy'] == found['strategy']
     assert not (folder / 'actor.pkl').exists()
 
 
+@pytest.mark.parametrize('searcher', ['ilp', 'uniform', 'progressive'])
+def test_other_searchers_of_rl_quantize(succeed, kmeans_options, tmp_path, searcher):
+    succeed('rl_quantize.py', *kmeans_options, *FEW_BITS, '--searcher', searcher, '--output', 'save', cwd=tmp_path)
+    check_search(tmp_path / 'save' / 'resnet20_digits', searcher, episodes=1)
+
+
 def test_a_search_by_evolution_goes_on_to_the_same_numbers(succeed, kmeans_options, tmp_path):
-    options = (*kmeans_options, '--searcher', 'evolution', '--output', 'save')
+    options = (*kmeans_options, *FEW_BITS, '--searcher', 'evolution', '--output', 'save')
     succeed('rl_quantize.py', *options, '--suffix', 'whole', cwd=tmp_path)
+    check_search(tmp_path / 'save' / 'resnet20_digits_whole', 'evolution', episodes=4)
     succeed('rl_quantize.py', *options, '--suffix', 'part', '--train_episode', '2', cwd=tmp_path)
     succeed('rl_quantize.py', '--resume', 'save/resnet20_digits_part', '--train_episode', '4', cwd=tmp_path)
     logs = [re.sub(r' \S+ s$', '', (tmp_path / f'save/resnet20_digits_{name}/log.txt').read_text(), flags=re.MULTILINE)

@@ -22,6 +22,7 @@ from lib.simulator.layer import LayerRecord
 from lib.simulator.table_files import load_table
 from lib.utils import search_log
 from lib.utils.profile import profile_layers
+from tests.meta import on_meta
 
 SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 TABLE, MEASURE, SEARCH, COMPARE = 'make_lookup_table.py', 'measure.py', 'rl_quantize.py', 'compare_hardware.py'
@@ -103,7 +104,7 @@ def refuse(call, user):
 
 
 def digits_layers():
-    with torch.device('meta'):
+    with on_meta():
         return profile_layers(models.create_model('resnet20', num_classes=10), (3, 8, 8))
 
 
@@ -285,7 +286,7 @@ def test_a_known_network(do):
     found = json.loads(do(MEASURE, '--arch', 'qresnet20', '--dataset', 'cifar10', '--strategy', 'uniform:4', '--linear',
                           '--hardware', 'edge', '--batch', '2', '--metric', 'energy', '--json'))
     assert (found['parameters'], found['macs'], found['batch']) == (269_722, 40_551_040, 2)
-    with torch.device('meta'):
+    with on_meta():
         layers = profile_layers(models.create_model('resnet20', num_classes=10), (3, 32, 32))
     strategy = [[8, -1], *[[4, 4]] * 18, [8, 8]]
     table = make_table(layers, replace(PRESETS['edge'], batch=2), 'energy')

@@ -105,7 +105,7 @@ def test_only_quantized_networks_have_integers(place, call, tmp_path):
 
 
 def test_the_linear_flow(linear, call, succeed, tmp_path):
-    succeed('finetune.py', *linear, '--strategy', 'uniform:6', '--epochs', '1', '--train_batch', '64', '-c', 'run',
+    succeed('finetune.py', *linear, '--strategy', 'uniform:6', '--epochs', '1', '--train_batch', '256', '-c', 'run',
             cwd=tmp_path)
     done = call('export.py', '--integer', '--resume', 'run/checkpoint.pth.tar', '--images', '40', cwd=tmp_path)
     assert done.code == 0, done.err

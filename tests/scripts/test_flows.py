@@ -93,7 +93,7 @@ def test_evaluating_the_float_network_gives_the_logged_accuracy(home, pretrained
 def test_a_run_remembers_its_settings(home, pretrained, read_json):
     args = read_json(home / 'float' / 'args.json')
     assert (args['arch'], args['image_size'], args['epochs'], args['train_batch'], args['seed']) == \
-        ('resnet20', 8, 2, 64, 234)
+        ('resnet20', 8, 2, 256, 234)
 
 
 # ---- search
@@ -170,8 +170,8 @@ def test_the_scalars_of_a_search_have_the_original_names(searched):
     kind, folder, _, episodes, _ = searched
     scalars, texts = events(folder)
     history = read(folder / 'search.pth.tar')['history']
-    every = {'reward/last', 'reward/best', 'info/accuracy', 'info/w_ratio', 'info/cost_ratio', 'delta',
-             *(f'preserve_rate_w/{i}' for i in range(20))}
+    every = {'reward/last', 'reward/best', 'info/accuracy', 'info/w_ratio', 'info/cost_ratio', 'info/images_forward',
+             'info/images_backward', 'delta', *(f'preserve_rate_w/{i}' for i in range(20))}
     every |= {f'preserve_rate_a/{i}' for i in range(20)} if kind == 'linear' else set()
     assert set(scalars) == every | {'value_loss', 'policy_loss'}
     assert all(set(scalars[tag]) == set(range(episodes)) for tag in every)

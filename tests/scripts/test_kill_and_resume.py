@@ -85,7 +85,7 @@ def hint(err):
 
 def test_a_killed_kmeans_search(home, kmeans_options, kmeans_search, start, succeed, tmp_path):
     run = tmp_path / 'save' / 'resnet20_digits'
-    process = start('rl_quantize.py', *kmeans_options, '--output', 'save', cwd=tmp_path)
+    process = start('rl_quantize.py', *kmeans_options, '--output', 'save', cwd=tmp_path, bare=True)
     stop(process, run / 'search.pth.tar', signal.SIGKILL)
     succeed('rl_quantize.py', '--resume', 'save/resnet20_digits', cwd=tmp_path)
     check_same_search(run, home / 'save' / 'resnet20_digits_k')
@@ -107,7 +107,8 @@ def test_an_interrupted_linear_search_says_how_to_resume(linear_options, start, 
 
 def test_a_killed_float_training(home, pretrain_options, pretrained, start, succeed, tmp_path):
     process = start('pretrain.py', *pretrain_options, '-c', 'run', cwd=tmp_path)
-    stop(process, tmp_path / 'run' / 'checkpoint.pth.tar', signal.SIGKILL)
+    _, err = stop(process, tmp_path / 'run' / 'checkpoint.pth.tar', signal.SIGKILL)
+    assert err == ''
     succeed('pretrain.py', '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
     check_same_training(tmp_path / 'run', home / 'float')
 
@@ -141,20 +142,23 @@ def crash(call, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(('name', 'count'), [('search.pth.tar', 1), ('log.txt', 3), ('critic.pkl', 4)])
-def test_a_search_that_ends_between_two_files(home, linear_options, linear_search, crash, succeed, tmp_path, name,
-                                              count):
-    crash(name, count, 'rl_quantize.py', *linear_options, '--output', tmp_path, cwd=tmp_path)
+def test_a_search_that_ends_between_two_files(home, linear_options, linear_search, crash, succeed, tmp_path):
+    """Three times: before anything is saved, on the way, before the agent of the last episode is."""
     run = tmp_path / 'qresnet20_digits'
+    crash('search.pth.tar', 1, 'rl_quantize.py', *linear_options, '--output', tmp_path, cwd=tmp_path)
+    assert not (run / 'search.pth.tar').exists()
+    crash('log.txt', 3, 'rl_quantize.py', '--resume', run, cwd=tmp_path)
+    assert 0 < len(history(run)) < 4
+    crash('critic.pkl', 5 - len(history(run)), 'rl_quantize.py', '--resume', run, cwd=tmp_path)
+    assert len(history(run)) == 4
     succeed('rl_quantize.py', '--resume', run, cwd=tmp_path)
     check_same_search(run, home / 'save' / 'qresnet20_digits')
 
 
-@pytest.mark.parametrize('name', ['model_best.pth.tar', 'results.json'])
-def test_fine_tuning_that_ends_between_two_files(home, finetune_options, kmeans_finetune, crash, succeed, tmp_path,
-                                                 name):
-    count = 1 if name == 'results.json' else 2
-    crash(name, count, 'finetune.py', *finetune_options, '-c', 'run', cwd=tmp_path)
+def test_fine_tuning_that_ends_between_two_files(home, finetune_options, kmeans_finetune, crash, succeed, tmp_path):
+    """Twice: within the second epoch's files, and before the last file."""
+    crash('model_best.pth.tar', 2, 'finetune.py', *finetune_options, '-c', 'run', cwd=tmp_path)
+    crash('results.json', 1, 'finetune.py', '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
     succeed('finetune.py', '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
     check_same_training(tmp_path / 'run', home / 'tuned_k')
 
@@ -162,14 +166,14 @@ def test_fine_tuning_that_ends_between_two_files(home, finetune_options, kmeans_
 def test_resumed_linear_fine_tuning(home, weights, table, linear, linear_finetune, crash, succeed, tmp_path):
     crash('checkpoint.pth.tar', 2, 'finetune.py', *linear, '--linear_quantization', '--weights', weights, '--cost',
           table, '--strategy', home / 'save' / 'qresnet20_digits' / 'strategy.json', '--epochs', '2', '--lr', '0.01',
-          '--train_batch', '64', '-c', 'run', cwd=tmp_path)
+          '--train_batch', '256', '-c', 'run', cwd=tmp_path)
     succeed('finetune.py', '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
     check_same_training(tmp_path / 'run', home / 'tuned_l')
 
 
 def test_resumed_fine_tuning_with_layers_that_stay_float_at_first(weights, network, crash, succeed, tmp_path):
     """The layers of 7 and 8 bits are clustered before the last epoch, here the first one after the resume."""
-    options = (*network, '--weights', weights, '--strategy', [8, 7, *[4] * 17, 8], '--epochs', '2', '--lr', '0.01',
+    options = (*network, '--weights', weights, '--strategy', [8, 7, *[2] * 17, 8], '--epochs', '2', '--lr', '0.01',
                '--train_batch', '256')
     succeed('finetune.py', *options, '-c', 'whole', cwd=tmp_path)
     crash('checkpoint.pth.tar', 2, 'finetune.py', *options, '-c', 'run', cwd=tmp_path)
@@ -181,6 +185,7 @@ def test_resumed_fine_tuning_with_layers_that_stay_float_at_first(weights, netwo
 
 
 def test_a_search_may_go_on_for_longer(home, kmeans_options, kmeans_search, succeed, tmp_path):
+    """To the numbers of another search of the same seed, which was to be longer from the start."""
     run = tmp_path / 'resnet20_digits'
     succeed('rl_quantize.py', *kmeans_options, '--output', tmp_path, '--train_episode', '2', cwd=tmp_path)
     assert len(history(run)) == 2
@@ -188,14 +193,12 @@ def test_a_search_may_go_on_for_longer(home, kmeans_options, kmeans_search, succ
     check_same_search(run, home / 'save' / 'resnet20_digits_k')
 
 
-def test_the_same_seed_gives_the_same_search_and_another_seed_another(home, kmeans_options, kmeans_search, succeed,
-                                                                      tmp_path):
-    succeed('rl_quantize.py', *kmeans_options, '--output', 'a', '--train_episode', '2', cwd=tmp_path)
-    found, *rest = history(home / 'save' / 'resnet20_digits_k')
-    assert history(tmp_path / 'a' / 'resnet20_digits') == [found, rest[0]]
-    succeed('rl_quantize.py', *kmeans_options, '--output', 'b', '--manualSeed', '7', '--train_episode', '1',
+def test_another_seed_gives_another_search(home, kmeans_options, kmeans_search, succeed, tmp_path):
+    succeed('rl_quantize.py', *kmeans_options, '--output', tmp_path, '--manualSeed', '7', '--train_episode', '1',
             cwd=tmp_path)
-    assert history(tmp_path / 'b' / 'resnet20_digits')[0]['strategy'] != found['strategy']
+    found, expected = (history(folder)[0]['strategy'] for folder in (tmp_path / 'resnet20_digits',
+                                                                     home / 'save' / 'resnet20_digits_k'))
+    assert found != expected
 
 
 def test_a_finished_run_can_be_resumed_and_stays_as_it_is(home, kmeans_search, kmeans_finetune, pretrained, succeed):

@@ -21,6 +21,7 @@ from lib.utils.quantize_utils import (
     quantizable_layers,
     quantized_layers,
 )
+from tests.meta import on_meta
 
 ROOT = Path(__file__).resolve().parents[2]
 NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
@@ -186,7 +187,7 @@ def test_float_weights_are_no_codebooks(tmp_path, call, weights):
                                   'shufflenet_v2_x0_5', 'efficientnet_b0', 'convnext_tiny',
                                   'vit_b_16', 'swin_t', 'maxvit_t'])
 def test_files_of_torchvision_and_our_own_of_the_same_network_load(name, tmp_path):
-    with torch.device('meta'):
+    with on_meta():
         reference = models.create_model(name)
     state = reference.state_dict()
     old = type(state)((key.replace('norm1', 'norm.1').replace('conv2.weight', 'conv.2.weight')
@@ -194,6 +195,6 @@ def test_files_of_torchvision_and_our_own_of_the_same_network_load(name, tmp_pat
     old._metadata = state._metadata
     if name in ('googlenet', 'inception_v3'):
         old['AuxLogits.fc.weight' if name == 'inception_v3' else 'aux1.fc1.weight'] = torch.empty(3, 3, device='meta')
-    with torch.device('meta'):
+    with on_meta():
         load_weights(models.create_model(name), state_dict_of(old), name)
         load_weights(models.create_model(name), state_dict_of({'state_dict': state}), name)

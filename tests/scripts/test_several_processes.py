@@ -1,7 +1,8 @@
-"""The scripts under torchrun: two processes on the CPU do what one does, and end together."""
+"""Two processes on the CPU, as torchrun starts them, do what one does, and end together."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +16,24 @@ from lib.utils.checkpoint import read_checkpoint
 SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 
 
-def launch(script, *options, cwd, processes=2):
-    """Starts a script in several processes, as `torchrun` does."""
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes),
+@pytest.fixture
+def pair(start):
+    """`pair(script, *options, cwd=)`: two processes with the variables that torchrun sets; what both of them wrote."""
+    def run(script, *options, cwd):
+        with socket.socket() as found:
+            found.bind(('127.0.0.1', 0))
+            port = str(found.getsockname()[1])
+        processes = [start(script, *options, cwd=cwd, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2',
+                           MASTER_ADDR='127.0.0.1', MASTER_PORT=port) for rank in '01']
+        written = [''.join(process.communicate(timeout=120)) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], '\n'.join(written)
+        return ''.join(written)
+    return run
+
+
+def torchrun(script, *options, cwd):
+    """Starts a script in two processes."""
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
                SCRIPTS / script, *options]
     return subprocess.Popen(list(map(str, command)), cwd=cwd, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, start_new_session=True,
@@ -48,11 +64,10 @@ def same(a, b):
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def test_a_search_without_training_is_that_of_one_process(home, tmp_path, succeed, linear_options):
+def test_a_search_without_training_is_that_of_one_process(home, tmp_path, pair, succeed, linear_options):
     options = (*linear_options, '--finetune_flag', 'False', '--val_size', '63', '--test_batch', '20',
                '--train_episode', '3')
-    status, out = finish(launch('rl_quantize.py', *options, '--output', tmp_path / 'two', cwd=home))
-    assert status == 0, out
+    out = pair('rl_quantize.py', *options, '--output', tmp_path / 'two', cwd=home)
     assert out.count('best: accuracy') == 1  # one process reports
     succeed('rl_quantize.py', *options, '--output', tmp_path / 'one', cwd=home)
     (two, agent_of_two), (one, agent_of_one) = (policies(next((tmp_path / name).iterdir())) for name in ('two', 'one'))
@@ -61,12 +76,11 @@ def test_a_search_without_training_is_that_of_one_process(home, tmp_path, succee
     assert same(agent_of_two, agent_of_one)
 
 
-def test_training_writes_once_and_evaluates_to_the_image(home, tmp_path, succeed, weights, network):
+def test_training_writes_once_and_evaluates_to_the_image(home, tmp_path, pair, succeed, weights, network):
     folder = tmp_path / 'run'
     options = (*network, '--weights', weights, '--strategy', 'uniform:4', '--epochs', '1', '--lr', '0.01',
-               '--train_batch', '65', '--sync_bn', '-c', folder)
-    status, out = finish(launch('finetune.py', *options, cwd=home))
-    assert status == 0, out
+               '--train_batch', '131', '--sync_bn', '-c', folder)
+    out = pair('finetune.py', *options, cwd=home)
     assert out.count('epoch 1/1') == 1
     assert len((folder / 'log.txt').read_text().splitlines()) == 2
     last = out.strip().splitlines()[-1]
@@ -74,8 +88,9 @@ def test_training_writes_once_and_evaluates_to_the_image(home, tmp_path, succeed
     assert one.strip().splitlines()[-1].split('loss')[0] == last.split('loss')[0]
 
 
-def test_a_process_that_dies_ends_the_others(home, tmp_path, network):
-    process = launch('pretrain.py', *network, '--epochs', '500', '-c', tmp_path / 'run', cwd=home)
+def test_a_process_that_dies_ends_the_others(home, tmp_path, weights, network):
+    process = torchrun('finetune.py', *network, '--weights', weights, '--strategy', 'uniform:4', '--lr', '0.01',
+                       '--train_batch', '256', '--epochs', '500', '-c', tmp_path / 'run', cwd=home)
     started = time.monotonic()
     while not (tmp_path / 'run' / 'checkpoint.pth.tar').exists():
         assert time.monotonic() - started < 90 and process.poll() is None

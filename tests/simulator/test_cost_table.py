@@ -9,6 +9,7 @@ from lib.simulator.cost import CostTable
 from lib.simulator.counting import model_size
 from lib.simulator.layer import LayerRecord
 from lib.simulator.table_files import load_table, save_table
+from tests.meta import on_meta
 
 # Published for ResNet-50 at a ratio of 0.1: HAQ's README, and the other list in its finetune script.
 README = '665555455455555535435434442543353253243253253425234234'
@@ -124,7 +125,7 @@ def test_minimum_keeps_fixed_layers_and_checks_its_arguments():
 
 
 def test_model_size_of_the_published_resnet50_strategies():
-    with torch.device('meta'):
+    with on_meta():
         model = torchvision.models.resnet50()
     layers = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     cost = model_size([layer.weight.numel() for layer in layers])

@@ -3,7 +3,6 @@
 import random
 
 import pytest
-import torch
 
 import models
 from lib.simulator.counting import (
@@ -16,6 +15,7 @@ from lib.simulator.counting import (
 )
 from lib.simulator.layer import LayerRecord
 from lib.utils.profile import profile_layers
+from tests.meta import on_meta
 
 # Number of quantized weights and of their layers in ProQHA's own networks for ImageNet, counted in its code (Zhang et
 # al., "Automatic Progressive Mixed-Precision Network Quantization"); its MobileNetV2 has ours' layers.
@@ -99,7 +99,7 @@ def test_activation_memory_minimum_and_prices():
 
 @pytest.mark.parametrize('name', PROQHA)
 def test_proqha_counts(name):
-    with torch.device('meta'):
+    with on_meta():
         records = profile_layers(models.create_model(name, num_classes=1000), (3, 64, 64))
     weights, layers = PROQHA[name]
     cost = proqha_ratio(records)

@@ -28,7 +28,7 @@ from lib.utils.quantize_utils import (
 from lib.utils.sync_batch_norm import SyncBatchNorm2d, global_moments, synchronise_batch_norm
 from lib.utils.train import Precision, evaluate, loss_function, train_one_epoch
 from lib.utils.utils import seed_everything
-from tests.conftest import TinyLoader, TinyNet
+from tests.tiny import TinyLoader, TinyNet
 
 PROBE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -1,9 +1,6 @@
 """Two processes over gloo against one process on the same batches; all scenarios run in one pair of processes."""
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +8,10 @@ import torch
 from torch import nn
 
 from lib.utils import distributed
+from tests.processes import Program
 from tests.utils import distributed_scenarios as scenarios
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = [sys.executable, '-m', 'tests.utils.distributed_scenarios']
 
 
 @pytest.fixture(scope='module')
@@ -24,12 +21,9 @@ def pair(tmp_path_factory):
     with socket.socket() as found:
         found.bind(('127.0.0.1', 0))
         port = found.getsockname()[1]
-    processes = []
-    for rank in '01':
-        environment = {**os.environ, 'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': '2', 'OMP_NUM_THREADS': '1',
-                       'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
-        processes.append(subprocess.Popen([*PROGRAM, str(folder)], env=environment, cwd=ROOT, text=True,
-                                          stderr=subprocess.PIPE))
+    processes = [Program(scenarios.__file__, folder, cwd=ROOT, folder=tmp_path_factory.mktemp('output'), RANK=rank,
+                         LOCAL_RANK=rank, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+                 for rank in '01']
     try:
         ends = [process.communicate(timeout=120)[1] for process in processes]
     finally:

@@ -1,12 +1,12 @@
 """The configuration of hybrid quantization: what its keys take, and which tensors its block lists mean."""
 
 import pytest
-import torch
 import yaml
 
 import models
 from lib.utils.hybrid_config import SECTIONS, default_config, read_config
 from lib.utils.hybrid_plan import layers_of_strategy, make_plan, residual_blocks
+from tests.meta import on_meta
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def write(tmp_path):
 
 
 def network(name='hybrid_cnn', **options):
-    with torch.device('meta'):
+    with on_meta():
         return models.create_model(name, num_classes=10, **options)
 
 

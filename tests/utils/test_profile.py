@@ -5,6 +5,7 @@ from torch import nn
 
 from lib.simulator.layer import LayerRecord
 from lib.utils.profile import profile_layers
+from tests.meta import on_meta
 
 
 class Conv(nn.Conv2d):
@@ -95,7 +96,7 @@ def test_a_model_on_the_meta_device_and_one_in_half_precision():
 
 
 def test_published_counts_of_torchvision_models():
-    with torch.device('meta'):
+    with on_meta():
         resnet, vit = torchvision.models.resnet50(), torchvision.models.vit_b_16()
     layers = profile_layers(resnet, (3, 224, 224))
     assert len(layers) == 54 and sum(layer.num_weights for layer in layers) == 25_502_912

@@ -13,6 +13,7 @@ from lib.utils.profile import profile_layers
 from lib.utils.progressive import ClippedReLU, PartQuantizers, ProgressiveTraining, find_parts, quantize_parts
 from lib.utils.progressive_log import COLUMNS, ProgressiveLog
 from lib.utils.qat import Quantizers, activation_quantizers, weight_bits
+from tests.meta import on_meta
 
 QUANTIZERS = Quantizers('dorefa', 'pact', gradient='ste')
 BUILDERS = sorted(name for name in models.list_models(quantized=False)
@@ -42,7 +43,7 @@ def prepared(weights=8, activations=8, *, quantizers=QUANTIZERS, name='preresnet
 @pytest.mark.parametrize('name', BUILDERS)
 def test_every_builder_costs_k_of_32(name):
     """The parts of a network are the layers that the cost counts; bits of float layers do not matter."""
-    with torch.device('meta'):
+    with on_meta():
         model = models.create_model(name, num_classes=10)
         records = profile_layers(model, (3, 64, 64))
         parts = find_parts(model, (3, 64, 64))
@@ -76,7 +77,7 @@ def test_the_cost_is_the_mean_of_the_bits_of_the_weights():
 def test_the_cost_of_random_choices_falls_as_in_the_original():
     """Its code gives these means over 200 runs, after 0 to 12 moves of half of all quantizers of ResNet-18 by a bit."""
     expected = [.250, .235, .219, .203, .187, .171, .156, .139, .124, .111, .101, .091, .083]
-    with torch.device('meta'):
+    with on_meta():
         parts = quantize_parts(models.create_model('postresnet18'), 8, 8, QUANTIZERS, torch.zeros(1, 3, 64, 64))
     rng, costs = np.random.default_rng(0), np.zeros((200, 13))
     for run in costs:
@@ -92,7 +93,7 @@ def test_the_cost_of_random_choices_falls_as_in_the_original():
 def test_activations_come_first_or_last_as_the_network_has_them():
     _, parts = prepared()
     assert parts.labels[:4] == ['layer1.0.relu1', 'layer1.0.conv1.weight', 'layer1.0.relu2', 'layer1.0.conv2.weight']
-    with torch.device('meta'):
+    with on_meta():
         post = models.create_model('postresnet18')
         behind = quantize_parts(post, 8, 4, QUANTIZERS, torch.zeros(1, 3, 64, 64))
     assert behind.bits == [8, 4] * 16 and behind.labels[0].endswith('conv1.weight')
@@ -111,7 +112,7 @@ def test_a_strategy_has_the_bits_of_the_inputs():
     names = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     strategy = parts.strategy([3, 5] * 18, names)
     assert strategy == [[8, -1], *[[5, 3]] * 18, [8, -1]]
-    with torch.device('meta'):
+    with on_meta():
         post = models.create_model('postresnet18')
         behind = quantize_parts(post, 8, 8, QUANTIZERS, torch.zeros(1, 3, 64, 64))
     bits = [8] * 32
