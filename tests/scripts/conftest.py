@@ -115,16 +115,18 @@ def digits_are_read_once():
 
 @pytest.fixture(autouse=True, scope='session')
 def drawing(home):
-    """Draws the figures of the stages below; any other one only while `drawing.everywhere` is True.
+    """For tests of scripts: draws the figures of the stages below, any other one only while `drawing.everywhere` is True.
 
     A figure is drawn the first time; when it is drawn anew in the same file, the file stays as it is. Drawing takes
     most of the time of runs as short as these.
     """
-    draw, drawing = Figure.savefig, SimpleNamespace(everywhere=False)
+    draw, drawing = Figure.savefig, SimpleNamespace(spared=False, everywhere=False)
 
     def savefig(figure, path, **options):
         final = Path(path).with_name(Path(path).name.lstrip('.').split('.png')[0] + '.png')  # of the temporary file
-        if final.is_file():
+        if not drawing.spared:
+            draw(figure, path, **options)
+        elif final.is_file():
             shutil.copyfile(final, path)
         elif drawing.everywhere or home in final.absolute().parents:
             draw(figure, path, **options)
@@ -138,8 +140,10 @@ def drawing(home):
 
 @pytest.fixture(autouse=True, scope='module')
 def figures_are_drawn_where_tests_look_at_them(request, drawing):
-    """Elsewhere their files hold no picture."""
-    drawing.everywhere = request.path.name in ('test_flows.py', 'test_costs.py')
+    """Elsewhere in this folder their files hold no picture."""
+    drawing.spared, drawing.everywhere = True, request.path.name in ('test_flows.py', 'test_costs.py')
+    yield
+    drawing.spared = False
 
 
 @pytest.fixture(scope='session')
