@@ -115,7 +115,7 @@ def digits_are_read_once():
 
 @pytest.fixture(autouse=True, scope='session')
 def drawing(home):
-    """For tests of scripts: draws the figures of the stages below, any other one only while `drawing.everywhere` is True.
+    """For tests of scripts: draws the figures of the stages below, others only while `drawing.everywhere` is True.
 
     A figure is drawn the first time; when it is drawn anew in the same file, the file stays as it is. Drawing takes
     most of the time of runs as short as these.
