@@ -1,7 +1,7 @@
 """Actor and critic of DDPG, with gradients written out.
 
-Networks this small cost autograd and a general optimizer several times what their products of matrices do. Here a
-gradient is the chain rule in ten lines, written where the optimizer reads it; `tests/rl` compares it with autograd.
+Autograd and a general optimizer cost networks this small more than a third of an update on a CPU. Here a gradient is
+the chain rule in ten lines, written where the optimizer reads it; `tests/rl` compares it with central differences.
 """
 
 from __future__ import annotations

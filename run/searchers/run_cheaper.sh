@@ -3,7 +3,7 @@
 # for the plain agent, strategies that keep their result, a screen, a warm start and all of them; three seeds.
 # Kill it at any time; the same command goes on. VARIANTS, SEEDS, EPISODES, OUTPUT. Then a table is printed and
 # OUTPUT/cheaper_search.png drawn.
-# Hardware: any; on two CPU cores about two hours. Needs data/cifar10 and float weights (weights.sh of run/cifar10 says
+# Hardware: any; hours on two CPU cores (not timed yet). Needs data/cifar10 and float weights (weights.sh of run/cifar10 says
 # which).
 set -euo pipefail
 . "$(dirname "$0")/../environment.sh"
