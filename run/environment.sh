@@ -4,8 +4,9 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-# Threads that wait sleep instead of spinning: where other programs use the cores too, spinning costs a factor of 10.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+# Threads that wait spin for a moment, then sleep: where other programs use the cores too, spinning costs a factor of 10,
+# and waking a thread for every small operation is not free either.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 
 # use_environment REQUIREMENTS: activates the environment and installs REQUIREMENTS when they have changed since.
 use_environment() {

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 17  # elements: 512 KiB of float32
+BLOCK = 1 << 17  # elements of a core: 512 KiB of float32
 
 
 def dense(x: Tensor) -> Tensor:
@@ -23,9 +23,9 @@ def like(x: Tensor, other: Tensor) -> Tensor:
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Give flat views of the same parts of all tensors, which are dense and lie in the same order.
 
-    On the CPU a part fits the cache of a core; elsewhere it is everything.
+    On the CPU a part fits the caches of the cores that share it; elsewhere it is everything.
     """
     size = tensors[0].numel()
-    step = BLOCK if tensors[0].device.type == 'cpu' else max(size, 1)
+    step = BLOCK * torch.get_num_threads() if tensors[0].device.type == 'cpu' else max(size, 1)
     flat = [tensor.as_strided((size,), (1,), tensor.storage_offset()) for tensor in tensors]
     return zip(*(tensor.split(step) for tensor in flat), strict=True)

@@ -1,5 +1,7 @@
 """Linear (uniform) quantization: pure functions, then HAQ's quantizers of weights and of activations on top."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -163,7 +165,8 @@ class LinearActivationQuantizer(SignedQuantizer):
     def fake_quantize(self, x: Tensor) -> Tensor:
         signed, clip = self._find_sign(x), self.clip()
         if torch.is_grad_enabled() and (x.requires_grad or clip.requires_grad):
-            return _ClipAndRound.apply(x, clip, self.bits, signed, self.range_gradient == 'exact')
+            after_relu = x.grad_fn is not None and x.grad_fn.name() == 'ReluBackward0'
+            return _ClipAndRound.apply(x, clip, self.bits, signed, self.range_gradient == 'exact', after_relu)
         return fake_quantize(x, choose_scale(clip, self.bits, signed), self.bits, signed)
 
     def clip(self) -> Tensor:
@@ -207,35 +210,57 @@ class LinearActivationQuantizer(SignedQuantizer):
 
 
 class _ClipAndRound(torch.autograd.Function):
-    """Fake quantization with a learnable range; the default keeps one byte per element for the backward pass."""
+    """Fake quantization with a learnable range.
+
+    For the backward pass it keeps its input where that is the output of a ReLU, which keeps it anyway, else one byte
+    per element.
+    """
 
     @staticmethod
-    def forward(ctx, x, clip, bits, signed, exact):
+    def forward(ctx, x, clip, bits, signed, exact, after_relu):
         x = dense(x)
         out = fake_quantize(x, choose_scale(clip, bits, signed), bits, signed)
-        region = _regions(x, _positive(clip), signed)
-        ctx.signed = signed
-        ctx.save_for_backward(region, clip, *((x, out) if exact else ()))
+        kept = x if after_relu else _regions(x, _positive(clip), signed)
+        ctx.signed, ctx.after_relu = signed, after_relu
+        ctx.save_for_backward(kept, clip, *((x, out) if exact else ()))
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        region, clip, *inside = ctx.saved_tensors
-        grad = like(grad, region)
+        kept, clip, *inside = ctx.saved_tensors
+        grad, learns = like(grad, kept), ctx.needs_input_grad[1]
         grad_x, grad_clip = torch.empty_like(grad), torch.zeros_like(clip)
-        for part, side, result in blocks(grad, region, grad_x):
-            side = side.to(grad.dtype)  # arithmetic with it is several times faster than torch.where
-            outside = part * side
-            torch.addcmul(part, outside, side, value=-1, out=result)
-            if ctx.needs_input_grad[1]:  # below an unsigned range the range has no say
-                outside = outside if ctx.signed else part * side.clamp_min_(0)
-                grad_clip += outside.sum(dtype=clip.dtype)
-        if not ctx.needs_input_grad[1]:
-            return grad_x, None, None, None, None
-        if inside:
+        split = _split_at(clip, kept) if ctx.after_relu else partial(_split_by_region, signed=ctx.signed)
+        for part, what, result in blocks(grad, kept, grad_x):
+            total = split(part, what, result)
+            if learns:
+                grad_clip += total.sum(dtype=clip.dtype)
+        if inside and learns:
             x, out = inside
             grad_clip += (grad_x * (out - x)).sum(dtype=clip.dtype) / _positive(clip)
-        return grad_x, grad_clip, None, None, None
+        return grad_x, grad_clip if learns else None, None, None, None, None
+
+
+def _split_by_region(grad: Tensor, side: Tensor, out: Tensor, *, signed: bool) -> Tensor:
+    """Write the gradient of the input to `out` and return the terms of the range's; `side` is that of `_regions`."""
+    side = side.to(grad.dtype)  # arithmetic with it is several times faster than torch.where
+    outside = grad * side
+    torch.addcmul(grad, outside, side, value=-1, out=out)
+    return outside if signed else grad * side.clamp_min_(0)  # below an unsigned range the range has no say
+
+
+def _split_at(clip: Tensor, x: Tensor):
+    """Return a function that does the same with the input in place of its region; no input is negative."""
+    edge = _positive(clip).to(x.dtype).clamp_min(torch.finfo(x.dtype).tiny)
+    last = torch.nextafter(edge, torch.zeros_like(edge))
+    number = last.item() if _takes_numbers(x) else None
+
+    def split(grad, part, out):
+        above = grad.masked_fill(part <= last, 0) if number is None else \
+            torch.ops.aten.threshold_backward(grad, part, number)
+        torch.sub(grad, above, out=out)
+        return above
+    return split
 
 
 def _regions(x: Tensor, edge: Tensor, signed: bool) -> Tensor:
@@ -245,12 +270,20 @@ def _regions(x: Tensor, edge: Tensor, signed: bool) -> Tensor:
     """
     last = torch.nextafter(edge.to(x.dtype), torch.zeros_like(edge, dtype=x.dtype))
     first = -last if signed else torch.zeros_like(last)
-    if x.device.type == 'cpu':
-        first, last = first.item(), last.item()  # with numbers torch clamps several times faster
+    if _takes_numbers(x):
+        first, last = first.item(), last.item()
     region = torch.empty_like(x, dtype=torch.int8)
     for part, side in blocks(x, region):
         side.copy_(part.sub(part.clamp(first, last)).sign_())
     return region
+
+
+def _takes_numbers(x: Tensor) -> bool:
+    """Whether edges are better numbers than tensors: torch clamps and masks several times faster then, on the CPU.
+
+    Elsewhere the host would have to wait for the number.
+    """
+    return x.device.type == 'cpu'
 
 
 def _positive(clip: Tensor) -> Tensor:

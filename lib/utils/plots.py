@@ -16,8 +16,10 @@ from lib.utils.checkpoint import atomic_path
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PINK, RED, SKY, GREY = '#0072B2', '#E69F00', '#009E73', '#CC79A7', '#D55E00', '#56B4E9', '#8C8C8C'
+BLACK, VIOLET = '#000000', '#5B3A8C'
 KIND_COLORS = {'conv': BLUE, 'depthwise': ORANGE, 'pointwise': GREEN, 'linear': PINK}
-SERIES = [(BLUE, 'o'), (RED, 's'), (GREEN, '^'), (PINK, 'D'), (ORANGE, 'v'), (SKY, 'P')]  # colour, marker
+SERIES = [(BLUE, 'o'), (RED, 's'), (GREEN, '^'), (PINK, 'D'), (ORANGE, 'v'), (SKY, 'P'),  # colour, marker
+          (BLACK, 'X'), (VIOLET, '<'), (GREY, 'p')]
 IMAGE_BITS = 8  # an input that is left alone (a = -1) counts as the 8-bit image it is
 MAX_NAMES = 64  # more layer names than this do not fit under one figure
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from lib.quantize.calibrate import kl_threshold, mse_range
 from lib.quantize.linear import (
@@ -194,6 +195,27 @@ def test_activation_gradients_are_those_of_the_formula(bits, signed, range_gradi
     torch.testing.assert_close(ours, reference)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('clip', [0.9, 1.0, 0.0, -1.0])
+@pytest.mark.parametrize('signed', [False, True])
+@pytest.mark.parametrize('on_device', [False, True])
+def test_what_is_kept_does_not_matter_to_the_gradients(monkeypatch, dtype, clip, signed, on_device):
+    """From the region and from the input, by numbers and by tensors (as on a GPU)."""
+    x = torch.cat((sample(1000).relu(), torch.tensor([0.0, 1.0, 0.5]))).to(dtype).requires_grad_()
+    direction = sample(1003, seed=1).to(dtype)
+    if on_device:
+        monkeypatch.setattr('lib.quantize.linear._takes_numbers', lambda x: False)
+    found = []
+    for make_input in (torch.relu, torch.abs):  # only the first keeps the input
+        quantizer = activation_quantizer(4, signed, clip)
+        y = make_input(x)
+        y.retain_grad()
+        quantizer(y).backward(direction)
+        found.append((y.grad, quantizer.range.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
 def test_values_on_the_range_count_as_outside():
     x = torch.tensor([-2.0, 0.0, 2.0], requires_grad=True)
     for signed, gradient, total in ((True, [0, 1, 0], 0), (False, [0, 1, 0], 1)):
@@ -231,12 +253,25 @@ def test_range_that_is_not_positive_gives_zeros_and_learns_its_way_back(signed, 
     assert quantizer.range.item() > 0.5
 
 
+def kept_by(make_input):
+    """Returns the input of a quantizer and what it keeps of it and of the range for the backward pass."""
+    quantizer, kept = activation_quantizer(4, False, 1.0), []
+    x = make_input(sample(1000).requires_grad_())
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        quantizer(x)
+    return x, [t for t in kept if t.data_ptr() != quantizer.range.data_ptr()]
+
+
 def test_keeps_one_byte_per_element_for_the_backward_pass():
-    kept = []
-    x = sample(1000).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
-        activation_quantizer(4, True, 1.0)(x)
-    assert sum(kept) == 1000 + 4  # and the range
+    for make_input in (lambda x: x, torch.abs, nn.ReLU6()):
+        _, (region,) = kept_by(make_input)
+        assert region.nbytes == 1000
+
+
+def test_keeps_an_input_that_a_relu_keeps_anyway():
+    for inplace in (False, True):
+        x, (kept,) = kept_by(lambda x, relu=nn.ReLU(inplace): relu(x + 0))
+        assert kept.data_ptr() == x.data_ptr()
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
