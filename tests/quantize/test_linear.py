@@ -269,8 +269,8 @@ def test_keeps_one_byte_per_element_for_the_backward_pass():
 
 
 def test_keeps_an_input_that_a_relu_keeps_anyway():
-    for inplace in (False, True):
-        x, (kept,) = kept_by(lambda x, relu=nn.ReLU(inplace): relu(x + 0))
+    for relu in (nn.ReLU(), nn.ReLU(inplace=True)):
+        x, (kept,) = kept_by(lambda x, relu=relu: relu(x + 0))
         assert kept.data_ptr() == x.data_ptr()
 
 
