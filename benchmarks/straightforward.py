@@ -21,10 +21,14 @@ from torchvision.datasets import ImageFolder
 # ---- K-means: scikit-learn, a mask per centroid
 
 
-def cluster(weight, bits, max_iter=3, seed=0):
-    """Returns (centroids (k,), labels int64 of the weight's shape): scikit-learn's K-means of k = min(2^bits, n)."""
+def cluster(weight, bits, max_iter=3, seed=0, start=None):
+    """Returns (centroids (k,), labels int64 of the weight's shape): scikit-learn's K-means of k = min(2^bits, n).
+
+    With `start`, the centroids of an earlier call, it goes on from there.
+    """
     points = weight.detach().cpu().numpy().reshape(-1, 1)
-    fitted = KMeans(min(2**bits, len(points)), init='k-means++', n_init=1, max_iter=max_iter, random_state=seed)
+    init = 'k-means++' if start is None else start.cpu().numpy().reshape(-1, 1)
+    fitted = KMeans(min(2**bits, len(points)), init=init, n_init=1, max_iter=max_iter, random_state=seed)
     labels = fitted.fit_predict(points)
     centroids = torch.from_numpy(fitted.cluster_centers_[:, 0]).to(weight)
     return centroids, torch.from_numpy(labels).long().view(weight.shape).to(weight.device)

@@ -13,8 +13,8 @@ from lib.simulator.machine import machine_facts
 from lib.utils.checkpoint import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
-REPEATS = 5
-QUICK, SLOW = 2.0, 20.0  # seconds; a side that takes less warms up first, one that takes more is timed once
+REPEATS, FEWER = 5, 3
+QUICK, LONG, SLOW = 2.0, 5.0, 20.0  # seconds: less warms up first, more is timed three times, once
 HEAD = '| # | what | ours | the other side | ratio | target | met | how closely both agree, and what else was seen |'
 
 
@@ -61,15 +61,20 @@ def seconds(value):
 def alternate(sides, device='cpu', repeats=REPEATS):
     """Times {name: function} in turns; returns {name: median seconds}.
 
-    The first call of a quick side warms up and does not count; a slow side is called once.
+    The first call of a quick side warms up and does not count; a long one is called three times, a slow one once.
     """
     taken = {name: [] for name in sides}
     for _ in range(repeats + 1):
         for name, function in sides.items():
-            calls = 1 if taken[name] and taken[name][0] > SLOW else repeats + _warms_up(taken[name])
-            if len(taken[name]) < calls:
+            if len(taken[name]) < _calls(taken[name], repeats):
                 taken[name].append(timed(function, device))
     return {name: median(times[_warms_up(times):]) for name, times in taken.items()}
+
+
+def _calls(times, repeats):
+    if times and times[0] > LONG:
+        return 1 if times[0] > SLOW else min(repeats, FEWER)
+    return repeats + _warms_up(times)
 
 
 def _warms_up(times):
