@@ -6,5 +6,6 @@ set -euo pipefail
 use_environment requirements-dev.txt
 export OMP_NUM_THREADS=1
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1  # as `keep_memory` of scripts/_common.py
-# Files in their order: the slow ones of tests/scripts in the middle, so that both processes end at the same time.
+# A file's tests go to one process, and so do all files that share slow preparations (tests/conftest.py); in their order,
+# with the slow ones of tests/scripts in the middle, both processes end at about the same time.
 exec python -m pytest -n "${PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"

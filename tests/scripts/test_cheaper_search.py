@@ -26,6 +26,8 @@ def test_a_strategy_that_comes_again_keeps_its_result(succeed, kmeans_options, t
     assert len(records) == 2
     losses = {record['loss'] for record in records}
     assert len(losses) == (1 if reuse == '--reuse' else 2)
+    (first, _), (second, _) = (record['images'] for record in records)
+    assert second == first if reuse == '--reuse' else second > first
 
 
 def test_screen_and_warm_start_go_on_to_the_same_numbers(succeed, kmeans_options, tmp_path, monkeypatch):
@@ -41,6 +43,7 @@ def test_screen_and_warm_start_go_on_to_the_same_numbers(succeed, kmeans_options
     whole, part = (tmp_path / f'save/resnet20_digits_{name}' for name in ('whole', 'part'))
     assert without_seconds(whole) == without_seconds(part)
     records = history(whole)
+    assert [record['images'] for record in records] == [record['images'] for record in history(part)]
     assert all(record['screened'] is not None for record in records)
     assert not all(record['finetuned'] for record in records)
     best = json.loads((whole / 'results.json').read_text())
