@@ -4,9 +4,8 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-# Threads that wait spin for a moment, then sleep: where other programs use the cores too, spinning costs a factor of 10,
-# and waking a thread for every small operation is not free either.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
+# As `spin_briefly` of scripts/_common.py, for tests and benchmarks.
+[ -n "${OMP_WAIT_POLICY:-}" ] || export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 
 # use_environment REQUIREMENTS: activates the environment and installs REQUIREMENTS when they have changed since.
 use_environment() {
