@@ -161,7 +161,10 @@ class Search:
         precision = Precision(self.device, args.half, args.channels_last)
         optimizer = torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=args.lr,
                                      betas=(args.beta1, args.beta2), eps=args.epsilon)
-        quantization = ProgressiveTraining(self.model, self.parts.lists(self.bits), self.settings, clip=args.grad_clip,
+        batches = epochs * len(self.loader)
+        rates = (learning_rate(batch, lr=args.lr, epochs=batches) for batch in range(batches))
+        quantization = ProgressiveTraining(self.model, self.parts.lists(self.bits), self.settings, optimizer=optimizer,
+                                           rates=rates, clip=args.grad_clip,
                                            unscale=lambda: precision.scaler.unscale_(optimizer))
         for epoch in range(epochs):
             rate = learning_rate(epoch, lr=args.lr, epochs=epochs)

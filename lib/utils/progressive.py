@@ -11,6 +11,7 @@ from lib.utils.bit_lists import check_bit_lists
 from lib.utils.conversion import convert_to_quantized, convertible_layers
 from lib.utils.profile import profile_layers
 from lib.utils.qat import QATQuantization
+from lib.utils.utils import set_learning_rate
 
 UNTOUCHED = [8, -1]  # entry of a strategy for a layer that stays float
 
@@ -202,20 +203,23 @@ def in_place_of_relu(quantizers, bits):
 
 
 class ProgressiveTraining(QATQuantization):
-    """Fine-tuning of one step of the search: the gradient's norm is clipped before each step of the optimizer."""
+    """Fine-tuning of one step of the search: a learning rate for every batch, and a limit for the gradient's norm."""
 
-    def __init__(self, model, strategy, settings, *, clip, unscale):
+    def __init__(self, model, strategy, settings, *, optimizer, rates, clip, unscale):
         """Takes over a prepared network.
 
         Args:
             model, strategy, settings: as in `QATQuantization`.
+            optimizer: the optimizer of this step of the search.
+            rates: iterable of learning rates, one per batch.
             clip: largest L2 norm of the gradient of all parameters.
             unscale: function that takes the factor of mixed precision out of the gradients.
         """
         super().__init__(model, strategy, settings, clip_decay=0)
-        self.clip, self.unscale = clip, unscale
+        self.optimizer, self.rates, self.clip, self.unscale = optimizer, iter(rates), clip, unscale
 
     def before_step(self):
-        """Clips the gradient."""
+        """Sets the learning rate and clips the gradient."""
+        set_learning_rate(self.optimizer, next(self.rates))
         self.unscale()
         torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip)

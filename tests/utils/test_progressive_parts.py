@@ -206,16 +206,20 @@ def test_what_cannot_be_prepared_is_refused():
 
 # ---- training and the record
 
-def test_the_gradient_is_clipped_before_the_step():
+def test_the_gradient_is_clipped_and_the_rate_set_before_the_step():
     model, parts = prepared()
-    calls = []
-    training = ProgressiveTraining(model, parts.lists(parts.bits), {}, clip=0.25, unscale=lambda: calls.append(1))
+    calls, optimizer = [], torch.optim.SGD(model.parameters(), lr=1.0)
+    training = ProgressiveTraining(model, parts.lists(parts.bits), {}, optimizer=optimizer, rates=(0.5, 0.25),
+                                   clip=0.25, unscale=lambda: calls.append(1))
     loss = training.loss(model(images()), torch.arange(4))
     assert loss.item() == pytest.approx(nn.functional.cross_entropy(model(images()), torch.arange(4)).item())
     (1000 * loss).backward()
     training.before_step()
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
     assert norm.item() == pytest.approx(0.25, rel=1e-4) and calls == [1] and training.kind == 'qat'
+    assert optimizer.param_groups[0]['lr'] == 0.5
+    training.before_step()
+    assert optimizer.param_groups[0]['lr'] == 0.25
 
 
 def test_the_record_of_a_search(tmp_path):
