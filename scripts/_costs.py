@@ -43,12 +43,13 @@ def find_layers(args, model, shape, is_pruned=False):
     return Layers(records, model_size([counts[name] for name in names], float_bit=float_bit, layer_names=names), shape)
 
 
-def find_constraints(args, layers):
+def find_constraints(args, layers, option='--preserve_ratio'):
     """Returns the `Constraint`s of a search: --preserve_ratio of --cost, then each --constraint.
 
     Args:
         args: the options.
         layers: the `Layers` of the strategy.
+        option: what --preserve_ratio is called on the command line, for messages.
 
     Raises:
         ValueError: an unknown cost, no ratio, or two budgets for one cost.
@@ -56,14 +57,14 @@ def find_constraints(args, layers):
     from lib.simulator.budget import Constraint
     wanted = [(name, value, f'--constraint {name}') for name, value in map(parse_constraint, args.constraint or ())]
     if args.preserve_ratio is not None:
-        wanted.insert(0, (cost_name(args), args.preserve_ratio, '--preserve_ratio'))
+        wanted.insert(0, (cost_name(args), args.preserve_ratio, option))
     costs = [find_cost(args, full_name(name, cost_name(args)), layers) for name, _, _ in wanted]
     constraints = [Constraint.of_ratio(cost, ratio_on(cost, value, is_linear(args)), option)
                    for cost, (_, value, option) in zip(costs, wanted, strict=True)]
     names = [constraint.cost.name for constraint in constraints]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f'{", ".join(twice)} has two budgets: give each cost one --constraint, or --preserve_ratio '
-                         'for that of --cost')
+        raise ValueError(f'{", ".join(twice)} has two budgets: give each cost one --constraint, or {option} for '
+                         'that of --cost')
     return constraints
 
 

@@ -79,25 +79,29 @@ def make_bench(args, env, folder, evaluations):
                  store_action=args.store_action, warm_start=args.warm_start, images=args.sensitivity_images)
 
 
-def make_env(args, device):
-    """Returns the environment: data, network with float weights, cost and budget; and the `Layers` of a strategy."""
+def make_env(args, device, option='--preserve_ratio'):
+    """Returns the environment: data, network with float weights, cost and budget; and the `Layers` of a strategy.
+
+    `option` is what --preserve_ratio is called on the command line.
+    """
     from lib.env.linear_quantize_env import LinearQuantizeEnv
     from lib.env.quantize_env import QuantizeEnv
     from lib.utils.train import Precision
 
     linear = is_linear(args)
-    for option in ('is_pruned',) if linear else ('fold_bn',):
-        if getattr(args, option):
-            raise ValueError(f'--{option} belongs to the {"K-means" if linear else "linear"} flow: leave it out')
+    for other in ('is_pruned',) if linear else ('fold_bn',):
+        if getattr(args, other):
+            raise ValueError(f'--{other} belongs to the {"K-means" if linear else "linear"} flow: leave it out')
     train_loader, val_loader, classes = loaders_of(args, device, train_size=args.train_size, val_size=args.val_size)
     shape = train_loader.input_shape
     model = build_model(args, classes, shape, device)
     prepare(args, model, shape, *read_weights(args, pretrained=True), linear)
     layers = find_layers(args, model, shape, args.is_pruned)
-    shared = {'records': layers.records, 'constraints': find_constraints(args, layers), 'min_bit': args.min_bit,
-              'max_bit': args.max_bit, 'finetune_epoch': args.finetune_epoch, 'finetune_lr': args.finetune_lr,
-              'finetune_gamma': args.finetune_gamma, 'finetune_flag': args.finetune_flag, 'use_top5': args.use_top5,
-              'reward_on': args.reward_on, 'reward_cost': args.reward_cost, 'wall': args.wall, 'device': device,
+    shared = {'records': layers.records, 'constraints': find_constraints(args, layers, option),
+              'min_bit': args.min_bit, 'max_bit': args.max_bit, 'finetune_epoch': args.finetune_epoch,
+              'finetune_lr': args.finetune_lr, 'finetune_gamma': args.finetune_gamma,
+              'finetune_flag': args.finetune_flag, 'use_top5': args.use_top5, 'reward_on': args.reward_on,
+              'reward_cost': args.reward_cost, 'wall': args.wall, 'device': device,
               'precision': Precision(device, args.half, args.channels_last), 'seed': args.seed,
               'bn_batches': args.bn_batches, 'screen': args.screen}
     if not linear:

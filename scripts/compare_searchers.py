@@ -6,7 +6,6 @@ figure of accuracy against cost.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from _common import check_unchanged, logger, make_parser, run, settings
@@ -109,11 +108,11 @@ def check_resumed(args, folder):
 def make_envs(args, device, folder):
     """Returns ({budget: environment}, `Bench`); all budgets are checked before anything slow begins."""
     args.constraint, args.preserve_ratio = None, args.budgets[0]
-    env, layers = make_env(args, device)
+    env, layers = make_env(args, device, '--budgets')
     envs = {}
     for budget in args.budgets:
         args.preserve_ratio = budget
-        (constraint,) = (replace(each, option='--budgets') for each in find_constraints(args, layers))
+        (constraint,) = find_constraints(args, layers, '--budgets')
         envs[budget] = env.with_constraints([constraint])
     bench = make_bench(args, env, folder, args.evaluations)
     for name in args.searchers:

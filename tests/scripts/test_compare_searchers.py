@@ -139,6 +139,7 @@ def test_the_linear_flow_under_latency(succeed, linear, weights, table, tmp_path
 
 @pytest.mark.parametrize('changes, message', [
     (('--searchers', 'uniform', 'annealing'), 'annealing is no searcher: expected some of uniform, random'),
+    (('--budgets', '0.01'), '--budgets 0.01 cannot be met.*lowest possible is 0.0625'),
     (('--budgets', '0.5', '0.01'), '--budgets 0.01 cannot be met.*lowest possible is 0.0625'),
     (('--cost', 'activation_memory'), 'activation_memory'),
     (('--evaluations', '0'), 'evaluations'),
