@@ -3,8 +3,8 @@
 # for the plain agent, strategies that keep their result, a screen, a warm start and all of them; three seeds.
 # Kill it at any time; the same command goes on. VARIANTS, SEEDS, EPISODES, OUTPUT. Then a table is printed and
 # OUTPUT/cheaper_search.png drawn.
-# Hardware: any; hours on two CPU cores (not timed yet). Needs data/cifar10 and float weights (weights.sh of run/cifar10 says
-# which).
+# Hardware: any; 3 to 6 seconds an episode on one CPU core (docs/results.md). Needs data/cifar10 and float weights
+# (weights.sh of run/cifar10 says which).
 set -euo pipefail
 . "$(dirname "$0")/../environment.sh"
 . run/cifar10/weights.sh
