@@ -1,6 +1,7 @@
 """The progressive search as a user runs it: baseline, steps, choices, resuming, targets, messages."""
 
 import csv
+import math
 import os
 import runpy
 import sys
@@ -248,6 +249,18 @@ def test_a_finished_search_takes_more_steps_only(searched, refused, call, succee
 
 
 # ---- what it starts from
+
+def test_the_rate_falls_with_every_batch_and_anew_in_each_step(baseline, succeed, place, monkeypatch):
+    from lib.utils import progressive
+    rates, set_rate = [], progressive.set_learning_rate
+    monkeypatch.setattr(progressive, 'set_learning_rate',
+                        lambda optimizer, lr: rates.append(lr) or set_rate(optimizer, lr))
+    succeed('progressive_search.py', *TINY, *STEPS, '--step', '2', '--weights', baseline.checkpoint, '--suffix',
+            'rates', '--output', 'save', cwd=place)
+    half = len(rates) // 2
+    assert half > 1 and rates[:half] == rates[half:]
+    assert rates[:half] == pytest.approx([0.003 * (1 + math.cos(math.pi * i / half)) / 2 for i in range(half)])
+
 
 def test_bits_to_start_from(searched, baseline, succeed, place):
     step = searched.folder / 'checkpoint' / '1.pt'
