@@ -1,7 +1,7 @@
 """What a search costs against the straightforward way and against the float network: the table of docs/benchmarks.md.
 
 Both sides of every row take turns in one process; times are medians of five repeats (three, where a side takes longer
-than 5 s; one, where it takes longer than 20 s). On two idle CPU cores:
+than 3 s; one, where it takes longer than 20 s). On two idle CPU cores:
 
     bash run/benchmark.sh
 """

@@ -5,7 +5,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 # As `spin_briefly` of scripts/_common.py, for tests and benchmarks.
-[ -n "${OMP_WAIT_POLICY:-}" ] || export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
+[ -n "${OMP_WAIT_POLICY:-}" ] || export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}"
 
 # use_environment REQUIREMENTS: activates the environment and installs REQUIREMENTS when they have changed since.
 use_environment() {

@@ -157,7 +157,7 @@ def keep_memory():
     return True
 
 
-SPINS = 1000  # of GNU OpenMP, about as long as one small operation takes
+SPINS = 10000  # of GNU OpenMP, which takes 300000 by default
 
 
 def spin_briefly():

@@ -15,14 +15,14 @@ from benchmarks.rows.networks import network
 EPISODES, SEEN = 600, (50, 300, 600)
 GROWTH = 1.02  # of the resident memory from episode 300 to 600
 KEPT = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '-1'}
-SMALL = ['--arch', 'resnet20', '--dataset', 'digits', '--image_size', '32', '--train_size', '8', '--val_size', '8',
+SMALL = ['--arch', 'resnet20', '--dataset', 'digits', '--image_size', '16', '--train_size', '8', '--val_size', '8',
          '--train_batch', '8', '--test_batch', '8', '--hidden1', '64', '--hidden2', '64', '--workers', '0']
 STEP = """
 import statistics
 from benchmarks.rows.measure import timed
 from benchmarks.rows.networks import batches, network, trainer
 step = trainer(network('mobilenetv2'), batches(1, 32, 224), 'cpu')
-times = [timed(step) for _ in range(6)]
+times = [timed(step) for _ in range(4)]
 print(statistics.median(times[1:]))
 """
 
@@ -31,7 +31,7 @@ print(statistics.median(times[1:]))
 
 
 def search_rows(settings):
-    """Returns row 9: a whole search by scripts/rl_quantize.py, ResNet-20 on a few digits enlarged to 32 x 32."""
+    """Returns row 9: a whole search by scripts/rl_quantize.py, ResNet-20 on a few digits enlarged to 16 x 16."""
     flows = ['K-means', 'linear'] if settings.full else ['K-means']
     return [_search_row(flow) for flow in flows]
 

@@ -52,7 +52,7 @@ run(lambda args: print(os.environ.get('GOMP_SPINCOUNT')), make_parser('test'))
 """
 
 
-@pytest.mark.parametrize('given, spins', [({}, '1000'), ({'GOMP_SPINCOUNT': '7'}, '7'),
+@pytest.mark.parametrize('given, spins', [({}, '10000'), ({'GOMP_SPINCOUNT': '7'}, '7'),
                                           ({'OMP_WAIT_POLICY': 'ACTIVE'}, 'None')], ids=['default', 'count', 'policy'])
 def test_threads_spin_briefly_before_torch_is_imported(given, spins):
     others = {name: value for name, value in os.environ.items() if not name.startswith(('OMP_WAIT', 'GOMP_'))}
