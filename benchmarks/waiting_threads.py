@@ -2,8 +2,8 @@
 
     python benchmarks/waiting_threads.py
 
-Medians of the steps of five seconds, the mean of two rounds of all settings; MobileNetV2, 16 images of 128 x 128 pixels,
-all cores, GNU OpenMP.
+Medians of the steps of five seconds, the mean of two rounds of all settings: MobileNetV2, 16 images of 128 x 128
+pixels, all cores, GNU OpenMP.
 """
 
 import os

@@ -1,5 +1,6 @@
 """Linear (uniform) quantization: pure functions, then HAQ's quantizers of weights and of activations on top."""
 
+import math
 from functools import partial
 
 import torch
@@ -165,8 +166,7 @@ class LinearActivationQuantizer(SignedQuantizer):
     def fake_quantize(self, x: Tensor) -> Tensor:
         signed, clip = self._find_sign(x), self.clip()
         if torch.is_grad_enabled() and (x.requires_grad or clip.requires_grad):
-            after_relu = x.grad_fn is not None and x.grad_fn.name() == 'ReluBackward0'
-            return _ClipAndRound.apply(x, clip, self.bits, signed, self.range_gradient == 'exact', after_relu)
+            return _ClipAndRound.apply(x, clip, self.bits, signed, self.range_gradient == 'exact', *_before_relu(x))
         return fake_quantize(x, choose_scale(clip, self.bits, signed), self.bits, signed)
 
     def clip(self) -> Tensor:
@@ -212,16 +212,15 @@ class LinearActivationQuantizer(SignedQuantizer):
 class _ClipAndRound(torch.autograd.Function):
     """Fake quantization with a learnable range.
 
-    For the backward pass it keeps its input where that is the output of a ReLU, which keeps it anyway, else one byte
-    per element.
+    For the backward pass it keeps a tensor that the ReLU or ReLU6 before it keeps anyway, else one byte per element.
     """
 
     @staticmethod
-    def forward(ctx, x, clip, bits, signed, exact, after_relu):
+    def forward(ctx, x, clip, bits, signed, exact, before, top):
         x = dense(x)
         out = fake_quantize(x, choose_scale(clip, bits, signed), bits, signed)
-        kept = x if after_relu else _regions(x, _positive(clip), signed)
-        ctx.signed, ctx.after_relu = signed, after_relu
+        kept = _regions(x, _positive(clip), signed) if before is None else like(before, x)
+        ctx.signed, ctx.top = signed, top
         ctx.save_for_backward(kept, clip, *((x, out) if exact else ()))
         return out
 
@@ -230,7 +229,7 @@ class _ClipAndRound(torch.autograd.Function):
         kept, clip, *inside = ctx.saved_tensors
         grad, learns = like(grad, kept), ctx.needs_input_grad[1]
         grad_x, grad_clip = torch.empty_like(grad), torch.zeros_like(clip)
-        split = _split_at(clip, kept) if ctx.after_relu else partial(_split_by_region, signed=ctx.signed)
+        split = partial(_split_by_region, signed=ctx.signed) if ctx.top is None else _split_at(clip, kept, ctx.top)
         for part, what, result in blocks(grad, kept, grad_x):
             total = split(part, what, result)
             if learns:
@@ -238,7 +237,7 @@ class _ClipAndRound(torch.autograd.Function):
         if inside and learns:
             x, out = inside
             grad_clip += (grad_x * (out - x)).sum(dtype=clip.dtype) / _positive(clip)
-        return grad_x, grad_clip if learns else None, None, None, None, None
+        return grad_x, grad_clip if learns else None, None, None, None, None, None
 
 
 def _split_by_region(grad: Tensor, side: Tensor, out: Tensor, *, signed: bool) -> Tensor:
@@ -249,11 +248,22 @@ def _split_by_region(grad: Tensor, side: Tensor, out: Tensor, *, signed: bool) -
     return outside if signed else grad * side.clamp_min_(0)  # below an unsigned range the range has no say
 
 
-def _split_at(clip: Tensor, x: Tensor):
-    """Return a function that does the same with the input in place of its region; no input is negative."""
-    edge = _positive(clip).to(x.dtype).clamp_min(torch.finfo(x.dtype).tiny)
+def _before_relu(x: Tensor) -> tuple[Tensor | None, float | None]:
+    """Return (v, top) with x = clip(v, 0, top) and v a tensor that autograd keeps anyway; (None, None) without."""
+    name = None if x.grad_fn is None else x.grad_fn.name()
+    if name == 'ReluBackward0':
+        return x.detach(), math.inf
+    if name == 'HardtanhBackward0' and x.grad_fn._saved_min_val == 0:  # ReLU6
+        return x.grad_fn._saved_self.detach(), x.grad_fn._saved_max_val
+    return None, None
+
+
+def _split_at(clip: Tensor, v: Tensor, top: float):
+    """Return a function that does the same with v in place of the region of the input clip(v, 0, top)."""
+    edge = _positive(clip).to(v.dtype).clamp_min(torch.finfo(v.dtype).tiny)
     last = torch.nextafter(edge, torch.zeros_like(edge))
-    number = last.item() if _takes_numbers(x) else None
+    last = torch.where(edge > torch.full_like(edge, top), torch.inf, last)  # no input is outside
+    number = last.item() if _takes_numbers(v) else None
 
     def split(grad, part, out):
         above = grad.masked_fill(part <= last, 0) if number is None else \

@@ -200,20 +200,21 @@ def test_activation_gradients_are_those_of_the_formula(bits, signed, range_gradi
 @pytest.mark.parametrize('signed', [False, True])
 @pytest.mark.parametrize('on_device', [False, True])
 def test_what_is_kept_does_not_matter_to_the_gradients(monkeypatch, dtype, clip, signed, on_device):
-    """From the region and from the input, by numbers and by tensors (as on a GPU)."""
-    x = torch.cat((sample(1000).relu(), torch.tensor([0.0, 1.0, 0.5]))).to(dtype).requires_grad_()
+    """From the region and from what a ReLU keeps, by numbers and by tensors (as on a GPU)."""
+    x = torch.cat((sample(1000), torch.tensor([0.0, 1.0, 0.5]))).to(dtype).requires_grad_()
     direction = sample(1003, seed=1).to(dtype)
     if on_device:
         monkeypatch.setattr('lib.quantize.linear._takes_numbers', lambda x: False)
-    found = []
-    for make_input in (torch.relu, torch.abs):  # only the first keeps the input
-        quantizer = activation_quantizer(4, signed, clip)
-        y = make_input(x)
-        y.retain_grad()
-        quantizer(y).backward(direction)
-        found.append((y.grad, quantizer.range.grad))
-    assert torch.equal(found[0][0], found[1][0])
-    torch.testing.assert_close(found[0][1], found[1][1])
+    for keeps_input in (nn.ReLU(), nn.ReLU6(), nn.Hardtanh(0, 1), nn.Hardtanh(0, 0.95), nn.Hardtanh(0, 0.9)):
+        found = []
+        for make_input in (keeps_input, lambda x, clipped=keeps_input: clipped(x).abs()):
+            quantizer = activation_quantizer(4, signed, clip)
+            y = make_input(x)
+            y.retain_grad()
+            quantizer(y).backward(direction)
+            found.append((y.grad, quantizer.range.grad))
+        assert torch.equal(found[0][0], found[1][0])
+        torch.testing.assert_close(found[0][1], found[1][1])
 
 
 def test_values_on_the_range_count_as_outside():
@@ -263,7 +264,7 @@ def kept_by(make_input):
 
 
 def test_keeps_one_byte_per_element_for_the_backward_pass():
-    for make_input in (lambda x: x, torch.abs, nn.ReLU6()):
+    for make_input in (lambda x: x, torch.abs, nn.Hardtanh(-1, 1)):
         _, (region,) = kept_by(make_input)
         assert region.nbytes == 1000
 
@@ -272,6 +273,12 @@ def test_keeps_an_input_that_a_relu_keeps_anyway():
     for relu in (nn.ReLU(), nn.ReLU(inplace=True)):
         x, (kept,) = kept_by(lambda x, relu=relu: relu(x + 0))
         assert kept.data_ptr() == x.data_ptr()
+
+
+def test_keeps_the_input_that_a_relu6_keeps_anyway():
+    for relu in (nn.ReLU6(), nn.ReLU6(inplace=True)):
+        x, (kept,) = kept_by(lambda x, relu=relu: relu(x + 0))
+        assert kept.data_ptr() == x.grad_fn._saved_self.data_ptr()
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
