@@ -21,7 +21,7 @@ from lib.utils.train import evaluate, loss_function
 
 KMEANS, LINEAR = 1.10, 1.40  # times the float passes
 BITS = 4
-SMALL = {'train': 1024, 'val': 512, 'batch': 128}  # of ResNet-20 at 32 x 32
+SMALL = {'train': 512, 'val': 256, 'batch': 128}  # of ResNet-20 at 32 x 32
 
 
 def rows(settings):

@@ -50,14 +50,14 @@ def _search_row(flow):
     seen = ', '.join(f'{resident[episode] / 2**20:.0f}' for episode in SEEN)
     return Row(9, f'resident memory after {", ".join(map(str, SEEN))} episodes of a {flow} search', f'{seen} MiB', '',
                f'{growth:.3f}x', f'at most {GROWTH:.2f}x from {SEEN[1]} to {SEEN[2]}', growth <= GROWTH,
-               f'one process, peak {peak / 2**20:.0f} MiB, {minutes:.1f} minutes with agent, logs and checkpoints')
+               f'one thread, peak {peak / 2**20:.0f} MiB, {minutes:.1f} minutes with agent, logs and checkpoints')
 
 
 def _watch(command, folder):
     """Runs a search; returns {episode: resident bytes} at the episodes `SEEN`, and the peak."""
-    resident, peak = {}, 0
+    resident, peak, environment = {}, 0, os.environ | {'OMP_NUM_THREADS': '1'}
     with tempfile.TemporaryFile('w+') as said:
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT)
         while process.poll() is None:
             time.sleep(0.05)
             done, (now, highest) = _episodes_done(folder), _memory(process.pid)

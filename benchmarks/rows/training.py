@@ -47,8 +47,9 @@ def _centroid_rows(settings, name):
         sides[f'ours {bits}'] = trainer(model, data, device, quantization)
         sides[f'masks {bits}'] = _masked_trainer(plain, layers, books, data)
         pairs[bits] = model, plain
-    gaps = {bits: _steps_apart(sides, bits, *pair) for bits, pair in pairs.items()}
-    masks = {bits: timed(sides.pop(f'masks {bits}'), device) for bits in pairs}
+    masks, gaps = {}, {}
+    for bits, pair in pairs.items():
+        masks[bits], gaps[bits] = _two_steps(sides[f'ours {bits}'], sides.pop(f'masks {bits}'), *pair, device)
     times = alternate(sides, device)
     return [within(3, f'training step of {name}, K-means at {bits} bits', times, CENTROIDS,
                    f'weights after two steps: {gaps[bits]:.1e} from those projected after every step (relative); '
@@ -79,12 +80,13 @@ def _masked_trainer(model, layers, books, data):
     return step
 
 
-def _steps_apart(sides, bits, model, plain):
+def _two_steps(ours, masks, model, plain, device):
+    """Returns the seconds of the second step with masks, and how far apart the weights are then."""
     for _ in range(2):
-        sides[f'ours {bits}']()
-        sides[f'masks {bits}']()
-    return distance([layer.weight for layer in quantizable_layers(model).values()],
-                    [layer.weight for layer in quantizable_layers(plain).values()])
+        ours()
+        taken = timed(masks, device)
+    return taken, distance([layer.weight for layer in quantizable_layers(model).values()],
+                           [layer.weight for layer in quantizable_layers(plain).values()])
 
 
 # ---- row 4
