@@ -2,10 +2,11 @@
 
 from lib.quantize.aciq import ACIQWeightQuantizer, aciq_constant, allocate_bits
 from lib.quantize.aciq_activations import ACIQActivationQuantizer
-from lib.quantize.calibrate import METHODS, find_range, kl_threshold, max_range, mse_range
+from lib.quantize.calibrate import METHODS, find_range, mse_range
 from lib.quantize.codebook import CentroidTrainer, Codebook
 from lib.quantize.dorefa import DoReFaActivationQuantizer, DoReFaWeightQuantizer
 from lib.quantize.dsq import DSQQuantizer, alpha_of_slope, slope_of_alpha
+from lib.quantize.kl import kl_threshold, max_range
 from lib.quantize.kmeans import CodebookCache, fit_codebook
 from lib.quantize.layers import Calibration, QConv2d, QLinear, QuantizedLayer, calibrating
 from lib.quantize.linear import LinearActivationQuantizer, LinearWeightQuantizer

@@ -20,6 +20,12 @@ def like(x: Tensor, other: Tensor) -> Tensor:
     return torch.empty_like(other, dtype=x.dtype).copy_(x)
 
 
+def flat(x: Tensor) -> Tensor:
+    """Return the elements of `x` (numel,), in the order of memory; a view where they lie one behind the other there."""
+    x = dense(x)
+    return x.as_strided((x.numel(),), (1,), x.storage_offset())
+
+
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Give flat views of the same parts of all tensors, which are dense and lie in the same order.
 
@@ -27,5 +33,4 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """
     size = tensors[0].numel()
     step = BLOCK * torch.get_num_threads() if tensors[0].device.type == 'cpu' else max(size, 1)
-    flat = [tensor.as_strided((size,), (1,), tensor.storage_offset()) for tensor in tensors]
-    return zip(*(tensor.split(step) for tensor in flat), strict=True)
+    return zip(*(flat(tensor).split(step) for tensor in tensors), strict=True)

@@ -4,31 +4,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.quantize.kl import kl_threshold, max_range
+from lib.quantize.kl import find_bounds, kl_threshold
 
 METHODS = ('kl', 'max', 'mse')
 KL_BELOW_BITS = 5  # from here on 'kl' is the maximum, as in HAQ
 MSE_SAMPLE = 2**20
 
 
-def find_range(x: Tensor, bits: int, *, signed: bool, method: str = 'kl', kl_bits: int | None = None) -> float:
+def find_range(x: Tensor, bits: int, *, signed: bool, method: str = 'kl', kl_bits: int | None = None,
+               bounds: tuple[float, float] | None = None) -> float:
     """Return the clipping range of `x` for `bits` bits by `method`, one of 'kl', 'max', 'mse'.
 
     'kl' is `kl_threshold` for `kl_bits` (default `bits`) below 5, the maximum from there on. One signed bit has no
-    magnitude to clip: its scale is mean|x| by any method.
+    magnitude to clip: its scale is mean|x| by any method. `bounds` are those of `x`, where they are known.
 
     Raises:
         ValueError: another method, an empty tensor, or values that are not finite.
     """
     if method not in METHODS:
         raise ValueError(f"calibration method is {method!r}; expected one of {', '.join(METHODS)}")
-    top = max_range(x)
+    bounds = find_bounds(x) if bounds is None else bounds
     if signed and bits == 1:
         return x.detach().abs().mean().item()
     kl_bits = bits if kl_bits is None else kl_bits
     if method == 'kl' and kl_bits < KL_BELOW_BITS:
-        return kl_threshold(x, kl_bits)
-    return mse_range(x, bits, signed) if method == 'mse' else top
+        return kl_threshold(x, kl_bits, bounds)
+    return mse_range(x, bits, signed) if method == 'mse' else max(-bounds[0], bounds[1])
 
 
 def mse_range(x: Tensor, bits: int, signed: bool) -> float:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantize.blocks import blocks, dense, like
-from lib.quantize.calibrate import find_range, max_range
+from lib.quantize.calibrate import find_range
+from lib.quantize.kl import find_bounds, max_range
 from lib.quantize.quantizer import Grid, Quantizer, SignedQuantizer, straight_through
 
 
@@ -181,13 +182,16 @@ class LinearActivationQuantizer(SignedQuantizer):
         'max': max|x|; 'mse': the range of least mean squared error. An input that was taken for unsigned and shows a
         negative value is signed from now on.
         """
-        self.correct_sign(x)
-        if self.active:
-            magnitude_bits = self.bits - int(self.signed)
-            clip = find_range(x, self.bits, signed=self.signed, method=method, kl_bits=magnitude_bits)
-            clip = min(clip, max_range(x))  # the KL threshold can lie half a bin above
-            clip = clip if cap is None else min(clip, cap)
-            self.range.fill_(max(clip, self.range.item()) if grow else clip)
+        if not self.active:
+            self.correct_sign(x)
+            return
+        low, high = bounds = find_bounds(x)
+        self.correct_sign(x, low)
+        magnitude_bits = self.bits - int(self.signed)
+        clip = find_range(x, self.bits, signed=self.signed, method=method, kl_bits=magnitude_bits, bounds=bounds)
+        clip = min(clip, max(-low, high))  # the KL threshold can lie half a bin above
+        clip = clip if cap is None else min(clip, cap)
+        self.range.fill_(max(clip, self.range.item()) if grow else clip)
 
     @torch.no_grad()
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:

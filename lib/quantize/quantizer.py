@@ -154,11 +154,15 @@ class SignedQuantizer(Quantizer):
             self.signed = bool(x.detach().amin() < 0)
         return self.signed
 
-    def correct_sign(self, x: Tensor) -> bool:
-        """Find whether `x` can be negative, and say so if it was taken for unsigned and is not; for calibration."""
-        if not self._find_sign(x) and x.amin() < 0:
-            logger.warning('an input taken for unsigned goes down to %g: it is quantized as signed', x.amin())
-            self.signed = True
+    def correct_sign(self, x: Tensor, low: float | None = None) -> bool:
+        """Find whether `x` can be negative, and say so if it was taken for unsigned and is not; for calibration.
+
+        `low` is its least value, where that is known.
+        """
+        low = x.detach().amin().item() if low is None else low
+        if self.signed is False and low < 0:
+            logger.warning('an input taken for unsigned goes down to %g: it is quantized as signed', low)
+        self.signed = bool(self.signed) or low < 0
         return self.signed
 
     def get_extra_state(self) -> Tensor:

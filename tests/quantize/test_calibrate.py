@@ -1,11 +1,15 @@
 """Clipping ranges against the definition, a loop over all thresholds, and against brute force."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 
 from lib.quantize import calibrate, kl
-from lib.quantize.calibrate import find_range, kl_threshold, max_range, mse_range
+from lib.quantize.calibrate import find_range, mse_range
+from lib.quantize.kl import kl_threshold, max_range
 from lib.quantize.linear import choose_scale, fake_quantize
 
 SAMPLERS = {
@@ -79,6 +83,19 @@ def test_kl_threshold_with_too_many_bins_uses_wider_ones(monkeypatch):
     x = sample('laplace', 10_000)
     threshold, width = threshold_by_loop(x, 3, bins=60)
     assert kl_threshold(x, 3) / width == pytest.approx(threshold, abs=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_values_at_the_edges_of_bins_are_counted_exactly(dtype):
+    rng = np.random.default_rng(0)
+    for bins in (*rng.integers(2, kl.MAX_BINS, 12).tolist(), 4096, kl.MAX_BINS):
+        top = torch.tensor(rng.exponential(), dtype=dtype)
+        edges = (torch.arange(bins + 1) * (top.double() / bins)).to(dtype)
+        x = torch.cat([edges, *(torch.nextafter(edges, torch.full_like(edges, to)) for to in (0, math.inf)), top[None]])
+        x = x[x <= top]
+        exact = [min(Fraction(value) * bins // Fraction(top.item()), bins - 1) for value in x.tolist()]
+        exact = torch.bincount(torch.tensor(exact), minlength=bins).double()
+        assert torch.equal(kl._histogram(x, bins, top.item()), exact)
 
 
 def test_kl_threshold_of_few_values_is_the_maximum():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.quantize.calibrate import kl_threshold, mse_range
+from lib.quantize.calibrate import mse_range
+from lib.quantize.kl import kl_threshold
 from lib.quantize.linear import (
     LinearActivationQuantizer,
     LinearWeightQuantizer,
