@@ -248,8 +248,6 @@ def test_a_finished_search_takes_more_steps_only(searched, refused, call, succee
     assert done.out.splitlines()[-1].startswith('3 steps: top-1 ')
 
 
-# ---- what it starts from
-
 def test_the_rate_falls_with_every_batch_and_anew_in_each_step(baseline, succeed, place, monkeypatch):
     from lib.utils import progressive
     rates, set_rate = [], progressive.set_learning_rate
@@ -261,6 +259,8 @@ def test_the_rate_falls_with_every_batch_and_anew_in_each_step(baseline, succeed
     assert half > 1 and rates[:half] == rates[half:]
     assert rates[:half] == pytest.approx([0.003 * (1 + math.cos(math.pi * i / half)) / 2 for i in range(half)])
 
+
+# ---- what it starts from
 
 def test_bits_to_start_from(searched, baseline, succeed, place):
     step = searched.folder / 'checkpoint' / '1.pt'
