@@ -73,7 +73,7 @@ def add_model_options(parser, arch):
 
 
 def add_data_options(parser, batch, workers=16, cache='off'):
-    """Adds the options that choose and load the data."""
+    """Adds the options that choose and load the data; without a training `batch` those of the validation images."""
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', '--data_name', default='imagenet', help='digits, mnist, fashion_mnist, svhn, '
                        'cifar10, cifar100, tinyimagenet, imagenet, imagenet100, imagenet10, dtd, or folder')
@@ -83,8 +83,9 @@ def add_data_options(parser, batch, workers=16, cache='off'):
     group.add_argument('-j', '--workers', '--n_worker', '--num_workers', dest='workers', type=at_least(0),
                        default=workers, help='loader processes, at most the number of CPU cores; data sets in memory '
                        'use none')
-    group.add_argument('--train_batch', '--data_bsize', '--batch_size', '-b', dest='train_batch', type=at_least(1),
-                       default=batch, help='training batch size, of all processes together')
+    if batch:
+        group.add_argument('--train_batch', '--data_bsize', '--batch_size', '-b', dest='train_batch', type=at_least(1),
+                           default=batch, help='training batch size, of all processes together')
     group.add_argument('--test_batch', type=at_least(1), default=512, help='batch size of evaluation, of all processes '
                        'together')
     group.add_argument('--image_size', type=at_least(1),
@@ -101,10 +102,14 @@ def add_data_options(parser, batch, workers=16, cache='off'):
     return group
 
 
-def add_run_options(parser):
-    """Adds the options about device, precision, seed and logging."""
+def add_run_options(parser, training=True):
+    """Adds the options about device, precision, seed and logging; without `training` seed and logging alone."""
     group = parser.add_argument_group('run')
     group.add_argument('--seed', '--manualSeed', dest='seed', type=int, default=234, help='seed of everything random')
+    group.add_argument('--overwrite', action=BooleanOption, help='replace what is in the output folder')
+    group.add_argument('--debug', action=BooleanOption, help='log more, and show the traceback of an error')
+    if not training:
+        return group
     group.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N; auto takes CUDA where there is '
                        'one; torchrun gives each process a GPU of its own')
     group.add_argument('--gpu_id', help='value for CUDA_VISIBLE_DEVICES, which is left alone without this option')
@@ -115,8 +120,6 @@ def add_run_options(parser):
     group.add_argument('--sync_bn', action=BooleanOption, help='several processes (torchrun): BatchNorm over the whole '
                        'batch instead of the part of each process')
     group.add_argument('--half_type', default='O1', help='accepted for old command lines; has no effect')
-    group.add_argument('--overwrite', action=BooleanOption, help='replace a run that is in the output folder')
-    group.add_argument('--debug', action=BooleanOption, help='log more, and show the traceback of an error')
     return group
 
 

@@ -57,24 +57,25 @@ def image_size(args):
 def data_options(args, device):
     """Returns the keyword arguments of `create_loaders` and `create_search_loaders` alike."""
     from lib.utils import distributed
-    return {'batch_size': args.train_batch, 'test_batch_size': args.test_batch, 'workers': args.workers,
-            'seed': args.seed, 'download': args.download, 'image_size': image_size(args),
+    return {'batch_size': getattr(args, 'train_batch', args.test_batch), 'test_batch_size': args.test_batch,
+            'workers': args.workers, 'seed': args.seed, 'download': args.download, 'image_size': image_size(args),
             'pin_memory': device.type == 'cuda', 'dataset_file': args.dataset_file, 'num_classes': args.num_classes,
             'cache': args.cache, 'cache_size': args.cache_size, 'on_bad_image': args.on_bad_image, 'device': device,
             'shard': (distributed.rank(), distributed.world_size()),
             'normalize': 'symmetric' if args.tensorflow else getattr(args, 'normalize', None)}
 
 
-def loaders_of(args, device, **subsets):
+def loaders_of(args, device, **parts):
     """Returns (training loader, validation loader, number of classes) of the options.
 
-    `subsets`, `train_size` and `val_size`, make it the two parts of the training images for a search.
+    `parts`: `train_size` and `val_size` make it two parts of the training images, for a search; `splits` says what to
+    read, and what loaders come back.
     """
     from lib.utils.data_utils import create_loaders, create_search_loaders
     from lib.utils.distributed import main_first, together
-    create = create_search_loaders if subsets else create_loaders
+    create = create_search_loaders if 'train_size' in parts else create_loaders
     run = main_first if args.download else together  # who comes later finds what was downloaded
-    return run(create, args.dataset, args.dataset_root, **subsets, **data_options(args, device))
+    return run(create, args.dataset, args.dataset_root, **parts, **data_options(args, device))
 
 
 def build_network(args, classes):

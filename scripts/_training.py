@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from _common import check_unchanged, logger, settings
+from _setup import loaders_of
 from _weights import read_weights
 
 
@@ -25,6 +26,21 @@ def read_start(args, saved):
     return (saved, args.resume) if saved else read_weights(args, args.pretrained)
 
 
+def read_images(args, device):
+    """Returns (training loader, validation loader, number of classes), and of an evaluation no training loader.
+
+    An evaluation that estimates BatchNorm statistics does have one.
+    """
+    needed = not args.evaluate or getattr(args, 'bn_batches', 0)
+    return loaders_of(args, device, splits=('train', 'val') if needed else ('val',))
+
+
+def calibration_images(args, loaders, device):
+    """Returns the first batch of training images, on `device`; an evaluation reads them only here."""
+    training = loaders[0] if len(loaders) > 1 else loaders_of(args, device, splits=('train',))[0]
+    return training.first_batch().to(device)
+
+
 def about_run(args, loaders, classes, **more):
     """Returns what results.json and the checkpoints say of a run."""
     return {'arch': args.arch, 'dataset': args.dataset, 'classes': args.num_classes or classes,
@@ -37,7 +53,7 @@ def train(args, model, loaders, saved, device, *, quantization, about, rate=None
     Args:
         args: the options.
         model: the network, with the weights to begin with.
-        loaders: (training loader, validation loader).
+        loaders: (training loader, validation loader), or of an evaluation the latter alone.
         saved: checkpoint to resume, or None.
         device: where the model is.
         quantization: `Quantization` of the model.
@@ -65,7 +81,7 @@ def train(args, model, loaders, saved, device, *, quantization, about, rate=None
     if metrics is None:
         if bn_batches:
             reestimate_batch_norm(model, loaders[0], bn_batches, device, precision)
-        metrics = evaluate(model, loaders[1], loss_function(), device, precision=precision)
+        metrics = evaluate(model, loaders[-1], loss_function(), device, precision=precision)
     if not args.evaluate and is_main():
         write_results(folder, metrics, max(best, metrics.top1), **quantization.describe(), **about)
     logger.info('%s on %s: top-1 %.2f %%  top-5 %.2f %%  loss %.4f', args.arch, args.dataset, metrics.top1,

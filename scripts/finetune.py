@@ -11,8 +11,8 @@ from _options import (
     add_training_options,
     at_least,
 )
-from _setup import build_model, is_linear, loaders_of, network_name, start_device
-from _training import about_run, read_resumed, read_start, resume_hint, train
+from _setup import build_model, is_linear, network_name, start_device
+from _training import about_run, calibration_images, read_images, read_resumed, read_start, resume_hint, train
 from _weights import prepare
 
 # One entry per architecture: weight bits for K-means, [weight bits, activation bits] for linear quantization (q...).
@@ -59,7 +59,7 @@ def main(args):
     device, saved, linear = start_device(args), read_resumed(args), is_linear(args)
     if args.fold_bn and not linear:
         raise ValueError('--fold_bn belongs to the linear flow: leave it out in the K-means flow')
-    *loaders, classes = loaders_of(args, device)
+    *loaders, classes = read_images(args, device)
     shape = loaders[0].input_shape
     model = build_model(args, classes, shape, device)
     start, source = read_start(args, saved)
@@ -67,7 +67,7 @@ def main(args):
         logger.warning('neither --weights nor --pretrained is given: the weights to be quantized are random')
     prepare(args, model, shape, start, source, linear)
     quantize = quantize_linear if linear else quantize_kmeans
-    quantization = quantize(args, model, start, source, loaders[0])
+    quantization = quantize(args, model, start, source, loaders)
     layers = find_layers(args, model, shape, getattr(quantization, 'is_pruned', False))
     cost, strategy = find_cost(args, cost_name(args), layers), quantization.strategy
     about = about_run(args, loaders, classes, ratio=cost.ratio(strategy), cost=cost.cost(strategy),
@@ -78,7 +78,7 @@ def main(args):
     train(args, model, loaders, saved, device, quantization=quantization, about=about)
 
 
-def quantize_kmeans(args, model, start, source, _train_loader):
+def quantize_kmeans(args, model, start, source, _loaders):
     """Returns the K-means `Quantization` of the network.
 
     Weights that came clustered keep their codebooks: those saved with them, or those recognised in them.
@@ -126,7 +126,7 @@ def find_codebooks(args, model, start, source, is_pruned):
     return books or {}
 
 
-def quantize_linear(args, model, start, source, train_loader):
+def quantize_linear(args, model, start, source, loaders):
     """Returns the linear `Quantization` of the network, calibrated unless the weights came with ranges for its bits."""
     from lib.utils.checkpoint import state_dict_of
     from lib.utils.quantize_utils import LinearQuantization, has_ranges, quantized_layers
@@ -135,7 +135,7 @@ def quantize_linear(args, model, start, source, train_loader):
     images, theirs = None, start_value(start, 'strategy')
     known = start is not None and has_ranges(model, state_dict_of(start, source))
     if not known or (theirs and theirs != strategy):
-        images = train_loader.first_batch().to(next(model.parameters()).device)
+        images = calibration_images(args, loaders, next(model.parameters()).device)
     return LinearQuantization(model, strategy, images, method=args.calibrate, cap=args.activation_cap)
 
 

@@ -18,8 +18,8 @@ from _hybrid import (
     write_config,
 )
 from _options import add_data_options, add_model_options, add_run_options
-from _setup import loaders_of, probe, start_device
-from _training import about_run, read_resumed, resume_hint, train, training_folder
+from _setup import probe, start_device
+from _training import about_run, read_images, read_resumed, resume_hint, train, training_folder
 from _weights import load
 
 
@@ -41,7 +41,7 @@ def main(args):
 
     device, saved = start_device(args), read_resumed(args)
     check_saved(args, saved)
-    *loaders, classes = loaders_of(args, device)
+    *loaders, classes = read_images(args, device)
     args.input_shape = loaders[0].input_shape
     if args.write_config:
         write_config(args, loaders, classes)

@@ -2,8 +2,8 @@
 
 from _common import make_parser, run
 from _options import add_data_options, add_model_options, add_run_options, add_training_options
-from _setup import build_model, loaders_of, start_device
-from _training import about_run, read_resumed, read_start, resume_hint, train
+from _setup import build_model, start_device
+from _training import about_run, read_images, read_resumed, read_start, resume_hint, train
 from _weights import prepare
 
 
@@ -24,7 +24,7 @@ def main(args):
     device, saved = start_device(args), read_resumed(args)
     if args.evaluate and not (saved or args.weights or args.pretrained):
         raise ValueError('--eval: give the weights to evaluate by --resume, --weights or --pretrained')
-    *loaders, classes = loaders_of(args, device)
+    *loaders, classes = read_images(args, device)
     shape = loaders[0].input_shape
     model = build_model(args, classes, shape, device)
     prepare(args, model, shape, *read_start(args, saved), linear=False)

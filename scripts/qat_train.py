@@ -3,8 +3,8 @@
 from _common import logger, make_parser, run
 from _options import add_data_options, add_model_options, add_run_options, add_training_options
 from _qat import add_qat_options, choose_bits, configure, load_start, quantize, settings_of
-from _setup import build_model, loaders_of, start_device
-from _training import about_run, read_resumed, resume_hint, train
+from _setup import build_model, start_device
+from _training import about_run, calibration_images, read_images, read_resumed, resume_hint, train
 
 
 def make_qat_parser():
@@ -28,7 +28,7 @@ def main(args):
     device, saved = start_device(args), read_resumed(args)
     settings = settings_of(args, saved)
     args.network_options, args.normalize = settings['network'], settings['normalize']
-    *loaders, classes = loaders_of(args, device)
+    *loaders, classes = read_images(args, device)
     shape = loaders[0].input_shape
     model = build_model(args, classes, shape, device)
     bits, float_names = choose_bits(args, model, saved, shape), set(model.state_dict())
@@ -37,7 +37,7 @@ def main(args):
     if args.sync_bn and world_size() > 1:
         synchronise_batch_norm(model)
     if not saved and settings['quantizers']['activations'] in ('lsq', 'linear'):
-        find_steps(model, loaders[0].first_batch().to(device))
+        find_steps(model, calibration_images(args, loaders, device))
     quantization = QATQuantization(model, strategy, settings, clip_decay=args.clip_decay)
     bits, full = weight_bits(model)
     logger.info('%s, %s weights, %s activations: weights take %.1f kB, %.4f of float', args.arch,

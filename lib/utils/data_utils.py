@@ -7,11 +7,12 @@ Several processes serve a part of each batch; their parts together are the batch
 """
 
 import logging
+from typing import NamedTuple
 
 import torch
 
 from lib.utils.crop_loader import CropLoader
-from lib.utils.datasets import DATASETS, DatasetSpec, dataset_spec, num_classes
+from lib.utils.datasets import DATASETS, DatasetSpec, Split, dataset_spec, num_classes
 from lib.utils.image_cache import decode_photographs, decode_views, fits_memory, photograph_bytes
 from lib.utils.item_loader import ImageFiles, ImageLoader
 from lib.utils.loader_options import LoaderOptions
@@ -27,19 +28,21 @@ logger = logging.getLogger(__name__)
 SPLIT_SEED = 1  # the originals': the same images are held out whatever the seed of a run
 
 
-def create_loaders(name, root=None, *, download=False, dataset_file=None, num_classes=None, **options):
+def create_loaders(name, root=None, *, splits=('train', 'val'), download=False, dataset_file=None, num_classes=None,
+                   **options):
     """Returns loaders of the training images (shuffled, augmented) and of the validation images.
 
     Args:
         name: a name in `DATASETS`; with `dataset_file` it is not looked at.
         root: folder of the data set; `digits` needs none.
+        splits: what to read, in this order; ('val',): the training images need not be there.
         download: fetch `mnist`, `fashion_mnist`, `svhn` or CIFAR if it is not there yet.
         dataset_file: 'FILE.py:build', a data set of the user's own instead, see `UserBuild` and `UserImages`.
         num_classes: None: the data set's own.
         **options: those of `LoaderOptions`; `batch_size` must be given.
 
     Returns:
-        (training loader, validation loader, number of classes).
+        (training loader, validation loader, number of classes), or the loaders of `splits` and that number.
 
     Raises:
         ValueError: unknown name; a folder, a file or a class that is missing, empty or unreadable; a bad option.
@@ -47,11 +50,11 @@ def create_loaders(name, root=None, *, download=False, dataset_file=None, num_cl
     options = LoaderOptions(**options)
     if dataset_file:
         build = UserBuild(dataset_file, root)
-        parts = [(build(split, augment=split == 'train'), split, None) for split in ('train', 'val')]
+        parts = [UserPart(build(split, augment=split == 'train'), split, split == 'train') for split in splits]
         return _user_loaders(build, parts, num_classes, options)
     spec = dataset_spec(name)
-    splits = [spec.read(spec, root, split, download) for split in ('train', 'val')]
-    return *_named_loaders(spec, splits, options, 'images'), _classes(name, root, splits, num_classes)
+    parts = [Part(spec.read(spec, root, split, download), split == 'train') for split in splits]
+    return *_named_loaders(spec, parts, options, 'images'), _classes(name, root, parts, num_classes)
 
 
 def create_search_loaders(name, root=None, *, train_size, val_size, download=False, dataset_file=None,
@@ -77,12 +80,14 @@ def create_search_loaders(name, root=None, *, train_size, val_size, download=Fal
             raise ValueError(f'--dataset_file {build.source("train")} has {len(augmented)} items with augment=True '
                              f'and {len(plain)} with augment=False: both must hold the same images')
         picked = search_split(len(plain), train_size, val_size)
-        parts = [(dataset, 'train', indices) for dataset, indices in zip((augmented, plain), picked, strict=True)]
+        parts = [UserPart(augmented, 'train', True, picked[0]), UserPart(plain, 'train', False, picked[1])]
         return _user_loaders(build, parts, num_classes, options)
     spec = dataset_spec(name)
     images = spec.read(spec, root, 'train', download)
-    splits = [images.take(indices) for indices in search_split(len(images), train_size, val_size)]
-    return *_named_loaders(spec, splits, options, 'search images'), _classes(name, root, [images], num_classes)
+    picked = search_split(len(images), train_size, val_size)
+    parts = [Part(images.take(picked[0]), True), Part(images.take(picked[1]), False)]
+    classes = _classes(name, root, [Part(images, True)], num_classes)
+    return *_named_loaders(spec, parts, options, 'search images'), classes
 
 
 def search_split(count, train_size, val_size):
@@ -102,28 +107,46 @@ def search_split(count, train_size, val_size):
     return order[val_size:val_size + train_size], order[:val_size]
 
 
-def _classes(name, root, splits, given):
-    largest = max(int(split.labels.max()) for split in splits)
+class Part(NamedTuple):
+    """A `Split` and whether it trains: is shuffled, augmented, and served in training batches."""
+
+    split: Split
+    trains: bool
+
+
+class UserPart(NamedTuple):
+    """The same of a data set of the user's own, built for the split `name`; `indices`: None for all of it."""
+
+    dataset: torch.utils.data.Dataset
+    name: str
+    trains: bool
+    indices: torch.Tensor | None = None
+
+
+def _classes(name, root, parts, given):
+    largest = max(int(part.split.labels.max()) for part in parts)
     if given and largest >= given:
         raise ValueError(f'--num_classes {given}: the labels of {name} reach {largest}, so it takes at least '
                          f'{largest + 1}')
     return given or num_classes(name, root)
 
 
-def _named_loaders(spec, splits, options, what):
-    """Returns the loaders of the training and the validation `Split` of a row of `DATASETS`."""
+def _named_loaders(spec, parts, options, what):
+    """Returns the loaders of some `Part`s of a row of `DATASETS`."""
     spec = renormalised(spec, options.normalize)
     size = options.image_size or spec.resolution
     if spec.kind == 'memory':
-        return [_tensor_loader(spec, split, size, options, training)
-                for split, training in zip(splits, (True, False), strict=True)]
-    if options.cache != 'off' and _fits(spec, splits, size, options, what):
-        return [_cached_loader(spec, split, size, options, training)
-                for split, training in zip(splits, (True, False), strict=True)]
-    return [ImageLoader(ImageFiles(split, transform(spec, size), (3, size, size)), shuffle=training,
-                        **options.batches(len(split), training), workers=options.workers,
-                        pin_memory=options.pin_memory, skip=options.on_bad_image == 'skip')
-            for split, transform, training in zip(splits, (train_transform, val_transform), (True, False), strict=True)]
+        return [_tensor_loader(spec, split, size, options, trains) for split, trains in parts]
+    if options.cache != 'off' and _fits(spec, parts, size, options, what):
+        return [_cached_loader(spec, split, size, options, trains) for split, trains in parts]
+    return [_file_loader(spec, split, size, options, trains) for split, trains in parts]
+
+
+def _file_loader(spec, split, size, options, training):
+    transform = (train_transform if training else val_transform)(spec, size)
+    return ImageLoader(ImageFiles(split, transform, (3, size, size)), shuffle=training,
+                       **options.batches(len(split), training), workers=options.workers,
+                       pin_memory=options.pin_memory, skip=options.on_bad_image == 'skip')
 
 
 def _tensor_loader(spec, split, size, options, training):
@@ -134,12 +157,13 @@ def _tensor_loader(spec, split, size, options, training):
                         size=None if size == spec.resolution else size, device=options.device)
 
 
-def _fits(spec, splits, size, options, what):
-    """Decides whether the two splits go into memory; of all images but photographs for training it is a fixed view."""
-    photographs = splits[0].images if spec.augment is None else []
-    views = sum(map(len, splits)) - len(photographs)
-    needed = photograph_bytes(photographs, options.cache_size, options.workers) + 3 * size ** 2 * views
-    return fits_memory(options.cache, needed, sum(map(len, splits)), name=what, world=options.shard[1])
+def _fits(spec, parts, size, options, what):
+    """Decides whether the parts go into memory; of all images but photographs for training it is a fixed view."""
+    count = sum(len(split) for split, _ in parts)
+    photographs = [path for split, trains in parts if trains and spec.augment is None for path in split.images]
+    needed = photograph_bytes(photographs, options.cache_size, options.workers)
+    needed += 3 * size ** 2 * (count - len(photographs))
+    return fits_memory(options.cache, needed, count, name=what, world=options.shard[1])
 
 
 def _cached_loader(spec, split, size, options, training):
@@ -155,31 +179,30 @@ def _cached_loader(spec, split, size, options, training):
 
 
 def _user_loaders(build, parts, classes, options):
-    """Returns (training loader, validation loader, number of classes) of two (data set, split, indices)."""
+    """Returns (training loader, validation loader, number of classes) of `UserPart`s, or fewer loaders of fewer."""
     spec = renormalised(DATASETS['folder'], options.normalize)
     size = options.image_size or spec.resolution
-    classes = count_classes(build.file, parts[0][0], classes)
-    training, validation = (
-        UserImages(dataset, build.file, build.source(split), classes=classes, transform=transform(spec, size),
-                   indices=indices)
-        for (dataset, split, indices), transform in zip(parts, (train_transform, val_transform), strict=True))
-    _check_user_images(build, training, validation, options)
-    return *(ImageLoader(images, shuffle=images is training, **options.batches(len(images), images is training),
+    classes = count_classes(build.file, parts[0].dataset, classes)
+    images = [UserImages(part.dataset, build.file, build.source(part.name), classes=classes, indices=part.indices,
+                         transform=(train_transform if part.trains else val_transform)(spec, size)) for part in parts]
+    _check_user_images(build, images, options)
+    return *(ImageLoader(part_images, shuffle=part.trains, **options.batches(len(part_images), part.trains),
                          workers=options.workers, pin_memory=options.pin_memory)
-             for images in (training, validation)), classes
+             for part, part_images in zip(parts, images, strict=True)), classes
 
 
-def _check_user_images(build, training, validation, options):
-    if training.input_shape != validation.input_shape:
-        raise ValueError(f'--dataset_file {build.file}: training images have the shape {training.input_shape}, those '
-                         f'for validation {validation.input_shape}: both must have the same')
-    if training.dataset is validation.dataset and validation.reads_differ():
+def _check_user_images(build, images, options):
+    first, last = images[0], images[-1]
+    if first.input_shape != last.input_shape:
+        raise ValueError(f'--dataset_file {build.file}: training images have the shape {first.input_shape}, those '
+                         f'for validation {last.input_shape}: both must have the same')
+    if first is not last and first.dataset is last.dataset and last.reads_differ():
         logger.warning('%s: the images held out for validation are augmented like those for training: give the '
                        'function a parameter augment, which is False for them', build.file)
-    if training.is_tensor:
-        if options.image_size not in (None, *training.input_shape[1:]):
+    if first.is_tensor:
+        if options.image_size not in (None, *first.input_shape[1:]):
             raise ValueError(f'--image_size {options.image_size}: the images of {build.file} are tensors of the shape '
-                             f'{training.input_shape}, which are used as they are: leave the option out')
+                             f'{first.input_shape}, which are used as they are: leave the option out')
         if options.normalize:
             logger.warning('%s: the images are tensors, which are used as they are: they are not normalised (%s)',
                            build.file, options.normalize)

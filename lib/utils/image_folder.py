@@ -20,7 +20,7 @@ def list_images(spec, root, split):
     """Lists the images of `root`/split/<class>/..., and of Tiny ImageNet's val/images with `val_annotations.txt`.
 
     Returns:
-        Paths (N strings) and labels (int64 (N,)): positions in the sorted names of the class folders of train/.
+        Paths (N strings) and labels (int64 (N,)): positions in `class_names`.
 
     Raises:
         ValueError: a folder is missing or empty, a class folder holds no image, train/ and val/ differ in classes,
@@ -29,10 +29,10 @@ def list_images(spec, root, split):
     root = existing_root(spec, root)
     folder = root / split
     classes = {name: label for label, name in enumerate(class_names(spec, root))}
-    if split == 'train' and len(classes) < (spec.folders or 0):
+    if (split == 'train' or not (root / 'train').is_dir()) and len(classes) < (spec.folders or 0):
         logger.warning('%s has %d of the %d class folders of %s: labels are positions among these',
                        folder, len(classes), spec.folders, spec.name)
-    if split == 'val' and (folder / 'val_annotations.txt').is_file() and (folder / 'images').is_dir():
+    if split == 'val' and _is_annotated(folder):
         samples = _annotated(folder, classes)
     else:
         _refuse_other_classes(folder, _subfolders(spec, folder), classes)
@@ -45,12 +45,14 @@ def list_images(spec, root, split):
 
 
 def class_names(spec, root):
-    """Returns the sorted names of the class folders in `root`/train.
+    """Returns the sorted names of the class folders in `root`/train, or in `root`/val where there is no train/.
 
     Raises:
         ValueError: there are none, one is a link to nowhere, or there are more than the data set has.
     """
-    folder = existing_root(spec, root) / 'train'
+    root = existing_root(spec, root)
+    has_classes = (root / 'train').is_dir() or not (root / 'val').is_dir() or _is_annotated(root / 'val')
+    folder = root / ('train' if has_classes else 'val')
     names = _subfolders(spec, folder)
     if spec.folders and len(names) > spec.folders:
         raise ValueError(f'{spec.name} has {spec.folders} class folders, but {folder} has {len(names)}: '
@@ -133,6 +135,10 @@ def _refuse_other_classes(folder, names, classes):
     if missing or strange:
         raise ValueError(f'{folder} has other classes than train; missing: {some_names(missing) or "none"}; '
                          f'not in train: {some_names(strange) or "none"}')
+
+
+def _is_annotated(folder):
+    return (folder / 'val_annotations.txt').is_file() and (folder / 'images').is_dir()
 
 
 def _annotated(folder, classes):

@@ -113,6 +113,19 @@ def digits_are_read_once():
         yield
 
 
+@pytest.fixture
+def validation_images_alone(monkeypatch):
+    """The digits without their training images."""
+    spec = datasets.DATASETS['digits']
+
+    def read(spec_, root, split, download):
+        if split == 'train':
+            raise ValueError('the training images are not there')
+        return spec.read(spec_, root, split, download)
+
+    monkeypatch.setitem(datasets.DATASETS, 'digits', replace(spec, read=read))
+
+
 @pytest.fixture(autouse=True, scope='session')
 def drawing(home):
     """For tests of scripts: draws the figures of the stages below, others only while `drawing.everywhere` is True.

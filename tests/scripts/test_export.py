@@ -46,6 +46,7 @@ def test_an_exported_network_predicts_what_the_trained_one_does(export, place):
     assert 'int8_t' in (place / 'all' / 'integer.h').read_text()
 
 
+@pytest.mark.usefixtures('validation_images_alone')
 def test_a_checkpoint_alone_is_enough(place, call, tmp_path):
     shutil.copy(place / 'run' / 'checkpoint.pth.tar', tmp_path / 'moved.pth.tar')
     done = call('export.py', '--integer', '--resume', 'moved.pth.tar', '--images', '40', '--arithmetic', 'float64',

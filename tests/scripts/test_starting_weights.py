@@ -32,6 +32,31 @@ def test_a_linear_checkpoint_brings_its_strategy_and_ranges(home, succeed, linea
     assert last_line(other) != last_line(evaluated)
 
 
+@pytest.mark.usefixtures('kmeans_finetune', 'linear_finetune')
+def test_an_evaluation_reads_training_images_only_where_it_needs_them(home, call, succeed, network, linear, table,
+                                                                      weights, request):
+    linear = (*linear, '--linear_quantization', '--cost', table)
+    evaluations = [
+        ('pretrain.py', '--resume', weights),
+        ('finetune.py', '--resume', home / 'tuned_k' / 'checkpoint.pth.tar'),
+        ('finetune.py', '--resume', home / 'tuned_l' / 'checkpoint.pth.tar'),
+        ('finetune.py', *network, '--weights', weights, '--strategy', 'uniform:4'),
+        ('qat_train.py', '--arch', 'resnet20', *network[:2], *network[4:], '--weights', weights, '--k_bits', '8'),
+    ]
+    needy = [
+        ('finetune.py', *linear, '--weights', weights, '--strategy', 'uniform:4'),
+        ('finetune.py', *network, '--weights', weights, '--strategy', 'uniform:4', '--bn_batches', '1'),
+        ('qat_train.py', '--arch', 'resnet20', *network[:2], *network[4:], '--weights', weights, '--k_bits', '8',
+         '--act_quantizer', 'lsq'),
+    ]
+    before = [last_line(succeed(*options, '--eval', cwd=home)) for options in (*evaluations, *needy)]
+    request.getfixturevalue('validation_images_alone')
+    assert [last_line(succeed(*options, '--eval', cwd=home)) for options in evaluations] == before[:len(evaluations)]
+    for options in needy:
+        done = call(*options, '--eval', cwd=home)
+        assert done.code == 1 and done.err == 'error: the training images are not there\n'
+
+
 def test_weights_for_other_classes(tmp_path, call, network):
     torch.manual_seed(1)
     theirs = models.create_model('resnet20', num_classes=7).state_dict()

@@ -1,6 +1,7 @@
 """Loaders of image folders and the splits of a search: determinism, transforms, disjointness, errors."""
 
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -199,6 +200,24 @@ def test_empty_root_and_missing_val_are_named(tmp_path):
     (tmp_path / 'val').mkdir()
     with pytest.raises(ValueError, match=r'val has no class folders'):
         create_loaders('folder', tmp_path, **TINY)
+
+
+@pytest.mark.parametrize('cache', ['off', 'ram'])
+def test_validation_images_can_be_read_alone(tree, tmp_path, cache):
+    shutil.copytree(tree / 'val', tmp_path / 'val')
+    _, expected, classes = create_loaders('folder', tree, **TINY, cache=cache)
+    alone, counted = create_loaders('folder', tmp_path, **TINY, cache=cache, splits=('val',))
+    assert counted == classes and same(list(alone), list(expected))
+    with pytest.raises(ValueError, match=r'train does not exist'):
+        create_loaders('folder', tmp_path, **TINY)
+    with pytest.raises(ValueError, match=r'train does not exist'):
+        create_search_loaders('folder', tmp_path, **TINY, train_size=1, val_size=1)
+
+
+def test_fewer_classes_than_the_data_set_has_are_named_without_training_images_too(tree, tmp_path, caplog):
+    shutil.copytree(tree / 'val', tmp_path / 'val')
+    create_loaders('imagenet10', tmp_path, **TINY, splits=('val',))
+    assert 'has 3 of the 10 class folders of imagenet10' in caplog.text
 
 
 def test_classes_that_differ_or_are_empty_are_named(tmp_path):

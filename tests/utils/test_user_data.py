@@ -97,6 +97,8 @@ def uneven(split):
     return Plain([(torch.zeros(3, 4, 4), 0)] * 3 + [(torch.zeros(3, 4, 5), 1)])
 def parts_differ(split):
     return Plain([(torch.zeros(3, 4, 4 if split == 'train' else 5), 0)] * 3)
+def val_only(split):
+    return Plain([(torch.zeros(3, 4, 4), label) for label in {'val': (1, 0)}[split]])
 def broken(split):
     class Broken(Plain):
         def __getitem__(self, index):
@@ -147,6 +149,11 @@ def test_tensors_are_used_as_they_are(own):
     assert torch.equal(images, torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 4, 5))
     assert labels.tolist() == [0, 1, 2, 3]
     assert all(value % 1 > 0 for value in next(iter(train))[0].flatten().tolist())
+
+
+def test_validation_images_can_be_read_alone(own):
+    alone, classes = create(own('val_only'), splits=('val',))
+    assert classes == 2 and next(iter(alone))[1].tolist() == [1, 0]
 
 
 def test_a_function_gets_the_root_if_it_takes_it(own):
