@@ -17,10 +17,10 @@ def make_table_parser():
     parser = make_parser(__doc__)
     add_network_options(parser, dataset='imagenet100')
     group = parser.add_argument_group('hardware')
-    group.add_argument('--hardware', default='cloud', metavar='PRESET|FILE.yaml', help='a preset (--list_hardware), or '
-                       'a file that describes the hardware')
+    group.add_argument('--hardware', metavar='PRESET|FILE.yaml', help='a preset (--list_hardware), or a file that '
+                       'describes the hardware (default: cloud)')
     group.add_argument('--list_hardware', action=BooleanOption, help='list the presets with their parameters, and end')
-    group.add_argument('--metric', choices=['latency', 'energy'], default='latency', help='what a cell holds')
+    group.add_argument('--metric', choices=['latency', 'energy'], help='what a cell holds (default: latency)')
     group.add_argument('--batch', type=at_least(1), help="images that are processed together (default: the hardware's, "
                        '16 on cloud, 1 on edge)')
     group.add_argument('--from_csv', metavar='FILE.csv', help='take the cells from a file of your own numbers instead, '
@@ -99,21 +99,23 @@ def from_hardware(args, layers, about):
     from lib.simulator.hardware import check_metric, table_from_cells
     from lib.utils import table_plots
     from lib.utils.table_summary import summarize_cells
-    hardware = find_hardware(args.hardware)
+    if args.unit:
+        raise ValueError(f'--unit {args.unit} belongs to --from_csv: hardware has a unit of its own, leave it out')
+    hardware, metric = find_hardware(args.hardware or 'cloud'), args.metric or 'latency'
     if args.batch:
         hardware = replace(hardware, batch=args.batch)
-    check_metric(hardware, args.metric)
+    check_metric(hardware, metric)
     if hardware.backend == 'measured':
         logger.info('measuring %d layers on this machine; other programs should rest meanwhile', len(layers))
     cells = hardware.cells(layers)
     whole = measure_whole(args, hardware, about) if hardware.backend == 'measured' else []
-    table = table_from_cells(cells, layers, hardware, args.metric, about)
+    table = table_from_cells(cells, layers, hardware, metric, about)
 
     def plot(path):
         table_plots.plot_heat_maps(table, path.with_name(f'{path.stem}_heat.png'))
         table_plots.plot_roofline(cells, layers, hardware, path.with_name(f'{path.stem}_roofline.png'))
         return [f'{path.stem}_heat.png', f'{path.stem}_roofline.png']
-    return table_path(args, hardware, args.metric), table, summarize_cells(table, cells, layers, hardware) + whole, plot
+    return table_path(args, hardware, metric), table, summarize_cells(table, cells, layers, hardware) + whole, plot
 
 
 def measure_whole(args, hardware, about):
@@ -132,6 +134,9 @@ def from_csv(args, layers, about):
     from lib.simulator.csv_table import read_csv_table
     from lib.utils import table_plots
     from lib.utils.table_summary import summarize_table
+    unused = [f'--{name} {getattr(args, name)}' for name in ('hardware', 'metric', 'batch') if getattr(args, name)]
+    if unused:
+        raise ValueError(f'--from_csv takes the numbers in the file as they are: leave out {" and ".join(unused)}')
     if not args.unit or not args.output:
         raise ValueError('--from_csv needs --unit (of the costs in the file, for example ms) and --output PATH.npy')
     table = read_csv_table(args.from_csv, layers, unit=args.unit, name=f'{Path(args.output).stem}', about=about)

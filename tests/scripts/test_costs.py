@@ -206,6 +206,10 @@ def test_a_different_table_is_not_replaced_unasked(do, refuse, user):
     (('--from_csv', 'short.csv', '--unit', 'ms'), ['short.csv', 'no line for 3']),
     (('--from_csv', 'negative.csv', '--unit', 'ms'), ['negative.csv, line 2', '-4']),
     (('--from_csv', 'net.py', '--unit', 'ms'), ['net.py', 'no column layer']),
+    (('--from_csv', 'mine.csv', '--unit', 'ms', '--hardware', 'cloud', '--batch', '4'),
+     ['--hardware cloud and --batch 4', 'leave out']),
+    (('--from_csv', 'mine.csv', '--unit', 'J', '--metric', 'energy'), ['--metric energy', 'leave out']),
+    (('--hardware', 'edge', '--unit', 'ms'), ['--unit ms', '--from_csv']),
 ])
 def test_a_table_that_cannot_be_made(refuse, user, options, words):
     (user / 'wrong.yaml').write_text('preset: edge\nclock: 300\n')
