@@ -125,7 +125,8 @@ def read_cifar(spec, root, split, download=False):
     listed here; the loaders decode what they need of it into memory.
     """
     folder = Path(root or '').expanduser()
-    if (folder / 'train').is_dir() and not (folder / _TORCHVISION[spec.name].base_folder).is_dir():
+    has_classes = (folder / 'train').is_dir() or (folder / 'val').is_dir()
+    if has_classes and not (folder / _TORCHVISION[spec.name].base_folder).is_dir():
         return Split(*list_images(spec, root, split))
     data = _torchvision(spec, root, download, train=split == 'train')
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()

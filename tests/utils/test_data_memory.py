@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import shutil
 import struct
 from collections import Counter
 from urllib.error import URLError
@@ -136,6 +137,15 @@ def test_cifar_as_an_image_folder(tmp_path, caplog):
     assert '2 of the 10 class folders' in caplog.text
     mean, std = (np.array(x)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     np.testing.assert_allclose(next(iter(val))[0][0].numpy(), (images[2] / 255 - mean) / std, atol=1e-5)
+
+
+def test_validation_images_of_cifar_can_be_read_alone(tmp_path):
+    images = save_tree(tmp_path)
+    shutil.rmtree(tmp_path / 'train')
+    val, classes = create_loaders('cifar10', tmp_path, batch_size=2, splits=('val',))
+    assert classes == 10 and np.array_equal(val.images, images[2:]) and val.labels.tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r'train does not exist'):
+        create_loaders('cifar10', tmp_path, batch_size=2)
 
 
 def test_cifar_folder_with_other_sizes_names_the_file(tmp_path):
