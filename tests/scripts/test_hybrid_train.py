@@ -53,8 +53,9 @@ def test_a_run_leaves_the_tree_of_the_original(run):
 
 @pytest.mark.parametrize(('file', 'stage'), [('checkpoint.pth.tar', 'trained'),
                                              ('experiment_data/q_model/model.pth.tar', 'quantized')])
-def test_checkpoints_evaluate_to_what_was_reported(run, succeed, place, file, stage):
+def test_checkpoints_evaluate_to_what_was_reported(run, succeed, place, file, stage, request):
     folder, _ = run
+    request.getfixturevalue('validation_images_alone')
     done = succeed(SCRIPT, *TINY[:8], '--resume', folder / file, '--eval', cwd=place)
     assert f'top-1 {results(folder)["accuracies"][stage]:.2f} %' in done.out
 
