@@ -14,8 +14,8 @@ def run_search(bench, env, folder, name, budget, seed):
     The record has `strategy`, `accuracy`, `ratio`, `evaluations`, `forwards`, `backwards` (images), `seconds` and
     `history`, [{'strategy', 'accuracy', 'reward', 'ratio'}].
     """
+    from lib.record.files import write_json
     from lib.search.bench import replay
-    from lib.utils.checkpoint import write_json
     path = folder / 'searches' / f'{str(budget).replace(":", "")}_{name}{"" if seed is None else f"_seed{seed}"}.json'
     record = read(path) or {'history': [], 'forwards': 0, 'backwards': 0, 'seconds': 0.0}
     if 'strategy' in record:
@@ -58,7 +58,7 @@ def run_finetuning(args, env, loaders, folder, strategy, seed):
 
     A fine-tuning is done once for each strategy and seed, whoever found it.
     """
-    from lib.utils.checkpoint import write_json
+    from lib.record.files import write_json
     name = 'float' if strategy is None else hashlib.sha1(json.dumps(strategy).encode()).hexdigest()[:12]
     path = folder / 'finetuned' / (name + ('' if strategy is None else f'_seed{seed}') + '.json')
     if found := read(path):

@@ -131,7 +131,7 @@ def run_sweep(setup, field, configs, top1_digital, top1_float):
         configs: {value: `ArrayConfig`}.
         top1_digital, top1_float: of the figure; None: not known.
     """
-    from lib.utils.checkpoint import write_json
+    from lib.record.files import write_json
     from lib.utils.engine_plots import plot_sweep
     path = results_folder(setup.args) / f'sweep_{field}.json'
     known, points = read_points(path), []
@@ -172,7 +172,7 @@ def read_points(path):
 
 def write_csv(path, names, rows):
     """Writes rows, dicts, as CSV atomically; what a row lacks stays empty."""
-    from lib.utils.checkpoint import write_text
+    from lib.record.files import write_text
     text = io.StringIO()
     writer = csv.DictWriter(text, names, extrasaction='ignore', lineterminator='\n')
     writer.writeheader()

@@ -126,7 +126,7 @@ def report_cycles(args, model, network, shape):
 
 def save(folder, network, about):
     """Writes integer.npz, integer.h and report.json."""
-    from lib.utils.checkpoint import write_json
+    from lib.record.files import write_json
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     network.save(folder / 'integer.npz')

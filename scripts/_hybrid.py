@@ -81,7 +81,7 @@ def write_config(args, loaders, classes):
     """Writes the configuration as it is used, --strategy as the section `layers`; needs no weights."""
     import yaml
 
-    from lib.utils.checkpoint import write_text
+    from lib.record.files import write_text
     model = hybrid_model(args, classes, loaders[0].input_shape, 'cpu')
     config = apply_strategy(args, model, loaders[0].input_shape)
     make_checked_plan(args, model, config)
@@ -211,7 +211,8 @@ def save_quantized(folder, model, quantization, about, metrics):
     import numpy as np
     import yaml
 
-    from lib.utils.checkpoint import atomic_path, save_checkpoint, write_text
+    from lib.record.files import atomic_path, write_text
+    from lib.utils.checkpoint import save_checkpoint
     from lib.utils.hybrid import integer_weights
     target = Path(folder) / 'experiment_data' / 'q_model'
     with atomic_path(target / 'weights.npz') as temporary:

@@ -95,7 +95,7 @@ def markdown(runs, tables, ratios):
 
 def write(folder, lines, runs, tables, ratios):
     """Writes the table and its heat map."""
-    from lib.utils.checkpoint import write_text
+    from lib.record.files import write_text
     from lib.utils.table_plots import plot_matrix
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / 'hardware.md', '\n'.join(lines) + '\n')

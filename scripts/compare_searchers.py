@@ -64,7 +64,7 @@ def make_compare_parser():
 
 def main(args):
     """Searches and fine-tunes whatever is not done yet; writes tables after every result, the figure after a budget."""
-    from lib.utils.checkpoint import write_json
+    from lib.record.files import write_json
     from lib.utils.run_folder import check_folder, open_run
 
     folder, device = Path(args.resume or args.output), start_device(args)

@@ -28,8 +28,8 @@ def make_calibrate_parser():
 
 def main(args):
     """Calibrates, reports and writes calibration.json, calibration.csv and calibration.png."""
+    from lib.record.files import write_json
     from lib.simulator.column_calibration import calibrate_columns
-    from lib.utils.checkpoint import write_json
     from lib.utils.engine_plots import plot_calibration
 
     if args.backend == 'ideal':

@@ -156,7 +156,7 @@ def start(args, model, operands, loaders, about, shape):
 
 def compare(setup, config, calibration, accuracies, about):
     """Measures the engine of the options and writes experiment.json, layers.csv and the figures of all layers."""
-    from lib.utils.checkpoint import write_json
+    from lib.record.files import write_json
     from lib.utils.engine_plots import plot_layers
     args, folder = setup.args, results_folder(setup.args)
     fingerprint = setup.fingerprint(config, calibration)

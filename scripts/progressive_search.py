@@ -229,7 +229,7 @@ def make_log(search, history):
 
 def finish(search, log):
     """Draws the plots and writes the results of a finished search."""
-    from lib.utils.checkpoint import write_json
+    from lib.record.files import write_json
     from lib.utils.qat import weight_bits
     log.plot()
     log.close()

@@ -210,7 +210,7 @@ def save_search(args, folder, agent, log):
 
 def finish(env, folder, agent, log):
     """Writes the results of a finished search and says what to do with them."""
-    from lib.utils.checkpoint import write_json
+    from lib.record.files import write_json
     if agent:
         agent.save_model(folder)
     log.plot()

@@ -52,7 +52,7 @@ def main(args):
     print('\n'.join(lines))
     if not args.output:
         return
-    from lib.utils.checkpoint import write_text
+    from lib.record.files import write_text
     from lib.utils.plots import plot_budget
     reference = next((row['top1'] for row in runs if row['quantization'] == 'float'), None)
     write_text(Path(args.output) / 'summary.md', '\n'.join(lines) + '\n')

@@ -10,14 +10,17 @@ FILES = sorted(p for room in ('lib', 'models', 'scripts') for p in (ROOT / room)
 ALLOWED = {
     'models': {'models'},
     'lib.quantize': {'lib.quantize'},
-    'lib.rl': {'lib.rl'},
-    'lib.simulator': {'lib.simulator'},
-    'lib.utils': {'lib.utils', 'lib.quantize', 'lib.simulator'},
-    'lib.env': {'lib.env', 'lib.quantize', 'lib.simulator', 'lib.utils'},
-    'lib.search': {'lib.search', 'lib.env', 'lib.quantize', 'lib.rl', 'lib.simulator', 'lib.utils'},
-    'scripts': {'scripts', 'models', 'lib.quantize', 'lib.rl', 'lib.simulator', 'lib.utils', 'lib.env', 'lib.search'},
+    'lib.record': {'lib.record'},
+    'lib.rl': {'lib.rl', 'lib.record'},
+    'lib.simulator': {'lib.simulator', 'lib.record'},
+    'lib.utils': {'lib.utils', 'lib.quantize', 'lib.record', 'lib.simulator'},
+    'lib.env': {'lib.env', 'lib.quantize', 'lib.record', 'lib.simulator', 'lib.utils'},
+    'lib.search': {'lib.search', 'lib.env', 'lib.quantize', 'lib.record', 'lib.rl', 'lib.simulator', 'lib.utils'},
+    'scripts': {'scripts', 'models', 'lib.quantize', 'lib.record', 'lib.rl', 'lib.simulator', 'lib.utils', 'lib.env',
+                'lib.search'},
 }
 LIBRARIES = {'lib.quantize': {'torch', 'numpy'}, 'lib.rl': {'torch', 'numpy'},
+             'lib.record': {'torch', 'numpy', 'yaml', 'safetensors'},
              'lib.simulator': {'torch', 'numpy', 'scipy', 'yaml'}}
 STANDARD = set(__import__('sys').stdlib_module_names)
 

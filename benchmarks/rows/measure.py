@@ -10,8 +10,8 @@ from statistics import median
 import torch
 from torch.autograd import DeviceType
 
+from lib.record.files import write_text
 from lib.simulator.machine import machine_facts
-from lib.utils.checkpoint import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATS, FEWER = 5, 3

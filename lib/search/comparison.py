@@ -5,7 +5,7 @@ import io
 import statistics
 from pathlib import Path
 
-from lib.utils.checkpoint import write_json, write_text
+from lib.record.files import write_json, write_text
 from lib.utils.plots import SERIES, float_line, new_figure, save_figure
 
 COLUMNS = ('budget', 'searcher', 'seed', 'searched', 'ratio', 'search_accuracy', 'top1', 'evaluations', 'forwards',

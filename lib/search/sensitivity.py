@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from lib.record.files import atomic_path
 from lib.search.curvature import SCALARS, measure_curvature
 from lib.simulator.cost import MAX_BIT, UNTOUCHED
 from lib.utils import distributed
-from lib.utils.checkpoint import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -1,47 +1,17 @@
-"""Files on disk: atomic writes, checkpoints that say what is wrong with them, weights loaded by name."""
+"""Checkpoints that say what is wrong with them, and weights loaded by name."""
 
-import contextlib
-import json
 import logging
-import os
 import pickle
 import re
-import tempfile
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
 import torch
 
+from lib.record.files import atomic_path
+
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def atomic_path(path):
-    """Yields a temporary path beside `path` and renames it onto `path` when the block ends without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix=path.suffix)
-    os.close(handle)
-    try:
-        yield Path(temporary)
-        os.chmod(temporary, 0o644)  # mkstemp makes private files; a run folder is meant to be shared
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_text(path, text):
-    """Writes `text` to `path` atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding='utf-8')
-
-
-def write_json(path, value):
-    """Writes the dict `value` as JSON to `path` atomically, one entry a line."""
-    lines = (f'  {json.dumps(key)}: {json.dumps(entry)}' for key, entry in value.items())
-    write_text(path, '{\n' + ',\n'.join(lines) + '\n}\n')
 
 
 def save_checkpoint(path, checkpoint):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from lib.record.files import write_json
 from lib.utils import distributed, plots
 from lib.utils.batch_norm import reestimate_batch_norm
-from lib.utils.checkpoint import save_checkpoint, write_json
+from lib.utils.checkpoint import save_checkpoint
 from lib.utils.quantize_utils import Quantization
 from lib.utils.train import evaluate, loss_function, train_one_epoch
 from lib.utils.utils import Metrics, TableLog, seed_everything, set_learning_rate

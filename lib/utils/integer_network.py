@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib.utils.checkpoint import atomic_path, write_text
+from lib.record.files import atomic_path, write_text
 from lib.utils.integer_export import header_lines
 from lib.utils.integer_kernels import KERNELS
 from lib.utils.integer_values import Operation

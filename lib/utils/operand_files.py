@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lib.utils.checkpoint import atomic_path
+from lib.record.files import atomic_path
 from lib.utils.engine_run import on_engine, sample_codes
 from lib.utils.utils import derived_seed
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lib.utils.checkpoint import write_json
+from lib.record.files import write_json
 
 OWN_FILES = ('args.json', 'log.txt', 'results.json', 'strategy.json', 'strategy.txt', 'search.pth.tar',
              'checkpoint.pth.tar', 'model_best.pth.tar', 'epoch_*.pth.tar', 'actor.pkl', 'critic.pkl',

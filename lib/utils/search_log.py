@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from lib.record.files import write_text
 from lib.utils import plots
-from lib.utils.checkpoint import write_text
 from lib.utils.strategy import save_strategy
 
 logger = logging.getLogger(__name__)

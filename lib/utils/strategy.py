@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from lib.utils.checkpoint import write_json, write_text
+from lib.record.files import write_json, write_text
 
 MAX_BIT = 8
 

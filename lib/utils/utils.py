@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lib.record.files import write_text
 from lib.utils import distributed
-from lib.utils.checkpoint import write_text
 
 
 @dataclass(frozen=True)

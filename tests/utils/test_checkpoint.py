@@ -4,17 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.utils.checkpoint import atomic_path, load_weights, read_checkpoint, save_checkpoint, state_dict_of
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
-    path = tmp_path / 'file.txt'
-    path.write_text('old')
-    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
-        temporary.write_text('half')
-        raise KeyboardInterrupt
-    assert path.read_text() == 'old'
-    assert [p.name for p in tmp_path.iterdir()] == ['file.txt']
+from lib.utils.checkpoint import load_weights, read_checkpoint, save_checkpoint, state_dict_of
 
 
 def test_checkpoints_make_the_round_trip(tmp_path):
