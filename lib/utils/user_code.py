@@ -66,11 +66,13 @@ def _unwrapped(model):
 
 @contextmanager
 def importing_from(folder):
-    """Lets imports search this folder first."""
+    """Lets imports search this folder first, and leaves no `__pycache__` in it: the folder is the user's."""
     sys.path.insert(0, str(folder))
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = before
         with suppress(ValueError):  # the user's code may have changed the list itself
             sys.path.remove(str(folder))
 

@@ -78,6 +78,19 @@ def test_a_file_with_dataclasses_and_a_name_of_ours(user):
     assert sys.modules['models'] is models
 
 
+@pytest.mark.parametrize('setting', [False, True])
+def test_nothing_is_left_in_the_users_folder(user, tmp_path, monkeypatch, setting):
+    """Whatever the environment says of bytecode; and it says the same afterwards."""
+    monkeypatch.setattr(sys, 'dont_write_bytecode', setting)
+    monkeypatch.setattr(sys, 'pycache_prefix', None)
+    user('deep/first.py', 'VALUE = 3')
+    user('deep/second.py', 'from torch import nn\ndef net(): return nn.Linear(1, 2)\n')
+    user('deep/net.py', 'import first\ndef build():\n    import second\n    return second.net()\n')
+    load_model('deep/net.py:build', 2)
+    assert sorted(path.name for path in tmp_path.rglob('*')) == ['deep', 'first.py', 'net.py', 'second.py']
+    assert sys.dont_write_bytecode is setting
+
+
 def test_a_file_that_changes_the_search_path(user):
     user('net.py', 'import sys\nsys.path.pop(0)\n' + NET)
     assert load_model('net.py:build', 3).out_features == 4
