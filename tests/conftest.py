@@ -1,14 +1,20 @@
-"""What all tests share: one thread (small tensors gain nothing from more), and a tiny classification problem.
+"""What all tests share: an environment without surprises, one thread (small tensors gain nothing from more), and a tiny
+classification problem.
 
 Imports nothing heavy: the process that only hands out the tests reads this file, too, before it starts the others.
 """
 
+import os
 from pathlib import Path
 
 import pytest
 
 SHARED = ('test_bad_input', 'test_distributed', 'test_flows', 'test_kill_and_resume', 'test_several_processes',
           'test_starting_weights')  # files that need the same searches and fine-tunings, or tests/processes.py
+OF_OTHERS = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'COLUMNS', 'LINES',
+             'PYTHONOPTIMIZE', 'PYTHONWARNINGS', 'PYTHONSAFEPATH')
+for variable in OF_OTHERS:  # of whoever runs the tests; for the programs that tests start
+    os.environ.pop(variable, None)
 
 
 @pytest.hookimpl(optionalhook=True)

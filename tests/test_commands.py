@@ -146,6 +146,28 @@ def test_further_options_of_a_shell_script_on_a_page_are_accepted(page, command,
         parsed(script, options)
 
 
+def test_ci_has_the_variables_of_a_fresh_machine_alone(tmp_path):
+    """None of whoever starts it, but for those that say where things are."""
+    for name in ('.ci', 'run'):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for path in ROOT.glob('requirements*.txt'):
+        shutil.copy(path, tmp_path)
+    programs = tmp_path / 'environment' / 'bin'
+    programs.mkdir(parents=True)
+    for name in ('python', 'ruff'):
+        (programs / name).write_text('#!/bin/sh\nenv > "$VIRTUAL_ENV/$1"\n')
+        (programs / name).chmod(0o755)
+    given = {'PATH': f'{programs}:{os.environ["PATH"]}', 'HOME': str(tmp_path), 'PIP_CERT': 'x',
+             'VIRTUAL_ENV': str(programs.parent)}
+    strange = {'PYTHONDONTWRITEBYTECODE': '1', 'LC_ALL': 'C', 'RANK': '1', 'OMP_NUM_THREADS': '7', 'PYTHONPATH': 'x'}
+    done = subprocess.run(['bash', tmp_path / '.ci' / 'run'], env=given | strange, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tests, linter = (dict(line.partition('=')[::2] for line in (programs.parent / name).read_text().splitlines())
+                     for name in ('-m', 'check'))
+    assert given.keys() <= tests.keys() and tests['OMP_NUM_THREADS'] == '1'
+    assert not strange.keys() & (tests.keys() - {'OMP_NUM_THREADS'}) and not strange.keys() & linter.keys()
+
+
 @pytest.mark.parametrize('path', RUN)
 def test_a_shell_script_calls_python_with_options_that_exist(path, rehearse):
     extra = ('--copy',) if path.endswith('prepare.sh') else ('--seed', '7')

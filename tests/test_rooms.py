@@ -31,7 +31,7 @@ def room_of(dotted):
 
 
 def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -52,7 +52,7 @@ def test_rooms_import_only_whom_they_may(path):
 @pytest.mark.parametrize('path', [p for p in FILES if 'scripts' not in p.parts], ids=lambda p: str(p.relative_to(ROOT)))
 def test_library_code_keeps_the_conventions(path):
     command = path.name == 'make_data.py'  # the one file in lib that is also a command
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         assert not isinstance(node, ast.Global), 'global'
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), 'bare except'
         assert not isinstance(node, ast.Assert), 'assert'
@@ -65,6 +65,6 @@ def test_library_code_keeps_the_conventions(path):
 
 def test_no_type_bool_in_options():
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             if isinstance(node, ast.keyword) and node.arg == 'type':
                 assert ast.unparse(node.value) != 'bool', path
