@@ -7,7 +7,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from lib.quantize.quantizer import MAX_BITS, Affine, Quantizer, straight_through
+from lib.quantize.quantizer import MAX_BITS, Affine, Quantizer, straight_through, whole
 
 PRIORS = ('laplace', 'gauss')
 METHODS = ('minmax', 'aciq')
@@ -267,4 +267,4 @@ def shifted_affine(codes: Tensor, scale: Tensor, shift: Tensor, bits: int) -> Af
     """Return scale * code + shift as an `Affine`; a constant, of scale and codes 0, is |shift| * (0 + sign(shift))."""
     scale, shift = scale.double(), shift.double()
     scale = torch.where(scale > 0, scale, torch.where(shift == 0, 1, shift.abs()))
-    return Affine(codes.long(), scale, -shift / scale, bits)
+    return Affine(whole(codes, torch.int64), scale, -shift / scale, bits)

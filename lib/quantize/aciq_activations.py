@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lib.quantize.aciq import METHODS, PRIORS, aciq_constant, center_and_spread, check_choice
-from lib.quantize.quantizer import Affine, Grid, SignedQuantizer, straight_through
+from lib.quantize.quantizer import Affine, Grid, SignedQuantizer, signs, straight_through, whole
 
 CENTERS = ('none', 'mean')
 SPREADS = ('after_relu', 'before_relu')
@@ -116,15 +116,15 @@ class ACIQActivationQuantizer(SignedQuantizer):
         self._prepare(x)
         codes, step, zero = self._codes(x)
         if self.signed and self.bits == 1:
-            return codes.mul_(2).sub_(1).to(torch.int32), step / 2
-        return codes.sub_(zero).to(torch.int32), step
+            return whole(codes.mul_(2).sub_(1)), step / 2
+        return whole(codes.sub_(zero)), step
 
     @torch.no_grad()
     def to_affine(self, x: Tensor) -> Affine:
         self.check_active()
         self._prepare(x)
         codes, step, zero = self._codes(x)
-        return Affine(codes.long(), step.double(), zero.double(), self.bits)
+        return Affine(whole(codes, torch.int64), step.double(), zero.double(), self.bits)
 
     @torch.no_grad()
     def grid(self) -> Grid:
@@ -189,7 +189,7 @@ class ACIQActivationQuantizer(SignedQuantizer):
         """Return codes 0, 1, ..., as floats in a new tensor, step and zero point: the value is step * (code - zero)."""
         step, zero = self._steps()
         if self.signed and self.bits == 1:
-            return (x >= 0).to(step.dtype), step, zero
+            return signs(x).add_(1).div_(2).to(step.dtype), step, zero
         codes = (x / torch.where(step > 0, step, torch.inf)).round_().add_(zero)
         return codes.clamp_(0, 2**self.bits - 1), step, zero
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from lib.quantize.linear import max_code
+from lib.quantize.linear import choose_scale, max_code, quantize
 from lib.quantize.pact import MIN_ALPHA, PACTActivationQuantizer
-from lib.quantize.quantizer import Grid, Quantizer, straight_through
+from lib.quantize.quantizer import Grid, Quantizer, signs, straight_through, whole
 
 
 class DoReFaWeightQuantizer(Quantizer):
@@ -31,7 +31,7 @@ class DoReFaWeightQuantizer(Quantizer):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         if self.bits == 1:
-            return straight_through(x, torch.where(x >= 0, 1.0, -1.0).to(x) * x.detach().abs().mean())
+            return straight_through(x, signs(x) * x.detach().abs().mean())
         squashed = _squash(x)
         with torch.no_grad():
             codes, scale = self._codes(squashed)
@@ -42,9 +42,9 @@ class DoReFaWeightQuantizer(Quantizer):
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.check_active()
         if self.bits == 1:
-            return torch.where(x >= 0, 1, -1).to(torch.int32), x.abs().mean().reshape(1)
+            return whole(signs(x)), x.abs().mean().reshape(1)
         codes, scale = self._codes(_squash(x))
-        return codes.to(torch.int32), scale
+        return whole(codes), scale
 
     def _codes(self, squashed: Tensor) -> tuple[Tensor, Tensor]:
         """Return codes, as floats in a new tensor, and their scale, for weights in [-1, 1]."""
@@ -89,8 +89,8 @@ class DoReFaActivationQuantizer(PACTActivationQuantizer):
         if self.rescale:
             return quantized
         with torch.no_grad():
-            codes, scale = self.to_int(x)
-            levels = (codes * scale).to(x.dtype)
+            codes = quantize(x, choose_scale(self.clip(), self.bits, self.signed), self.bits, self.signed)
+            levels = codes.mul_(1 / max_code(self.bits, self.signed)).to(x.dtype)
         return straight_through((quantized / self.clip()).to(x.dtype), levels)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantize.pact import held_positive
-from lib.quantize.quantizer import Affine, Grid, Quantizer
+from lib.quantize.quantizer import Affine, Grid, Quantizer, whole
 
 BOUNDS = ('fixed', 'minmax')
 MIN_SLOPE = 0.01
@@ -147,14 +147,14 @@ class DSQQuantizer(Quantizer):
         codes, lower, step = _codes(x, *self._bounds_in_use(x), self.bits)
         if lower.item() != 0:
             raise ValueError(f'the lower bound is {lower.item():g}: levels are no multiples of a scale; use to_affine')
-        return codes.to(torch.int32), step
+        return whole(codes), step
 
     @torch.no_grad()
     def to_affine(self, x: Tensor) -> Affine:
         self.check_active()
         codes, lower, step = _codes(x, *self._bounds_in_use(x), self.bits)
         scale = step.double()
-        return Affine(codes.long(), scale, -lower.double() / scale, self.bits)
+        return Affine(whole(codes, torch.int64), scale, -lower.double() / scale, self.bits)
 
     @torch.no_grad()
     def grid(self) -> Grid:

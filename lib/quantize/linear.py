@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lib.quantize.blocks import blocks, dense, like
 from lib.quantize.calibrate import find_range
 from lib.quantize.kl import find_bounds, max_range
-from lib.quantize.quantizer import Grid, Quantizer, SignedQuantizer, straight_through
+from lib.quantize.quantizer import Grid, Quantizer, SignedQuantizer, signs, straight_through, whole
 
 
 def max_code(bits: int, signed: bool) -> int:
@@ -25,11 +25,12 @@ def choose_scale(clip: Tensor, bits: int, signed: bool) -> Tensor:
 def quantize(x: Tensor, scale: Tensor, bits: int, signed: bool) -> Tensor:
     """Return integer codes, as floats: round(x / scale) clamped to [-n, n] (signed) or [0, n], n = `max_code`.
 
-    Ties round to even; a scale of 0 gives codes of 0. One signed bit is the sign, -1 or +1, with sign(0) = +1.
+    Ties round to even; a scale of 0 gives codes of 0. One signed bit is the sign, -1 or +1, with sign(0) = +1. NaN
+    stays NaN.
     Example: x = (-0.4, 0.9, 7), scale 0.5, 3 bits signed gives (-1, 2, 3).
     """
     if signed and bits == 1:
-        return (x >= 0).to(x.dtype).mul_(2).sub_(1)
+        return signs(x)
     top = max_code(bits, signed)
     step = torch.where(scale > 0, scale, torch.inf)
     return (x / step).round_().clamp_(-top if signed else 0, top)
@@ -93,7 +94,7 @@ class LinearWeightQuantizer(Quantizer):
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.check_active()
         scale = self._scale(x)
-        return quantize(x, scale, self.bits, signed=True).to(torch.int32), scale
+        return whole(quantize(x, scale, self.bits, signed=True)), scale
 
     def _scale(self, weight: Tensor) -> Tensor:
         if self.bits == 1:
@@ -198,7 +199,7 @@ class LinearActivationQuantizer(SignedQuantizer):
         self.check_active()
         signed = self._find_sign(x)
         scale = choose_scale(self.clip(), self.bits, signed)
-        return quantize(x, scale, self.bits, signed).to(torch.int32), scale
+        return whole(quantize(x, scale, self.bits, signed)), scale
 
     @torch.no_grad()
     def grid(self) -> Grid:

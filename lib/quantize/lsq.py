@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantize.pact import held_positive
-from lib.quantize.quantizer import Grid, SignedQuantizer
+from lib.quantize.quantizer import Grid, SignedQuantizer, signs, whole
 
 MIN_STEP = 1e-8
 
@@ -81,7 +81,7 @@ class LSQQuantizer(SignedQuantizer):
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.check_active()
         step, signed = self._prepared(x)
-        return _codes(x, step, self.bits, signed).to(torch.int32), step
+        return whole(_codes(x, step, self.bits, signed)), step
 
     @torch.no_grad()
     def grid(self) -> Grid:
@@ -127,7 +127,7 @@ class LSQQuantizer(SignedQuantizer):
 def _codes(x: Tensor, step: Tensor, bits: int, signed: bool) -> Tensor:
     """Return integer codes, as floats in a new tensor; ties round to even."""
     if signed and bits == 1:
-        return (x >= 0).to(x.dtype).mul_(2).sub_(1)
+        return signs(x)
     return (x / step).round_().clamp_(*code_range(bits, signed))
 
 

@@ -1,6 +1,7 @@
 """What every quantizer shares: its width in bits and the verbs forward, calibrate and to_int."""
 
 import logging
+import math
 from numbers import Integral
 from typing import NamedTuple
 
@@ -28,6 +29,19 @@ def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
     `x + (quantized - x).detach()` has the same gradient, but its rounding leaves the quantization grid.
     """
     return _StraightThrough.apply(x, quantized)
+
+
+def signs(x: Tensor) -> Tensor:
+    """Return +1 where x >= 0 and -1 below, in a new tensor of the type of `x`; NaN stays NaN."""
+    return torch.where(x.isnan(), x, (x >= 0).to(x.dtype).mul_(2).sub_(1))
+
+
+def whole(codes: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
+    """Return codes, whole numbers as floats, as integers; ValueError where one is NaN, for which no integer stands."""
+    if codes.isnan().any():
+        raise ValueError(f'{int(codes.isnan().sum())} of {codes.numel()} values to be quantized to integers are NaN: '
+                         'no code stands for them; look for where the network diverged')
+    return codes.to(dtype)
 
 
 class Grid(NamedTuple):
@@ -63,7 +77,8 @@ class Quantizer(nn.Module):
 
     `bits` None, -1 or at least 32 leaves the tensor alone; 1..16 quantizes; anything else raises ValueError. The width
     comes from the strategy and is not in the state dict; ranges are. A state dict without a quantizer's keys (that of
-    the float network) loads without complaint and leaves the ranges as they are.
+    the float network) loads without complaint and leaves the ranges as they are. NaN is never quantized to a number:
+    it stays NaN, and has no code.
 
     A subclass defines `fake_quantize` and `to_int`, and `calibrate` if it has something to find in the data.
     """
@@ -103,7 +118,11 @@ class Quantizer(nn.Module):
         """
 
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (int32 codes, scale) with `codes * scale` equal to `self(x)`; ValueError while not `active`."""
+        """Return (int32 codes, scale) with `codes * scale` equal to `self(x)`.
+
+        Raises:
+            ValueError: the quantizer is not `active`, or a value is NaN.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
@@ -151,7 +170,10 @@ class SignedQuantizer(Quantizer):
 
     def _find_sign(self, x: Tensor) -> bool:
         if self.signed is None:
-            self.signed = bool(x.detach().amin() < 0)
+            low = x.detach().amin().item()
+            if math.isnan(low):
+                return False  # it tells nothing of the tensors to come
+            self.signed = low < 0
         return self.signed
 
     def correct_sign(self, x: Tensor, low: float | None = None) -> bool:

@@ -45,7 +45,7 @@ class ClippedReLU(PACTActivationQuantizer):
         if self.active:
             return super().forward(x)
         clip = self.clip()
-        return torch.where(x < clip, x.relu(), clip.to(x.dtype))
+        return torch.where(x >= clip, clip.to(x.dtype), x.relu())  # NaN stays NaN
 
 
 def find_parts(model, shape):
