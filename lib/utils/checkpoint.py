@@ -10,12 +10,18 @@ from pathlib import Path
 import torch
 
 from lib.record.files import atomic_path
+from lib.record.finite import check_finite
 
 logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(path, checkpoint):
-    """Saves a dict of tensors and plain values atomically; loadable with `weights_only=True`."""
+    """Saves a dict of tensors and plain values atomically; loadable with `weights_only=True`.
+
+    Raises:
+        FloatingPointError: a tensor is not finite (`check_finite`); nothing is written.
+    """
+    check_finite(checkpoint, Path(path).name)
     with atomic_path(path) as temporary:
         torch.save(checkpoint, temporary)
 

@@ -128,7 +128,8 @@ def evaluate(model, loader, criterion, device, *, precision=None, title='valid')
             logits = model(images)
             loss = criterion(logits, labels).item()
         if not math.isfinite(loss):
-            error = FloatingPointError(f'the loss is {loss} at batch {step} of {title}: {blame(model, images)}')
+            error = FloatingPointError(f'the loss is {loss} at batch {step} of {title}: {blame(model, images)}; begin '
+                                       'with weights and images that are finite, or train at a lower learning rate')
             break
         counter.add(loss, logits, labels)
     model.train(training)

@@ -1,0 +1,52 @@
+"""The last look at what is about to be written: a network that has diverged must not look like one that is finished."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# What is learned or estimated has these names. Elsewhere -inf may stand: networks keep their masks in buffers.
+NEVER_INFINITE = ('weight', 'bias', 'running_mean', 'running_var', 'original', 'original0', 'original1', 'weight_g',
+                  'weight_v', 'range', 'step', 'clip', 'slope', 'centroids', 'exp_avg', 'exp_avg_sq', 'momentum_buffer')
+NOT_FOUND_YET = 'quantizer.upper'  # a learned bound of DSQ is infinite until the first tensor comes
+
+
+def check_finite(value: Any, what: str) -> None:
+    """Raise an error where a tensor holds NaN, or infinity that is no constant of the network.
+
+    Args:
+        value: tensors in dicts and lists, nested at will; what is none of these is passed over.
+        what: what is about to be written, for the message.
+
+    Raises:
+        FloatingPointError: names the first such tensor and says what to do.
+    """
+    for name, tensor in _tensors(value, ()):
+        bad = _wrong(name, tensor)
+        if bad is not None and bad.any():
+            first = tensor[bad][0].item()
+            raise FloatingPointError(
+                f'{what} is not written: {name} holds {int(bad.sum())} of {bad.numel()} values that are not finite '
+                f'({first:g}), the network has diverged; lower the learning rate, give that layer more bits, or begin '
+                'with other weights (what was written before is still there)')
+
+
+def _tensors(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+    """Give (name, tensor) of everything that can be NaN."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.is_complex():
+            yield '.'.join(path), value.detach()
+    elif isinstance(value, (Mapping, list, tuple)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, entry in items:
+            yield from _tensors(entry, path if key == 'state_dict' and not path else (*path, str(key)))
+
+
+def _wrong(name: str, tensor: Tensor) -> Tensor | None:
+    """Return which values must not be there, or None where all are finite, which is the quick way."""
+    if torch.isfinite(tensor).all():
+        return None
+    if name.rpartition('.')[2] in NEVER_INFINITE:
+        return ~torch.isfinite(tensor)
+    return tensor.isnan() if name.endswith(NOT_FOUND_YET) else tensor.isnan() | tensor.isposinf()
