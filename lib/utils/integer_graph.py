@@ -11,8 +11,9 @@ from lib.quantize.fixed_point import ROUNDINGS, Mantissa, parse_format
 from lib.quantize.layers import QuantizedLayer
 from lib.quantize.quantizer import Quantizer
 from lib.utils import integer_shapes as shapes
+from lib.utils.integer_aliases import Aliases, InPlaceProxy, title
 from lib.utils.integer_layers import accumulate, batch_norm, input_word, integer_weight, is_layer, plain_convolution
-from lib.utils.integer_network import IMAGE_LIMIT, IntegerNetwork
+from lib.utils.integer_network import IMAGE_LIMIT, IntegerNetwork, noise_images
 from lib.utils.integer_values import Program, Term, Value, value_of
 from lib.utils.profile import evaluating
 
@@ -62,13 +63,16 @@ def lower(model, input_shape, *, block_format='mantissa:24', end_format=None, ro
     if wide_word is not None and not 12 <= wide_word <= 40:
         raise ValueError(f'wide_word is {wide_word}; expected 12 to 40 bits')
     program = Program(rounding, saturate)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
         return _Lowering(model, program, blocks, ends, wide_word).run(tuple(input_shape))
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module, name):
         return isinstance(module, (QuantizedLayer, Quantizer)) or super().is_leaf_module(module, name)
+
+    def proxy(self, node):
+        return InPlaceProxy(node, self)
 
 
 class _Lowering:
@@ -88,7 +92,7 @@ class _Lowering:
         except Exception as error:  # whatever a forward raises when it is given a symbol
             raise ValueError(f'{type(self.model).__name__} cannot be traced, its forward depends on more than the '
                              f'graph: {error}') from error
-        values, output = {}, None
+        values, output, aliases = {}, None, Aliases(self.model, graph, input_shape)
         self.last = {node.target for node in graph.nodes if {user.op for user in node.users} == {'output'}}
         for node in graph.nodes:
             arguments, options = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
@@ -98,6 +102,8 @@ class _Lowering:
                 output = arguments[0]
             else:
                 values[node] = self._node(node, list(arguments), dict(options))
+            if node.op != 'output':
+                values.update(dict.fromkeys(aliases.run(node), values[node]))
         if not isinstance(output, Value):
             raise ValueError(f'{type(self.model).__name__} returns {type(output).__name__}; expected one tensor')
         register, scale = self._logits(output)
@@ -116,14 +122,13 @@ class _Lowering:
             if len(inputs) != 1 or not isinstance(inputs[0], Value):
                 raise ValueError(f'{node.target} is called with {len(inputs)} arguments; expected one tensor')
             return self._module(node.target, self.modules[node.target], inputs[0])
-        name = str(node.target) if node.op == 'get_attr' else node.name
         if node.op in ('call_function', 'call_method'):
             result = self._function(node.name, node.target, arguments, options)
             if result is not None:
                 return result
-            name = f'{node.name} ({getattr(node.target, "__name__", node.target)})'
-        raise ValueError(f'{name} has no integer form: known are convolutions, linear layers, batch norms, additions, '
-                         'ReLU, ReLU6, pools, flattening, slices, padding with zeros and quantizers')
+        given = f' with {", ".join(options)}' if options else ''
+        raise ValueError(f'{title(node)}{given} has no integer form: known are convolutions, linear layers, batch '
+                         'norms, additions, ReLU, ReLU6, pools, flattening, slices, padding with zeros and quantizers')
 
     # Modules
 
@@ -291,5 +296,4 @@ def check_resolution(network, wide):
             raise ValueError(f'{name}: its input is not quantized, nor are the layers before, so that its bounds grew '
                              f'until images use {used} bits of a wide tensor: quantize an activation before it')
 
-    noise = torch.randn(2, *network.input_shape, generator=torch.Generator().manual_seed(0))
-    network.forward(network.encode(noise.clamp_(-IMAGE_LIMIT, IMAGE_LIMIT)), watch=watch)
+    network.forward(network.encode(noise_images(network.input_shape, 2)), watch=watch)

@@ -155,6 +155,12 @@ class IntegerNetwork:
         write_text(path, '\n'.join(header_lines(self)) + '\n')
 
 
+def noise_images(input_shape, count):
+    """Return noise (count, *input_shape) from a generator of its own, within what an integer network takes."""
+    noise = torch.randn(count, *input_shape, generator=torch.Generator().manual_seed(0))
+    return noise.clamp_(-IMAGE_LIMIT, IMAGE_LIMIT)
+
+
 def smallest(array):
     """Returns a NumPy copy of an int64 tensor in the smallest integer type that holds it."""
     array = array.numpy()
