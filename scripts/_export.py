@@ -9,6 +9,9 @@ from _qat import quantize
 from _setup import build_model
 from _weights import load, prepare
 
+LEAST_AGREEMENT = 99.0  # percent of equal predictions
+LARGEST_DIFFERENCE = 0.25  # of logits on noise; an operation that is lowered wrongly makes them differ by more
+
 
 def add_export_options(parser):
     """Adds the options that only export has."""
@@ -28,7 +31,7 @@ def add_export_options(parser):
     group.add_argument('--wide_word', type=at_least(12), help='bits of tensors that no quantizer made (default: 32 '
                        'with a mantissa, else 24)')
     group.add_argument('--images', type=at_least(-1), default=-1, help='validation images on which both networks are '
-                       'compared; -1: all, 0: none')
+                       'compared; -1: all, 0: none. On noise they always are')
     group.add_argument('--code_images', type=at_least(1), default=64, help='of these, on which every code is compared')
     group.add_argument('--arithmetic', choices=['int64', 'float64'], default='int64', help='float64 holds the same '
                        'integers in double precision: the same logits, faster')
@@ -79,7 +82,7 @@ def compare(args, model, network, loader):
         for batch, labels in loader:
             if codes is None:
                 codes = compare_codes(model, network, batch[:args.code_images])
-            expected, found = model(batch).argmax(1), network(batch, arithmetic=args.arithmetic).argmax(1)
+            expected, found = model(batch.clone()).argmax(1), network(batch, arithmetic=args.arithmetic).argmax(1)
             images += len(batch)
             fake_hits += int((expected == labels).sum())
             hits += int((found == labels).sum())
@@ -90,6 +93,34 @@ def compare(args, model, network, loader):
     logger.info('%d images: fake-quantized %.2f %%, integer %.2f %%; the same prediction for %.2f %%', images,
                 result['top1_fake_quantized'], result['top1_integer'], result['agreement'])
     return result
+
+
+def self_check(model, network):
+    """Compares both networks on noise; returns what report.json says of it."""
+    from lib.utils.integer_compare import check_on_noise
+    found = check_on_noise(model, network)
+    logger.info('%d images of noise: the same prediction for %.2f %%; the logits differ by %.2g %% of how they vary',
+                found.images, found.agreement, 100 * found.difference)
+    return {'noise': found._asdict()}
+
+
+def warn_of_disagreement(about):
+    """Warns, as the last line of the export, where the two networks do not do the same, by what report.json says.
+
+    Where at least as many validation images were compared as images of noise, they alone decide.
+    """
+    noise, images, found = about['noise'], about.get('images', 0), []
+    shares = [(images, 'validation images', about['agreement'])] if images else []
+    if images < noise['images']:
+        shares.append((noise['images'], 'images of noise', noise['agreement']))
+        if noise['difference'] > LARGEST_DIFFERENCE:
+            found.append(f'logits on noise differ by {100 * noise["difference"]:.2g} % of how they vary')
+    found += [f'the same prediction for only {share:.2f} % of {count} {kind}' for count, kind, share in shares
+              if share < LEAST_AGREEMENT]
+    if found:
+        logger.warning('warning: the integer network is not the trained one: %s. Take --format mantissa:24 and '
+                       '--rounding round; if they are taken already, "codes" in report.json (with --images above 0) '
+                       'shows which quantizer differs first', '; '.join(found))
 
 
 def report_codes(codes):

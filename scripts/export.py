@@ -7,7 +7,15 @@ fake-quantized one on the validation images, in its predictions and code by code
 from pathlib import Path
 
 from _common import logger, make_parser, run
-from _export import add_export_options, compare, read_network, report_cycles, save
+from _export import (
+    add_export_options,
+    compare,
+    read_network,
+    report_cycles,
+    save,
+    self_check,
+    warn_of_disagreement,
+)
 from _options import add_architecture_options, add_data_options, add_run_options
 from _setup import loaders_of
 from _weights import checkpoint_settings
@@ -38,6 +46,7 @@ def main(args):
     network = lower(model, shape, block_format=args.format, end_format=args.end_format, rounding=args.rounding,
                     saturate=args.saturate, wide_word=args.wide_word)
     about.update(format=args.format, end_format=args.end_format, rounding=args.rounding)
+    about.update(self_check(model, network))
     if args.images != 0:
         about['classes'] = args.num_classes = args.num_classes or about.get('classes')
         loader, _ = loaders_of(args, torch.device('cpu'), splits=('val',))
@@ -45,6 +54,7 @@ def main(args):
     about.update(report_cycles(args, model, network, shape))
     save(folder, network, about)
     logger.info('%s: integer.npz, integer.h, report.json', folder)
+    warn_of_disagreement(about)
 
 
 if __name__ == '__main__':

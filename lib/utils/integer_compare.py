@@ -6,7 +6,10 @@ import torch
 
 from lib.quantize.layers import QuantizedLayer
 from lib.quantize.quantizer import Quantizer
+from lib.utils.integer_network import noise_images
 from lib.utils.profile import evaluating
+
+NOISE_IMAGES = 100
 
 
 class CodeDifference(NamedTuple):
@@ -23,6 +26,30 @@ class CodeDifference(NamedTuple):
     largest_end_to_end: int
 
 
+class NoiseCheck(NamedTuple):
+    """How the two networks agree on images of noise.
+
+    `agreement` is the share of equal predictions in percent. As noise is often of one class for a trained network,
+    `difference` says more: the difference of the logits relative to how they vary over the images.
+    """
+
+    images: int
+    agreement: float
+    difference: float
+
+
+@torch.no_grad()
+def check_on_noise(model, network, count=NOISE_IMAGES) -> NoiseCheck:
+    """Return the `NoiseCheck` of an `IntegerNetwork` and the fake-quantized network, on the CPU, that it comes from."""
+    images = noise_images(network.input_shape, count)
+    found = network(images, arithmetic='float64').double() * network.scale
+    with evaluating(model):
+        expected = torch.cat([model(part) for part in images.split(16)]).double()
+    spread = (expected - expected.mean(0)).square().mean().sqrt()
+    difference = (found - expected).square().mean().sqrt() / spread.clamp_min(network.scale)  # a unit of the logits
+    return NoiseCheck(count, 100 * (found.argmax(1) == expected.argmax(1)).double().mean().item(), difference.item())
+
+
 def compare_codes(model, network, images):
     """Returns {name of a quantizer: `CodeDifference`} on a batch of images.
 
@@ -34,7 +61,7 @@ def compare_codes(model, network, images):
     Raises:
         ValueError: the two have other quantizers.
     """
-    expected = fake_quantized_codes(model, images)
+    expected = fake_quantized_codes(model, images.clone())  # which a network may change
     missing = sorted(set(network.quantizers) ^ set(expected))
     if missing:
         raise ValueError(f'the networks differ in their quantizers ({", ".join(missing[:4])}): lower this very model')

@@ -35,7 +35,8 @@ def test_an_exported_network_predicts_what_the_trained_one_does(export, place):
     results = json.loads((place / 'run' / 'results.json').read_text())
     assert report['images'] == 360 and report['top1_fake_quantized'] == pytest.approx(results['top1'])
     assert report['agreement'] > 99 and abs(report['top1_integer'] - report['top1_fake_quantized']) < 1
-    assert 'the same prediction for' in done.out
+    assert 'the same prediction for' in done.out and done.out.endswith('integer.npz, integer.h, report.json\n')
+    assert report['noise']['agreement'] > 99 and report['noise']['difference'] < 0.01
     assert len(report['codes']) == 10 and all(row['largest'] <= 1 for row in report['codes'].values())
     for name in ('edge', 'bitfusion'):
         machine = report['hardware'][name]
@@ -93,6 +94,17 @@ def test_a_constant_that_does_not_fit_names_layer_and_value(export):
 def test_multipliers_that_vanish_are_named(export):
     done = export('--images', '0', '--format', '16,10', output='collapsed')
     assert done.code == 0 and 'blocks.0.depthwise_output' in done.out and 'became 0' in done.out
+
+
+@pytest.mark.parametrize(('images', 'kinds'), [('0', ['noise']), ('20', ['noise', 'images']), ('-1', ['images'])])
+def test_the_last_line_warns_of_integers_that_predict_otherwise(export, place, images, kinds):
+    done = export('--images', images, '--format', '16,10', '--overwrite', output='otherwise')
+    report = json.loads((place / 'otherwise' / 'report.json').read_text())
+    last = done.out.splitlines()[-1]
+    assert done.code == 0 and last.startswith('warning: the integer network is not the trained one')
+    shares = {'noise': f'{report["noise"]["agreement"]:.2f} % of 100 images of noise',
+              'images': f'{report.get("agreement", 0):.2f} % of {report.get("images")} validation images'}
+    assert [kind for kind, share in shares.items() if share in last] == kinds
 
 
 def test_only_quantized_networks_have_integers(place, call, tmp_path):

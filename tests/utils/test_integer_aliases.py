@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib.quantize.pact import PACTActivationQuantizer
+from lib.utils.integer_aliases import Aliases
+from lib.utils.integer_compare import check_on_noise
 from lib.utils.integer_graph import lower
 
 SHAPE = (3, 6, 6)
@@ -108,3 +110,12 @@ def test_what_cannot_be_followed_is_named(kind):
     body, message = REFUSED[kind]
     with pytest.raises(ValueError, match=message):
         lower(Net(body, 108 if kind == 'slices that overlap' else 144), SHAPE)
+
+
+@pytest.mark.parametrize('kind', ['method', 'module, result dropped', 'augmented'])
+def test_the_check_on_noise_finds_what_is_lowered_wrongly(kind, monkeypatch):
+    net = Net(FOLLOWED[kind]).eval()
+    right = check_on_noise(net, lower(net, SHAPE))
+    assert right.agreement == 100 and right.difference < 1e-3
+    monkeypatch.setattr(Aliases, 'run', lambda self, node: [])
+    assert check_on_noise(net, lower(net, SHAPE)).difference > 0.25
