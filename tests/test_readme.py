@@ -1,0 +1,48 @@
+"""README.md and README.zh-CN.md say the same: sections, commands, names, links, numbers, rows and points."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK, CODE, LINK = re.compile(r'^```\n(.*?)^```', re.M | re.S), re.compile('`([^`]*)`'), re.compile(r'\]\(([^)]*)\)')
+NUMBER = re.compile(r'(?<![\w`])\d+(?:[.,]\d+)*')
+
+
+def facts(section):
+    """Returns what a translation keeps: {kind: how often each is there}."""
+    words = BLOCK.sub('', section)
+    commands = [line.split(' #')[0].strip() for block in BLOCK.findall(section) for line in block.splitlines()]
+    found = {'command': [line for line in commands if line and line[0] != '#'], 'name': CODE.findall(words),
+             'link': [link for link in LINK.findall(words) if not link.startswith('README')],
+             'number': NUMBER.findall(LINK.sub('', CODE.sub('', words))), 'row': re.findall(r'^\|', words, re.M),
+             'point': re.findall(r'^\* ', words, re.M)}
+    return {kind: Counter(items) for kind, items in found.items()}
+
+
+def sections(name):
+    return re.split(r'^## ', (ROOT / name).read_text(encoding='utf-8'), flags=re.M)
+
+
+SECTIONS = sections('README.md')
+
+
+@pytest.mark.parametrize('index', range(len(SECTIONS)), ids=[text.split('\n')[0] for text in SECTIONS])
+def test_both_readmes_say_the_same(index):
+    assert facts(sections('README.zh-CN.md')[index]) == facts(SECTIONS[index])
+
+
+def test_both_readmes_have_the_same_sections():
+    assert len(sections('README.zh-CN.md')) == len(SECTIONS)
+
+
+def test_epochs_of_the_qat_table_are_those_of_its_script():
+    script = (ROOT / 'run' / 'qat' / 'run_results.sh').read_text(encoding='utf-8')
+    default = {name: re.search(fr'"\$\{{{name}:=(\d+)\}}"', script)[1] for name in ('EPOCHS', 'MOBILENET_EPOCHS')}
+    results = (ROOT / 'docs' / 'results.md').read_text(encoding='utf-8')
+    table = results.split('| network | bits | epochs |')[1].split('\n\n')[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in table]
+    assert len(rows) == 16 and {len(row) for row in rows} == {9}
+    assert all(row[2] == default['MOBILENET_EPOCHS' if row[0] == 'MobileNetV2' else 'EPOCHS'] for row in rows)
