@@ -103,7 +103,7 @@ def resolve_paths(args):
 
 
 def _names_a_file(name, value):
-    return name in ('cost', 'strategy') and Path(value.split(':')[0]).is_file()
+    return name == 'strategy' and os.path.isfile(value) or name == 'cost' and os.path.isfile(value.split(':')[0])
 
 
 def saved_settings(parser, args):

@@ -21,8 +21,9 @@ def add_hybrid_options(parser):
     group.add_argument('--set', dest='changes', action='append', default=[], metavar='SECTION.KEY=VALUE', help='change '
                        'one setting of the configuration, for example qat.w_bit_width=3; may be given several times')
     group.add_argument('--strategy', help='bits layer by layer instead of block lists: strategy.json or strategy.txt '
-                       'of a search, a list, or uniform:K; below 4 bits a weight or input is trained with DSQ, from 4 '
-                       'bits on it is quantized after training with ACIQ (default: the block lists)')
+                       'of a search, a list, a name in STRATEGIES of finetune.py, or uniform:K; below 4 bits a weight '
+                       'or input is trained with DSQ, from 4 bits on it is quantized after training with ACIQ '
+                       '(default: the block lists)')
     group.add_argument('--write_config', metavar='FILE.yaml', help='write the complete configuration, that of '
                        '--strategy included, and end (default: train)')
     parser.set_defaults(hybrid=None, network_options=None, linear_quantization=False, opt='sgd')
@@ -104,16 +105,13 @@ def apply_strategy(args, model, shape):
     """
     from copy import deepcopy
 
-    from _qat import strategy_of_layers
+    from _qat import layers_with_strategy, strategy_of_layers
 
-    from lib.utils.conversion import convertible_layers
     from lib.utils.hybrid_plan import layers_of_strategy
-    from lib.utils.profile import profile_layers
     config = deepcopy(args.hybrid)
-    if args.strategy:
-        args.input_bits = -1
-        names = list(convertible_layers(model, profile_layers(model, shape)))
-        config['layers'] = layers_of_strategy(strategy_of_layers(args, model, shape), names)
+    if args.strategy is not None:
+        names = layers_with_strategy(model, shape)
+        config['layers'] = layers_of_strategy(strategy_of_layers(args, names, input_bits=-1), names)
         for section, key in (('qat', 'quantize_w_blocks'), ('qat', 'quantize_a_blocks'),
                              ('ptq', 'post_quantize_w_layers'), ('ptq', 'post_quantize_a_layers')):
             config[section][key] = []

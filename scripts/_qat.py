@@ -9,6 +9,7 @@ from _options import RepositoryPath, at_least, positive
 from _setup import probe
 from _training import read_start
 from _weights import load
+from finetune import STRATEGIES
 
 CONFIGS = ROOT / 'run' / 'qat' / 'config_train.py'
 # The original's names in a configuration, where the option has another one.
@@ -48,8 +49,8 @@ def add_qat_options(parser):
     group.add_argument('--layer_abit', type=bit_list, metavar='LIST', help='activation bits of each part (default: the '
                        "configuration's)")
     group.add_argument('--strategy', help='bits layer by layer instead, for any network: path of a strategy.json or '
-                       'strategy.txt of a search, a list, or uniform:K; weights and inputs of its layers (default: '
-                       'the bit lists)')
+                       'strategy.txt of a search, a list, a name in STRATEGIES of finetune.py, or uniform:K; weights '
+                       'and inputs of its layers (default: the bit lists)')
     group.add_argument('--input_bits', type=int, default=32, help='--strategy with weight bits only: bits of the '
                        'inputs of all layers')
     group.add_argument('--k_bits', type=at_least(1), metavar='K', help='weights and activations of any network at K '
@@ -263,25 +264,25 @@ def choose_bits(args, model, saved, shape):
         return saved['strategy']
     if args.k_bits:
         return {'layer_wbit': args.k_bits, 'layer_abit': args.k_bits}
-    if args.strategy:
-        return strategy_of_layers(args, model, shape)
+    if args.strategy is not None:
+        return strategy_of_layers(args, layers_with_strategy(model, shape), args.input_bits)
     if args.layer_wbit is None or args.layer_abit is None:
         raise ValueError('the bits are missing: give --layer_wbit and --layer_abit, --strategy, --k_bits, or a '
                          '--config that has them')
     return {'layer_wbit': list(args.layer_wbit), 'layer_abit': list(args.layer_abit)}
 
 
-def strategy_of_layers(args, model, shape):
-    """Returns --strategy as pairs, one per layer that the linear flow quantizes."""
+def strategy_of_layers(args, names, input_bits):
+    """Returns --strategy as pairs, one per layer of `names`; `input_bits` stand beside weight bits alone."""
+    from lib.utils.strategy import find_strategy
+    strategy = find_strategy(args.strategy, names, linear=True, either=True, published=STRATEGIES, network=args.arch)
+    logger.info('--strategy %.80s: bits of %d layers, the bit lists of the configuration are not used', args.strategy,
+                len(names))
+    return [entry if isinstance(entry, list) else [entry, input_bits] for entry in strategy]
+
+
+def layers_with_strategy(model, shape):
+    """Returns the names of the layers of a float network that --strategy has entries for: those of the linear flow."""
     from lib.utils.conversion import convertible_layers
     from lib.utils.profile import profile_layers
-    from lib.utils.strategy import check_strategy, read_strategy, uniform_strategy
-    names = list(convertible_layers(model, profile_layers(model, shape)))
-    strategy, names_in_file, source = read_strategy(args.strategy)
-    if isinstance(strategy, int) and source.startswith('uniform:'):
-        strategy = uniform_strategy(len(names), strategy, linear=True)
-    linear = isinstance(strategy, list) and any(isinstance(entry, list) for entry in strategy)
-    strategy = check_strategy(strategy, names, linear=linear, source=source, names_in_file=names_in_file,
-                              network=args.arch)
-    logger.info('%s: bits of %d layers, the bit lists of the configuration are not used', source, len(names))
-    return [entry if linear else [entry, args.input_bits] for entry in strategy]
+    return list(convertible_layers(model, profile_layers(model, shape)))

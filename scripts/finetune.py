@@ -150,30 +150,23 @@ def choose_strategy(args, start, source, layer_names, *, linear, found=None):
     It is that of the checkpoint to resume; else that of --strategy, of the weights' checkpoint, that of the centroids
     `found` in the weights, or the network's in STRATEGIES.
     """
-    from lib.utils.strategy import check_strategy, read_strategy, uniform_strategy
+    from lib.utils.strategy import check_strategy, find_strategy
 
-    default = ('q' if linear else '') + network_name(args)
-    saved, names = start_value(start, 'strategy'), None
+    default, saved = ('q' if linear else '') + network_name(args), start_value(start, 'strategy')
     if not args.resume and start_value(start, 'quantization') != ('linear' if linear else 'kmeans'):
         saved = None  # of the other flow
     if args.resume and saved and 'strategy' in args.changed:
         raise ValueError(f'{args.resume} has a strategy of its own: leave --strategy out, or start a new run with '
                          '--weights')
-    if saved and (args.resume or not args.strategy):
-        strategy, names = saved, start_value(start, 'layers')
-    elif found and not args.strategy:
-        strategy = found
-    elif args.strategy in STRATEGIES or (not args.strategy and default in STRATEGIES):
-        source = f'STRATEGIES[{args.strategy or default!r}] in finetune.py'
-        strategy = STRATEGIES[args.strategy or default]
-    elif args.strategy:
-        strategy, names, source = read_strategy(args.strategy)
-    else:
+    kind = {'linear': linear, 'network': args.arch}
+    if saved and (args.resume or args.strategy is None):
+        return check_strategy(saved, layer_names, source=source, names_in_file=start_value(start, 'layers'), **kind)
+    if found and args.strategy is None:
+        return check_strategy(found, layer_names, source=source, **kind)
+    if args.strategy is None and default not in STRATEGIES:
         raise ValueError(f'no strategy for {args.arch}: paste the list that rl_quantize.py printed into STRATEGIES of '
                          f'scripts/finetune.py as {default!r}, or give --strategy with its strategy.json')
-    if isinstance(strategy, int) and source.startswith('uniform:'):
-        strategy = uniform_strategy(len(layer_names), strategy, linear=linear)
-    return check_strategy(strategy, layer_names, linear=linear, source=source, names_in_file=names, network=args.arch)
+    return find_strategy(default if args.strategy is None else args.strategy, layer_names, published=STRATEGIES, **kind)
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import sys
 from _common import make_parser, run
 from _network import add_network_options, describe_network, finish_network_options
 from _options import BooleanOption, at_least
+from finetune import STRATEGIES
 
 
 def make_measure_parser():
@@ -18,9 +19,11 @@ def make_measure_parser():
     parser = make_parser(__doc__)
     add_network_options(parser, dataset='imagenet')
     group = parser.add_argument_group('what to measure')
-    group.add_argument('--strategy', metavar='LIST|FILE|uniform:K', help='bits of every layer: a list, a strategy.json '
-                       'or strategy.txt of a search, or uniform:K (default: the float network)')
-    group.add_argument('--compare', metavar='LIST|FILE|uniform:K', help='a second strategy, to see the difference')
+    group.add_argument('--strategy', metavar='LIST|FILE|NAME|uniform:K', help='bits of every layer: a list, a '
+                       'strategy.json or strategy.txt of a search, a name in STRATEGIES of finetune.py, or uniform:K '
+                       '(default: the float network)')
+    group.add_argument('--compare', metavar='LIST|FILE|NAME|uniform:K', help='a second strategy, to see the '
+                       'difference')
     group.add_argument('--linear', action=BooleanOption, help='read uniform:K as K-bit weights and activations')
     group.add_argument('--hardware', default='cloud', metavar='PRESET|FILE.yaml', help='the machine that prices it '
                        '(make_lookup_table.py --list_hardware)')
@@ -40,7 +43,7 @@ def main(args):
     from lib.simulator.hardware import make_table
     if args.json and args.csv:
         raise ValueError('--json and --csv: give one of them')
-    if args.compare and not args.strategy:
+    if args.compare is not None and args.strategy is None:
         raise ValueError('--compare needs a --strategy to compare with')
     hardware = find_hardware(args.hardware)
     if args.batch:
@@ -48,7 +51,7 @@ def main(args):
     shape = finish_network_options(args)
     with contextlib.redirect_stdout(sys.stderr):  # what a user's own file prints is none of this report
         network = describe_network(args, shape)
-    texts = [args.strategy, args.compare] if args.compare else [args.strategy]
+    texts = [args.strategy] if args.compare is None else [args.strategy, args.compare]
     chosen = [choose(args, text, network) for text in texts]
     kept = chosen[0][1]
     if any(other != kept for _, other in chosen):
@@ -105,18 +108,13 @@ def choose(args, text, network):
     A strategy of pairs leaves out what the linear flow cannot quantize: layers that the forward pass never calls, and
     those with a forward of their own.
     """
-    from lib.utils.strategy import check_strategy, read_strategy, uniform_strategy
+    from lib.utils.strategy import find_strategy
     if text is None:
         return None, network.kmeans
-    strategy, names, source = read_strategy(text)
-    uniform = source.startswith('uniform:')
-    linear = args.linear if uniform else isinstance(strategy, list) and any(isinstance(e, list) for e in strategy)
-    kept = network.linear if linear else network.kmeans
-    if uniform:
-        strategy = uniform_strategy(len(kept), strategy, linear=linear)
-    layer_names = [record.name for record in kept]
-    return check_strategy(strategy, layer_names, linear=linear, source=source, names_in_file=names,
-                          network=args.arch), kept
+    kept = {True: network.linear, False: network.kmeans}
+    strategy = find_strategy(text, lambda linear: [record.name for record in kept[linear]], linear=args.linear,
+                             either=True, published=STRATEGIES, network=args.arch)
+    return strategy, kept[isinstance(strategy[0], list)]
 
 
 def layer_rows(records, strategy, sizes, table):

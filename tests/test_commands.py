@@ -327,3 +327,16 @@ def test_a_default_folder_is_the_repositorys_wherever_the_user_is():
     common = sys.modules['_common']
     args = common.parse(names['make_pretrain_parser'](), ['--data', 'mine', '--dataset', 'digits'])
     assert args.checkpoint == str(ROOT / 'checkpoint') and args.dataset_root.endswith('mine')
+
+
+def test_a_file_is_made_absolute_and_what_only_looks_like_one_is_not(tmp_path, monkeypatch):
+    for name in ('uniform', 'mine.json', 'chip.yaml'):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    make, common = module_of('scripts/finetune.py')['make_finetune_parser'], sys.modules['_common']
+    long = str([[8, 8]] * 60)  # no name of a file can be as long
+    for option, given, found in (
+            ('strategy', 'mine.json', f'{tmp_path}/mine.json'), ('strategy', 'uniform:4', 'uniform:4'),
+            ('strategy', long, long), ('cost', long, long), ('cost', 'cloud_latency', 'cloud_latency'),
+            ('cost', 'chip.yaml:energy', f'{tmp_path}/chip.yaml:energy')):
+        assert getattr(common.parse(make(), [f'--{option}', given]), option) == found

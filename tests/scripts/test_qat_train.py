@@ -317,7 +317,7 @@ def test_weight_bits_of_a_kmeans_search_and_uniform_bits(succeed, place):
     (('--layer_wbit', '8,a'), "argument --layer_wbit: 8,a: 'a' is no number of bits; expected a list like"),
     (('--strategy', '[[8, 8], [4, 4]]'), 'the list given to --strategy has 2 entries, toynet has 10 quantizable'),
     (('--strategy', 'uniform:9'), 'has weight bits 9'), (('--strategy', 'nowhere.json'), 'no such file'),
-    (('--strategy', '[4, 4]', '--input_bits', '9'), 'has 2 entries'),
+    (('--strategy', '[4, 4]', '--input_bits', '9'), 'has 2 entries'), (('--strategy', 'resnet50'), 'has 54 entries'),
     (('--strategy', str([4] * 10), '--input_bits', '9'), 'entry 0 (stem.conv) is 9: expected 1 to 8 or 16 bits'),
     (('--arch', 'resnet20', *LISTS), 'resnet20 does not know the option header_channel, num_channel_list'),
     (('--relu_after_add',), 'toynet does not know the option relu_after_add'),
