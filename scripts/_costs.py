@@ -130,55 +130,24 @@ def find_cost(args, name, layers):
 def _lookup_table(args, name, layers):
     from dataclasses import replace
 
+    from lib.simulator.table_cache import find_or_make
     from lib.simulator.table_files import load_table
-    from lib.utils.distributed import main_first
+    from lib.utils.distributed import on_main
     if name.endswith('.npy'):
         return load_table(name, layers.records)
     hardware, metric = find_hardware_metric(name)
     if args.cost_batch:
         hardware = replace(hardware, batch=args.cost_batch)
-    path = table_path(args, hardware, metric, all(record.calls for record in layers.records))
-    return main_first(_load_or_make, args, path, hardware, metric, layers)
-
-
-def _load_or_make(args, path, hardware, metric, layers):
-    from lib.simulator.hardware import make_table
-    from lib.simulator.table_files import load_table, save_table
-    if path.is_file() and same_hardware(load_table(path), hardware) and not _outdated(args, path, layers.records):
-        return load_table(path, layers.records)
-    logger.info('making the lookup table %s', path)
+    stem = table_stem(args, hardware, metric, all(record.calls for record in layers.records))
     about = {'network': args.arch, 'dataset': args.dataset, 'resolution': list(layers.shape)}
-    table = make_table(layers.records, hardware, metric, about)
-    save_table(path, table)
-    return table
+    return on_main(find_or_make, stem, layers.records, hardware, metric, table_folders(args), about)
 
 
-def _outdated(args, path, records):
-    """Whether a table is of an own network or of own data that have changed since; others never change."""
-    from lib.simulator.table_files import load_table
-    if not (args.model_file or args.dataset_file):
-        return False
-    try:
-        load_table(path, records)
-    except ValueError:
-        return True
-    return False
-
-
-def same_hardware(table, hardware):
-    """Whether a saved table was made with these parameters; a bare file is taken as it is, measured times only here."""
-    saved = table.about.get('hardware')
-    if saved is None:
-        return True
-    if hardware.backend == 'measured' and not _this_machine(table.about):
-        return False
-    return {**saved, 'status': hardware.status} == hardware.to_dict()
-
-
-def _this_machine(about):
-    from lib.simulator.machine import machine_facts
-    facts = machine_facts(about['hardware']['device'])
-    return all(about.get('machine', {}).get(key) == facts.get(key) for key in ('cpu', 'flags', 'torch', 'gpu'))
+def table_folders(args):
+    """Returns the folders of tables, the best one first: of the repository, of the user, of the run."""
+    from lib.simulator.table_cache import user_folder
+    run_folder = getattr(args, 'checkpoint', None) or getattr(args, 'output', None)
+    return [TABLES, *filter(None, [user_folder(), run_folder and Path(run_folder) / 'lookup_tables'])]
 
 
 def find_hardware_metric(name):
@@ -216,13 +185,14 @@ def with_reference(cost, args):
                      combine=cost.combine, layer_names=cost.layer_names, about=cost.about)
 
 
-def table_path(args, hardware, metric='latency', all_called=True):
-    """Returns the conventional path of a table; another width, image size or number of classes is part of the name."""
-    name = f'q{network_name(args)}_{args.dataset}_batch{hardware.batch}'
-    name += f'_{args.mode}' if args.mode == 'large' else ''
-    name += f'_width{args.width_mult:g}' if args.width_mult != 1 else ''
-    name += f'_image{args.image_size}' if args.image_size else ''
-    name += f'_classes{args.num_classes}' if args.num_classes else ''
-    name += '' if hardware.name == 'cloud' else f'_{hardware.name}'
-    name += '' if all_called else '_uncalled'  # with the layers that only K-means can quantize
-    return TABLES / f'{name}_{metric}_table.npy'
+def table_stem(args, hardware, metric='latency', all_called=True):
+    """Returns the conventional name of a table; another width, image size or number of classes is part of it."""
+    from lib.simulator.table_cache import file_stem
+    parts = [f'q{network_name(args)}', args.dataset, f'batch{hardware.batch}']
+    parts += ['large'] * (args.mode == 'large')
+    parts += [f'width{args.width_mult:g}'] * (args.width_mult != 1)
+    parts += [f'image{args.image_size}'] * bool(args.image_size)
+    parts += [f'classes{args.num_classes}'] * bool(args.num_classes)
+    parts += [hardware.name] * (hardware.name != 'cloud')
+    parts += ['uncalled'] * (not all_called)  # with the layers that only K-means can quantize
+    return file_stem(*parts, metric, 'table')

@@ -7,7 +7,7 @@ is a .npy of shape (layers, 8, 8), the .json beside it says how it was made. See
 from pathlib import Path
 
 from _common import logger, make_parser, run
-from _costs import table_path
+from _costs import table_folders, table_stem
 from _network import add_network_options, describe_network, finish_network_options, network_of
 from _options import BooleanOption, at_least
 
@@ -51,8 +51,9 @@ def check_output(path, table, overwrite):
     """Raises FileExistsError when `path` holds a table with other cells and may not be overwritten."""
     import numpy as np
 
+    from lib.record.files import is_file
     from lib.simulator.table_files import load_table
-    if overwrite or not path.is_file():
+    if overwrite or not is_file(path):
         return
     try:
         same = np.array_equal(load_table(path).table, table.table)
@@ -63,14 +64,40 @@ def check_output(path, table, overwrite):
                               '--output')
 
 
+def check_writable(path):
+    """Returns --output as a path, or raises ValueError, before anything slow begins, where it cannot be written."""
+    from lib.record.files import is_writable
+    from lib.simulator.table_files import npy_path
+    path = npy_path(path)
+    if not is_writable(path.parent):
+        raise ValueError(f'--output {path}: the folder {path.parent} cannot be written, name another')
+    return path
+
+
+def default_output(args, layers, hardware, metric):
+    """Returns the path of a table without --output: its conventional name, or one of its own where that is taken."""
+    from lib.record.files import is_file, is_writable
+    from lib.simulator.table_cache import digest_of_about, digest_of_table
+    from lib.simulator.table_files import read_about
+    folder = next(filter(is_writable, table_folders(args)), None)
+    if folder is None:
+        raise ValueError(f'{" and ".join(map(str, table_folders(args)))} cannot be written: give --output PATH.npy')
+    stem, digest = table_stem(args, hardware, metric), digest_of_table(layers, hardware, metric)
+    path = folder / f'{stem}.npy'
+    try:
+        taken = is_file(path) and digest_of_about(read_about(path)) != digest and not args.overwrite
+    except ValueError:
+        taken = not args.overwrite
+    return folder / f'{stem}_{digest[:12]}.npy' if taken else path
+
+
 def main(args):
     """Makes, saves, describes and draws the table."""
-    from lib.simulator.table_files import npy_path
     if args.list_hardware:
         list_hardware()
         return
     if args.output:
-        npy_path(args.output)  # before anything slow begins
+        check_writable(args.output)
     shape = finish_network_options(args)
     network = describe_network(args, shape)
     layers = network.linear
@@ -79,7 +106,7 @@ def main(args):
     about = {'network': args.arch, 'dataset': args.dataset, 'width_mult': args.width_mult}
     make = from_csv if args.from_csv else from_hardware
     path, table, summary, plot = make(args, layers, {**about, 'resolution': list(shape)})
-    path = Path(args.output or path)
+    path = Path(path)
     check_output(path, table, args.overwrite)
     print(f'{args.arch} for images of {" x ".join(map(str, shape))}, {layers[-1].out_channels} outputs: {len(layers)} '
           f'layers, {sum(layer.macs for layer in layers):,} multiply-accumulates per image')
@@ -105,6 +132,7 @@ def from_hardware(args, layers, about):
     if args.batch:
         hardware = replace(hardware, batch=args.batch)
     check_metric(hardware, metric)
+    path = args.output or default_output(args, layers, hardware, metric)
     if hardware.backend == 'measured':
         logger.info('measuring %d layers on this machine; other programs should rest meanwhile', len(layers))
     cells = hardware.cells(layers)
@@ -115,7 +143,7 @@ def from_hardware(args, layers, about):
         table_plots.plot_heat_maps(table, path.with_name(f'{path.stem}_heat.png'))
         table_plots.plot_roofline(cells, layers, hardware, path.with_name(f'{path.stem}_roofline.png'))
         return [f'{path.stem}_heat.png', f'{path.stem}_roofline.png']
-    return table_path(args, hardware, metric), table, summarize_cells(table, cells, layers, hardware) + whole, plot
+    return path, table, summarize_cells(table, cells, layers, hardware) + whole, plot
 
 
 def measure_whole(args, hardware, about):

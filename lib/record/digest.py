@@ -3,9 +3,10 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:  # who needs no arrays needs no NumPy
+    import numpy as np
 
 CHUNK = 1 << 20  # bytes
 
@@ -25,9 +26,9 @@ def digest_of_value(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def digest_of_array(array: np.ndarray) -> str:
-    """Return the SHA-256 of an array's shape, kind and values, in hexadecimal."""
-    array = np.ascontiguousarray(array)
+def digest_of_array(array: 'np.ndarray') -> str:
+    """Return the SHA-256 of an array's shape, kind and values (little-endian, in C order), in hexadecimal."""
+    array = array.astype(array.dtype.newbyteorder('<'), copy=False)
     digest = hashlib.sha256(f'{array.dtype.str}{array.shape}'.encode())
     digest.update(array.tobytes())
     return digest.hexdigest()

@@ -68,9 +68,24 @@ class LayerRecord:
 
     @classmethod
     def from_dict(cls, entries: dict) -> 'LayerRecord':
-        """Rebuild a record from `to_dict`; a missing or unknown key raises ValueError."""
-        known = {field.name for field in fields(cls)}
+        """Rebuild a record from `to_dict`; ValueError for a missing or unknown key, or a value of another kind."""
+        known = {field.name: field.type for field in fields(cls)}
         optional = {'calls'}
-        if wrong := (set(entries) - known) | (known - optional - set(entries)):
-            raise ValueError(f"layer record {entries.get('name', '?')!r}: missing or unknown keys {sorted(wrong)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()})
+        name = entries.get('name', '?')
+        if wrong := (set(entries) - set(known)) | (set(known) - optional - set(entries)):
+            raise ValueError(f'layer record {name!r:.60}: missing or unknown keys {sorted(wrong)}')
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
+        for key, value in values.items():
+            if not _IS_A[known[key]](value):
+                raise ValueError(f'layer record {name!r:.60}: {key} is {value!r:.60}')
+        return cls(**values)
+
+
+def _is_count(value) -> bool:
+    return type(value) is int and value < 2**53  # exact in floating point
+
+
+_IS_A = {
+    str: lambda value: isinstance(value, str), int: _is_count,
+    tuple[int, int]: lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(_is_count, value)),
+}

@@ -3,25 +3,30 @@
 import hashlib
 import itertools
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from math import isclose
 from pathlib import Path
-from typing import BinaryIO
+from sys import float_info
 
 import numpy as np
 
-from lib.simulator.cost import CostTable, as_table
+from lib.record.arrays import read_npy
+from lib.record.digest import digest_of_array
+from lib.record.files import DIGEST, atomic_path, is_file, parse_json, read_text, sealed, unsealed, write_text
+from lib.simulator.cost import COMBINE, CostTable, as_table
 from lib.simulator.layer import LayerRecord
 
-VERSION = 1  # of the .json
+VERSION, SEALED = 2, 2  # of the .json; from which one on it has a digest of everything
+MAX_TABLE = 1 << 28  # bytes of a .npy
 REMAKE = 'make a table for this network with scripts/make_lookup_table.py'
 
 
 def save_table(path: str | Path, table: CostTable, about: Mapping | None = None) -> None:
     """Write the table to `path` (.npy) and how it was made to the .json beside it, each complete or not at all.
 
-    `about` is added to `table.about`; its `layers`, a list of `LayerRecord.to_dict`, is what `load_table` checks.
+    `about` is added to `table.about`; its `layers`, a list of `LayerRecord.to_dict`, is what `load_table` checks. The
+    .json has a digest of everything in both files.
     """
     facts = {
         'name': table.name,
@@ -31,9 +36,14 @@ def save_table(path: str | Path, table: CostTable, about: Mapping | None = None)
         'combine': table.combine,
         'reference': table.reference,
         'version': VERSION,
-        'sha256': checksum(table.table),
+        'cells': digest_of_array(table.table),
     }
-    write_files(npy_path(path), table.table, {**facts, **table.about, **(about or {}), **facts})
+    others = {key: value for key, value in {**table.about, **(about or {})}.items() if key not in ('sha256', DIGEST)}
+    path, text = npy_path(path), _to_json(sealed({**facts, 'layers': [], **others, **facts}))
+    # The description first: stopped in between, a new table is simply missing and an old one no longer fits its digest.
+    write_text(path.with_suffix('.json'), text)
+    with atomic_path(path) as temporary:
+        np.save(temporary, table.table, allow_pickle=False)
 
 
 def load_table(path: str | Path, layers: Sequence[LayerRecord] | None = None) -> CostTable:
@@ -47,14 +57,16 @@ def load_table(path: str | Path, layers: Sequence[LayerRecord] | None = None) ->
 
     Raises:
         FileNotFoundError: no such table.
-        ValueError: not a complete table, or made for another network (names the first layer that differs).
+        ValueError: not a complete table, changed since it was written, or made for another network (names the first
+            layer that differs).
     """
     path = npy_path(path)
-    array = as_table(read_array(path), path)
-    about = read_about(path)
-    if about.get('sha256', checksum(array)) != checksum(array):
-        raise ValueError(f'{path} is not the table that the .json beside it describes; {REMAKE} (--overwrite)')
-    saved = [LayerRecord.from_dict(entries) for entries in about.get('layers', [])]
+    if not is_file(path):
+        raise FileNotFoundError(f'there is no lookup table {path}; {REMAKE}')
+    array = _with_advice(read_array, path)
+    about = _with_advice(read_about, path)
+    _check_cells(path, array, about)
+    saved = _with_advice(saved_layers, path, about)
     if layers is not None:
         _check_same_network(path, saved, layers, num_rows=len(array))
     return CostTable(
@@ -78,61 +90,81 @@ def npy_path(path: str | Path) -> Path:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Read the .npy file; FileNotFoundError when it is missing, ValueError when it is damaged or something else."""
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no lookup table {path}; {REMAKE}')
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f'{path} is not a complete .npy file ({error}); {REMAKE}') from error
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f'{path} is an archive of arrays, expected a single .npy array; {REMAKE}')
-    return array
+    """Return the cells of the .npy file, (layers, 8, 8)."""
+    return as_table(read_npy(path, 'lookup table', MAX_TABLE), path)
 
 
 def read_about(path: Path) -> dict:
-    """Read the .json of the table at `path`; empty when there is none, ValueError when it cannot be understood."""
+    """Return what the .json of the table at `path` says; empty when there is none.
+
+    Raises:
+        ValueError: it cannot be understood, or its digest is of something else.
+    """
     path = path.with_suffix('.json')
-    if not path.is_file():
+    if not is_file(path):
         return {}
-    try:
-        about = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{path} is not valid JSON ({error}); {REMAKE}') from error
-    if not isinstance(about, dict) or about.get('version') != VERSION:
-        raise ValueError(f'{path} does not describe a lookup table of version {VERSION}; {REMAKE}')
+    about = parse_json(read_text(path, 'description of a lookup table'), str(path))
+    version = about.get('version') if isinstance(about, dict) else None
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise ValueError(f'{path} does not describe a lookup table of version 1 to {VERSION}')
+    if version >= SEALED and DIGEST not in about:
+        raise ValueError(f'{path} has lost its digest')
+    about = unsealed(about, str(path))
+    for key, fine in _FACTS.items():
+        if key in about and not fine(about[key]):
+            raise ValueError(f'{path}: {key} is {about[key]!r:.60}, which no lookup table has')
     return about
 
 
-def write_files(path: Path, array: np.ndarray, about: Mapping) -> None:
-    """Write the .npy and its .json, each complete or not at all; creates the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The description first: stopped in between, a new table is simply missing and an old one no longer fits its sha256.
-    _replace(path.with_suffix('.json'), lambda file: file.write(_to_json(about).encode()))
-    _replace(path, lambda file: np.save(file, array, allow_pickle=False))
+def saved_layers(path: Path, about: Mapping) -> list[LayerRecord]:
+    """Return the layers of the network that the table described by `about` was made for; none where it does not say."""
+    try:
+        return [LayerRecord.from_dict(entries) for entries in about.get('layers', [])]
+    except ValueError as error:
+        raise ValueError(f"{path.with_suffix('.json')}: {error}") from error
 
 
 def checksum(array: np.ndarray) -> str:
-    """Return the SHA-256 of the cells, little-endian in C order."""
+    """Return the SHA-256 of the cells, little-endian in C order: that of tables of version 1."""
     return hashlib.sha256(array.astype(array.dtype.newbyteorder('<')).tobytes()).hexdigest()
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+_FACTS = {
+    **dict.fromkeys(('name', 'unit', 'meaning'), lambda value: isinstance(value, str)),
+    'combine': lambda value: value in COMBINE if isinstance(value, str) else False,
+    'reference': lambda value: _is_number(value) and 0 < value <= float_info.max,
+    'layers': lambda value: isinstance(value, list) and all(isinstance(layer, dict) for layer in value),
+    'hardware': lambda value: isinstance(value, dict),
+}
+
+
+def _with_advice(read, path, *arguments):
+    try:
+        return read(path, *arguments)
+    except ValueError as error:
+        raise ValueError(f'{error}; {REMAKE}') from error
+
+
+def _check_cells(path, array, about) -> None:
+    """Raise ValueError unless these are the cells that the description is of."""
+    known = {'cells': digest_of_array, 'sha256': checksum}
+    wrong = any(about.get(key, of(array)) != of(array) for key, of in known.items())
+    if about.get('version') == 1 and 'hardware' in about:  # no digest: what `make_table` gave every such table
+        total = array[:, -1, -1].sum().item()
+        wrong |= about.get('combine', 'sum') != 'sum' or not isclose(about.get('reference', total), total, rel_tol=1e-9)
+    if wrong or ('layers' in about and about['layers'] and len(about['layers']) != len(array)):
+        raise ValueError(f'{path} is not the table that the .json beside it describes; {REMAKE} (--overwrite)')
 
 
 def _to_json(about: Mapping) -> str:
     """Return indented JSON, with each layer on a line of its own."""
     head = json.dumps({key: value for key, value in about.items() if key != 'layers'}, indent=2)
-    layers = ',\n    '.join(json.dumps(layer) for layer in about.get('layers', []))
+    layers = ',\n    '.join(json.dumps(layer) for layer in about['layers'])
     return f'{head[:-2]},\n  "layers": [\n    {layers}\n  ]\n}}\n'
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file in the same folder, then rename it over `path`."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        with open(temporary, 'wb') as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_same_network(path, saved, layers, num_rows) -> None:

@@ -1,4 +1,5 @@
 import json
+import random
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torchvision
 from lib.simulator.cost import CostTable
 from lib.simulator.counting import model_size
 from lib.simulator.layer import LayerRecord
-from lib.simulator.table_files import load_table, save_table
+from lib.simulator.table_files import checksum, load_table, save_table
 from tests.meta import on_meta
 
 # Published for ResNet-50 at a ratio of 0.1: HAQ's README, and the other list in its finetune script.
@@ -145,7 +146,7 @@ def test_save_and_load_round_trip(tmp_path):
     assert (again.reference, again.name, again.unit) == (cost.reference, 'latency', 'cycles')
     assert again.layer_names == cost.layer_names
     about = json.loads(path.with_suffix('.json').read_text())
-    assert (about['network'], about['dataset'], about['version']) == ('net', 'digits', 1)
+    assert (about['network'], about['dataset'], about['version']) == ('net', 'digits', 2)
     assert sorted(file.name for file in path.parent.iterdir()) == ['table.json', 'table.npy']
 
 
@@ -206,7 +207,7 @@ def test_damaged_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match='not the table that the .json'):
         load_table(path)
     path.with_suffix('.json').write_text('{')
-    with pytest.raises(ValueError, match='not valid JSON'):
+    with pytest.raises(ValueError, match='no JSON that can be read'):
         load_table(path)
     path.with_suffix('.json').write_text('{"version": 99}')
     with pytest.raises(ValueError, match='version 1'):
@@ -220,7 +221,7 @@ def test_missing_and_foreign_files(tmp_path):
         load_table(tmp_path / 'table.json')
     np.savez(tmp_path / 'archive.npz', np.ones((1, 8, 8)))
     (tmp_path / 'archive.npz').rename(tmp_path / 'archive.npy')
-    with pytest.raises(ValueError, match='single .npy array'):
+    with pytest.raises(ValueError, match='not a complete .npy file'):
         load_table(tmp_path / 'archive.npy')
     np.save(tmp_path / 'flat.npy', np.ones(64))
     with pytest.raises(ValueError, match=r'shape \(64,\)'):
@@ -233,3 +234,69 @@ def test_a_failed_write_leaves_the_old_files_alone(tmp_path):
         save_table(tmp_path / 't.npy', table_of(seed=3), {'made_by': object()})  # not JSON
     assert np.array_equal(load_table(tmp_path / 't.npy').table, table_of().table)
     assert sorted(file.name for file in tmp_path.iterdir()) == ['t.json', 't.npy']
+
+
+# ---- digests
+
+
+def layered(**options):
+    return table_of(about={'layers': [layer.to_dict() for layer in records()], 'hardware': {'name': 'chip'}}, **options)
+
+
+def version_1(path, cost):
+    """Write a table as the program did before it had a digest of everything."""
+    save_table(path, cost)
+    about = json.loads(path.with_suffix('.json').read_text())
+    del about['digest'], about['cells']
+    about |= {'version': 1, 'sha256': checksum(cost.table)}
+    path.with_suffix('.json').write_text(json.dumps(about))
+    return about
+
+
+def test_every_number_and_word_of_a_table_is_under_its_digest(tmp_path):
+    path = tmp_path / 't.npy'
+    save_table(path, layered())
+    about = json.loads(path.with_suffix('.json').read_text())
+    for change in ({'reference': about['reference'] * 1.5}, {'combine': 'max'}, {'name': 'other'}, {'unit': 'ms'},
+                   {'layers': about['layers'][::-1]}, {'hardware': {}}, {'digest': None}, {'cells': 'x'}):
+        path.with_suffix('.json').write_text(json.dumps({**about, **change}))
+        with pytest.raises(ValueError, match='damaged|was changed|not the table'):
+            load_table(path)
+    del about['digest']
+    path.with_suffix('.json').write_text(json.dumps(about))
+    with pytest.raises(ValueError, match='lost its digest'):
+        load_table(path)
+
+
+@pytest.mark.parametrize('suffix', ['.npy', '.json'])
+def test_no_flipped_bit_of_a_table_passes_as_another_table(tmp_path, suffix):
+    """Among them that of the header which makes floats of the same bytes."""
+    path, draw, cost = tmp_path / 't.npy', random.Random(0), layered()
+    save_table(path, cost)
+    whole = path.with_suffix(suffix).read_bytes()
+    places = [(i, b) for i in range(len(whole)) for b in range(8)]
+    for index, bit in draw.sample(places, 400) + ([(i, b) for i, b in places if i < 128] if suffix == '.npy' else []):
+        damaged = bytearray(whole)
+        damaged[index] ^= 1 << bit
+        path.with_suffix(suffix).write_bytes(damaged)
+        try:
+            found = load_table(path)
+        except ValueError as error:
+            assert '\n' not in str(error)
+            continue
+        assert np.array_equal(found.table, cost.table) and found.table.dtype == cost.table.dtype
+        assert (found.reference, found.combine, found.name) == (cost.reference, cost.combine, cost.name)
+
+
+def test_a_table_of_before_still_loads_and_is_checked_like_a_strangers(tmp_path):
+    path, cost = tmp_path / 't.npy', layered()
+    about = version_1(path, cost)
+    again = load_table(path, records())
+    assert np.array_equal(again.table, cost.table) and again.reference == cost.reference
+    for change in ({'reference': about['reference'] * 1.5}, {'combine': 'max'}, {'combine': []}, {'reference': '1'},
+                   {'reference': True}, {'reference': -1}, {'name': 3}, {'layers': {}}, {'layers': [3]},
+                   {'layers': [{**about['layers'][0], 'in_h': '8'}, *about['layers'][1:]]},
+                   {'layers': about['layers'][1:]}, {'sha256': 'x'}, {'hardware': 3}, {'version': 0}):
+        path.with_suffix('.json').write_text(json.dumps({**about, **change}))
+        with pytest.raises(ValueError, match=r'make a table for this network'):
+            load_table(path)
