@@ -127,6 +127,9 @@ def report_plan(args, plan):
             if bits:
                 width = f'{min(bits)} bits' if min(bits) == max(bits) else f'{min(bits)} to {max(bits)} bits'
                 logger.info('%s of %d layers: %s, %s', name, len(bits), width, words)
+    for name, entry in plan.activations.items():
+        if 'names' in entry:
+            logger.info('%s is quantized under all its names: %s', name, ', '.join(entry['names']))
     trained = [name for name, entry in plan.activations.items() if entry['method'] == 'dsq']
     if trained:
         logger.info('the edge device ends with %s', trained[-1])

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lib.quantize.fold import fold_layer
 from lib.quantize.layers import QuantizedLayer
 from lib.utils.batch_norm import batch_norms
+from lib.utils.hooks import input_of, replace_modules
 from lib.utils.profile import evaluating
 from lib.utils.sync_batch_norm import SyncBatchNorm2d
 
@@ -81,7 +82,7 @@ class ConsumerTracker(TorchDispatchMode):
 
     def _before(self, module, args, kwargs):
         if module in self.inputs:
-            self.inputs[module].append(getattr(args[0] if args else kwargs['input'], '_consumers', None))
+            self.inputs[module].append(getattr(input_of(args, kwargs), '_consumers', None))
         self._inside = module
 
     def _after(self, module, args, output):
@@ -155,8 +156,5 @@ def fold_batch_norms(model: nn.Module, images: Tensor, leave=()) -> list[tuple[s
         norm = model.get_submodule(norm_name)
         fold_layer(model.get_submodule(layer_name), norm)
         identities[norm] = nn.Identity().train(norm.training)
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children would leave out the second name
-            if child in identities:
-                setattr(parent, name, identities[child])
+    replace_modules(model, identities)
     return pairs

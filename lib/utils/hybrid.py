@@ -55,7 +55,7 @@ def prepare_training(model, plan, images):
         layer = _quantized(model, name)
         layer.input_quantizer = _on(layer.weight.device, model, _dsq(entry))
     for name, entry in dsq.activations.items():
-        _behind(model, name, _dsq(entry))
+        _behind(model, name, entry, _dsq(entry))
 
 
 def fold(model, plan, images):
@@ -87,15 +87,15 @@ def place_after_training(model, plan):
         layer = _quantized(model, name)
         layer.input_quantizer = _on(layer.weight.device, model, _aciq(entry))
     for name, entry in aciq.activations.items():
-        _behind(model, name, _aciq(entry))
+        _behind(model, name, entry, _aciq(entry))
 
 
 @torch.no_grad()
 def calibrate_after_training(model, plan, batches):
     """Finds what the ACIQ quantizers need: of weights first, then of activations, from images.
 
-    While images pass, the activations to be calibrated stay float, all else is quantized. The clip of each is the mean
-    of those of the batches.
+    While images pass, the activations to be calibrated stay float, all else is quantized. The range of each is the mean
+    of those of the batches, and that of a batch covers all calls of the quantizer.
 
     Args:
         model: network after `place_after_training`.
@@ -103,36 +103,57 @@ def calibrate_after_training(model, plan, batches):
         batches: iterable of images (N, C, H, W) on the model's device.
 
     Raises:
-        ValueError: no images.
+        ValueError: no images, or an activation that is never called.
     """
     aciq = plan.of('aciq')
     for name in aciq.weights:
         layer = model.get_submodule(name)
         layer.weight_quantizer.calibrate(layer.weight)
-    quantizers = [model.get_submodule(name).quantizer for name in aciq.activations]
-    quantizers += [model.get_submodule(name).input_quantizer for name in aciq.inputs]
-    if not quantizers:
-        return
-    found = {quantizer: [] for quantizer in quantizers}
+    quantizers = {name: model.get_submodule(name).quantizer for name in aciq.activations}
+    quantizers |= {name: model.get_submodule(name).input_quantizer for name in aciq.inputs}
+    if quantizers:
+        for name, ranges in _ranges_of_batches(model, quantizers, batches).items():
+            if not ranges:
+                raise ValueError(f'{name} is never called in a forward pass, so its range cannot be calibrated: take '
+                                 'it out of the configuration')
+            quantizers[name].set_clip(*np.mean(ranges, axis=0).tolist())
+
+
+def _ranges_of_batches(model, quantizers, batches):
+    """Returns {name: [(clip, middle) of each batch]} of quantizers, which pass tensors on as they are meanwhile."""
+    found, calls = {name: [] for name in quantizers}, {quantizer: [] for quantizer in quantizers.values()}
 
     def record(quantizer, args, _output):
-        found[quantizer].append(quantizer.statistics(args[0]))
+        calls[quantizer].append(quantizer.statistics(args[0]))
         return args[0]
 
-    hooks = [quantizer.register_forward_hook(record) for quantizer in quantizers]
+    hooks = [quantizer.register_forward_hook(record) for quantizer in calls]
     training = model.training
     model.eval()
     try:
+        seen = 0
         for images in batches:
+            seen += len(images)
             model(images)
+            for name, quantizer in quantizers.items():
+                if calls[quantizer]:
+                    found[name].append(_covering(calls[quantizer]))
+                    calls[quantizer].clear()
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    for quantizer, clips in found.items():
-        if not clips:
-            raise ValueError('calibration saw no images: give calibration_num of at least 1')
-        quantizer.set_clip(*np.mean(clips, axis=0).tolist())
+    if not seen:
+        raise ValueError('calibration saw no images: give calibration_num of at least 1')
+    return found
+
+
+def _covering(ranges):
+    """Returns (clip, middle) of the smallest range that covers some of them; with the middle 0, the largest."""
+    if len(ranges) == 1:
+        return ranges[0]
+    low, high = min(middle - clip for clip, middle in ranges), max(middle + clip for clip, middle in ranges)
+    return (high - low) / 2, (high + low) / 2
 
 
 def rebuild(model, plan, images, *, quantized):
@@ -254,12 +275,13 @@ def _quantized(model, name):
         raise ValueError(f'{name}: {error}') from error
 
 
-def _behind(model, name, quantizer):
-    """Replaces an activation function by itself and the quantizer of its output."""
-    parent, _, attribute = name.rpartition('.')
+def _behind(model, name, entry, quantizer):
+    """Replaces an activation function by itself and the quantizer of its output, under all the names in its entry."""
     device = next(model.parameters()).device
-    module = QuantizedActivation(model.get_submodule(name), _on(device, model, quantizer))
-    setattr(model.get_submodule(parent), attribute, module.train(model.training))
+    module = QuantizedActivation(model.get_submodule(name), _on(device, model, quantizer)).train(model.training)
+    for each in entry.get('names', [name]):  # plans of before have the first name only, and mean that
+        parent, _, attribute = each.rpartition('.')
+        setattr(model.get_submodule(parent), attribute, module)
 
 
 def _on(device, model, quantizer):
@@ -267,7 +289,7 @@ def _on(device, model, quantizer):
 
 
 def _dsq(entry):
-    settings = {key: value for key, value in entry.items() if key not in ('method', 'bits', 'signed', 'fold')}
+    settings = {key: value for key, value in entry.items() if key not in ('method', 'bits', 'signed', 'fold', 'names')}
     if entry.get('signed'):
         settings.update(lower=-entry['upper'], learn_lower=entry['learn_upper'])
     return DSQQuantizer(entry['bits'], **settings)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from torch import nn
 
 from lib.utils.conversion import all_layers
+from lib.utils.hooks import names_of
 from lib.utils.hybrid_config import is_bits, is_bool, is_pair, is_slope
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6)
@@ -20,7 +21,7 @@ class Plan:
 
     Attributes:
         weights: of layers.
-        activations: behind ReLUs.
+        activations: behind ReLUs; `names` are all of one that is registered several times.
         inputs: of layers.
     """
 
@@ -115,20 +116,29 @@ def _plan_of_blocks(model, config, network):
     if ptq['post_image_bit_width']:
         first = sites.layers(FIRST, 'post_image_bit_width')[0]
         plan.inputs[first] = {**_aciq_activations(config), 'bits': ptq['post_image_bit_width']}
+    for name, entry in plan.activations.items():
+        if len(sites.names[name]) > 1:
+            entry['names'] = sites.names[name]
     return plan
 
 
 class _Sites:
-    """The layers and activations that block numbers stand for."""
+    """The layers and activations that block numbers stand for; a module of several names is known by its first.
+
+    Attributes:
+        names: {first name: all names} of every module.
+    """
 
     def __init__(self, model, network):
         self.network, self.blocks = network, residual_blocks(model)
+        self.names = {names[0]: names for names in names_of(model).values()}
         self._layers = self._find(model, nn.Conv2d)
         self._activations = self._find(model, ACTIVATIONS)
 
     def _find(self, model, kind):
         names = [name for name, module in model.named_modules() if isinstance(module, kind)]
-        inside = [[name for name in names if name.startswith(f'{block}.')] for block in self.blocks]
+        inside = [[name for name in names if any(each.startswith(f'{block}.') for each in self.names[name])]
+                  for block in self.blocks]
         outside = [name for name in names if not any(name in part for part in inside)]
         return {FIRST: outside[:1], **dict(enumerate(inside))}
 
@@ -168,7 +178,10 @@ def _add_qat(group, qat, letter, sites, settings):
             if letter == 'a' and bits == 1 and lower < 0:
                 raise ValueError(f'qat.q_a_range: {name} gets 1 bit in the signed range [{lower:g}, {upper:g}]: behind '
                                  'a ReLU that is one level; take a range from 0 on, or 2 bits')
-            group[name] = {**settings, 'bits': bits, 'lower': lower, 'upper': upper, 'slope': values['slope'][i][j]}
+            entry = {**settings, 'bits': bits, 'lower': lower, 'upper': upper, 'slope': values['slope'][i][j]}
+            if group.setdefault(name, entry) != entry:
+                raise ValueError(f'{name} is in several of the blocks of qat.{blocks_key}, which give it different '
+                                 'settings: give it the same in all of them')
 
 
 def _add_ptq(group, ptq, letter, sites, settings):
@@ -179,10 +192,12 @@ def _add_ptq(group, ptq, letter, sites, settings):
     bits = _spread(ptq[bits_key], f'ptq.{bits_key}', f'ptq.{key}', blocks, parts, is_bits)
     for i, names in enumerate(parts):
         for j, name in enumerate(names):
-            if name in group:
+            entry = {**settings, 'bits': bits[i][j]}
+            if name in group and group[name] != entry:
                 raise ValueError(f'{name} is in qat.quantize_{letter}_blocks and, as block {blocks[i]}, in ptq.{key}: '
-                                 'a layer is quantized in training or after it, take it out of one of them')
-            group[name] = {**settings, 'bits': bits[i][j]}
+                                 'a layer is quantized in training or after it, and in all blocks alike; take it out '
+                                 'of one of them')
+            group[name] = entry
 
 
 def _spread(value, key, blocks_key, blocks, parts, leaf):

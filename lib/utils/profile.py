@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lib.simulator.layer import LayerRecord
+from lib.utils.hooks import input_of
 
 
 def profile_layers(
@@ -32,8 +33,7 @@ def profile_layers(
     calls = {module: [] for module in layers.values()}
 
     def note(module, args, kwargs, output):
-        inputs = args[0] if args else kwargs['input']
-        calls[module].append(_call_sizes(module, inputs, output))
+        calls[module].append(_call_sizes(module, input_of(args, kwargs), output))
 
     hooks = [module.register_forward_hook(note, with_kwargs=True) for module in calls]
     try:

@@ -6,6 +6,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lib.utils.hooks import input_of
 from lib.utils.profile import evaluating
 
 # Functions whose output is never negative, whatever comes in.
@@ -98,7 +99,7 @@ def probe_inputs(model, layers, images):
 
     def look(name):
         def hook(_, args, kwargs):
-            x = args[0] if args else kwargs['input']
+            x = input_of(args, kwargs)
             if not tracker.is_proven(x):
                 negative = not x.is_meta and bool((x < 0).any())
                 signed[name] = True if negative else signed.get(name) or None

@@ -263,3 +263,80 @@ def test_an_activation_that_is_called_twice_has_one_quantizer():
     calibrate_after_training(model, plan, [images])
     assert list(activation_quantizers(model)) == ['layer1.0.relu.quantizer', 'layer1.1.relu.quantizer']
     assert torch.isfinite(model.eval()(images)).all()
+
+
+# ---- modules that are called or registered several times
+
+class SharedBlock(nn.Module):
+    """A block whose second activation is ten times the first; one ReLU may serve both."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.conv1, self.conv2, self.relu = nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1), nn.ReLU()
+        if shared != 'called twice':
+            self.relu2 = self.relu if shared == 'two names' else nn.ReLU()
+
+    def forward(self, x):
+        y = self.relu(self.conv1(x))
+        return getattr(self, 'relu2', self.relu)(10 * self.conv2(y) + x)
+
+
+def shared_network(shared):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), SharedBlock(shared), nn.Flatten(), nn.Linear(400, 5)).eval()
+
+
+def calibrated(model, config, change_plan=lambda plan: None):
+    plan = make_plan(model, config)
+    change_plan(plan)
+    prepare_training(model, plan, IMAGES[:2])
+    fold(model, plan, IMAGES[:2])
+    place_after_training(model, plan)
+    calibrate_after_training(model, plan, IMAGES.split(3))
+    return model
+
+
+@pytest.mark.parametrize('shared', ['called twice', 'two names'])
+@pytest.mark.parametrize('method', ['minmax', 'aciq'])
+def test_the_range_of_a_shared_activation_is_the_largest_of_its_calls(shared, method):
+    config = configured(ptq={'post_quantize_a': True, 'post_quantize_a_layers': [0], 'activation_method': method})
+    apart = calibrated(shared_network('own'), config)[1]
+    together = calibrated(shared_network(shared), config)[1]
+    assert apart.relu.quantizer.clip < apart.relu2.quantizer.clip / 3
+    assert together.relu.quantizer.clip == pytest.approx(apart.relu2.quantizer.clip.item())  # in both batches
+    assert getattr(together, 'relu2', together.relu) is together.relu
+
+
+@pytest.mark.parametrize('part', ['qat', 'ptq'])
+def test_an_activation_of_two_names_is_quantized_under_both_and_in_old_plans_under_one(part):
+    config = configured(**{part: {'quantize_a_blocks': [0]} if part == 'qat' else
+                           {'post_quantize_a': True, 'post_quantize_a_layers': [0]}})
+    net = calibrated(shared_network('two names'), config)[1]
+    assert type(net.relu).__name__ == 'QuantizedActivation' and net.relu2 is net.relu
+    old = calibrated(shared_network('two names'), config, lambda plan: plan.activations['1.relu'].pop('names'))[1]
+    assert type(old.relu).__name__ == 'QuantizedActivation' and type(old.relu2) is nn.ReLU
+
+
+def test_the_range_of_signed_inputs_covers_all_calls():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return (self.conv(x) + self.conv(5 - 3 * x)).mean((2, 3))
+
+    config = configured(layers={'conv': [-1, 8]}, ptq={'activation_method': 'minmax'})
+    quantizer = calibrated(Twice(), config).conv.input_quantizer
+    calls = [torch.cat([batch, 5 - 3 * batch]) for batch in IMAGES.split(3)]
+    low, high = (sum(x).item() / 2 for x in zip(*(call.aminmax() for call in calls), strict=True))  # of two batches
+    assert quantizer.clip.item() == pytest.approx((high - low) / 2, rel=1e-5)
+    assert quantizer.middle.item() == pytest.approx((high + low) / 2, rel=1e-5)
+
+
+def test_an_activation_that_is_never_called_is_named():
+    model = shared_network('own')
+    model[1].__class__ = type('Idle', (SharedBlock,), {'forward': lambda self, x: self.relu(self.conv1(x))})
+    config = configured(ptq={'post_quantize_a': True, 'post_quantize_a_layers': [0]})
+    with pytest.raises(ValueError, match='1.relu2 is never called .*take it out'):
+        calibrated(model, config)

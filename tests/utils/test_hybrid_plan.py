@@ -136,6 +136,21 @@ def test_what_does_not_fit_the_network_is_refused_by_name(keys, message):
         plan(**keys)
 
 
+def test_an_activation_that_blocks_share_belongs_to_all_of_them():
+    model = network('resnet20')
+    model.layer1[1].relu1 = model.layer1[0].relu1
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if module is model.layer1[0].relu1]
+    config = default_config()
+    config['qat'].update(quantize_a_blocks=[1], a_bit_width=2)
+    found = make_plan(model, config).activations
+    assert found[names[0]]['names'] == names and len(names) == 2 and names[0].startswith('layer1.0')
+    config['qat'].update(quantize_a_blocks=[0, 1])
+    assert make_plan(model, config).activations[names[0]]['bits'] == 2
+    config['qat'].update(a_bit_width=[2, 3])
+    with pytest.raises(ValueError, match='layer1.0.relu1 is in several of the blocks .* different settings'):
+        make_plan(model, config)
+
+
 def test_networks_without_blocks_say_what_to_do():
     with pytest.raises(ValueError, match='0 residual blocks: give the bits layer by layer'):
         plan('vgg11', qat={'quantize_w_blocks': [0]})
