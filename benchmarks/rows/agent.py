@@ -13,12 +13,12 @@ from lib.simulator.counting import model_size
 from lib.simulator.hardware import make_table
 from lib.utils.profile import profile_layers
 
-AGENT, EPISODES, COST_SECONDS = 3, 600, 1.0
+EPISODES, COST_SECONDS = 600, 1.0
 LAYERS = 53  # of MobileNetV2
 
 
 def agent_rows(settings):
-    """Returns row 6: all that the agent does in an episode after warm-up, in both flows, on the CPU."""
+    """Returns row 6: all that the agent does in an episode after warm-up, beside plain DDPG; row 8 has its share."""
     return [_agent_row('K-means', 9, LAYERS, 128), _agent_row('linear', 10, 2 * LAYERS, 64)]
 
 
@@ -31,14 +31,27 @@ def _agent_row(flow, num_states, steps, episodes):
         target.load_state_dict(source.state_dict())
     plain.copy_targets()
     gap = _updates_apart(ours, plain, rng.random((32, num_states)))
-    states, rewards = rng.random((capacity, num_states)), rng.normal(size=capacity)
-    for state, action, reward in zip(states, rng.random(capacity), rewards, strict=True):
-        ours.observe(state, action, reward, state, False)
-        plain.observe(state, action, reward, state, False)
+    states = rng.random((capacity, num_states))
+    for agent in (ours, plain):
+        _fill(agent, states)
     sides = {'ours': lambda: _episode(ours, states[:steps], lambda state: ours.act(state, ours.warmup + 1)),
              'straightforward': lambda: _episode(plain, states[:steps], lambda state: plain.select_action(state, 0.5))}
-    return faster(6, f'agent, an episode of the {flow} flow ({steps} steps)', alternate(sides), AGENT,
+    return faster(6, f'agent, an episode of the {flow} flow ({steps} steps)', alternate(sides), None,
                   f'losses of 10 updates: {gap:.1e} apart at most (relative)')
+
+
+def full_agent(num_states=9, steps=LAYERS, episodes=128):
+    """Returns a function that does what the agent does in an episode, its replay full."""
+    agent, states = DDPG(num_states=num_states, capacity=episodes * steps), np.random.default_rng(0).random(
+        (episodes * steps, num_states))
+    _fill(agent, states)
+    return lambda: _episode(agent, states[:steps], lambda state: agent.act(state, agent.warmup + 1))
+
+
+def _fill(agent, states):
+    rng = np.random.default_rng(1)
+    for state in states:
+        agent.observe(state, rng.random(), rng.normal(), state, False)
 
 
 def _updates_apart(ours, plain, states):

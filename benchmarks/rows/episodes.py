@@ -6,8 +6,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks import straightforward
+from benchmarks.rows.agent import full_agent
 from benchmarks.rows.images import BATCH, photographs, plain_loaders, search_loaders
-from benchmarks.rows.measure import alternate, timed, within
+from benchmarks.rows.measure import Row, alternate, seconds, timed, within
 from benchmarks.rows.networks import network, settle, trainer
 from lib.env.linear_quantize_env import LinearQuantizeEnv
 from lib.env.quantize_env import QuantizeEnv
@@ -20,6 +21,7 @@ from lib.utils.tensor_loader import Augment
 from lib.utils.train import evaluate, loss_function
 
 KMEANS, LINEAR = 1.10, 1.40  # times the float passes
+AGENT = 0.04  # of a K-means episode
 BITS = 4
 SMALL = {'train': 512, 'val': 256, 'batch': 128}  # of ResNet-20 at 32 x 32
 
@@ -60,13 +62,21 @@ def _rows(settings, name, side, loaders, plain_loaders, sizes):
     for flow, (_, make) in flows.items():
         sides[flow], plain[flow] = make(copy.deepcopy(base), records, loaders, plain_loaders, device)
         sides[flow]()  # the first episode
+    sides['agent'] = full_agent()
     once = {flow: timed(side, device) for flow, side in plain.items()}
     times = alternate(sides, device)
     what = f'{sizes["train"]} + {sizes["val"]} images'
     return [within(8, f'{flow} episode of {name} at {side}, {what}', times, target,
                    f'{BITS} bits; the straightforward episode takes {once[flow] / times[flow]:.2f}x as long as ours '
                    f'({once[flow]:.3g} s, once)', sides=(flow, 'float'))
-            for flow, (target, _) in flows.items()]
+            for flow, (target, _) in flows.items()] + ([_agent_row(times)] if side == 224 else [])
+
+
+def _agent_row(times):
+    share = times['agent'] / times['K-means']
+    return Row(8, 'agent, its part of that K-means episode', seconds(times['agent']),
+               f'{seconds(times["K-means"])} (episode)', f'{100 * share:.1f} %', f'at most {100 * AGENT:.0f} %',
+               share <= AGENT, 'its replay is full')
 
 
 def _float_passes(model, data, device):

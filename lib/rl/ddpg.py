@@ -16,8 +16,9 @@ from statistics import NormalDist
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from lib.rl.adam import FlatAdam
+from lib.record.files import atomic_path
 from lib.rl.memory import ReplayMemory
 from lib.rl.networks import Actor, Critic
 
@@ -59,7 +60,6 @@ class DDPG:
 
     Args:
         num_states: numbers in a state.
-        num_actions: numbers in an action; with 1 (HAQ) actions are floats, else arrays.
         hidden1: units in the first hidden layer of actor and critic.
         hidden2: units in the second.
         lr_a: learning rate of the actor (Adam).
@@ -79,34 +79,32 @@ class DDPG:
         ValueError: a size is below 1, or tau, discount, init_delta or delta_decay is out of its range.
     """
 
-    def __init__(self, *, num_states: int, num_actions: int = 1, hidden1: int = 300, hidden2: int = 300,
-                 lr_a: float = 1e-4, lr_c: float = 1e-3, tau: float = .01, discount: float = 1., bsize: int = 64,
-                 capacity: int, init_delta: float = .5, delta_decay: float = .99, warmup: int = 20,
-                 n_update: int = 1, seed: int = 0, device: torch.device | str = 'cpu'):
-        _check_sizes(num_states=num_states, num_actions=num_actions, hidden1=hidden1, hidden2=hidden2, bsize=bsize,
-                     capacity=capacity, n_update=n_update)
+    def __init__(self, *, num_states: int, hidden1: int = 300, hidden2: int = 300, lr_a: float = 1e-4,
+                 lr_c: float = 1e-3, tau: float = .01, discount: float = 1., bsize: int = 64, capacity: int,
+                 init_delta: float = .5, delta_decay: float = .99, warmup: int = 20, n_update: int = 1, seed: int = 0,
+                 device: torch.device | str = 'cpu'):
+        _check_sizes(num_states=num_states, hidden1=hidden1, hidden2=hidden2, bsize=bsize, capacity=capacity,
+                     n_update=n_update)
         _check_fractions(tau=tau, discount=discount, delta_decay=delta_decay)
         if not (tau > 0 and init_delta >= 0):
             raise ValueError(f'expected tau > 0 and init_delta >= 0, got {tau} and {init_delta}')
-        self.num_actions, self.device = num_actions, torch.device(device)
+        self.device = torch.device(device)
         self.tau, self.discount, self.bsize, self.n_update = tau, discount, bsize, n_update
         self.init_delta, self.delta_decay, self.warmup = init_delta, delta_decay, warmup
 
         init_seed, noise_seed, memory_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
-        sizes = (num_states, num_actions, hidden1, hidden2)
-        self.actor, self.critic = (net.to(self.device) for net in _create_networks(sizes, init_seed))
+        networks = _create_networks(num_states, hidden1, hidden2, init_seed)
+        self.actor, self.critic = (net.to(self.device) for net in networks)
         self.actor_target, self.critic_target = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
-        for net in (self.actor, self.critic, self.actor_target, self.critic_target):
-            net.flatten()
-        self.actor_optimizer = FlatAdam(self.actor.flat, lr_a)
-        self.critic_optimizer = FlatAdam(self.critic.flat, lr_c)
-        self.memory = ReplayMemory(capacity, num_states, memory_seed, num_actions)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=lr_a, fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=lr_c, fused=True)
+        self.memory = ReplayMemory(capacity, num_states, memory_seed)
         self.rng = np.random.default_rng(noise_seed)
         self.baseline = None  # b, the moving average of the reward; None before the first update
 
     # ---- acting
 
-    def act(self, state: Sequence[float], episode: int) -> float | np.ndarray:
+    def act(self, state: Sequence[float], episode: int) -> float:
         """Explore: a uniformly random action up to episode `warmup`, later the noisy policy."""
         return self.select_action(state, episode) if self.learning(episode) else self.random_action()
 
@@ -118,11 +116,11 @@ class DDPG:
         """Sigma of the exploration: init_delta * delta_decay ** (episode - warmup), init_delta during warm-up."""
         return self.init_delta * self.delta_decay ** max(episode - self.warmup, 0)
 
-    def random_action(self) -> float | np.ndarray:
+    def random_action(self) -> float:
         """Draw an action uniformly from [0, 1)."""
-        return self._as_action(self.rng.random(self.num_actions))
+        return self.rng.random()
 
-    def select_action(self, state: Sequence[float], episode: int, deterministic: bool = False) -> float | np.ndarray:
+    def select_action(self, state: Sequence[float], episode: int, deterministic: bool = False) -> float:
         """Ask the policy: a ~ truncated normal on [0, 1] around mu(s) with sigma delta(episode).
 
         Args:
@@ -134,21 +132,15 @@ class DDPG:
             ValueError: mu(s) is not a number, because the state or the actor holds one that is not.
         """
         with torch.no_grad():
-            mu = self.actor(self._tensor(state)).tolist()
-        if not deterministic:
-            mu = [truncated_normal(m, self.delta(episode), u)
-                  for m, u in zip(mu, self.rng.random(self.num_actions), strict=True)]
-        return self._as_action(mu)
-
-    def _as_action(self, values: Sequence[float]) -> float | np.ndarray:
-        return float(values[0]) if self.num_actions == 1 else np.asarray(values)
+            mu = self.actor(self._tensor(state)).item()
+        return mu if deterministic else truncated_normal(mu, self.delta(episode), self.rng.random())
 
     def _tensor(self, values: Sequence[float]) -> torch.Tensor:
         return torch.as_tensor(np.array(values, np.float32), device=self.device)
 
     # ---- learning
 
-    def observe(self, state: Sequence[float], action: float | Sequence[float], reward: float,
+    def observe(self, state: Sequence[float], action: float, reward: float,
                 next_state: Sequence[float], terminal: bool) -> None:
         """Remember one transition; in HAQ every transition of an episode carries the episode's final reward."""
         self.memory.add(state, action, reward, next_state, terminal)
@@ -163,35 +155,38 @@ class DDPG:
             FloatingPointError: a loss is not finite; the network that it would have trained is left as it was.
             ValueError: nothing has been observed yet.
         """
-        losses = [self._update_once() for _ in range(self.n_update)]
+        losses = [self.update() for _ in range(self.n_update)]
         value_loss, policy_loss = (sum(column) / self.n_update for column in zip(*losses, strict=True))
         return value_loss, policy_loss
 
-    @torch.no_grad()
-    def _update_once(self) -> tuple[float, float]:
+    def update(self) -> tuple[float, float]:
+        """Do one gradient step on the critic, one on the actor, and move both targets; return the two losses."""
         s, a, r, s_next, terminal = map(self._tensor, self.memory.sample(self.bsize))
-
         mean_reward = r.mean().item()
         previous = mean_reward if self.baseline is None else self.baseline
         self.baseline = previous + BASELINE_RATE * (mean_reward - previous)
 
-        q_next = self.critic_target(s_next, self.actor_target(s_next))
-        target = (r - self.baseline) + self.discount * (1 - terminal) * q_next
-        layers = self.critic.layers(s, a)
-        error = layers[-1] - target
-        value_loss = _finite(error.square().mean(), 'value_loss')
-        self.critic.backward(s, a, layers, error * (2 / len(error)))
-        self.critic_optimizer.step(self.critic.flat_grad)
-
-        actor_layers = self.actor.layers(s)
-        layers = self.critic.layers(s, actor_layers[-1])
-        policy_loss = _finite(-layers[-1].mean(), 'policy_loss')
-        self.actor.backward(s, actor_layers, self.critic.action_gradient(layers, -1 / len(s)))
-        self.actor_optimizer.step(self.actor.flat_grad)
-
-        self.critic_target.flat.lerp_(self.critic.flat, self.tau)  # target <- (1 - tau) target + tau online
-        self.actor_target.flat.lerp_(self.actor.flat, self.tau)
+        loss_q = self.compute_loss_q(s, a, r, s_next, terminal)
+        value_loss = _step(self.critic, self.critic_optimizer, loss_q, 'value_loss')
+        loss_pi = self.compute_loss_pi(s)
+        policy_loss = _step(self.actor, self.actor_optimizer, loss_pi, 'policy_loss')
+        with torch.no_grad():
+            for target, online in ((self.critic_target, self.critic), (self.actor_target, self.actor)):
+                for theta_target, theta in zip(target.parameters(), online.parameters(), strict=True):
+                    theta_target.lerp_(theta, self.tau)  # theta' <- (1 - tau) theta' + tau theta
         return value_loss, policy_loss
+
+    def compute_loss_q(self, s: torch.Tensor, a: torch.Tensor, r: torch.Tensor, s_next: torch.Tensor,
+                       terminal: torch.Tensor) -> torch.Tensor:
+        """Mean of (Q(s, a) - y)^2 with y = (r - b) + discount * (1 - terminal) * Q'(s', mu'(s'))."""
+        with torch.no_grad():
+            q_next = self.critic_target(s_next, self.actor_target(s_next))
+            y = (r - self.baseline) + self.discount * (1 - terminal) * q_next
+        return F.mse_loss(self.critic(s, a), y)
+
+    def compute_loss_pi(self, s: torch.Tensor) -> torch.Tensor:
+        """-mean Q(s, mu(s)): the policy climbs what the critic expects of it."""
+        return -self.critic(s, self.actor(s)).mean()
 
     # ---- saving
 
@@ -207,16 +202,16 @@ class DDPG:
             ValueError: the replay memory or a network has another shape.
         """
         for name in SAVED_PARTS:
-            _load(getattr(self, name), state[name], name)
+            part = getattr(self, name)
+            saved = _of_torch(state[name], part) if 'optimizer' in name else state[name]
+            _load(part, saved, name)
         self.baseline, self.rng.bit_generator.state = state['baseline'], state['rng']
 
     def save_model(self, folder: str | os.PathLike) -> None:
         """Write the networks' state dicts to actor.pkl and critic.pkl in `folder`."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
         for name in ('actor', 'critic'):
-            temporary = Path(folder, f'{name}.pkl.tmp')
-            torch.save(getattr(self, name).state_dict(), temporary)
-            os.replace(temporary, Path(folder, f'{name}.pkl'))
+            with atomic_path(Path(folder, f'{name}.pkl')) as temporary:
+                torch.save(getattr(self, name).state_dict(), temporary)
 
     def load_weights(self, folder: str | os.PathLike) -> None:
         """Read actor.pkl and critic.pkl from `folder` into the networks and their targets.
@@ -232,19 +227,42 @@ class DDPG:
             _load(getattr(self, f'{name}_target'), weights, path)
 
 
-def _create_networks(sizes: tuple[int, int, int, int], seed: int) -> tuple[Actor, Critic]:
+def _create_networks(num_states: int, hidden1: int, hidden2: int, seed: int) -> tuple[Actor, Critic]:
     """Initialise actor and critic as torch does by default, from `seed` and not from torch's own generator."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
-        return Actor(*sizes), Critic(*sizes)
+        return Actor(num_states, hidden1, hidden2), Critic(num_states, hidden1, hidden2)
 
 
-def _finite(loss: torch.Tensor, name: str) -> float:
+def _step(net: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, name: str) -> float:
+    """Do a gradient step on `net` alone and return the loss; one that is not finite changes nothing."""
     value = loss.item()
     if not math.isfinite(value):
         raise FloatingPointError(f'{name} is {value}: look for a reward or a state that is not finite, '
                                  'else lower lr_a and lr_c')
+    optimizer.zero_grad()
+    loss.backward(inputs=list(net.parameters()))
+    optimizer.step()
     return value
+
+
+def _of_torch(state: dict, optimizer: torch.optim.Adam) -> dict:
+    """Return the state of an optimizer as torch.optim.Adam has it; searches of before kept one flat tensor each."""
+    if 'exp_avg' not in state:
+        return state
+    parameters = optimizer.param_groups[0]['params']
+    sizes = [p.numel() for p in parameters]
+    if state['exp_avg'].numel() != sum(sizes):
+        raise ValueError(f'saved exp_avg of Adam has {state["exp_avg"].numel()} values, expected {sum(sizes)}; '
+                         'build the agent with the sizes of the saved one (num_states, hidden1, hidden2)')
+    moments = {name: [part.view(p.shape) for part, p in zip(state[name].split(sizes), parameters, strict=True)]
+               for name in ('exp_avg', 'exp_avg_sq')}
+    groups = [{**optimizer.state_dict()['param_groups'][0], 'lr': state['lr']}]
+    if not state['steps']:
+        return {'state': {}, 'param_groups': groups}
+    return {'param_groups': groups, 'state': {
+        i: {'step': state['steps'].clone(), **{name: parts[i] for name, parts in moments.items()}}
+        for i in range(len(parameters))}}
 
 
 def _load(part, state: dict, origin: str | os.PathLike) -> None:

@@ -12,13 +12,12 @@ class ReplayMemory:
     Next states are stored, so one array row is a complete transition and every row can be sampled, the newest too.
     """
 
-    def __init__(self, capacity: int, num_states: int, seed: int, num_actions: int = 1):
-        if min(capacity, num_states, num_actions) < 1:
-            raise ValueError(f'capacity, num_states and num_actions must be at least 1, '
-                             f'got {capacity}, {num_states}, {num_actions}')
+    def __init__(self, capacity: int, num_states: int, seed: int):
+        if min(capacity, num_states) < 1:
+            raise ValueError(f'capacity and num_states must be at least 1, got {capacity} and {num_states}')
         self.capacity, self.size, self.position = capacity, 0, 0  # position: the row written next
         self.rng = np.random.default_rng(seed)
-        widths = {'states': (num_states,), 'actions': (num_actions,), 'rewards': (),
+        widths = {'states': (num_states,), 'actions': (1,), 'rewards': (),
                   'next_states': (num_states,), 'terminals': ()}
         self.arrays = {name: np.zeros((capacity, *width), np.float32) for name, width in widths.items()}
 
@@ -36,7 +35,7 @@ class ReplayMemory:
         """Draw `batch_size` different transitions (all of them, if fewer are stored), each equally likely.
 
         Returns:
-            states (B, S), actions (B, A), rewards (B,), next_states (B, S), terminals (B,), all float32.
+            states (B, S), actions (B, 1), rewards (B,), next_states (B, S), terminals (B,), all float32.
         """
         if not self.size:
             raise ValueError('the replay memory is empty: add transitions before sampling')

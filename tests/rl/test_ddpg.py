@@ -86,14 +86,6 @@ def test_actions_are_floats_for_any_sequence_of_floats():
     assert len(set(actions)) == 1 and 0 < actions[0] < 1
 
 
-def test_several_actions_are_an_array():
-    agent = small_agent(num_actions=2)
-    action = agent.select_action([.1, .2, .3], 5)
-    agent.observe([.1, .2, .3], action, 1., [.1, .2, .3], True)
-    agent.update_policy()
-    assert action.shape == agent.random_action().shape == (2,)
-
-
 def test_seed_decides_everything_and_global_generators_are_left_alone():
     def actions(seed):
         agent = small_agent(seed=seed)
@@ -311,26 +303,39 @@ def test_another_size_is_refused():
         small_agent(capacity=51).load_state_dict(state)
 
 
-def test_the_optimizer_of_another_kind_is_refused():
-    agent = small_agent()
-    state = {**agent.state_dict(), 'actor_optimizer': torch.optim.Adam(agent.actor.parameters()).state_dict()}
-    with pytest.raises(ValueError, match=r"lacks \['exp_avg'"):
-        agent.load_state_dict(state)
-    wider = small_agent(hidden2=9).critic_optimizer.state_dict()
-    with pytest.raises(ValueError, match='shape'):
-        agent.critic_optimizer.load_state_dict(wider)
+def flat(optimizer: torch.optim.Adam) -> dict:
+    """The state of an optimizer as searches of before saved it: one tensor over all parameters."""
+    state = optimizer.state_dict()
+    moments = {name: torch.cat([entry[name].flatten() for entry in state['state'].values()])
+               for name in ('exp_avg', 'exp_avg_sq')}
+    return {'lr': state['param_groups'][0]['lr'], 'steps': state['state'][0]['step'], **moments}
 
 
-def test_the_optimizer_is_that_of_torch():
-    agent, rng = small_agent(lr_a=3e-3), torch.Generator().manual_seed(5)
-    expected = torch.nn.Parameter(agent.actor.flat.clone())
-    optimizer = torch.optim.Adam([expected], lr=3e-3, fused=False, foreach=False)
-    for _ in range(20):
-        expected.grad = torch.randn(expected.shape, generator=rng)
-        agent.actor_optimizer.step(expected.grad)
-        optimizer.step()
-    torch.testing.assert_close(agent.actor.flat, expected.detach(), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(torch.cat([p.flatten() for p in agent.actor.parameters()]), expected)
+def test_a_search_of_before_goes_on():
+    agent, resumed = small_agent(bsize=3, lr_a=1e-2), small_agent(bsize=3, seed=99)
+    fill(agent)
+    agent.update_policy()
+    optimizers = {name: flat(getattr(agent, name)) for name in ('actor_optimizer', 'critic_optimizer')}
+    resumed.load_state_dict({**agent.state_dict(), **optimizers})
+    assert continue_search(resumed) == continue_search(agent)
+    wider = flat(filled_agent(hidden2=9).actor_optimizer)
+    with pytest.raises(ValueError, match='exp_avg of Adam has .* values, expected'):
+        agent.load_state_dict({**agent.state_dict(), 'actor_optimizer': wider})
+
+
+def test_the_actor_learns_without_changing_what_the_critic_learns():
+    agent = filled_agent()
+    before = [p.grad.clone() for p in agent.critic.parameters()]
+    agent.compute_loss_pi(torch.zeros(2, STATES)).backward(inputs=list(agent.actor.parameters()))
+    assert all(torch.equal(p.grad, g) for p, g in zip(agent.critic.parameters(), before, strict=True))
+
+
+def filled_agent(**options) -> DDPG:
+    """An agent after one update."""
+    agent = small_agent(**options)
+    fill(agent)
+    agent.update_policy()
+    return agent
 
 
 def test_weights_make_the_same_policy(tmp_path):
