@@ -12,6 +12,7 @@ import platform
 import sys
 from pathlib import Path
 
+from _ends import ending
 from _options import BooleanOption, RepositoryPath
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +39,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f'error: {message} (see {self.prog} --help)\n')
+
+
+class Output(logging.StreamHandler):
+    """Lets the command end where its output cannot be written, instead of a traceback for each line."""
+
+    def handleError(self, record):  # noqa: N802
+        if isinstance(sys.exc_info()[1], OSError):
+            raise
+        super().handleError(record)
 
 
 def make_parser(description):
@@ -67,7 +77,7 @@ def parse(parser, argv=None, configure=None):
                     if name in saved and plain_value(value) != saved[name]}
     process = os.environ.get('RANK', '0')  # of those that torchrun started; number 0 reports
     level = logging.DEBUG if getattr(args, 'debug', False) else logging.INFO
-    logging.basicConfig(level=level if process == '0' else logging.WARNING, stream=sys.stdout, force=True,
+    logging.basicConfig(level=level if process == '0' else logging.WARNING, handlers=[Output(sys.stdout)], force=True,
                         format='%(message)s' if process == '0' else f'[process {process}] %(message)s')
     for noisy in ('matplotlib', 'PIL', 'tensorboardX'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -171,20 +181,13 @@ def spin_briefly():
 
 
 def run(main, parser, resume_hint=None, argv=None, configure=None):
-    """Runs `main(args)`; an error of the user ends with one readable line, Ctrl-C with how to resume."""
+    """Runs `main(args)`; it ends as `ending` says."""
     args = parse(parser, argv, configure)
     spin_briefly()
     if args.keep_memory:
         keep_memory()
-    try:
+    with ending(args, resume_hint):
         main(args)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if getattr(args, 'debug', False):
-            raise
-        repeated = getattr(error, 'repeated', False)  # an error of another process, which reports it
-        sys.exit(1 if repeated else f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('\ninterrupted' + (f'; {resume_hint(args)}' if resume_hint else ''))
     if 'lib.utils.distributed' in sys.modules:
         sys.modules['lib.utils.distributed'].finish()
 

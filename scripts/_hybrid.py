@@ -189,13 +189,24 @@ def quantize_after_training(args, model, plan, config, device):
     calibrate_after_training(model, plan, calibration_batches(args, config, device))
 
 
+def check_calibration_images(plan, config, count):
+    """Raises ValueError where activations are to be calibrated on more images than the `count` for training allow."""
+    aciq, needed = plan.of('aciq'), config['ptq']['calibration_num']
+    if (aciq.inputs or aciq.activations) and needed >= count:
+        raise ValueError(f'ptq.calibration_num {needed}: activations are calibrated on so many of the training images, '
+                         f'which are {count}: give --set ptq.calibration_num={max(count - 1, 1)} or fewer')
+
+
 def calibration_batches(args, config, device):
-    """Yields `calibration_num` training images, `calibration_epochs` times in another order, in batches."""
+    """Yields `calibration_num` training images, `calibration_epochs` times in another order, in batches.
+
+    Of several processes each gets all of them, so that all calibrate alike.
+    """
     import torch
 
     from lib.utils.utils import derived_seed
     ptq = config['ptq']
-    loader = loaders_of(args, device, train_size=1, val_size=ptq['calibration_num'])[1]
+    loader = loaders_of(args, device, train_size=1, val_size=ptq['calibration_num'], shard=(0, 1))[1]
     images = torch.cat([batch for batch, _ in loader]).to(device)
     for epoch in range(ptq['calibration_epochs']):
         generator = torch.Generator().manual_seed(derived_seed(args.seed, 'calibration', epoch))

@@ -69,13 +69,13 @@ def loaders_of(args, device, **parts):
     """Returns (training loader, validation loader, number of classes) of the options.
 
     `parts`: `train_size` and `val_size` make it two parts of the training images, for a search; `splits` says what to
-    read, and what loaders come back.
+    read, and what loaders come back; any of `data_options` goes before the options.
     """
     from lib.utils.data_utils import create_loaders, create_search_loaders
     from lib.utils.distributed import main_first, together
     create = create_search_loaders if 'train_size' in parts else create_loaders
     run = main_first if args.download else together  # who comes later finds what was downloaded
-    return run(create, args.dataset, args.dataset_root, **parts, **data_options(args, device))
+    return run(create, args.dataset, args.dataset_root, **{**data_options(args, device), **parts})
 
 
 def build_network(args, classes):

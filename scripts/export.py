@@ -35,6 +35,7 @@ def main(args):
     """Lowers, compares, simulates and saves."""
     import torch
 
+    from lib.record.disk import check_writable
     from lib.utils.integer_graph import lower
 
     if not args.integer:
@@ -43,6 +44,7 @@ def main(args):
     folder = Path(args.output or Path(args.resume).parent / 'integer')
     if (folder / 'integer.npz').exists() and not args.overwrite:
         raise ValueError(f'{folder} holds an integer network already: give --overwrite or another --output')
+    check_writable(folder)
     network = lower(model, shape, block_format=args.format, end_format=args.end_format, rounding=args.rounding,
                     saturate=args.saturate, wide_word=args.wide_word)
     about.update(format=args.format, end_format=args.end_format, rounding=args.rounding)

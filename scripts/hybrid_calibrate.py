@@ -28,6 +28,7 @@ def make_calibrate_parser():
 
 def main(args):
     """Calibrates, reports and writes calibration.json, calibration.csv and calibration.png."""
+    from lib.record.disk import check_writable
     from lib.record.files import write_json
     from lib.simulator.column_calibration import calibrate_columns
     from lib.utils.engine_plots import plot_calibration
@@ -37,6 +38,7 @@ def main(args):
     config, driver = engine_config(args), driver_of(args)
     folder = results_folder(args)
     check_target(folder / 'calibration.json', config, args.overwrite)
+    check_writable(folder)
     describe_engine(args, config)
     calibration = calibrate_columns(config, driver, patterns=args.patterns, vectors=args.vectors, seed=args.seed)
     report(calibration)

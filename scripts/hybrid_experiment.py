@@ -70,6 +70,8 @@ def make_experiment_parser():
 
 def main(args):
     """Prepares, then collects, replays, or measures."""
+    from lib.record.disk import check_writable
+    check_writable(results_folder(args))
     device, config = find_device(args.device), engine_config(args)
     sweeps = {field: {} for field, _ in args.sweep}
     for field, values in args.sweep:

@@ -8,6 +8,7 @@ from _hybrid import (
     add_hybrid_options,
     add_hybrid_training_options,
     apply_strategy,
+    check_calibration_images,
     configure,
     float_accuracy,
     hybrid_model,
@@ -51,6 +52,8 @@ def main(args):
     model = hybrid_model(args, classes, args.input_shape, device)
     config = settings.get('config') or apply_strategy(args, model, args.input_shape)
     plan = Plan(**saved['plan']) if saved else make_checked_plan(args, model, config)
+    if not args.evaluate:
+        check_calibration_images(plan, config, loaders[0].num_images)
     accuracies = dict(saved.get('accuracies', {})) if saved else {'float': float_accuracy(args, model, loaders, device)}
     is_quantized = settings.get('stage') == 'quantized'
     rebuild(model, plan, probe(model, args.input_shape), quantized=is_quantized)

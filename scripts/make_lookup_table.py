@@ -66,7 +66,7 @@ def check_output(path, table, overwrite):
 
 def check_writable(path):
     """Returns --output as a path, or raises ValueError, before anything slow begins, where it cannot be written."""
-    from lib.record.files import is_writable
+    from lib.record.disk import is_writable
     from lib.simulator.table_files import npy_path
     path = npy_path(path)
     if not is_writable(path.parent):
@@ -76,7 +76,8 @@ def check_writable(path):
 
 def default_output(args, layers, hardware, metric):
     """Returns the path of a table without --output: its conventional name, or one of its own where that is taken."""
-    from lib.record.files import is_file, is_writable
+    from lib.record.disk import is_writable
+    from lib.record.files import is_file
     from lib.simulator.table_cache import digest_of_about, digest_of_table
     from lib.simulator.table_files import read_about
     folder = next(filter(is_writable, table_folders(args)), None)

@@ -232,7 +232,6 @@ def finish(search, log):
     from lib.record.files import write_json
     from lib.utils.qat import weight_bits
     log.plot()
-    log.close()
     bits, full = weight_bits(search.model)
     last = log.history[-1] if log.history else {'step': 0, 'kbits': search.bits, **search.start}
     write_json(search.folder / 'results.json', {

@@ -129,7 +129,9 @@ def read_search(args, folder):
 
 def search(args, env, searcher, counter, folder, saved):
     """Runs the episodes that are left, saving everything after each of them, in the main process."""
+    from lib.record.disk import check_space
     from lib.simulator.counting import model_size
+    from lib.utils.checkpoint import tensor_bytes
     from lib.utils.distributed import is_main
 
     history = saved['history'] if saved else []
@@ -141,6 +143,8 @@ def search(args, env, searcher, counter, folder, saved):
                         and record['screened'] is not None and (record is known[str(record['strategy'])]
                                                                 or not args.reuse)]
     log = make_log(args, env, folder, history) if is_main() else None
+    if log and agent_of(searcher):
+        check_space(folder, tensor_bytes(agent_of(searcher).state_dict()), 'what an episode saves')
     sizes = model_size([r.num_weights for r in env.records])
     for episode in range(len(history), args.train_episode):
         start = time.time()
@@ -214,7 +218,6 @@ def finish(env, folder, agent, log):
     if agent:
         agent.save_model(folder)
     log.plot()
-    log.close()
     best = log.best
     write_json(folder / 'results.json', {**log.about, **best, 'float_accuracy': env.float_accuracy,
                                          'episodes': len(log.history)})

@@ -20,7 +20,7 @@ ALLOWED = {
                 'lib.search'},
 }
 LIBRARIES = {'lib.quantize': {'torch', 'numpy'}, 'lib.rl': {'torch', 'numpy'},
-             'lib.record': {'torch', 'numpy', 'yaml', 'scipy', 'safetensors'},
+             'lib.record': {'torch', 'numpy', 'yaml', 'scipy', 'safetensors', 'tensorboardX'},
              'lib.simulator': {'torch', 'numpy', 'scipy', 'yaml'}}
 STANDARD = set(__import__('sys').stdlib_module_names)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.record.digest import digest_of_value
+from lib.record.disk import WriteError, room_text, why_not_written
 
 MAX_TEXT = 1 << 26  # bytes of a text file that is read at all
 MAX_DEPTH = 100  # of lists in lists
@@ -27,26 +28,32 @@ DIGEST = 'digest'  # the key of the digest in a sealed JSON file
 # ---- writing
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` and rename it onto `path` when the block ends without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix=path.suffix)
-    os.close(handle)
+def atomic_path(path: str | Path, needed: int | None = None) -> Iterator[Path]:
+    """Yield a temporary path beside `path` and rename it onto `path` when the block ends without an error.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        needed: bytes that the file takes, for the message where they do not fit; of the file it replaces by default.
+
+    Raises:
+        WriteError: the file cannot be written, as on a full disk or in a folder that is read-only.
+    """
+    path, temporary = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix=path.suffix)
+        os.close(handle)
         yield Path(temporary)
         os.chmod(temporary, 0o644)  # mkstemp makes private files; a run folder is meant to be shared
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        reason = why_not_written(error, temporary is None)
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if reason:
+            space = room_text(path, needed) if temporary else ''
+            raise WriteError(f'{path} cannot be written: {reason}{space}') from error
         raise
-
-
-def is_writable(folder: str | Path) -> bool:
-    """Return whether files can be made in a folder, or the folder itself where it does not exist yet."""
-    folder = Path(folder).absolute()
-    there = next((part for part in (folder, *folder.parents) if os.path.lexists(part)), folder)
-    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
 
 
 def write_text(path: str | Path, text: str) -> None:

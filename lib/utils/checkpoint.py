@@ -22,8 +22,16 @@ def save_checkpoint(path, checkpoint):
         FloatingPointError: a tensor is not finite (`check_finite`); nothing is written.
     """
     check_finite(checkpoint, Path(path).name)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, needed=tensor_bytes(checkpoint)) as temporary:
         torch.save(checkpoint, temporary)
+
+
+def tensor_bytes(value):
+    """Returns the bytes of all tensors in nested dicts and lists, less than their checkpoint takes."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(map(tensor_bytes, parts))
 
 
 def read_checkpoint(path):

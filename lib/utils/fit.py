@@ -5,12 +5,12 @@ import math
 import time
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
+from lib.record.disk import check_space, free_space, megabytes
 from lib.record.files import write_json
+from lib.record.scalars import ScalarLog
 from lib.utils import distributed, plots
 from lib.utils.batch_norm import reestimate_batch_norm
-from lib.utils.checkpoint import save_checkpoint
+from lib.utils.checkpoint import save_checkpoint, tensor_bytes
 from lib.utils.quantize_utils import Quantization
 from lib.utils.train import evaluate, loss_function, train_one_epoch
 from lib.utils.utils import Metrics, TableLog, seed_everything, set_learning_rate
@@ -29,7 +29,7 @@ class TrainingLog:
         """Starts the record in `folder`, or continues it after `start_epoch` epochs."""
         self.folder = Path(folder)
         self.table = TableLog(self.folder / 'log.txt', COLUMNS, keep_rows=start_epoch)
-        self.writer = SummaryWriter(logdir=str(self.folder / 'logs'), purge_step=start_epoch)
+        self.scalars = ScalarLog(self.folder / 'logs', purge_step=start_epoch)
 
     def add(self, epoch, row, checkpoint, improved, keep=False):
         """Adds an epoch.
@@ -43,16 +43,16 @@ class TrainingLog:
         """
         self.table.append(row)
         for name, value in zip(SCALARS, row, strict=True):
-            self.writer.add_scalar(name, value, epoch)
+            self.scalars.add_scalar(name, value, epoch)
         if improved:
             save_checkpoint(self.folder / 'model_best.pth.tar', checkpoint)
         if keep:
             save_checkpoint(self.folder / f'epoch_{epoch + 1}.pth.tar', checkpoint)
         save_checkpoint(self.folder / 'checkpoint.pth.tar', checkpoint)
+        self.scalars.flush()
 
-    def close(self):
-        """Closes the TensorBoard file and draws the training curves."""
-        self.writer.close()
+    def plot(self):
+        """Draws the training curves."""
         if len(self.table.rows) > 1:
             plots.plot_training(self.table.columns(), self.folder / 'training.png')
 
@@ -86,6 +86,7 @@ def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, s
     metrics, quantization = None, quantization or Quantization(model)
     quantization.synchronise()
     log = TrainingLog(folder, start_epoch) if distributed.is_main() else None
+    distributed.on_main(check_disk, folder, checkpoint_bytes(model, optimizer), epochs - start_epoch)
     for epoch in range(start_epoch, epochs):
         start, lr = time.time(), rate(epoch)
         train = train_epoch(model, loaders[0], optimizer, epoch, epochs, rate=lr, device=device, precision=precision,
@@ -108,8 +109,30 @@ def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, s
                         epoch + 1, epochs, *row[:2], row[3], row[2], row[4], f'{best:.2f}' if best >= 0 else '-',
                         time.time() - start)
     if log:
-        log.close()
+        log.plot()
     return metrics, best
+
+
+def checkpoint_bytes(model, optimizer):
+    """Returns about how many bytes a checkpoint takes: weights, buffers, and what the optimizer will keep of each."""
+    moments = 2 if 'betas' in optimizer.defaults else bool(optimizer.defaults.get('momentum'))
+    trained = sum(p.nbytes for group in optimizer.param_groups for p in group['params'])
+    return tensor_bytes(model.state_dict()) + moments * trained
+
+
+def check_disk(folder, size, epochs):
+    """Checks that the disk has room for checkpoints of `size` bytes, of which one more is there while it is written.
+
+    Raises:
+        WriteError: the first epoch could not be saved.
+    """
+    there = sum((Path(folder) / name).is_file() for name in ('checkpoint.pth.tar', 'model_best.pth.tar'))
+    missing = (max(2 - there, 1) if epochs else 0) * size
+    check_space(folder, missing, 'what an epoch saves')
+    free = free_space(folder)
+    if epochs > 1 and free < (3 - there) * size:
+        logger.warning('the disk of %s has %s free, and an epoch saves %s beside what is there: it will not last',
+                       folder, megabytes(free), megabytes(size))
 
 
 def train_epoch(model, loader, optimizer, epoch, epochs, *, rate, device, precision, seed, quantization):

@@ -5,9 +5,8 @@ import io
 import logging
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 from lib.record.files import write_text
+from lib.record.scalars import ScalarLog
 from lib.utils import plots
 from lib.utils.strategy import save_strategy
 
@@ -36,7 +35,7 @@ class ProgressiveLog:
         """
         self.folder, self.parts, self.kinds, self.layer_names = Path(folder), parts, list(kinds), list(layer_names)
         self.about, self.start, self.history = about, start, list(history)
-        self.writer = SummaryWriter(logdir=str(self.folder), purge_step=len(self.history) + 1)
+        self.scalars = ScalarLog(self.folder, purge_step=len(self.history) + 1)
 
     def add(self, row):
         """Adds the row of a step and writes everything but the plots."""
@@ -45,8 +44,8 @@ class ProgressiveLog:
         write_text(self.folder / 'log.txt', ''.join(map(self._line, self.history)))
         for name in ('hession_info', 'acc_info', 'cost', 'train_acc', 'test_acc'):
             if row[name] is not None:
-                self.writer.add_scalar(name, row[name], row['step'])
-        self.writer.flush()
+                self.scalars.add_scalar(name, row[name], row['step'])
+        self.scalars.flush()
         save_strategy(self.folder, self.parts.strategy(row['kbits'], self.layer_names), self.layer_names,
                       kbits=row['kbits'], quantizers=self.parts.labels, step=row['step'], accuracy=row['test_acc'],
                       ratio=row['cost'], **self.about)
@@ -78,10 +77,6 @@ class ProgressiveLog:
                             self.folder / 'strategy.png', title=f"{self.about['arch']}, step {last['step']}: "
                             f"{last['test_acc']:.2f} % at cost {last['cost']:.4f}")
         plot_steps([{'step': 0, **self.start}, *self.history], self.folder / 'steps.png')
-
-    def close(self):
-        """Closes the TensorBoard file."""
-        self.writer.close()
 
 
 def plot_steps(rows, path):

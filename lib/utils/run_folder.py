@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lib.record.disk import check_writable
 from lib.record.files import write_json
 
 OWN_FILES = ('args.json', 'log.txt', 'results.json', 'strategy.json', 'strategy.txt', 'search.pth.tar',
@@ -22,7 +23,9 @@ def check_folder(folder, *, resume=False, overwrite=False):
 
     Raises:
         FileExistsError: the folder holds another run and neither `resume` nor `overwrite` is given.
+        WriteError: no file can be made in it.
     """
+    check_writable(folder)
     held = _own_files(folder)
     if held and not resume and not overwrite:
         raise FileExistsError(f'{folder} already holds a run ({held[0].name} and {len(held) - 1} more files): give '

@@ -4,9 +4,8 @@ import json
 import logging
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 from lib.record.files import write_text
+from lib.record.scalars import ScalarLog
 from lib.utils import plots
 from lib.utils.strategy import save_strategy
 
@@ -30,7 +29,7 @@ class SearchLog:
         self.folder, self.layer_names, self.kinds = Path(folder), list(layer_names), list(kinds)
         self.float_accuracy, self.warmup, self.about = float_accuracy, warmup, about
         self.history = list(history)
-        self.writer = SummaryWriter(logdir=str(self.folder), purge_step=len(self.history))
+        self.scalars = ScalarLog(self.folder, purge_step=len(self.history))
 
     @property
     def best(self):
@@ -85,10 +84,10 @@ class SearchLog:
             scalars |= {f'preserve_rate_w/{i}': w_bit, f'preserve_rate_a/{i}': a_bit}
         for name, value in scalars.items():
             if value is not None:
-                self.writer.add_scalar(name, value, step)
-        self.writer.add_text('info/best_policy', json.dumps(best['strategy']), step)
-        self.writer.add_text('info/current_policy', json.dumps(strategy), step)
-        self.writer.flush()
+                self.scalars.add_scalar(name, value, step)
+        self.scalars.add_text('info/best_policy', json.dumps(best['strategy']), step)
+        self.scalars.add_text('info/current_policy', json.dumps(strategy), step)
+        self.scalars.flush()
 
     def plot(self):
         """Draws bits per layer of the best strategy, reward and accuracy over episodes, accuracy against budget."""
@@ -98,7 +97,3 @@ class SearchLog:
         plots.plot_search(self.history, self.folder / 'search.png', self.warmup, float_accuracy=self.float_accuracy)
         plots.plot_search_cloud(self.history, self.folder / 'budget.png', float_accuracy=self.float_accuracy,
                                 xlabel=f"{self.about['cost_name']} / reference")
-
-    def close(self):
-        """Closes the TensorBoard file."""
-        self.writer.close()

@@ -1,8 +1,22 @@
 """Files on disk: nothing is half written, and what cannot be read is said in one line."""
 
-import pytest
+import os
+import resource
+import shutil
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+import torch
+
+from lib.record.disk import WriteError, check_space, check_writable
 from lib.record.files import atomic_path, parse_json, read_json, read_text
+
+LARGE = 1 << 20
+WRITERS = {'torch': lambda path: torch.save({'a': torch.zeros(LARGE)}, path),
+           'numpy': lambda path: np.savez(path, a=np.zeros(LARGE)),
+           'text': lambda path: path.write_text('x' * LARGE),
+           'bytes': lambda path: path.write_bytes(bytes(LARGE))}
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -42,3 +56,50 @@ def test_missing_files_and_folders_are_told_apart(tmp_path):
         read_text(tmp_path / 'gone.json', 'settings')
     with pytest.raises(FileNotFoundError, match='is a folder; name the file in it'):
         read_text(tmp_path)
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 64 kB, which writers meet as they meet a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize('kind', WRITERS)
+def test_what_does_not_fit_is_one_line_and_costs_nothing(kind, tmp_path, full_disk):
+    path = tmp_path / 'file.npz'
+    path.write_text('old')
+    with pytest.raises(WriteError, match=r'^.*file.npz cannot be written: .*\(1.05 MB are needed, .* are free\)$'), \
+            atomic_path(path, needed=LARGE + (kind == 'torch')) as temporary:
+        WRITERS[kind](temporary)
+    assert path.read_text() == 'old'
+    assert [p.name for p in tmp_path.iterdir()] == ['file.npz']
+
+
+def test_other_errors_inside_a_write_stay_what_they_are(tmp_path):
+    for error in (RuntimeError('no'), FileNotFoundError(2, 'No such file', 'x'), ValueError('no')):
+        with pytest.raises(type(error)) as caught, atomic_path(tmp_path / 'a'):
+            raise error
+        assert caught.value is error
+
+
+def test_folders_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / 'file').touch()
+    check_writable(tmp_path / 'new' / 'deeper')
+    assert not (tmp_path / 'new').exists()
+    with pytest.raises(WriteError, match='file/run cannot be a folder: .*/file is a file'):
+        check_writable(tmp_path / 'file' / 'run')
+    with pytest.raises(WriteError, match='run/a cannot be written: '), atomic_path(tmp_path / 'file' / 'run' / 'a'):
+        pass
+    monkeypatch.setattr(os, 'access', lambda path, _: path != tmp_path)
+    with pytest.raises(WriteError, match='run cannot be written: .* is read-only or belongs to another user'):
+        check_writable(tmp_path / 'run')
+
+
+def test_room_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=999_999 if path == tmp_path else 0))
+    check_space(tmp_path / 'new', 999_999, 'a checkpoint')
+    with pytest.raises(WriteError, match='too full: a checkpoint takes 1 MB, 1 MB are free'):
+        check_space(tmp_path / 'new', 1_000_000, 'a checkpoint')

@@ -13,7 +13,8 @@ import pytest
 import scipy.io
 
 from lib.record.arrays import parse_npy, read_mat, read_npy, read_npz, write_npz
-from lib.record.files import is_file, is_writable, parse_json, read_bytes, read_csv, read_json, sealed, write_json
+from lib.record.disk import is_writable
+from lib.record.files import is_file, parse_json, read_bytes, read_csv, read_json, sealed, write_json
 from lib.record.yaml_file import parse_yaml, read_yaml
 
 ALIASES = 'a: &a [x, x, x, x, x, x, x, x, x]\n' + ''.join(

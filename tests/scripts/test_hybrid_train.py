@@ -140,6 +140,7 @@ def write(place, text):
     (('--set', 'kernel_size=2'), 'kernel_size is 2: expected an odd number'),
     (('--set', 'quantize_w_blocks=[5]'), 'there is no block 5, hybrid_cnn has 2 residual blocks'),
     (('--strategy', '[4, 4]'), 'has 2 entries, hybrid_cnn has'),
+    (('--set', 'calibration_num=1437'), 'training images, which are 1437: give --set ptq.calibration_num=1436'),
     (('--eval',), 'give the checkpoint to evaluate by --resume'),
 ])
 def test_wrong_input_is_named_and_destroys_nothing(place, call, options, message):

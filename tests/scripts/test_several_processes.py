@@ -104,3 +104,15 @@ def test_a_process_that_dies_ends_the_others(home, tmp_path, weights, network):
     for pid in children:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_activations_are_calibrated_on_the_same_images_however_many_processes(tmp_path, pair, succeed):
+    options = ('--dataset', 'digits', '--image_size', '8', '--workers', '0', '--device', 'cpu')
+    tiny = ('--train_batch', '256', '--epochs', '1', '--set', 'blocks=[[4, 4, 1], [4, 8, 2]]', '--set',
+            'quantize_w_blocks=[0]', '--set', 'quantize_a_blocks=[0]', '--set', 'quantize_a=true', '--set',
+            'a_bit_width=2', '--set', 'post_quantize_w_layers=[-1, 1]', '--set', 'post_quantize_a_layers=[-1, 1]')
+    pair('hybrid_train.py', *options, *tiny, '-c', 'run', cwd=tmp_path)
+    path = tmp_path / 'run' / 'experiment_data' / 'q_model' / 'model.pth.tar'
+    two = read_checkpoint(path)['state_dict']
+    succeed('hybrid_train.py', *options, '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)  # only calibrates
+    assert same(two, read_checkpoint(path)['state_dict'])

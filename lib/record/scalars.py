@@ -1,0 +1,55 @@
+"""Scalars and texts for TensorBoard, written by this thread alone."""
+
+import logging
+import platform
+import struct
+import time
+from pathlib import Path
+
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar, text
+
+logger = logging.getLogger(__name__)
+
+
+class ScalarLog:
+    """Writes a TensorBoard event file.
+
+    tensorboardX's own writer leaves that to a second thread and to the end of the interpreter, both of which print
+    tracebacks where the disk is full. Here an event file that cannot be written costs one warning and nothing else.
+    """
+
+    def __init__(self, folder: str | Path, purge_step: int = 0):
+        """Begin a file in `folder`; TensorBoard forgets what earlier files there hold from `purge_step` on."""
+        self._path = Path(folder) / f'events.out.tfevents.{int(time.time())}.{platform.node()}'
+        self._waiting, self._failed = bytearray(), False
+        self._add(Event(file_version='brain.Event:2'))
+        start = SessionLog(status=SessionLog.START)
+        self._add(Event(step=purge_step, session_log=start))
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Add a number."""
+        self._add(Event(step=step, summary=scalar(name, value)))
+
+    def add_text(self, name: str, value: str, step: int) -> None:
+        """Add a text."""
+        self._add(Event(step=step, summary=text(name, value)))
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        data = event.SerializeToString()
+        for part in (struct.pack('<Q', len(data)), data):  # a record: its length, what it holds, each with a checksum
+            self._waiting += part + struct.pack('<I', masked_crc32c(part))
+
+    def flush(self) -> None:
+        """Write what was added since the last time."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, 'ab') as file:
+                file.write(self._waiting)
+        except OSError as error:
+            if not self._failed:
+                logger.warning('%s cannot be written and may lack events: %s', self._path, error.strerror)
+            self._failed = True
+        self._waiting.clear()

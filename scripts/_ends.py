@@ -1,0 +1,125 @@
+"""How a command ends: with one line that says what went wrong, what helps, and how the run goes on."""
+
+import contextlib
+import errno
+import os
+import re
+import signal
+import sys
+import threading
+
+NO_READER = 128 + signal.SIGPIPE
+BATCHES = ('train_batch', 'final_batch', 'test_batch', 'image_size', 'workers')  # options that take memory
+OUTPUTS = ('checkpoint', 'output')  # options that say where files go
+NO_MEMORY = re.compile("out of memory|can't allocate memory|cannot allocate memory|failed to map segment|bad_alloc|"
+                       'not enough memory|alloc_failed|unable to allocate|could not create a (primitive|memory)', re.I)
+ASKED = re.compile(r'(?:tried to allocate|unable to allocate|allocate memory:) ?(?:you tried to allocate )?'
+                   r'([\d.]+) ?(bytes|[KMGT]iB)', re.I)
+LOST_WORKER = re.compile(r'DataLoader worker|Bus error|process in the process pool was terminated')
+TOO_MANY_FILES = re.compile('too many open files|received 0 items of ancdata', re.I)
+
+
+class Stopped(KeyboardInterrupt):
+    """The system or another program asks this one to end; like Ctrl-C, which is SIGINT."""
+
+    number = signal.SIGINT
+
+
+@contextlib.contextmanager
+def ending(args, resume_hint=None):
+    """Turns what ends the block into an exit status and one line; an error of the program itself keeps its traceback.
+
+    Interrupted by a signal N, the status is 128 + N, as shells have it; else it is 1.
+
+    Args:
+        args: the options.
+        resume_hint: function of the options that says how the run goes on.
+    """
+    def hint():
+        return f'; {resume_hint(args)}' if resume_hint else ''
+
+    try:
+        with asked_to_stop():
+            yield
+            sys.stdout.flush()
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, 'number', signal.SIGINT)
+        word = 'interrupted' if number == signal.SIGINT else f'ended by {number.name}'
+        leave(f'\n{word}{hint()}', 128 + number)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        leave(f'nobody reads the output any more{hint()}' if resume_hint else '', NO_READER)
+    except Exception as error:
+        if getattr(args, 'debug', False):
+            raise
+        line = resources(error, args)
+        if line:
+            leave(f'error: {line}{hint()}', 1)
+        if not isinstance(error, (ValueError, OSError, FloatingPointError)):
+            raise
+        repeated = getattr(error, 'repeated', False)  # an error of another process, which reports it
+        leave('' if repeated else f'error: {one_line(error)}', 1)
+
+
+def leave(line, status):
+    """Ends the command: a line on the standard error stream, then the exit status."""
+    if line:
+        print(line, file=sys.stderr)
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def asked_to_stop():
+    """Makes SIGTERM and SIGHUP raise `Stopped`, as Ctrl-C raises KeyboardInterrupt, unless they are to be ignored."""
+    def stop(number, _):
+        stopped = Stopped()
+        stopped.number = signal.Signals(number)
+        raise stopped
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ('SIGTERM', 'SIGHUP'):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def resources(error, args):
+    """Returns a line on what the machine lacked, with the options that help, or None for other errors."""
+    text, number = one_line(error), getattr(error, 'errno', None)
+    memory = ' or '.join(f'--{name} (now {value})' for name in BATCHES if (value := getattr(args, name, None)))
+    memory = f'a smaller {memory}' if memory else 'a smaller network'
+    if isinstance(error, RuntimeError) and LOST_WORKER.search(text):
+        return (f'a loader process ended unexpectedly, as happens when memory runs out ({text[:200]}): take {memory}; '
+                '--workers 0 needs no loader processes')
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or \
+            isinstance(error, (RuntimeError, ImportError)) and NO_MEMORY.search(text):
+        where, asked = 'GPU ' if 'CUDA' in text or 'GPU' in text else '', ASKED.search(text)
+        needed = f', {quantity(*asked.groups())} more were needed' if asked else ''
+        return f'out of {where}memory{needed}: take {memory}, or end other programs'
+    if number in (errno.EMFILE, errno.ENFILE) or isinstance(error, RuntimeError) and TOO_MANY_FILES.search(text):
+        return f'too many files are open at once ({text}): raise the limit (ulimit -n 4096), or take fewer --workers'
+    if type(error).__name__ == 'WriteError' or number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        options = ' or '.join(f'--{name}' for name in OUTPUTS if hasattr(args, name))
+        return f'{text}: make room, or give another folder{f" by {options}" if options else ""}'
+    return None
+
+
+def quantity(number, unit):
+    """Returns a number of bytes as people say it."""
+    number = float(number) * 1024 ** (['bytes', 'kib', 'mib', 'gib', 'tib'].index(unit.lower()))
+    return f'{number / 1e9:.3g} GB' if number >= 1e9 else f'{number / 1e6:.3g} MB'
+
+
+def one_line(error):
+    """Returns the message of an error in one line, without control characters; of a loader process the last line."""
+    text = str(error) or type(error).__name__
+    if 'Original Traceback' in text:
+        text = text.strip().splitlines()[-1]
+    text = re.sub(r'\x1b\[[0-9;]*[a-zA-Z]', '', text)
+    return ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())

@@ -1,0 +1,170 @@
+"""How commands end: one line, what helps, how the run goes on, an exit status."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
+DATASET = """
+import os, signal
+import torch
+
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        if torch.utils.data.get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(3, 8, 8), index % 10
+
+def build(split):
+    return Data()
+"""
+
+
+@pytest.fixture(scope='module')
+def ends():
+    """The module of the scripts."""
+    sys.path.insert(0, str(SCRIPTS))
+    import _ends
+    sys.path.remove(str(SCRIPTS))
+    return _ends
+
+
+def no_memory():
+    """The error of torch's allocator on this machine."""
+    try:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    except RuntimeError as error:
+        return error
+    raise AssertionError
+
+
+HINT = '; continue with --resume run'
+WORKER = 'DataLoader worker (pid 7) is killed by signal: Killed. '
+CUDA = 'CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 10 GiB'
+
+
+@pytest.mark.parametrize(('error', 'status', 'line'), [
+    (KeyboardInterrupt(), 130, 'interrupted' + HINT),
+    (ValueError('of\n\x1b[31mtwo\x1b[0m\tlines'), 1, 'error: of two lines'),
+    (FileNotFoundError('x does not exist'), 1, 'error: x does not exist'),
+    (FloatingPointError('nan'), 1, 'error: nan'),
+    (ValueError('Caught ValueError in worker\nOriginal Traceback (most\n  File\nValueError: the reason\n'), 1,
+     'error: ValueError: the reason'),
+    (MemoryError(), 1, 'error: out of memory: take a smaller --train_batch (now 64) or --workers (now 4), or end other '
+     'programs' + HINT),
+    (no_memory(), 1, 'error: out of memory, 1.15e+09 GB more were needed: take a smaller --train_batch'),
+    (MemoryError('Unable to allocate 3.00 GiB for an array with shape (3,) and data type int8'), 1,
+     'error: out of memory, 3.22 GB more were needed'),
+    (torch.OutOfMemoryError(CUDA), 1, 'error: out of GPU memory, 21.5 GB more were needed'),
+    (RuntimeError('CUDA error: out of memory'), 1, 'error: out of GPU memory: take'),
+    (RuntimeError('could not create a primitive'), 1, 'error: out of memory: take'),
+    (ImportError('libx.so: failed to map segment from shared object'), 1, 'error: out of memory: take'),
+    (OSError(errno.ENOMEM, 'Cannot allocate memory'), 1, 'error: out of memory: take'),
+    (RuntimeError(WORKER), 1, 'error: a loader process ended unexpectedly, as happens when memory runs out'),
+    (OSError(errno.EMFILE, 'Too many open files'), 1, 'error: too many files are open at once'),
+    (OSError(errno.EROFS, 'Read-only file system', 'x'), 1, "error: [Errno 30] Read-only file system: 'x': make room, "
+     'or give another folder by --checkpoint' + HINT)])
+def test_errors_and_what_they_end_with(ends, capsys, error, status, line):
+    args = Namespace(train_batch=64, workers=4, checkpoint='run')
+    with pytest.raises(SystemExit) as stop, ends.ending(args, lambda args: f'continue with --resume {args.checkpoint}'):
+        raise error
+    err = capsys.readouterr().err.strip()
+    assert (stop.value.code, err[:len(line)]) == (status, line)
+    machine = any(word in line for word in (HINT, ' memory', 'loader', 'files'))
+    assert '\n' not in err and (HINT in err) == machine
+
+
+def test_an_error_of_the_program_keeps_its_traceback(ends):
+    for error in (KeyError('a'), RuntimeError('shapes differ'), ImportError('no module')):
+        with pytest.raises(type(error)), ends.ending(Namespace()):
+            raise error
+    with pytest.raises(ValueError, match='given'), ends.ending(Namespace(debug=True)):
+        raise ValueError('given')
+
+
+@pytest.mark.parametrize(('name', 'status'), [('SIGTERM', 143), ('SIGHUP', 129)])
+def test_signals_end_like_an_interrupt_and_handlers_are_put_back(ends, capsys, name, status):
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stop, ends.ending(Namespace(), lambda args: 'go on'):
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+    assert stop.value.code == status and capsys.readouterr().err == f'\nended by {name}; go on\n'
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_that_is_ignored_stays_so(ends):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        with ends.ending(Namespace()):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize('limit', [300_000, None])
+def test_a_full_disk_ends_a_training_with_one_line(pretrain_options, call, tmp_path, limit, monkeypatch):
+    """As a limit on the size of files, or found before the training: no room for the first checkpoints."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    else:
+        monkeypatch.setattr('lib.record.disk.free_space', lambda folder: 1000)
+    try:
+        done = call('pretrain.py', *pretrain_options, '-c', 'run', cwd=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.code == 1 and done.err.count('\n') == 1 and done.err.startswith('error: '), done.err
+    assert done.out == ''
+    assert ('model_best.pth.tar cannot be written' if limit else 'what an epoch saves takes 4.') in done.err
+    assert 'give another folder by --checkpoint' in done.err and 'start again with --overwrite' in done.err
+
+
+def test_a_loader_process_that_is_killed_ends_the_run_with_one_line(call, network, tmp_path):
+    (tmp_path / 'data.py').write_text(DATASET)
+    done = call('pretrain.py', '--dataset_file', 'data.py:build', '--arch', 'resnet20', '--num_classes', '10',
+                '--image_size', '8', '--device', 'cpu', '--workers', '1', '--epochs', '1', '-c', 'run', cwd=tmp_path)
+    assert done.code == 1 and done.err.count('\n') == 1, done.err
+    assert 'a loader process ended unexpectedly' in done.err and '--workers 0 needs no loader processes' in done.err
+
+
+def test_a_read_only_folder_is_found_before_the_work(call, pretrain_options, kmeans_options, tmp_path):
+    (tmp_path / 'file').touch()
+    for script, options, option in (('pretrain.py', (*pretrain_options, '-c', 'file/run'), '--checkpoint'),
+                                    ('rl_quantize.py', (*kmeans_options, '--output', 'file/run'), '--output')):
+        done = call(script, *options, cwd=tmp_path)
+        assert done.code == 1 and f'give another folder by {option}' in done.err and done.out == '', done
+
+
+def test_a_reader_that_goes_away_ends_the_output(tmp_path):
+    for options, status in (('measure.py --arch resnet20 --dataset digits', 141), ('measure.py --help', 0)):
+        command = f'{sys.executable} {SCRIPTS}/{options} | true; exit ${{PIPESTATUS[0]}}'
+        done = subprocess.run(['bash', '-c', command], capture_output=True, text=True, cwd=tmp_path, timeout=120,
+                              check=False)
+        assert (done.returncode, done.stderr) == (status, ''), options
+
+
+def test_a_run_that_is_asked_to_end_says_how_to_resume(start, pretrain_options, tmp_path):
+    options = (*pretrain_options, '--epochs', '500', '-c', 'run')
+    process = start('pretrain.py', *options, cwd=tmp_path)
+    end = time.monotonic() + 120
+    while not (tmp_path / 'run' / 'checkpoint.pth.tar').is_file():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert err == f'\nended by SIGTERM; continue with --resume {tmp_path / "run" / "checkpoint.pth.tar"}\n'
+    assert process.returncode == 143
+    assert not list((tmp_path / 'run').glob('.*'))
