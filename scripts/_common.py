@@ -40,6 +40,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f'error: {message} (see {self.prog} --help)\n')
 
+    def translate(self, args, complete):  # of a script that takes another program's command lines, too
+        """Gives options their form here, in place; returns what to say. Before `complete`: what is to be resumed."""
+        return []
+
 
 class Output(logging.StreamHandler):
     """Lets the command end where its output cannot be written, instead of a traceback for each line."""
@@ -66,9 +70,11 @@ def parse(parser, argv=None, configure=None):
     dict.
     """
     args, _ = parser.parse_known_args(argv)
+    parser.translate(args, complete=False)
     saved = saved_settings(parser, args)
     parser.set_defaults(**saved or (configure(args, parser) if configure else {}))
     args = parser.parse_args(argv)
+    said = parser.translate(args, complete=True)
     name_own_code(parser, args)
     resolve_paths(args)
     if hasattr(args, 'start_epoch') and args.start_epoch >= args.epochs:
@@ -81,6 +87,8 @@ def parse(parser, argv=None, configure=None):
                         format='%(message)s' if process == '0' else f'[process {process}] %(message)s')
     for noisy in ('matplotlib', 'PIL', 'tensorboardX'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for line in said:
+        logger.info('%s', line)
     if getattr(args, 'gpu_id', None) is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
     return args

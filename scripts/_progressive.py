@@ -1,37 +1,22 @@
 """The progressive search: its options, with the original's names, and what they mean here."""
 
-import argparse
-
 from _common import logger
 from _options import BooleanOption as Bool
 from _options import RepositoryPath, add_data_options, add_model_options, add_run_options, at_least, positive
+from _proqha import ALIASES, NO_EFFECT, add_depth_option, add_historic_options, fraction, say_unused, start_from_file
 
-DEPTHS = {'resnet': 56, 'resnet20': None, 'vgg': None, 'densenet': 40, 'mobilenetv2': None}  # where none is given
-SMALL = 64  # images up to this side are those of CIFAR and its like
 QUANTIZERS = {'weights': 'dorefa', 'activations': 'pact', 'alpha': 10.0, 'end_alpha': 10.0, 'gradient': 'ste',
               'rescale': True, 'branch_out': True}
 K_BITS, LOWEST, HIGHEST = 8, 2, 8
 # Of the original's options those that mean nothing here, with values it took.
-NO_EFFECT = {'base_data_dir': 'the batch comes from the training images', 'archtype': 'float networks are trained by '
-             'pretrain.py', 'train_epochs': 'it belongs to pretrain.py and qat_train.py', 'momentum': 'Adam has none',
-             'weight_decay': 'the search has none', 'print_freq': 'every epoch is reported',
-             'batchnorm': 'VGG always has it', 'cutout': 'there is no such augmentation'}
-
-
-def fraction(text):
-    """Option type: a number above 0 and at most 1."""
-    value = positive(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f'{text} is out of range, expected a number above 0 and at most 1')
-    return value
+UNUSED = {**NO_EFFECT, 'archtype': 'float networks are trained by pretrain.py', 'train_epochs': 'it belongs to '
+          'pretrain.py and qat_train.py', 'momentum': 'Adam has none', 'weight_decay': 'the search has none'}
 
 
 def add_progressive_options(parser):
     """Adds all options of the script."""
     group = add_model_options(parser, arch='resnet')
-    group.add_argument('--num_layers', type=at_least(1), help="depth of ProQHA's network of that --arch: resnet "
-                       '18/20/32/34/50/56/101/110/152, resnet20 20, vgg 11/16/19, densenet 40, mobilenetv2 52; every '
-                       'other name is given without it (default: 56 of resnet, 40 of densenet)')
+    add_depth_option(group)
     add_data_options(parser, batch=128, workers=8)
     add_search_options(parser)
     add_fine_tuning_options(parser)
@@ -40,11 +25,15 @@ def add_progressive_options(parser):
                        'the folders of searches')
     group.add_argument('--suffix', '--mission', dest='suffix', help='appended to the name of the folder, '
                        '<arch>_<dataset>_progressive[_<suffix>]')
-    group.add_argument('--resume', metavar='RUN', help='folder of a search to continue, with its own settings; weights '
-                       'to start from are given by --weights')
+    group.add_argument('--resume', metavar='RUN', help='folder of a search to continue, with its own settings; a '
+                       'checkpoint to start another search from is taken as --weights')
     group.add_argument('--test_only', action=Bool, help='only evaluate the network to start from')
     add_run_options(parser)
-    add_historic_options(parser)
+    group = parser.add_argument_group('for command lines of the original')
+    add_historic_options(group, ALIASES, UNUSED)
+    group.add_argument('--clip', action=Bool, default=True, help='has no effect: the gradient is always clipped at '
+                       '--grad_clip')
+    parser.translate = lambda args, complete: [*start_from_file(args), *(say_unused(args, UNUSED) if complete else [])]
     parser.set_defaults(dataset='cifar10', test_batch=100)
 
 
@@ -84,55 +73,6 @@ def add_fine_tuning_options(parser):
                        'after the last one of a step')
     group.add_argument('--normalize', choices=['imagenet', 'cifar'], help='mean and standard deviation of the images '
                        "(default: those of the checkpoint of --weights, else the data set's own row)")
-
-
-def add_historic_options(parser):
-    """Adds other names of options, and options without effect, for the original's command lines."""
-    group = parser.add_argument_group('for command lines of the original')
-    for name, other in (('data_dir', 'dataset_root'), ('train_batch_size', 'train_batch'),
-                        ('eval_batch_size', 'test_batch'), ('gpus', 'gpu_id')):
-        kind = {'type': at_least(1)} if name.endswith('size') else {}
-        group.add_argument(f'--{name}', dest=other, default=argparse.SUPPRESS, help='the same as '
-                           f'--{"data" if other == "dataset_root" else other}', **kind)
-    group.add_argument('--reset', dest='overwrite', action=Bool, default=argparse.SUPPRESS, help='the same as '
-                       '--overwrite')
-    group.add_argument('--clip', action=Bool, default=True, help='has no effect: the gradient is always clipped at '
-                       '--grad_clip')
-    for name, reason in NO_EFFECT.items():
-        group.add_argument(f'--{name}', default=argparse.SUPPRESS, nargs='?', const=True,
-                           help=f'has no effect: {reason}')
-
-
-def find_network(args):
-    """Returns the registered name of the network that --arch and --num_layers mean.
-
-    Raises:
-        ValueError: there is no such network.
-    """
-    from lib.utils.data_utils import dataset_spec
-    depth = args.num_layers or DEPTHS.get(args.arch)
-    if args.model_file or depth is None and args.arch not in ('vgg',):
-        return args.arch
-    side = args.image_size or (dataset_spec(args.dataset).resolution if not args.dataset_file else SMALL + 1)
-    known = networks(small=side <= SMALL).get(args.arch)
-    if not known:
-        raise ValueError(f'--num_layers {depth} belongs to --arch {", ".join(DEPTHS)}: leave it out with {args.arch}')
-    if depth not in known:
-        raise ValueError(f'--arch {args.arch} needs --num_layers {"/".join(map(str, known))}'
-                         + (f', got {depth}' if depth else ''))
-    logger.info('%s of %d layers: %s', args.arch, depth, known[depth])
-    return known[depth]
-
-
-def networks(small):
-    """Returns {the original's name: {depth: registered name}}, for `small` images or those of ImageNet."""
-    resnets = {18: 'postresnet18', 34: 'preresnet34', 50: 'preresnet50'}
-    if small:
-        resnets = {depth: f'preresnet{depth}_cifar' for depth in resnets}
-    resnets |= {depth: f'preresnet{depth}' for depth in (20, 32, 56, 101, 110, 152)}
-    return {'resnet': dict(sorted(resnets.items())), 'resnet20': {20: 'preresnet20'},
-            'vgg': {depth: f'prevgg{depth}' for depth in (11, 16, 19)}, 'densenet': {40: 'densenet40'},
-            'mobilenetv2': {52: 'premobilenetv2' if small else 'premobilenetv2_imagenet'}}
 
 
 def progressive_settings(args, start):

@@ -6,6 +6,8 @@ import re
 from _common import ROOT, logger
 from _options import BooleanOption as Bool
 from _options import RepositoryPath, at_least, positive
+from _proqha import CONFIG as PROQHA_CONFIG
+from _proqha import first_lists
 from _setup import probe
 from _training import read_start
 from _weights import load
@@ -20,6 +22,7 @@ VALUES = {'lr_type': {'cosine': 'cos', 'exponential': 'exp', 'multistep': 'step3
 NETWORK_OPTIONS = ('strides', 'num_layer_list', 'num_channel_list', 'stem_channel', 'header_channel', 'expansion',
                    'relu_after_add')
 BITS = ('layer_wbit', 'layer_abit', 'strategy', 'input_bits')  # of one network
+PART_BITS = ('k_bits', 'pre_k_bits', 'ratio')  # of any network
 QUANTIZERS = ('weight_quantizer', 'act_quantizer', 'alpha', 'end_alpha', 'pact_gradient', 'rescale', 'branch_out')
 ACTIVATIONS = ['dorefa', 'pact', 'mpact', 'fixed_pact', 'lsq', 'linear']
 WEIGHTS = ['dorefa', 'dorefa_symmetric', 'lsq', 'linear']
@@ -89,6 +92,8 @@ def configure(args, parser):
     refuses an unknown configuration, key or value.
     """
     from lib.utils.user_code import load_object
+    theirs = args.archtype and args.config == parser.get_default('config')
+    args.config = f'{PROQHA_CONFIG}:quant' if theirs else args.config
     try:
         config = load_object(args.config, '--config') if ':' in args.config else named_config(args.config)
         if not isinstance(config, dict):
@@ -98,7 +103,7 @@ def configure(args, parser):
         parser.error(str(error))
     if args.model_file or args.arch not in (parser.get_default('arch'), values.get('arch', args.arch)):
         values = {name: value for name, value in values.items() if name not in (*NETWORK_OPTIONS, *BITS, 'checkpoint')}
-    return values
+    return {**values, 'config': args.config, 'schedule': None} if theirs else values
 
 
 def named_config(name):
@@ -202,7 +207,7 @@ def settings_of(args, saved):
     if theirs != args.arch:
         raise ValueError(f'{args.resume} is a checkpoint of {theirs}, this is a run of {args.arch}: give --arch '
                          f'{theirs}, or start a new run')
-    changed = [f'--{name}' for name in (*BITS, 'k_bits', *QUANTIZERS, *NETWORK_OPTIONS) if name in args.changed]
+    changed = [f'--{name}' for name in (*BITS, *PART_BITS, *QUANTIZERS, *NETWORK_OPTIONS) if name in args.changed]
     if changed:
         raise ValueError(f'{args.resume} has a network, bits and quantizers of its own: leave {", ".join(changed)} '
                          'out, or start a new run with --weights')
@@ -263,7 +268,9 @@ def choose_bits(args, model, saved, shape):
     if saved:
         return saved['strategy']
     if args.k_bits:
-        return {'layer_wbit': args.k_bits, 'layer_abit': args.k_bits}
+        return first_lists(args, model, shape)
+    if args.ratio != 1:
+        raise ValueError(f'--ratio {args.ratio:g} is a fraction of the quantizers with --k_bits: give --k_bits')
     if args.strategy is not None:
         return strategy_of_layers(args, layers_with_strategy(model, shape), args.input_bits)
     if args.layer_wbit is None or args.layer_abit is None:

@@ -90,11 +90,18 @@ def train(args, model, loaders, saved, device, *, quantization, about, rate=None
 
 
 def make_optimizer(args, parameters):
-    """Returns the optimizer of the options."""
+    """Returns the optimizer of the options, which clips the norm of the gradient first if they say so."""
     import torch
     if args.opt == 'adam':
-        return torch.optim.Adam(parameters, lr=args.lr, betas=(0.5, 0.999), weight_decay=args.weight_decay)
-    return torch.optim.SGD(parameters, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+        optimizer = torch.optim.Adam(parameters, lr=args.lr, betas=(0.5, 0.999), weight_decay=args.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(parameters, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    def clip(*_):  # by then there is no factor of mixed precision in it any more
+        torch.nn.utils.clip_grad_norm_(parameters, args.grad_clip)
+
+    if getattr(args, 'clip', False):
+        optimizer.register_step_pre_hook(clip)
+    return optimizer
 
 
 def begin(args, folder, strategy, about):

@@ -2,6 +2,7 @@
 
 from _common import make_parser, run
 from _options import add_data_options, add_model_options, add_run_options, add_training_options
+from _proqha import add_baseline_options, training_defaults
 from _setup import build_model, start_device
 from _training import about_run, read_images, read_resumed, read_start, resume_hint, train
 from _weights import prepare
@@ -14,6 +15,7 @@ def make_pretrain_parser():
     add_data_options(parser, batch=256)
     add_training_options(parser, lr=0.1, weight_decay=1e-4)
     add_run_options(parser)
+    add_baseline_options(parser, 'origin')
     return parser
 
 
@@ -33,4 +35,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    run(main, make_pretrain_parser(), resume_hint)
+    run(main, make_pretrain_parser(), resume_hint, configure=training_defaults)

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from _common import check_unchanged, logger, make_parser, run, settings
-from _progressive import add_progressive_options, check_target, find_network, first_bits, progressive_settings
+from _progressive import add_progressive_options, check_target, first_bits, progressive_settings
+from _proqha import find_network
 from _qat import load_quantized, quantize_by_parts
 from _setup import build_model, loaders_of, start_device
 from _weights import load, read_weights
@@ -30,6 +31,8 @@ def main(args):
 
     given = settings(args)
     args.arch = find_network(args)
+    if args.arch != given['arch']:
+        logger.info('%s: %s', given['arch'], args.arch)
     folder, device = run_path(args), start_device(args)
     if not args.test_only:
         on_main(check_folder, folder, resume=bool(args.resume), overwrite=args.overwrite)

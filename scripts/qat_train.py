@@ -2,6 +2,7 @@
 
 from _common import logger, make_parser, run
 from _options import add_data_options, add_model_options, add_run_options, add_training_options
+from _proqha import add_baseline_options
 from _qat import add_qat_options, choose_bits, configure, load_start, quantize, settings_of
 from _setup import build_model, start_device
 from _training import about_run, calibration_images, read_images, read_resumed, resume_hint, train
@@ -15,6 +16,7 @@ def make_qat_parser():
     add_data_options(parser, batch=128, workers=4)
     add_training_options(parser, lr=0.01, weight_decay=5e-4)
     add_run_options(parser)
+    add_baseline_options(parser, 'quant')
     return parser
 
 

@@ -314,11 +314,12 @@ def script():
     """The globals of the script and of its options."""
     sys.path.insert(0, str(ROOT / 'scripts'))
     try:
-        import _progressive
+        import _proqha
         names = runpy.run_path(str(ROOT / 'scripts' / 'progressive_search.py'))
     finally:
         sys.path.remove(str(ROOT / 'scripts'))
-    return SimpleNamespace(parse=lambda *argv: names['make_progressive_parser']().parse_args(argv), names=_progressive)
+    make = names['make_progressive_parser']
+    return SimpleNamespace(parse=lambda *argv: make().parse_args(argv), make=make, names=_proqha)
 
 
 @pytest.mark.parametrize(('argv', 'expected'), [
@@ -348,6 +349,18 @@ def test_every_name_is_registered(script):
 def test_depths_that_do_not_exist(script, argv, said):
     with pytest.raises(ValueError, match=said):
         script.names.find_network(script.parse(*argv))
+
+
+def test_a_checkpoint_to_resume_is_one_to_start_from(script, tmp_path):
+    """As in the original's search.sh; a folder is a search to go on with."""
+    (tmp_path / '8bit.pth.tar').touch()
+    parser = script.make()
+    for given, expected in ((tmp_path / '8bit.pth.tar', (str(tmp_path / '8bit.pth.tar'), None)),
+                            (tmp_path, (None, str(tmp_path)))):
+        args = parser.parse_args([f'--resume={given}', '--archtype', 'quant'])
+        (*said, unused) = parser.translate(args, complete=True)
+        assert (args.weights, args.resume) == expected and len(said) == (expected[1] is None)
+        assert unused.startswith('without effect: --archtype (') and not hasattr(args, 'archtype')
 
 
 def test_the_options_of_the_original(script):
