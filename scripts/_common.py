@@ -12,7 +12,7 @@ import platform
 import sys
 from pathlib import Path
 
-from _ends import ending
+from _ends import drop_output, ending
 from _options import BooleanOption, RepositoryPath
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,12 +37,21 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Answers a wrong command line with one line, not with the list of all options."""
 
+    def exit(self, status=0, message=None):
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # nobody reads the help to its end
+            drop_output()
+        super().exit(status, message)
+
     def error(self, message):
         self.exit(2, f'error: {message} (see {self.prog} --help)\n')
 
     def translate(self, args, complete):  # of a script that takes another program's command lines, too
         """Gives options their form here, in place; returns what to say. Before `complete`: what is to be resumed."""
         return []
+
+    said = ()  # what `translate` returned
 
 
 class Output(logging.StreamHandler):
@@ -74,7 +83,7 @@ def parse(parser, argv=None, configure=None):
     saved = saved_settings(parser, args)
     parser.set_defaults(**saved or (configure(args, parser) if configure else {}))
     args = parser.parse_args(argv)
-    said = parser.translate(args, complete=True)
+    parser.said = parser.translate(args, complete=True)
     name_own_code(parser, args)
     resolve_paths(args)
     if hasattr(args, 'start_epoch') and args.start_epoch >= args.epochs:
@@ -85,10 +94,9 @@ def parse(parser, argv=None, configure=None):
     level = logging.DEBUG if getattr(args, 'debug', False) else logging.INFO
     logging.basicConfig(level=level if process == '0' else logging.WARNING, handlers=[Output(sys.stdout)], force=True,
                         format='%(message)s' if process == '0' else f'[process {process}] %(message)s')
-    for noisy in ('matplotlib', 'PIL', 'tensorboardX'):
+    for noisy in ('PIL', 'tensorboardX'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    for line in said:
-        logger.info('%s', line)
+    logging.getLogger('matplotlib').setLevel(logging.ERROR)  # it warns of a home that it cannot write to
     if getattr(args, 'gpu_id', None) is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
     return args
@@ -195,6 +203,8 @@ def run(main, parser, resume_hint=None, argv=None, configure=None):
     if args.keep_memory:
         keep_memory()
     with ending(args, resume_hint):
+        for line in parser.said:
+            logger.info('%s', line)
         main(args)
     if 'lib.utils.distributed' in sys.modules:
         sys.modules['lib.utils.distributed'].finish()

@@ -47,7 +47,7 @@ def ending(args, resume_hint=None):
         word = 'interrupted' if number == signal.SIGINT else f'ended by {number.name}'
         leave(f'\n{word}{hint()}', 128 + number)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        drop_output()
         leave(f'nobody reads the output any more{hint()}' if resume_hint else '', NO_READER)
     except Exception as error:
         if getattr(args, 'debug', False):
@@ -59,6 +59,11 @@ def ending(args, resume_hint=None):
             raise
         repeated = getattr(error, 'repeated', False)  # an error of another process, which reports it
         leave('' if repeated else f'error: {one_line(error)}', 1)
+
+
+def drop_output():
+    """Sends what is left of the output nowhere, or the interpreter complains at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def leave(line, status):

@@ -243,10 +243,22 @@ def main(argv=None):
     if args.dataset == 'imagenet_val' and not args.labels:
         parser.error('--dataset imagenet_val needs --labels FILE')
     try:
-        print(run(**vars(args)))
+        said = run(**vars(args))
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    print(said)
+
+
+def command():
+    """Runs `main`; whoever reads the output may stop."""
+    try:
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # what is left must not be written at the very end either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    command()

@@ -23,7 +23,7 @@ SMALL = ('--image_size', '8', '--dataset=digits', '--train_epochs=1', '--device'
 
 @pytest.fixture(scope='module')
 def parse():
-    """`parse(script, command line)`: its settings, and the lines that it says of them."""
+    """`parse(script, command line)`: (its settings, the lines that are said of them)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
         import _common
@@ -36,16 +36,16 @@ def parse():
 
         def run(script, line):
             make, configure = made[script]
-            return vars(_common.parse(make(), line.split(), configure))
+            parser = make()
+            return vars(_common.parse(parser, line.split(), configure)), parser.said
         yield run
 
 
 @pytest.mark.parametrize(('script', 'archtype', 'more'), [
     ('pretrain', 'origin', '--test_batch 100'), ('qat_train', 'quant', QUANT)])
-def test_theirs_is_ours(parse, capsys, script, archtype, more):
-    theirs = parse(script, THEIRS.format(archtype))
-    said = capsys.readouterr().out.splitlines()
-    ours = parse(script, f'{OURS.format(archtype + "_mine")} {more}')
+def test_theirs_is_ours(parse, script, archtype, more):
+    theirs, said = parse(script, THEIRS.format(archtype))
+    ours, _ = parse(script, f'{OURS.format(archtype + "_mine")} {more}')
     assert theirs.pop('archtype') == archtype and not ours.pop('archtype')
     assert theirs == ours
     assert said[0] == 'resnet20 of 20 layers: preresnet20' and len(said) == 2
@@ -53,12 +53,11 @@ def test_theirs_is_ours(parse, capsys, script, archtype, more):
 
 
 @pytest.mark.parametrize('script', ['pretrain', 'qat_train'])
-def test_every_option_of_theirs_is_accepted_and_what_has_no_effect_is_said_once(parse, capsys, script):
+def test_every_option_of_theirs_is_accepted_and_what_has_no_effect_is_said_once(parse, script):
     unused = ('--base_data_dir=/x --print_freq=100 --batchnorm=True --cutout=False --info=hession --interval=1 --lam=5 '
               '--cost=0.25 --step=25 --search_epochs=30 --beta1=0.9 --beta2=0.999 --epsilon=1e-7 --eval_freq=1')
-    found = parse(script, f'{unused} --workers 3 --momentum .8 --width_mult 1.0 --grad_clip 4 --eval_batch_size 50 '
-                  '--reset --test_only --no-clip')
-    (said,) = capsys.readouterr().out.splitlines()
+    found, (said,) = parse(script, f'{unused} --workers 3 --momentum .8 --width_mult 1.0 --grad_clip 4 --reset '
+                           '--eval_batch_size 50 --test_only --no-clip')
     assert all(said.count(f'{option.partition("=")[0]} (') == 1 for option in unused.split())
     assert (found['workers'], found['momentum'], found['grad_clip'], found['test_batch']) == (3, 0.8, 4, 50)
     assert found['overwrite'] and found['evaluate'] and not found['clip'] and not {'lam', 'beta1'} & found.keys()
@@ -67,11 +66,11 @@ def test_every_option_of_theirs_is_accepted_and_what_has_no_effect_is_said_once(
 def test_their_defaults(parse):
     """Those of option.py; without --archtype the scripts have their own."""
     names = ('arch', 'dataset', 'epochs', 'train_batch', 'test_batch', 'lr', 'weight_decay', 'schedule', 'clip')
-    assert [parse('pretrain', '--archtype origin')[name] for name in names] == [
+    assert [parse('pretrain', '--archtype origin')[0][name] for name in names] == [
         'preresnet56', 'cifar10', 300, 128, 100, 0.1, 2e-4, [150, 225], False]
-    assert parse('pretrain', '--archtype origin --train_epochs 1')['schedule'] == [1, 1], 'one epoch, at the full rate'
-    assert [parse('pretrain', '')[name] for name in names[:4]] == ['resnet50', 'imagenet', 100, 256]
-    assert parse('pretrain', '--mission a --archtype origin')['checkpoint'] == str(
+    assert parse('pretrain', '--archtype origin --train_epochs 1')[0]['schedule'] == [1, 1], 'at the full rate'
+    assert [parse('pretrain', '')[0][name] for name in names[:4]] == ['resnet50', 'imagenet', 100, 256]
+    assert parse('pretrain', '--mission a --archtype origin')[0]['checkpoint'] == str(
         SCRIPTS.parent / 'checkpoints' / 'progressive' / 'preresnet56_cifar10_origin_a')
 
 
