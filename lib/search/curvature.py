@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from lib.quantize.quantizer import Quantizer
 from lib.utils.batches import seeded_generator
+from lib.utils.hooks import input_of
 
 
 class Curvature(NamedTuple):
@@ -47,14 +48,17 @@ def measure_curvature(
         quantizers: by bits, of those layers whose inputs are looked at too.
         images, labels: (N, C, H, W) and (N,).
         seed: of the random signs of the Hessian's estimate.
+
+    Raises:
+        ValueError: the network does not take a single image.
     """
     generator = seeded_generator(seed, kind)
     w_sums, a_sums = dict.fromkeys(layers, 0.0), dict.fromkeys(quantizers, 0.0)
     errors = {name: dict.fromkeys(each, 0.0) for name, each in quantizers.items()}
-    with _differentiable(layers) as weights:
+    with differentiable(layers) as weights:
         for image, label in zip(images.split(1), labels.split(1), strict=True):  # each gradient is squared by itself
             with recorded_inputs({name: layers[name] for name in quantizers}) as inputs:
-                scalar = SCALARS[kind](model(image), label, generator)
+                scalar = SCALARS[kind](_logits(model, image), label, generator)
             squares = iter(_mean_squares(scalar, [*([weight] for weight in weights.values()), *inputs.values()]))
             for sums in (w_sums, a_sums):
                 for name in sums:
@@ -62,6 +66,15 @@ def measure_curvature(
             _add_errors(errors, quantizers, inputs)
     return Curvature(_mean(w_sums, images), _mean(a_sums, images),
                      {name: _mean(sums, images) for name, sums in errors.items()})
+
+
+def _logits(model, image):
+    logits = model(image)
+    if logits.dim() != 2:
+        raise ValueError(f'the network returns a tensor of shape {tuple(logits.shape)} for one image, expected (1, '
+                         'classes): the gradient of each image by itself is needed here; in its forward, take '
+                         'flatten(1) in place of squeeze(), or take the searcher greedy or ilp')
+    return logits
 
 
 def _mean(sums, images):
@@ -84,8 +97,8 @@ def _add_errors(errors, quantizers, inputs):
 
 
 @contextmanager
-def _differentiable(layers):
-    """Gives {layer name: weight}, all with a gradient and, where they are computed, computed once."""
+def differentiable(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Give {layer name: weight}, all with a gradient and, where they are computed, computed once."""
     with torch.enable_grad(), parametrize.cached():
         weights = {name: layer.weight for name, layer in layers.items()}
         frozen = [weight for weight in weights.values() if not weight.requires_grad]
@@ -107,12 +120,12 @@ def recorded_inputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[
     """
     inputs = {name: [] for name in layers}
 
-    def record(name, _layer, args):
-        x = args[0].clone()
+    def record(name, _layer, args, kwargs):
+        x = input_of(args, kwargs).clone()
         inputs[name].append(x if x.requires_grad else x.requires_grad_())
-        return x, *args[1:]
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, 'input': x})
 
-    hooks = [layer.register_forward_pre_hook(partial(record, name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(partial(record, name), with_kwargs=True) for name, layer in layers.items()]
     try:
         yield inputs
     finally:

@@ -87,6 +87,9 @@ def gradient_score(model, images, labels, *, clip=5.0, lr=1e-3, beta2=0.999, eps
         images, labels: the batch, on the model's device.
         clip: largest L2 norm of the gradient, or None.
         lr, beta2, eps: of Adam.
+
+    Raises:
+        ValueError: no gradient arrives at any parameter.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     statistics = running_statistics(model)
@@ -96,20 +99,34 @@ def gradient_score(model, images, labels, *, clip=5.0, lr=1e-3, beta2=0.999, eps
             torch.manual_seed(0)  # all candidates drop the same units
             model.train()
             loss = F.cross_entropy(model(images), labels)
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            gradients = _gradients(loss, parameters)
     finally:
         for module, mode in modes:
             module.training = mode
         with torch.no_grad():
             for tensor, value in zip(statistics, before, strict=True):
                 tensor.copy_(value)
-    gradients = [gradient.double() for gradient in gradients if gradient is not None]
     norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
     scale = 1.0 if clip is None else (clip / (norm + 1e-6)).clamp(max=1.0)
     root = math.sqrt(1 - beta2)
     terms = [((root * lr * scale * g).square() / (root * (scale * g).abs() + eps)).sum() for g in gradients]
     score = torch.stack(terms).sum().item()
     return score if math.isfinite(score) else math.inf
+
+
+def _gradients(loss, parameters):
+    """Returns the gradients that there are, in float64."""
+    try:
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    except RuntimeError as error:
+        found, reason = [], f' ({error})'.partition('\n')[0]
+    else:
+        reason = ''
+    if all(gradient is None for gradient in found):
+        raise ValueError(f'no gradient arrives at any of the {len(parameters)} trainable parameters{reason}, and the '
+                         'progressive search compares gradients: leave out torch.no_grad, detach and reentrant '
+                         'checkpointing, unfreeze parameters, or take another searcher')
+    return [gradient.double() for gradient in found if gradient is not None]
 
 
 def balanced_batch(loader, size, seed=0):

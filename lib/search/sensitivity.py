@@ -13,9 +13,11 @@ import torch
 from torch.nn import functional as F
 
 from lib.record.files import atomic_path
-from lib.search.curvature import SCALARS, measure_curvature
+from lib.search.curvature import SCALARS, differentiable, measure_curvature
+from lib.search.gradient_flow import blocked_layers
 from lib.simulator.cost import MAX_BIT, UNTOUCHED
 from lib.utils import distributed
+from lib.utils.conversion import some
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ def measure_sensitivity(env, kind, *, num_images, seed=0):
         The `Sensitivity`, that of the main process in all of them.
 
     Raises:
-        ValueError: an unknown kind, or another number of images than there are.
+        ValueError: an unknown kind, another number of images than there are, or layers that no gradient arrives at,
+            though their bits make a difference.
         FloatingPointError: a sensitivity is not finite.
     """
     if kind not in KINDS:
@@ -155,10 +158,35 @@ def _by_curvature(env, free, images, labels, kind, seed):
     w_errors = {name: {bit: _weight_error(env, name, bit) for bit in _bits(env)} for name in layers}
     quantizers = {name: {bit: _input_quantizer(env, name, bit) for bit in _bits(env)} for name in layers
                   } if env.pairs else {}
+    with differentiable(env.layers()):
+        _check_gradients(kind, blocked_layers(env.model, env.layers(), images[:1], layers))
     found = measure_curvature(kind, env.model, layers, quantizers, images, labels, seed=seed)
+    _check_gradients(kind, _flat_layers(env, found, images[:LOSS_BATCH]))
     w_parts, a_parts = (_rises(*each, free) for each in ((found.weights, w_errors),
                                                                (found.inputs, found.input_errors)))
     return (w_parts, a_parts), len(images), len(images)
+
+
+def _check_gradients(kind, names):
+    """Raises ValueError, with what to do instead, where there are layers that no gradient arrives at."""
+    if names:
+        raise ValueError(f'no gradient arrives at {some(names)}, on which the logits depend (torch.no_grad, detach, '
+                         f'rounding or reentrant checkpointing in the network): the {kind} sensitivity would be 0, as '
+                         'if these layers needed no bits; take the searcher greedy or ilp, which measure the loss, or '
+                         'one that evaluates strategies, without a warm start from sensitivities')
+
+
+@torch.no_grad()
+def _flat_layers(env, found, images):
+    """Returns the names of layers whose curvature is 0, though the logits are others at the fewest bits."""
+    logits = env.model(images)
+    flat = set()
+    for curvatures, which in ((found.weights, 'w_bit'), (found.inputs, 'a_bit')):
+        for name in (name for name, curvature in curvatures.items() if curvature == 0):
+            with env.layer_at(name, **{which: env.min_bit}):
+                if not torch.equal(env.model(images), logits):
+                    flat.add(name)
+    return [name for name in found.weights if name in flat]
 
 
 @torch.no_grad()
