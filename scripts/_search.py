@@ -4,7 +4,7 @@ from _costs import find_constraints, find_layers
 from _options import BooleanOption as Bool
 from _options import at_least, positive
 from _setup import build_model, is_linear, loaders_of
-from _weights import prepare, read_weights
+from _weights import prepare, read_weights, say_own_weights
 
 # Those of lib/search/bench.py, which is not imported before the options are parsed.
 SEARCHERS = ('uniform', 'random', 'greedy', 'ilp', 'hessian', 'fisher', 'evolution', 'progressive', 'ddpg')
@@ -95,7 +95,10 @@ def make_env(args, device, option='--preserve_ratio'):
     train_loader, val_loader, classes = loaders_of(args, device, train_size=args.train_size, val_size=args.val_size)
     shape = train_loader.input_shape
     model = build_model(args, classes, shape, device)
-    prepare(args, model, shape, *read_weights(args, pretrained=True), linear)
+    start, source = read_weights(args, pretrained=not args.model_file)
+    if start is None:
+        say_own_weights(args)
+    prepare(args, model, shape, start, source, linear)
     layers = find_layers(args, model, shape, args.is_pruned)
     shared = {'records': layers.records, 'constraints': find_constraints(args, layers, option),
               'min_bit': args.min_bit, 'max_bit': args.max_bit, 'finetune_epoch': args.finetune_epoch,

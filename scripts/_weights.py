@@ -33,6 +33,15 @@ def read_weights(args, pretrained):
     return read_checkpoint(path), path
 
 
+def say_own_weights(args, otherwise=None):
+    """Says what weights a network has that none are given for: those of its --model_file; of others `otherwise`."""
+    if args.model_file:
+        logger.info('no --weights: the network has those that %s gives it, which are random unless it loads some',
+                    args.model_file)
+    elif otherwise:
+        logger.warning('%s', otherwise)
+
+
 def checkpoint_settings(args, parser):
     """Returns the defaults that a checkpoint without an args.json beside it gives."""
     from lib.utils.checkpoint import read_checkpoint

@@ -13,7 +13,7 @@ from _options import (
 )
 from _setup import build_model, is_linear, network_name, start_device
 from _training import about_run, calibration_images, read_images, read_resumed, read_start, resume_hint, train
-from _weights import prepare
+from _weights import prepare, say_own_weights
 
 # One entry per architecture: weight bits for K-means, [weight bits, activation bits] for linear quantization (q...).
 STRATEGIES = {
@@ -64,7 +64,7 @@ def main(args):
     model = build_model(args, classes, shape, device)
     start, source = read_start(args, saved)
     if start is None:
-        logger.warning('neither --weights nor --pretrained is given: the weights to be quantized are random')
+        say_own_weights(args, 'neither --weights nor --pretrained is given: the weights to be quantized are random')
     prepare(args, model, shape, start, source, linear)
     quantize = quantize_linear if linear else quantize_kmeans
     quantization = quantize(args, model, start, source, loaders)

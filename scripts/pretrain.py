@@ -5,7 +5,7 @@ from _options import add_data_options, add_model_options, add_run_options, add_t
 from _proqha import add_baseline_options, training_defaults
 from _setup import build_model, start_device
 from _training import about_run, read_images, read_resumed, read_start, resume_hint, train
-from _weights import prepare
+from _weights import prepare, say_own_weights
 
 
 def make_pretrain_parser():
@@ -24,12 +24,15 @@ def main(args):
     from lib.utils.quantize_utils import Quantization
 
     device, saved = start_device(args), read_resumed(args)
-    if args.evaluate and not (saved or args.weights or args.pretrained):
+    if args.evaluate and not (saved or args.weights or args.pretrained or args.model_file):
         raise ValueError('--eval: give the weights to evaluate by --resume, --weights or --pretrained')
     *loaders, classes = read_images(args, device)
     shape = loaders[0].input_shape
     model = build_model(args, classes, shape, device)
-    prepare(args, model, shape, *read_start(args, saved), linear=False)
+    start, source = read_start(args, saved)
+    if args.evaluate and start is None:
+        say_own_weights(args)
+    prepare(args, model, shape, start, source, linear=False)
     train(args, model, loaders, saved, device, quantization=Quantization(model),
           about=about_run(args, loaders, classes, ratio=1.0))
 

@@ -14,7 +14,7 @@ from _progressive import add_progressive_options, check_target, first_bits, prog
 from _proqha import find_network
 from _qat import load_quantized, quantize_by_parts
 from _setup import build_model, loaders_of, start_device
-from _weights import load, read_weights
+from _weights import load, read_weights, say_own_weights
 
 
 def make_progressive_parser():
@@ -114,7 +114,7 @@ class Search:
         elif start is not None:
             load_quantized(args, self.model, start, source, self.settings, strategy, names)
         else:
-            logger.warning('the network starts from random weights: give a trained one by --weights')
+            say_own_weights(args, 'the network starts from random weights: give a trained one by --weights')
         self.bits = saved['kbits'] if saved else first_bits(args, self.parts, start)
         self.parts.bits = self.bits
 

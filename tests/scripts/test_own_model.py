@@ -48,6 +48,33 @@ def table(folder, own, succeed):
     return folder / 'table.npy'
 
 
+def test_a_network_that_loads_its_own_weights_needs_none(folder, start, succeed, call, read_json):
+    """It is searched, fine-tuned and evaluated as the same weights given by --weights; the log says so once."""
+    (folder / 'nets' / 'trained.py').write_text("""
+import torch
+from pathlib import Path
+from own_model import build as untrained
+def build(num_classes):
+    model = untrained(num_classes)
+    path = Path(__file__).parents[1] / 'float' / 'checkpoint.pth.tar'
+    model.load_state_dict(torch.load(path, weights_only=True)['state_dict'])
+    return model
+""")
+    search = ('rl_quantize.py', '--train_size', '64', '--val_size', '64', '--train_episode', '1', '--preserve_ratio',
+              '0.15', '--output', 'own')
+    tune = ('finetune.py', '--strategy', 'uniform:3', '--eval')
+    for command in (search, tune, ('pretrain.py', '--eval')):
+        given = succeed(*command, *start, cwd=folder).out.splitlines()
+        loaded = succeed(*command, '--model_file', 'nets/trained.py:build', *RUN, cwd=folder).out.splitlines()
+        assert [line.startswith('no --weights: the network has those that ') for line in loaded].count(True) == 1
+        if command is not search:
+            assert loaded[-1].removeprefix('trained') == given[-1].removeprefix('own_model') and 'top-1' in given[-1]
+    runs = [read_json(folder / 'own' / f'{name}_digits' / 'results.json') for name in ('own_model', 'trained')]
+    assert len({(run['float_accuracy'], run['accuracy'], str(run['strategy'])) for run in runs}) == 1
+    done = call(*tune, '--model_file', 'nets/trained.py:build', *RUN, '--pretrained', cwd=folder)
+    assert done.code == 1 and 'has no published weights: give --weights' in done.err
+
+
 def flow_options(name, table):
     """Options of either flow for search and fine-tuning."""
     return () if name == 'kmeans' else ('--linear_quantization', '--cost', table)
