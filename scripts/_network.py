@@ -24,7 +24,7 @@ def add_network_options(parser, dataset):
     group = parser.add_argument_group('network')
     add_architecture_options(group, 'qmobilenetv2')
     group.add_argument('--dataset', '--data_name', default=dataset, help='data set that gives image size and number '
-                       'of classes')
+                       'of classes' + ('' if dataset else " (default: none; ImageNet's, but not its name)"))
     group.add_argument('--input_size', '--image_size', dest='input_size', type=input_shape, metavar='N|CxHxW',
                        help="side of the images, or channels x height x width (default: the data set's, 299 for the "
                        'inception family)')
@@ -32,15 +32,19 @@ def add_network_options(parser, dataset):
 
 
 def finish_network_options(args):
-    """Returns the shape of an image, (C, H, W), and leaves in `image_size` what makes it another than the usual."""
-    args.image_size = None
-    if not args.input_size:
-        side = image_size(args)
-        return 3, side, side
-    channels, height, width = args.input_size
-    plain = channels == 3 and height == width
-    args.image_size = height if plain else 'x'.join(map(str, args.input_size))
-    return args.input_size
+    """Returns the shape of an image, (C, H, W), and leaves in `image_size` what makes it another than the usual.
+
+    Without a data set images and classes are those of ImageNet, and both are left in the options.
+    """
+    args.image_size, unnamed = None, args.dataset is None
+    args.dataset = args.dataset or 'imagenet'
+    channels, height, width = shape = args.input_size or (3, image_size(args), image_size(args))
+    if args.input_size or unnamed:
+        args.image_size = height if channels == 3 and height == width else 'x'.join(map(str, shape))
+    if unnamed:
+        from lib.utils.data_utils import num_classes
+        args.dataset, args.num_classes = None, args.num_classes or num_classes('imagenet')
+    return shape
 
 
 def network_of(args):

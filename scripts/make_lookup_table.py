@@ -15,7 +15,7 @@ from _options import BooleanOption, at_least
 def make_table_parser():
     """Returns the parser of this script."""
     parser = make_parser(__doc__)
-    add_network_options(parser, dataset='imagenet100')
+    add_network_options(parser, dataset=None)
     group = parser.add_argument_group('hardware')
     group.add_argument('--hardware', metavar='PRESET|FILE.yaml', help='a preset (--list_hardware), or a file that '
                        'describes the hardware (default: cloud)')
@@ -28,7 +28,7 @@ def make_table_parser():
     group.add_argument('--unit', help='unit of the costs in that file, for example ms')
     group = parser.add_argument_group('output')
     group.add_argument('--output', metavar='PATH.npy', help='file to write (default: lib/simulator/lookup_tables/'
-                       '<arch>_<dataset>_batch<B>[_<hardware>]_<metric>_table.npy)')
+                       '<arch>[_<dataset>]_batch<B>[_<hardware>]_<metric>_table.npy)')
     group.add_argument('--plot', action=BooleanOption, default=True, help='draw the heat maps and the roofline beside '
                        'the table')
     group.add_argument('--overwrite', '--clobber', action=BooleanOption, help='replace a different table of that name')

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,23 @@ def test_a_table_by_command_and_its_protection(run, tmp_path):
     refused = run('--hardware', 'edge', '--output', 'made/table.npy', '--batch', '2')
     assert refused.code != 0 and '--overwrite' in refused.err and 'Traceback' not in refused.err
     assert load_table(tmp_path / 'made' / 'table.npy').about['batch'] == 1
+
+
+def test_a_file_is_named_after_what_is_said(monkeypatch, tmp_path, call):
+    """Without --dataset after the images and classes it was made for, those of ImageNet where nothing else is given."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / 'scripts'))
+    import _costs
+    monkeypatch.setattr(_costs, 'TABLES', tmp_path)
+    for options, name, shape, classes in (
+            ((), 'qresnet20_batch16_image224_classes1000', [3, 224, 224], 1000),
+            (('--input_size', '64'), 'qresnet20_batch16_image64_classes1000', [3, 64, 64], 1000),
+            (('--input_size', '3x9x8', '--num_classes', '7'), 'qresnet20_batch16_image3x9x8_classes7', [3, 9, 8], 7),
+            (('--dataset', 'imagenet100'), 'qresnet20_imagenet100_batch16', [3, 224, 224], 1000)):
+        done = call('make_lookup_table.py', '--arch', 'resnet20', '--no-plot', *options, cwd=tmp_path)
+        assert done.code == 0, done.err
+        about = load_table(tmp_path / f'{name}_latency_table.npy').about
+        assert about['resolution'] == shape and about['layers'][-1]['out_channels'] == classes
+        assert about['dataset'] == ('imagenet100' if '--dataset' in options else None)
 
 
 def test_bad_options_end_with_one_readable_line(run, tmp_path):
