@@ -39,10 +39,10 @@ def test_a_file_is_named_after_what_is_said(monkeypatch, tmp_path, call):
     import _costs
     monkeypatch.setattr(_costs, 'TABLES', tmp_path)
     for options, name, shape, classes in (
-            ((), 'qresnet20_batch16_image224_classes1000', [3, 224, 224], 1000),
+            ((), 'qresnet20_batch16_image32_classes1000', [3, 32, 32], 1000),
             (('--input_size', '64'), 'qresnet20_batch16_image64_classes1000', [3, 64, 64], 1000),
             (('--input_size', '3x9x8', '--num_classes', '7'), 'qresnet20_batch16_image3x9x8_classes7', [3, 9, 8], 7),
-            (('--dataset', 'imagenet100'), 'qresnet20_imagenet100_batch16', [3, 224, 224], 1000)):
+            (('--dataset', 'imagenet100'), 'qresnet20_imagenet100_batch16', [3, 32, 32], 1000)):
         done = call('make_lookup_table.py', '--arch', 'resnet20', '--no-plot', *options, cwd=tmp_path)
         assert done.code == 0, done.err
         about = load_table(tmp_path / f'{name}_latency_table.npy').about
