@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import logging
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,13 @@ from lib.env.screen import Screen
 from lib.env.state import action_from_bits, bits_from_action, layer_features
 from lib.simulator import budget
 from lib.utils.batch_norm import batch_norms, reestimate_batch_norm
+from lib.utils.conversion import some
+from lib.utils.other_state import OtherState
 from lib.utils.quantize_utils import Quantization
 from lib.utils.train import evaluate, loss_function, train_one_epoch
 from lib.utils.utils import seed_everything, set_learning_rate
+
+logger = logging.getLogger(__name__)
 
 SCREEN_BATCHES = 4
 
@@ -103,7 +108,11 @@ class SearchEnv:
         self.criterion = loss_function().to(device)
         self.features = layer_features(records)
         Quantization(model).synchronise()
-        self._float_state = copy.deepcopy(model.state_dict())
+        self._float_state, self._other_state = copy.deepcopy(model.state_dict()), OtherState(model)
+        if self._other_state.left:
+            logger.warning('%s cannot be copied: an episode finds there what the episode before left',
+                           some(self._other_state.left))
+        self._scaler_state = copy.deepcopy(precision.scaler.state_dict()) if precision else None
         self.float_accuracy = self._accuracy(self._evaluate(train_loader if reward_on == 'train' else val_loader))
         self.reset()
 
@@ -174,6 +183,7 @@ class SearchEnv:
             FloatingPointError: loss or reward is not finite.
             LostPeer: another process has ended.
         """
+        seed_everything(self.seed, 'screen', episode)
         screened = self._look(strategy, episode) if self.screen_images else None
         if screened and not self.screen.promising(self._accuracy(screened)):
             accuracy, _ = self.screen.predict(self._accuracy(screened))
@@ -207,9 +217,16 @@ class SearchEnv:
         return Outcome(strategy, accuracy, loss, self.cost.cost(strategy), ratio, ratios, reward, screened, finetuned)
 
     def quantize(self, strategy):
-        """Gives the network its float weights and quantizes it; returns the `Quantization`."""
-        self.model.load_state_dict(self._float_state)
+        """Gives the network all that it had at first and quantizes it; returns the `Quantization`."""
+        self._begin()
         return self._quantize(strategy)
+
+    def _begin(self):
+        """Brings the network, and the factor of mixed precision, to where every episode begins."""
+        self._other_state.restore()  # first: buffers may have another shape by now
+        self.model.load_state_dict(self._float_state)
+        if self._scaler_state:
+            self.precision.scaler.load_state_dict(self._scaler_state)
 
     def weights_digest(self):
         """Returns a text that is another one for other float weights or buffers."""
@@ -223,16 +240,14 @@ class SearchEnv:
     @contextmanager
     def float_network(self):
         """Within this context the network is the float one, in evaluation mode; afterwards it is what it was before."""
-        state = copy.deepcopy(self.model.state_dict())
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.load_state_dict(self._float_state)
+        state, other = copy.deepcopy(self.model.state_dict()), OtherState(self.model)
+        self._begin()
         self.model.eval()
         try:
             yield self.model
         finally:
+            other.restore()
             self.model.load_state_dict(state)
-            for module, training in modes:
-                module.training = training
 
     def with_constraints(self, constraints):
         """Returns an environment with other budgets that shares network, images and codebooks with this one.

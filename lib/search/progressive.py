@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from lib.search.searcher import Searcher
-from lib.utils.distributed import broadcast, is_main, running_statistics
+from lib.utils.distributed import broadcast, is_main
+from lib.utils.other_state import kept_state
 from lib.utils.utils import derived_seed
 
 FLOOR = 2  # fewest bits that the search goes down to
@@ -92,20 +93,12 @@ def gradient_score(model, images, labels, *, clip=5.0, lr=1e-3, beta2=0.999, eps
         ValueError: no gradient arrives at any parameter.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    statistics = running_statistics(model)
-    modes, before = [(m, m.training) for m in model.modules()], [tensor.clone() for tensor in statistics]
-    try:
-        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), torch.enable_grad():
-            torch.manual_seed(0)  # all candidates drop the same units
-            model.train()
-            loss = F.cross_entropy(model(images), labels)
-            gradients = _gradients(loss, parameters)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        with torch.no_grad():
-            for tensor, value in zip(statistics, before, strict=True):
-                tensor.copy_(value)
+    with (kept_state(model), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []),
+          torch.enable_grad()):
+        torch.manual_seed(0)  # all candidates drop the same units
+        model.train()
+        loss = F.cross_entropy(model(images), labels)
+        gradients = _gradients(loss, parameters)
     norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
     scale = 1.0 if clip is None else (clip / (norm + 1e-6)).clamp(max=1.0)
     root = math.sqrt(1 - beta2)

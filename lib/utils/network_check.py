@@ -1,12 +1,10 @@
 """Whether a network is one that can be trained, searched and priced here; if not, what is wrong with it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lib.utils.other_state import kept_state
 from lib.utils.profile import evaluating
 
 
@@ -40,23 +38,10 @@ def check_network(model: nn.Module, input_shape: tuple[int, int, int], num_class
                          'nn.Linear), and its forward pass calls none of them: there is nothing to quantize')
     if lazy := [name for name, tensor in model.named_parameters() if is_lazy(tensor)]:
         raise ValueError(f'{lazy[0]} has no shape, for its module is lazy and never called: remove it')
-    with evaluating(model), _kept_buffers(model):
+    with kept_state(model):
         model.train()
         output = _forward(model, input_shape, 'training')
     _check_output(output, num_classes, 'training')
-
-
-@contextmanager
-def _kept_buffers(model) -> Iterator[None]:
-    """Give every buffer its object and its value back."""
-    before = [(module, name, buffer, buffer.clone()) for module in model.modules()
-              for name, buffer in module._buffers.items() if buffer is not None]
-    try:
-        yield
-    finally:
-        for module, name, buffer, value in before:
-            module._buffers[name] = buffer
-            buffer.copy_(value)
 
 
 def _forward(model, input_shape, mode):

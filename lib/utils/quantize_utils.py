@@ -5,8 +5,11 @@ from torch.nn import functional as F
 
 from lib.quantize.kmeans import CentroidTrainer, Codebook, CodebookCache
 from lib.quantize.layers import QConv2d, QLinear, calibrating
+from lib.quantize.quantizer import Quantizer
 from lib.utils import distributed
+from lib.utils.batches import own_generators
 from lib.utils.conversion import convert_to_quantized, quantizable_layers, quantized_layers
+from lib.utils.other_state import kept_state
 
 __all__ = ['KMeansQuantization', 'LinearQuantization', 'QConv2d', 'QLinear', 'Quantization', 'calibrate',
            'convert_to_quantized', 'quantizable_layers', 'quantized_layers', 'recognise_codebooks']
@@ -222,7 +225,7 @@ def has_ranges(model, state_dict):
 def calibrate(model, images, *, method='kl', cap=None, cache=None):
     """Sets the ranges of all quantized layers from one batch.
 
-    The pass runs in evaluation mode, so BatchNorm statistics stay as they are, and unquantized.
+    The pass runs in evaluation mode and unquantized; of the network it changes nothing but the quantizers.
 
     Args:
         model: network with quantized layers whose bits are set.
@@ -236,6 +239,8 @@ def calibrate(model, images, *, method='kl', cap=None, cache=None):
     try:
         with calibrating(model, method=method, cap=cap, cache=cache) as needed:
             if needed:
-                model(images)
+                # A search that knows the ranges goes on without this pass, so it leaves no traces.
+                with kept_state(model, leave=(Quantizer,)), own_generators('calibrate'):
+                    model(images)
     finally:
         model.train(training)
