@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 from matplotlib.figure import Figure
 
+from lib.simulator import table_cache
 from lib.utils import datasets
 from tests.processes import Program
 
@@ -110,6 +111,14 @@ def digits_are_read_once():
     spec = datasets.DATASETS['digits']
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(datasets.DATASETS, 'digits', replace(spec, read=functools.cache(spec.read)))
+        yield
+
+
+@pytest.fixture(autouse=True, scope='session')
+def no_tables_of_the_user():
+    """Tables in the cache of whoever runs the tests are not found, and none is put there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_cache, 'user_folder', lambda: None)
         yield
 
 
