@@ -54,12 +54,11 @@ def find_constraints(args, layers, option='--preserve_ratio'):
     Raises:
         ValueError: an unknown cost, no ratio, or two budgets for one cost.
     """
-    from lib.simulator.budget import Constraint
     wanted = [(name, value, f'--constraint {name}') for name, value in map(parse_constraint, args.constraint or ())]
     if args.preserve_ratio is not None:
         wanted.insert(0, (cost_name(args), args.preserve_ratio, option))
     costs = [find_cost(args, full_name(name, cost_name(args)), layers) for name, _, _ in wanted]
-    constraints = [Constraint.of_ratio(cost, ratio_on(cost, value, is_linear(args)), option)
+    constraints = [constraint_on(cost, value, is_linear(args), option)
                    for cost, (_, value, option) in zip(costs, wanted, strict=True)]
     names = [constraint.cost.name for constraint in constraints]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -94,12 +93,14 @@ def ratio(text):
     return value
 
 
-def ratio_on(cost, ratio, linear):
-    """Returns the ratio as a number."""
+def constraint_on(cost, ratio, linear, option):
+    """Returns the `Constraint` of a ratio, or exactly what K bits in every layer cost."""
+    from lib.simulator.budget import Constraint
     from lib.utils.strategy import uniform_strategy
     if isinstance(ratio, float):
-        return ratio
-    return cost.ratio(uniform_strategy(cost.num_layers, int(ratio.removeprefix('uniform:')), linear=linear))
+        return Constraint.of_ratio(cost, ratio, option)
+    strategy = uniform_strategy(cost.num_layers, int(ratio.removeprefix('uniform:')), linear=linear)
+    return Constraint(cost, cost.cost(strategy), option)
 
 
 def full_name(name, cost):

@@ -4,7 +4,12 @@ import csv
 import json
 import re
 
+import numpy as np
 import pytest
+
+from lib.simulator.cost import CostTable
+from lib.utils.strategy import uniform_strategy
+from tests.scripts.conftest import SCRIPTS
 
 ALL = ('uniform', 'random', 'greedy', 'ilp', 'hessian', 'fisher', 'evolution', 'progressive', 'ddpg')
 SMALL = ('--train_size', '64', '--val_size', '24', '--train_batch', '32', '--test_batch', '64', '--warmup', '1',
@@ -190,3 +195,16 @@ def test_a_search_by_evolution_goes_on_to_the_same_numbers(succeed, kmeans_optio
     logs = [re.sub(r' \S+ s$', '', (tmp_path / f'save/resnet20_digits_{name}/log.txt').read_text(), flags=re.MULTILINE)
             for name in ('whole', 'part')]
     assert logs[0] == logs[1]
+
+
+def test_the_budget_of_uniform_bits_is_what_they_cost_to_the_last_digit(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from _costs import constraint_on
+    table = np.zeros((3, 8, 8), dtype=np.int64)
+    table[1, 1, 1], table[1, 7, 7] = 400167, 1571191
+    cost = CostTable(table, reference=1571191, name='net', unit='cycles')
+    assert 400167 / 1571191 * 1571191 < 400167, 'by way of the ratio, rounding takes a bit from every layer'
+    for linear in (True, False):
+        strategy = uniform_strategy(3, 2, linear=linear)
+        assert constraint_on(cost, 'uniform:2', linear, '').limit == cost.cost(strategy)
+    assert constraint_on(cost, 0.5, True, '').limit == 0.5 * 1571191
