@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -19,6 +21,7 @@ from lib.utils.plots import SERIES, new_figure, save_figure  # noqa: E402
 
 VARIANTS = {'plain': 'plain agent', 'reuse': 'results kept', 'screen': 'screen', 'warm_start': 'warm start',
             'all': 'all three'}
+PLAIN = '#C4C4C4'  # wide and light, below the others
 MARKS = (0.25, 0.5, 1.0)  # of the images that the plain agent takes
 HEAD = '| search | seeds | episodes | fine-tuned | images | {} | images until the final reward of the plain agent |'
 
@@ -78,19 +81,42 @@ def table(curves):
     return lines
 
 
-def plot(curves, path):
-    """Draws the mean of the best reward against images, with standard errors, as far as all seeds went."""
-    figure, (ax,) = new_figure(7, 4.4)
-    for number, (name, found) in enumerate(curves.items()):
-        grid = np.linspace(max(curve[0][0] for curve in found), min(curve[0][-1] for curve in found), 200)
-        values = np.array([[at(curve, images) for images in grid] for curve in found])
-        mean, error = values.mean(0), values.std(0, ddof=1) / len(found) ** 0.5 if len(found) > 1 else 0
-        color, _ = SERIES[number]
-        ax.plot(grid / 1000, mean, color=color, label=VARIANTS[name])
-        ax.fill_between(grid / 1000, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
-    ax.set_xlabel('thousand images (forward, and twice those backward)')
-    ax.set_ylabel('best reward so far')
-    ax.legend()
+def mean_curve(found):
+    """Returns images, mean and standard error (None of one seed) of the best reward, as far as all seeds went."""
+    grid = np.linspace(max(curve[0][0] for curve in found), min(curve[0][-1] for curve in found), 200)
+    values = np.array([[at(curve, images) for images in grid] for curve in found])
+    return grid, values.mean(0), values.std(0, ddof=1) / len(found) ** 0.5 if len(found) > 1 else None
+
+
+def plot(means, path):
+    """Draws the best reward against images, a panel for each other search, over the line of the plain agent.
+
+    Args:
+        means: {variant: (images, mean, standard error or None)}; the plain agent is one of them.
+        path: file to write.
+    """
+    others = [name for name in means if name != 'plain'] or ['plain']
+    columns = min(len(others), 2)
+    rows = -(-len(others) // columns)
+    figure, axes = new_figure(1 + 3.4 * columns, 0.8 + 2.3 * rows, rows, columns)
+    marker = '.' if max(len(images) for images, *_ in means.values()) < 30 else None
+    for number, (ax, name) in enumerate(zip(axes, others, strict=False)):
+        for each, color, width in (('plain', PLAIN, 4), (name, SERIES[number][0], 1.6)):
+            images, mean, error = (None if part is None else np.asarray(part) for part in means[each])
+            ax.plot(images / 1000, mean, color=color, linewidth=width, marker=marker, markersize=4 * width**0.5,
+                    label=VARIANTS[each])
+            if error is not None:
+                ax.fill_between(images / 1000, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
+        ax.set_title(VARIANTS[name], loc='left', fontsize=9, color=SERIES[number][0])
+        ax.sharey(axes[0])
+    for ax in axes[len(others):]:
+        ax.set_visible(False)
+    figure.supxlabel('thousand images (each backward pass counts as two)', fontsize=9)
+    figure.supylabel('best reward so far', fontsize=9)
+    handles = [Line2D([], [], color=PLAIN, linewidth=4, label=VARIANTS['plain'])]
+    if any(error is not None for *_, error in means.values()):
+        handles.append(Patch(color='.5', alpha=0.3, label='mean ± standard error over the seeds'))
+    figure.legend(handles=handles, loc='outside upper right', ncols=2, frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
@@ -107,7 +133,7 @@ def main(folder):
     if 'plain' not in curves:
         sys.exit(f'{folder} has no finished search of the plain agent: run bash run/searchers/run_cheaper.sh')
     print('\n'.join(table(curves)))
-    plot(curves, folder / 'cheaper_search.png')
+    plot({name: mean_curve(found) for name, found in curves.items()}, folder / 'cheaper_search.png')
 
 
 if __name__ == '__main__':

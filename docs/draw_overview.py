@@ -128,7 +128,7 @@ def draw_evaluation(ax):
     write(ax, 82, 54.3, 'accuracy on held-out images', size=7, color=SOFT)
     arrow(ax, (66.8, 55.7), (57, 55.7), color=RED)
     write(ax, 61.9, 56.6, 'reward', size=8, color=RED, va='bottom')
-    write(ax, 61.9, 54.7, '0.1 (acc −\nacc of float)', size=6.8, color=RED, va='top')
+    write(ax, 61.9, 54.7, '0.1 (accuracy −\nthat of float)', size=6.8, color=RED, va='top')
 
 
 def draw_codebook(ax, x, y, width=11., height=10.):

@@ -99,7 +99,7 @@ def write(folder, lines, runs, tables, ratios):
     from lib.utils.table_plots import plot_matrix
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / 'hardware.md', '\n'.join(lines) + '\n')
-    labels = [f'{row["label"]}\n{row["top1"]:.2f} %' for row in runs]
+    labels = [f'{row["label"]}\ntop-1 {row["top1"]:.2f} %' for row in runs]
     plot_matrix(ratios, labels, [table.name for table in tables], folder / 'hardware.png')
     print(f'plot: {folder / "hardware.png"}')
 

@@ -127,7 +127,8 @@ def compare(args, envs, bench, folder, device):
 
     args.train_batch = args.final_batch
     *loaders, _ = loaders_of(args, device)
-    comparison = Comparison(folder, arch=args.arch, dataset=args.dataset, cost=bench.env.cost)
+    comparison = Comparison(folder, arch=args.arch, dataset=args.dataset, cost=bench.env.cost,
+                            finetuned=args.final_epochs > 0)
     comparison.add_float(run_finetuning(args, bench.env, loaders, folder, None, args.seeds[0]))
     for budget, env in envs.items():
         for name in args.searchers:

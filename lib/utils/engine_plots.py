@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.utils.plots import BLUE, GREY, RED, new_figure, save_figure
+from lib.record.words import ENGINE
+from lib.utils.plots import BLUE, GREY, RED, new_figure, save_figure, whole_numbers
 
 PANELS = 25  # of one figure
 DRAWN = 4000  # points of a scatter plot
+OFF = {'adc_bits': 'none', 'on_off_ratio': 'infinite'}  # what 0 stands for
 
 
 def plot_layers(pairs, kind, path):
@@ -97,7 +99,8 @@ def plot_sweep(field, points, path, top1_digital=None, top1_float=None):
 
     Args:
         field: its name.
-        points: dicts with `value`, `top1` and `agreement` (percent); values stand at equal distances, as given.
+        points: dicts with `value`, `top1` and `agreement` (percent). Numbers stand where they belong on the axis, which
+            is logarithmic where they span more than two decades; what is no number stands at equal distances.
         path: file to write.
         top1_digital, top1_float: accuracies in percent that are drawn as lines; None: not known.
 
@@ -107,7 +110,7 @@ def plot_sweep(field, points, path, top1_digital=None, top1_float=None):
     if not points:
         raise ValueError('nothing to plot: expected at least one point')
     figure, (ax,) = new_figure(5, 3.3)
-    places = range(len(points))
+    places, points = _on_axis(ax, field, points)
     ax.plot(places, [point['agreement'] for point in points], 's--', color=GREY, markersize=4, linewidth=1,
             label='same prediction as digital')
     ax.plot(places, [point['top1'] for point in points], 'o-', color=BLUE, markersize=4, linewidth=1.4,
@@ -115,7 +118,22 @@ def plot_sweep(field, points, path, top1_digital=None, top1_float=None):
     for name, top1, line in (('digital', top1_digital, (0, (4, 3))), ('float', top1_float, (0, (1, 2)))):
         if top1 is not None:
             ax.axhline(top1, color='.3', linewidth=1, linestyle=line, label=f'{name} {top1:.2f} %')
-    ax.set_xticks(places, [str(point['value']) for point in points])
-    ax.set(xlabel=field, ylabel='images in %')
+    ax.set(xlabel=ENGINE.get(field, field), ylabel='images (%)')
     ax.legend(fontsize=7, frameon=False)
     save_figure(figure, path)
+
+
+def _on_axis(ax, field, points):
+    """Prepares the axis of a sweep; returns the places of the points and the points in their order."""
+    values = [point['value'] for point in points]
+    off = OFF.get(field)  # a number that stands for the absence of the thing, no point of the axis
+    if any(isinstance(value, str) for value in values) or off and 0 in values:
+        ax.set_xticks(range(len(values)), [off if off and value == 0 else str(value) for value in values])
+        return list(range(len(values))), points
+    points = sorted(points, key=lambda point: point['value'])
+    values = [point['value'] for point in points]
+    if values[0] > 0 and values[-1] > 100 * values[0]:
+        ax.set_xscale('log')
+    elif all(isinstance(value, int) for value in values):
+        ax.xaxis.set_major_locator(whole_numbers())
+    return values, points

@@ -131,7 +131,7 @@ def plot_search(episodes, path, warmup, float_accuracy=None):
     save_figure(figure, path)
 
 
-def plot_search_cloud(episodes, path, float_accuracy=None, xlabel='cost / reference'):
+def plot_search_cloud(episodes, path, float_accuracy=None, xlabel='cost relative to its reference'):
     """Draws every episode of a search as a point, accuracy against budget, coloured by episode.
 
     Args:
@@ -187,7 +187,7 @@ def _accuracy_of_best(reward, accuracy):
 
 # ---- accuracy against budget
 
-def plot_budget(points, path, float_accuracy=None, xlabel='cost / reference'):
+def plot_budget(points, path, float_accuracy=None, xlabel='cost relative to its reference', curve=()):
     """Draws accuracy against budget, one line per group, for instance uniform against searched strategies.
 
     Args:
@@ -195,6 +195,7 @@ def plot_budget(points, path, float_accuracy=None, xlabel='cost / reference'):
         path: file to write.
         float_accuracy: accuracy of the float network in percent, drawn as a line.
         xlabel: what `ratio` is.
+        curve: more such points, all of one group, what others are to be above: a dashed grey line.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -202,18 +203,21 @@ def plot_budget(points, path, float_accuracy=None, xlabel='cost / reference'):
     _column(points, 'ratio')
     figure, (ax,) = new_figure(5.6, 3.8)
     labels = []  # (x, y, text, colour)
-    for i, group in enumerate(dict.fromkeys(point['group'] for point in points)):
-        color, marker = SERIES[i % len(SERIES)]
-        members = sorted((p for p in points if p['group'] == group), key=lambda p: p['ratio'])
+    groups = dict.fromkeys(point['group'] for point in points)
+    looks = {group: (*SERIES[i % len(SERIES)], '-') for i, group in enumerate(groups)}
+    looks |= {point['group']: (GREY, '.', '--') for point in curve}
+    for group, (color, marker, style) in looks.items():
+        members = sorted((p for p in (*points, *curve) if p['group'] == group), key=lambda p: p['ratio'])
         ax.plot(_column(members, 'ratio'), _column(members, 'accuracy'), color=color, marker=marker, markersize=5.5,
-                linewidth=1.3, label=group, zorder=3)
+                linestyle=style, linewidth=1.3, label=group, zorder=2 if style == '--' else 3)
         labels += [(p['ratio'], p['accuracy'], p['label'], color) for p in members if p['label']]
     if float_accuracy is not None:
         float_line(ax, float_accuracy)
-    ax.margins(.12)
+    ax.margins(x=.25, y=.12)  # the name of the float line is at the left
     ax.set_xlabel(xlabel)
     ax.set_ylabel('accuracy (%)')
-    figure.legend(*ax.get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False, fontsize=8)
+    figure.legend(*ax.get_legend_handles_labels(), loc='outside upper center', frameon=False, fontsize=8,
+                  ncols=3 if sum(map(len, looks)) < 60 else 2)
     _place_labels(figure, ax, labels)
     save_figure(figure, path)
 

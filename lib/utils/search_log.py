@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lib.record.files import write_text
 from lib.record.scalars import ScalarLog
+from lib.record.words import cost_words
 from lib.utils import plots
 from lib.utils.strategy import save_strategy
 
@@ -93,7 +94,8 @@ class SearchLog:
         """Draws bits per layer of the best strategy, reward and accuracy over episodes, accuracy against budget."""
         best = self.best
         plots.plot_strategy(best['strategy'], self.kinds, self.layer_names, self.folder / 'strategy.png',
-                            title=f"{self.about['arch']}: {best['accuracy']:.2f} % at ratio {best['ratio']:.3f}")
+                            title=f"{self.about['arch']}: {best['accuracy']:.2f} % at {best['ratio']:.3f} of the "
+                                  f"{cost_words(self.about['cost_name'], relative=False)}")
         plots.plot_search(self.history, self.folder / 'search.png', self.warmup, float_accuracy=self.float_accuracy)
         plots.plot_search_cloud(self.history, self.folder / 'budget.png', float_accuracy=self.float_accuracy,
-                                xlabel=f"{self.about['cost_name']} / reference")
+                                xlabel=cost_words(self.about['cost_name']))

@@ -5,11 +5,13 @@ import math
 import numpy as np
 from matplotlib.lines import Line2D
 
+from lib.record.words import cost_words
 from lib.simulator.cost import MAX_BIT
-from lib.utils.plots import BLUE, GREY, KIND_COLORS, new_figure, save_figure
+from lib.utils.plots import KIND_COLORS, new_figure, save_figure
 
 MAX_MAPS = 60  # layers in one figure; the most expensive ones are drawn
 ROOFS = ((8, 8, 'o', '-'), (4, 4, 's', '--'))  # weight bits, activation bits, marker, line
+ROOF = '.3'  # no colour of a kind of layer
 
 
 def plot_heat_maps(table, path):
@@ -42,8 +44,11 @@ def plot_heat_maps(table, path):
         ax.set_visible(False)
     figure.supxlabel('activation bits', fontsize=9)
     figure.supylabel('weight bits', fontsize=9)
-    figure.suptitle(f'{table.name}: cost relative to 8/8 bits (title: share of the network)', fontsize=10)
-    figure.colorbar(image, ax=list(axes), fraction=0.02, pad=0.01).ax.tick_params(labelsize=7)
+    what = cost_words(table.name, relative=False)
+    figure.suptitle(f'{what} of each layer (above it: its share of the network at 8/8 bits)', fontsize=10)
+    bar = figure.colorbar(image, ax=list(axes), fraction=0.02, pad=0.01)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label('relative to 8/8 bits', fontsize=8)
     save_figure(figure, path)
 
 
@@ -81,8 +86,8 @@ def plot_roofline(cells, layers, hardware, path):
             if x and y:
                 hollow = 'none' if w_bit == 4 else KIND_COLORS[layer.type]
                 ax.plot(x, y, marker, markersize=4.5, color=KIND_COLORS[layer.type], markerfacecolor=hollow, alpha=.8)
-        handles.append(Line2D([], [], color='.3', marker=marker, linestyle=line, label=f'{w_bit}/{a_bit} bits',
-                              markerfacecolor='none' if w_bit == 4 else '.3', markersize=4.5))
+        handles.append(Line2D([], [], color=ROOF, marker=marker, linestyle=line, label=f'{w_bit}/{a_bit} bits',
+                              markerfacecolor='none' if w_bit == 4 else ROOF, markersize=4.5))
     for w_bit, a_bit, _, line in ROOFS:
         _draw_roof(ax, hardware, w_bit, a_bit, intensities, line)
     ax.set_xscale('log')
@@ -113,7 +118,7 @@ def _draw_roof(ax, hardware, w_bit, a_bit, intensities, line):
         roof = np.minimum(roof, x * bandwidth)
     if peak:
         roof = np.minimum(roof, peak)
-    ax.plot(x, roof / 1e9, color=BLUE if w_bit == 8 else GREY, linestyle=line, linewidth=1.2, zorder=1)
+    ax.plot(x, roof / 1e9, color=ROOF, linestyle=line, linewidth=1.2, zorder=1)
 
 
 def plot_matrix(ratios, rows, columns, path):
@@ -121,21 +126,24 @@ def plot_matrix(ratios, rows, columns, path):
 
     Args:
         ratios: cost / reference, one list per strategy with one number per machine.
-        rows, columns: names of strategies and machines.
+        rows: names of the strategies.
+        columns: names of costs, such as `edge_latency`.
         path: file to write.
     """
     values = np.array(ratios)
     relative = values / values.min(axis=0)
-    figure, (ax,) = new_figure(2.2 + 1.3 * len(columns), 1.2 + 0.75 * len(rows))
+    figure, (ax,) = new_figure(2.2 + 1.6 * len(columns), 1.3 + 0.75 * len(rows))
     image = ax.imshow(relative, cmap='viridis_r', vmin=1, vmax=max(relative.max(), 1.01), aspect='auto')
     for (row, column), value in np.ndenumerate(values):
         dark = relative[row, column] > (1 + relative.max()) / 2
         ax.text(column, row, f'{value:.3f}\n×{relative[row, column]:.2f}', ha='center', va='center', fontsize=9,
                 color='white' if dark else 'black')
-    ax.set_xticks(range(len(columns)), columns)
+    ax.set_xticks(range(len(columns)), [cost_words(name).replace(' relative', '\nrelative') for name in columns])
     ax.set_yticks(range(len(rows)), rows)
-    ax.set_xlabel('priced on')
-    ax.set_ylabel('strategy for')
+    ax.set_xlabel('what a strategy costs')
+    ax.set_ylabel('strategy')
     ax.grid(False)
-    figure.colorbar(image, label='relative to the cheapest').ax.tick_params(labelsize=7)
+    bar = figure.colorbar(image)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label('times the cheapest of the column', fontsize=9)
     save_figure(figure, path)

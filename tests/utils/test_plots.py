@@ -129,6 +129,29 @@ def test_budget_has_a_sorted_line_per_group_and_labels_apart(figures, tmp_path):
     assert not any(one.overlaps(two) for i, one in enumerate(boxes) for two in boxes[:i])
 
 
+def test_budget_has_a_curve_to_break_through(figures, tmp_path):
+    points = [{'label': 'found', 'ratio': .45, 'accuracy': 97, 'group': 'searched'}]
+    curve = [{'label': f'{b}', 'ratio': b / 8, 'accuracy': 98 - 100 / b**2, 'group': 'uniform'}
+             for b in range(8, 1, -1)]
+    plots.plot_budget(points, tmp_path / 'b.png', xlabel='cost', curve=curve)
+    found, line = figures[0].axes[0].lines
+    assert found.get_xydata().tolist() == [[.45, 97]]
+    assert line.get_xdata().tolist() == [b / 8 for b in range(2, 9)] and line.get_linestyle() == '--'
+    assert to_hex(line.get_color()) != to_hex(found.get_color())
+    assert sorted(texts(figures[0].axes[0])) == [*map(str, range(2, 9)), 'found']
+    figures[0].draw_without_rendering()
+    legend = figures[0].legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figures[0].bbox.x1
+
+
+def test_a_long_legend_stays_on_the_figure(figures, tmp_path):
+    groups = ('uniform bits, fine-tuned', 'searched bits, fine-tuned', 'uniform bits, not fine-tuned')
+    points = [{'label': '', 'ratio': 1, 'accuracy': 9, 'group': group} for group in groups]
+    plots.plot_budget(points, tmp_path / 'b.png')
+    legend = figures[0].legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figures[0].bbox.x1
+
+
 def test_training_marks_the_best_epoch(figures, tmp_path):
     log = {'Learning Rate': [.1, .1, .01], 'Train Loss': [2, 1, .5], 'Valid Loss': [2, 1.5, 1.6],
            'Train Acc.': [20, 40, 60], 'Valid Acc.': [25, 45, 44]}

@@ -95,7 +95,7 @@ def test_heat_maps_hold_the_cells_relative_to_8_bits(sketches):
     expected = np.outer(np.arange(1, 9), np.arange(1, 9)) / 64
     for cells in found.values():
         assert cells == pytest.approx(expected)
-    assert 'toy_latency' in sketches[0].get_suptitle()
+    assert sketches[0].get_suptitle().startswith('latency on toy of each layer')
 
 
 def test_weight_bits_go_up_and_activation_bits_to_the_right(sketches):
@@ -173,6 +173,17 @@ def test_the_roofline_holds_layers_and_roofs(sketches):
     assert (ax.get_xscale(), ax.get_yscale(), ax.get_title(loc='left')) == ('log', 'log', 'toy, batch 3')
 
 
+def test_no_roof_has_the_colour_of_a_kind_of_layer(sketches):
+    _, cells, hardware = priced(LAYERS)
+    table_plots.plot_roofline(cells, LAYERS, hardware, 'roof.png')
+    lines = [line for line in sketches[0].axes[0].lines if len(line.get_xdata()) > 1]
+    legend = sketches[0].legends[0].get_lines()[:2]
+    for line, entry in zip(lines, legend, strict=True):
+        assert to_hex(line.get_color()) == to_hex(entry.get_color()) and line.get_linestyle() == entry.get_linestyle()
+        assert to_hex(line.get_color()).upper() not in plots.KIND_COLORS.values()
+    assert len({line.get_linestyle() for line in lines}) == 2
+
+
 @pytest.mark.parametrize(('peak', 'bandwidth', 'roof'), [(None, 2e9, lambda x: 2 * x), (5e9, None, lambda x: 0 * x + 5),
                                                          (None, None, None)])
 def test_a_roof_that_is_not_known_is_left_out(sketches, monkeypatch, peak, bandwidth, roof):
@@ -196,12 +207,14 @@ def test_a_figure_of_real_hardware(tmp_path):
 
 
 def test_the_matrix_holds_ratios_and_what_they_are_relative_to_the_cheapest(sketches):
-    table_plots.plot_matrix([[0.5, 0.8], [0.6, 0.4], [1, 0.6]], ['for a', 'for b', 'uniform'], ['a', 'b'], 'matrix.png')
+    table_plots.plot_matrix([[0.5, 0.8], [0.6, 0.4], [1, 0.6]], ['for a', 'for b', 'uniform'],
+                            ['edge_latency', 'model_size'], 'matrix.png')
     ax = sketches[0].axes[0]
     assert np.asarray(ax.images[0].get_array()) == pytest.approx(np.array([[1, 2], [1.2, 1], [2, 1.5]]))
     assert [text.get_text() for text in ax.texts] == ['0.500\n×1.00', '0.800\n×2.00', '0.600\n×1.20', '0.400\n×1.00',
                                                     '1.000\n×2.00', '0.600\n×1.50']
-    assert [label.get_text() for label in ax.get_xticklabels()] == ['a', 'b']
+    assert [label.get_text() for label in ax.get_xticklabels()] == ['latency on edge\nrelative to 8/8 bits',
+                                                                        'model size\nrelative to float']
     assert [label.get_text() for label in ax.get_yticklabels()] == ['for a', 'for b', 'uniform']
 
 
