@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Both flows of HAQ from nothing, on scikit-learn's 1,797 handwritten digits (no download): trains a float MobileNetV2,
 # searches a K-means strategy for 0.08 of the size and a linear one for 0.45 of the latency, fine-tunes and evaluates
-# them beside uniform bits at the same budgets, and ends with a table and plots in save/quickstart.
+# them beside uniform bits at the same budgets, evaluates 2 to 8 bits everywhere, and ends with a table and plots in
+# save/quickstart.
 # Hardware: two CPU cores, at most 8 minutes after installation (6.6 and 7.4 measured). README.md says what it should give.
 # A second call skips what is finished and continues what was interrupted. SEED=N repeats it with another seed in a
 # folder of its own, EPISODES=N searches longer (30). Extra arguments go to every training and search (for example
@@ -52,6 +53,15 @@ search() {
     fi
 }
 
+# curve NAME OPTIONS...: evaluates 2 to 8 bits everywhere without fine-tuning, with BatchNorm statistics of two batches.
+curve() {
+    local folder=$OUT/$1; shift
+    if [ "$(wc -l 2>/dev/null < "$folder/comparison.csv")" = 8 ]; then echo "done before: $folder"; return; fi
+    python scripts/compare_searchers.py "$@" "${COMMON[@]}" --weights "$FLOAT" --output "$folder" --overwrite \
+        --searchers uniform --budgets uniform:{2..8} --seeds "$SEED" --evaluations 1 --final_epochs 0 \
+        --min_bit 2 --max_bit 8 --bn_batches 2 --train_batch 64 --val_size 40
+}
+
 KMEANS_SEARCH=mobilenetv2_digits_search
 LINEAR_SEARCH=qmobilenetv2_digits_search
 KMEANS=(--arch mobilenetv2)
@@ -64,6 +74,8 @@ kmeans_flow() {
     finetune kmeans_searched "$OUT/$KMEANS_SEARCH/strategy.json" "${KMEANS[@]}"
     say "4 fine-tuning 2 bits everywhere, the most uniform bits within that budget"
     finetune kmeans_uniform uniform:2 "${KMEANS[@]}"
+    say "5 evaluating 2 to 8 bits everywhere"
+    curve kmeans_curve "${KMEANS[@]}" --cost model_size
 }
 
 linear_flow() {
@@ -71,6 +83,8 @@ linear_flow() {
     search $LINEAR_SEARCH "${LINEAR[@]}" --preserve_ratio 0.45 --min_bit 3 --max_bit 6
     say "3 fine-tuning the searched strategy"
     finetune linear_searched "$OUT/$LINEAR_SEARCH/strategy.json" "${LINEAR[@]}"
+    say "5 evaluating 2 to 8 bits everywhere"
+    curve linear_curve "${LINEAR[@]}" --cost cloud_latency
 }
 
 linear_uniform() {
@@ -99,5 +113,6 @@ side_by_side
 say "result"
 python scripts/summarize.py "float=$OUT/float" \
     "K-means, uniform 2 bits=$OUT/kmeans_uniform" "K-means, searched=$OUT/kmeans_searched" \
-    "linear, uniform 3/3 bits=$OUT/linear_uniform" "linear, searched=$OUT/linear_searched" --output "$OUT"
+    "linear, uniform 3/3 bits=$OUT/linear_uniform" "linear, searched=$OUT/linear_searched" --output "$OUT" \
+    --curve "$OUT/kmeans_curve" --curve "$OUT/linear_curve"
 echo "plots: $OUT/*.png, $OUT/*_search/*.png; the strategies: $OUT/*_search/strategy.txt"

@@ -16,6 +16,9 @@ def make_summary_parser():
                         'the table')
     parser.add_argument('--output', metavar='FOLDER', help='folder for summary.md and one plot per kind of cost '
                         '(default: only print)')
+    parser.add_argument('--curve', action='append', default=[], metavar='FOLDER', help='a finished comparison of '
+                        'compare_searchers.py: its uniform bits are drawn as a curve in the plot of the same cost; may '
+                        'be given several times')
     return parser
 
 
@@ -45,23 +48,45 @@ def table(runs):
     return lines
 
 
+def read_curve(folder):
+    """Returns (name of the cost, points of `plot_budget`) of the uniform bits in a comparison."""
+    path = Path(folder) / 'comparison.json'
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+        rows = [row for row in found['rows'] if row['searcher'] == 'uniform']
+        tuned = 'fine-tuned as well' if found.get('finetuned', True) else 'not fine-tuned'
+        return found['cost'], [{'label': row['budget'].removeprefix('uniform:'), 'ratio': row['ratio'],
+                                'accuracy': row['top1'], 'group': f'uniform bits, {tuned}'} for row in rows]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f'--curve {folder}: {path} cannot be read as a comparison of compare_searchers.py '
+                         f'({type(error).__name__}: {error})') from error
+
+
+def points_of(rows, beside_curve):
+    """Returns the points of `plot_budget`: of two groups, or beside a curve each named by the legend."""
+    points = [{'label': row['label'], 'ratio': row['ratio'], 'accuracy': row['top1'],
+               'group': 'uniform' if 'uniform' in row['label'] else 'searched'} for row in rows]
+    if beside_curve:
+        return [{**point, 'label': '', 'group': f'{point["label"]}, fine-tuned'} for point in points]
+    return points
+
+
 def main(args):
     """Prints the table; with --output also writes it and the plots."""
-    runs = [read_run(text) for text in args.runs]
+    runs, curves = [read_run(text) for text in args.runs], dict(map(read_curve, args.curve))
     lines = table(runs)
     print('\n'.join(lines))
     if not args.output:
         return
     from lib.record.files import write_text
+    from lib.record.words import cost_words
     from lib.utils.plots import plot_budget
     reference = next((row['top1'] for row in runs if row['quantization'] == 'float'), None)
     write_text(Path(args.output) / 'summary.md', '\n'.join(lines) + '\n')
     for name in sorted({row['cost_name'] for row in runs} - {'float'}):
-        points = [{'label': row['label'], 'ratio': row['ratio'], 'accuracy': row['top1'],
-                   'group': 'uniform' if 'uniform' in row['label'] else 'searched'}
-                  for row in runs if row['cost_name'] == name]
+        points = points_of([row for row in runs if row['cost_name'] == name], name in curves)
         path = Path(args.output) / f'{name}.png'
-        plot_budget(points, path, float_accuracy=reference, xlabel=f'{name} / reference')
+        plot_budget(points, path, float_accuracy=reference, xlabel=cost_words(name), curve=curves.get(name, ()))
         print(f'plot: {path}')
 
 

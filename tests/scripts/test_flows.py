@@ -294,3 +294,25 @@ def test_summary_of_three_runs(home, kmeans_finetune, linear_finetune, succeed, 
     names = {read_json(home / folder / 'results.json')['cost_name'] for folder in ('tuned_k', 'tuned_l')}
     check_pictures(home / 'summary', *(f'{name}.png' for name in names))
     assert math.isclose(read_json(home / 'float' / 'results.json')['ratio'], 1)
+
+
+def test_uniform_bits_are_a_curve_that_a_search_has_to_break_through(home, succeed, call, monkeypatch, tmp_path, linear,
+                                                                     weights):
+    from lib.utils import plots
+    drawn, budgets = {}, [f'uniform:{bits}' for bits in (2, 3, 8)]
+    succeed('compare_searchers.py', *linear, '--weights', weights, '--cost', 'edge_latency', '--searchers', 'uniform',
+            '--budgets', *budgets, '--min_bit', '2', '--seeds', '1', '--evaluations', '1', '--final_epochs', '0',
+            '--val_size', '40', '--output', tmp_path / 'curve', cwd=home)
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'results.json').write_text('{"top1": 97, "ratio": 0.5, "quantization": "linear", '
+                                                   '"cost_name": "edge_latency"}')
+    monkeypatch.setattr(plots, 'plot_budget', lambda points, path, **options: drawn.update(options, points=points))
+    succeed('summarize.py', 'searched=run', '--output', 'out', '--curve', 'curve', cwd=tmp_path)
+    assert [point['label'] for point in drawn['curve']] == ['2', '3', '8']
+    ratios = [point['ratio'] for point in drawn['curve']]
+    assert ratios == sorted(ratios) and ratios[-1] == 1 and {point['group'] for point in drawn['curve']} == {
+        'uniform bits, not fine-tuned'}
+    assert drawn['points'] == [{'label': '', 'ratio': 0.5, 'accuracy': 97, 'group': 'searched, fine-tuned'}]
+    assert drawn['xlabel'] == 'latency on edge relative to 8/8 bits'
+    done = call('summarize.py', 'searched=run', '--curve', 'run', cwd=tmp_path)
+    assert done.code == 1 and 'run/comparison.json' in done.err and 'Traceback' not in done.err
