@@ -57,9 +57,13 @@ search() {
 curve() {
     local folder=$OUT/$1; shift
     if [ "$(wc -l 2>/dev/null < "$folder/comparison.csv")" = 8 ]; then echo "done before: $folder"; return; fi
-    python scripts/compare_searchers.py "$@" "${COMMON[@]}" --weights "$FLOAT" --output "$folder" --overwrite \
-        --searchers uniform --budgets uniform:{2..8} --seeds "$SEED" --evaluations 1 --final_epochs 0 \
-        --min_bit 2 --max_bit 8 --bn_batches 2 --train_batch 64 --val_size 40
+    if [ -e "$folder/args.json" ]; then
+        python scripts/compare_searchers.py --resume "$folder"
+    else
+        python scripts/compare_searchers.py "$@" "${COMMON[@]}" --weights "$FLOAT" --output "$folder" --overwrite \
+            --searchers uniform --budgets uniform:{2..8} --seeds "$SEED" --evaluations 1 --final_epochs 0 \
+            --min_bit 2 --max_bit 8 --bn_batches 2 --train_batch 64 --val_size 40
+    fi
 }
 
 KMEANS_SEARCH=mobilenetv2_digits_search

@@ -186,25 +186,34 @@ def test_the_quick_start_continues_where_it_was_interrupted(rehearse, tmp_path):
     for script, *options in first[:-1]:
         if script.endswith('rl_quantize.py'):
             folders[str(module_of(script)['run_path'](parsed(script, options)))] = 'search.pth.tar'
+        elif script.endswith('compare_searchers.py'):
+            folders[parsed(script, options).output] = 'args.json'
         else:
             folders[parsed(script, options).checkpoint] = 'checkpoint.pth.tar'
-    assert len(folders) == len(first) - 1 == 7
+    assert len(folders) == len(first) - 1 == 9
     for folder, name in folders.items():
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / name).touch()
     second = rehearse('run/quickstart.sh')
     assert sorted(call[0] for call in second) == sorted(call[0] for call in first)  # two flows run side by side
     resumed = {parsed(script, options).resume for script, *options in second[:-1]}
-    assert resumed == {folder if name == 'search.pth.tar' else f'{folder}/{name}' for folder, name in folders.items()}
-    for folder in folders:
-        (tmp_path / folder / 'results.json').touch()
+    assert resumed == {f'{folder}/{name}' if name == 'checkpoint.pth.tar' else folder
+                       for folder, name in folders.items()}
+    for folder, name in folders.items():
+        (tmp_path / folder / ('comparison.csv' if name == 'args.json' else 'results.json')).write_text(8 * '\n')
     assert [call[0] for call in rehearse('run/quickstart.sh')] == ['scripts/summarize.py']
 
 
 def test_the_summary_of_the_quick_start_reads_the_runs_that_it_makes(rehearse):
     *runs, (script, *options) = rehearse('run/quickstart.sh')
-    made = {parsed(name, rest).checkpoint for name, *rest in runs if not name.endswith('rl_quantize.py')}
+    made, curves = set(), set()
+    for name, *rest in runs:
+        if name.endswith('compare_searchers.py'):
+            curves.add(parsed(name, rest).output)
+        elif not name.endswith('rl_quantize.py'):
+            made.add(parsed(name, rest).checkpoint)
     assert {text.partition('=')[2] for text in parsed(script, options).runs} == made
+    assert set(parsed(script, options).curve) == curves and len(curves) == 2
 
 
 # ---- help
