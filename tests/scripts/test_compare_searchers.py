@@ -94,9 +94,9 @@ def short(succeed, options, tmp_path_factory):
 @pytest.mark.parametrize('writes', [3, 6, 9])
 def test_a_killed_comparison_goes_on_to_the_same_numbers(call, short, tmp_path, monkeypatch, writes):
     """Killed before one of its files is written: within a search, within a fine-tuning."""
-    from lib.utils import checkpoint
+    from lib.record import files as record
     options, whole = short
-    write, left = checkpoint.write_json, [writes]
+    write, left = record.write_json, [writes]
 
     def crash(path, value):
         left[0] -= 1
@@ -106,7 +106,7 @@ def test_a_killed_comparison_goes_on_to_the_same_numbers(call, short, tmp_path, 
 
     folder = tmp_path / 'killed'
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(checkpoint, 'write_json', crash)
+        patch.setattr(record, 'write_json', crash)
         call('compare_searchers.py', *options, '--output', folder, cwd=tmp_path)
     assert (folder / 'comparison.md').is_file() == (writes > 6)
     done = call('compare_searchers.py', '--resume', folder, cwd=tmp_path)
