@@ -171,11 +171,17 @@ def test_ci_has_the_variables_of_a_fresh_machine_alone(tmp_path):
 @pytest.mark.parametrize('path', RUN)
 def test_a_shell_script_calls_python_with_options_that_exist(path, rehearse):
     extra = ('--copy',) if path.endswith('prepare.sh') else ('--seed', '7')
+    extra = ('resnet20_float', *extra) if path == 'run/qat/train.sh' else extra
     calls = rehearse(path, *extra)
     assert calls, 'it runs no command'
     for script, *options in calls:
         args = parsed(script, options)
         assert getattr(args, 'seed', 7) == 7 and getattr(args, 'copy', True), 'further options are passed on'
+
+
+def test_the_configurations_that_train_sh_names_are_all_there_are():
+    named = re.findall(r'\b(?:toynet|resnet20|mobilenetv2)_\w+', (ROOT / 'run' / 'qat' / 'train.sh').read_text())
+    assert sorted(named) == sorted(module_of('run/qat/config_train.py')['CONFIGS'])
 
 
 def test_the_quick_start_continues_where_it_was_interrupted(rehearse, tmp_path):

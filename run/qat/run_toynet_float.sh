@@ -1,7 +1,0 @@
-#!/usr/bin/env bash
-# Trains ToyNet on CIFAR-10 in float. The authors' figure, 300 epochs on 50,000 images: 91.594 %. Hardware: a GPU, or
-# a CPU with fewer --epochs; docs/results.md has what short schedules give.
-set -euo pipefail
-. "$(dirname "$0")/../environment.sh"
-use_environment requirements.txt
-python scripts/qat_train.py --config toynet_float --data "${DATA:-data/cifar10}" "$@"
