@@ -10,8 +10,9 @@ from lib.simulator.cost import MAX_BIT
 from lib.utils.plots import KIND_COLORS, new_figure, save_figure
 
 MAX_MAPS = 60  # layers in one figure; the most expensive ones are drawn
-ROOFS = ((8, 8, 'o', '-'), (4, 4, 's', '--'))  # weight bits, activation bits, marker, line
-ROOF = '.3'  # no colour of a kind of layer
+# Weight bits, activation bits, marker, line: in no colour of a kind of layer, and both seen where they coincide.
+ROOFS = ((8, 8, 'o', {'linestyle': '-', 'color': '.72', 'linewidth': 3.5}),
+         (4, 4, 's', {'linestyle': '--', 'color': '.2', 'linewidth': 1.2}))
 
 
 def plot_heat_maps(table, path):
@@ -86,8 +87,8 @@ def plot_roofline(cells, layers, hardware, path):
             if x and y:
                 hollow = 'none' if w_bit == 4 else KIND_COLORS[layer.type]
                 ax.plot(x, y, marker, markersize=4.5, color=KIND_COLORS[layer.type], markerfacecolor=hollow, alpha=.8)
-        handles.append(Line2D([], [], color=ROOF, marker=marker, linestyle=line, label=f'{w_bit}/{a_bit} bits',
-                              markerfacecolor='none' if w_bit == 4 else ROOF, markersize=4.5))
+        handles.append(Line2D([], [], marker=marker, label=f'{w_bit}/{a_bit} bits', markeredgecolor='.2',
+                              markerfacecolor='none' if w_bit == 4 else '.2', markersize=4.5, **line))
     for w_bit, a_bit, _, line in ROOFS:
         _draw_roof(ax, hardware, w_bit, a_bit, intensities, line)
     ax.set_xscale('log')
@@ -118,7 +119,7 @@ def _draw_roof(ax, hardware, w_bit, a_bit, intensities, line):
         roof = np.minimum(roof, x * bandwidth)
     if peak:
         roof = np.minimum(roof, peak)
-    ax.plot(x, roof / 1e9, color=ROOF, linestyle=line, linewidth=1.2, zorder=1)
+    ax.plot(x, roof / 1e9, zorder=1, **line)
 
 
 def plot_matrix(ratios, rows, columns, path):
