@@ -188,7 +188,7 @@ def with_reference(cost, args):
 
 def table_stem(args, hardware, metric='latency', all_called=True):
     """Returns the conventional name of a table; another width, image size or number of classes is part of it."""
-    from lib.simulator.table_cache import file_stem
+    from lib.record.files import file_stem
     parts = [f'q{network_name(args)}', *filter(None, [args.dataset]), f'batch{hardware.batch}']
     parts += ['large'] * (args.mode == 'large')
     parts += [f'width{args.width_mult:g}'] * (args.width_mult != 1)

@@ -1,6 +1,5 @@
 """The dot-product engine in the scripts: its options and settings, and the quantized networks that run on it."""
 
-import json
 from argparse import Namespace
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def add_engine_options(parser):
     group.add_argument('--backend', choices=['simulated', 'ideal', 'hardware'], default='simulated', help='ideal: '
                        'integer products; hardware: arrays of --driver')
     group.add_argument('--driver', metavar='FILE.py:build', help='function that returns an ArrayDriver, called once '
-                       'per array (default: none, only the backend hardware needs it)')
+                       'per array; the code in the file is run (default: none, only the backend hardware needs it)')
     for field, (kind, text) in FIELDS.items():
         group.add_argument(f'--{option_of(field)}', type=kind, help=text,
                            metavar={int: 'N', float: 'X', str: 'NAME'}[kind])
@@ -97,23 +96,23 @@ def engine_config(args, **changes):
 
 def _file_settings(args):
     """Returns (settings, where they are from) of --engine or of the run's configuration; ({}, None): none."""
+    from lib.record.files import is_file
     if args.engine:
         return _read_yaml(Path(args.engine), '--engine '), args.engine
     folder = run_folder(args)
     for path in (folder / QUANTIZED.with_name('config.yaml'), folder / 'config.yaml'):
-        if path.is_file():
+        if is_file(path):
             return _read_yaml(path, '', section=True), path
     return {}, None
 
 
 def _read_yaml(path, option, section=False):
-    import yaml
-    if not path.is_file():
+    from lib.record.files import is_file
+    from lib.record.yaml_file import read_yaml
+    if not is_file(path):
         raise FileNotFoundError(f'{option}{path}: there is no such file')
-    try:
-        values = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{option}{path} is no YAML: {" ".join(str(error).split())}') from error
+    values = read_yaml(path, f'{option}file of engine settings')
+    values = {} if values is None else values
     if isinstance(values, dict) and (section or 'mvm' in values):
         values = values.get('mvm') or {}
     if not isinstance(values, dict):
@@ -145,13 +144,13 @@ def read_calibration(path):
     Raises:
         FileNotFoundError, ValueError: it is missing, or no such file.
     """
+    from lib.record.files import is_file, read_json
     from lib.simulator.column_calibration import Calibration
-    path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f'--calibration {path}: there is no such file; hybrid_calibrate.py makes it')
     try:
-        return Calibration.from_dict(json.loads(path.read_text(encoding='utf-8')))
-    except (ValueError, TypeError, KeyError) as error:
+        return Calibration.from_dict(read_json(path, 'calibration'))
+    except ValueError as error:
         raise ValueError(f'--calibration {path} is no calibration of hybrid_calibrate.py ({error})') from error
 
 

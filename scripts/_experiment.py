@@ -6,7 +6,6 @@ import io
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from _common import logger
@@ -137,14 +136,14 @@ def run_sweep(setup, field, configs, top1_digital, top1_float):
     known, points = read_points(path), []
     for value, config in configs.items():
         fingerprint = setup.fingerprint(config, None)
-        if fingerprint in known and not setup.args.overwrite:
+        if not setup.args.overwrite and known_point(known, fingerprint, path):
             logger.info('%s %s: known from %s', field, value, path.name)
         else:
             logger.info('%s %s:', field, value)
             point, _, _ = measure(setup, config)
             known[fingerprint] = {'value': value, **point, 'top1_digital': top1_digital, 'images': len(setup.labels),
                                   'layers': list(setup.operands), 'engine': config.to_dict()}
-            write_json(path, known)
+            write_json(path, known, seal=True)
         points.append({**known[fingerprint], 'fingerprint': fingerprint})
         logger.info('%s %s: engine %.2f %%, the same prediction for %.2f %%, %d arrays, %.1f s', field, value,
                     *(points[-1][name] for name in ('top1', 'agreement', 'arrays', 'seconds')))
@@ -159,15 +158,23 @@ def read_points(path):
     Raises:
         ValueError: the file is no such file.
     """
-    if not Path(path).is_file():
-        return {}
-    try:
-        points = json.loads(Path(path).read_text(encoding='utf-8'))
-        if not isinstance(points, dict):
-            raise TypeError('no dict')
-        return points
-    except (ValueError, TypeError) as error:
-        raise ValueError(f'{path} cannot be read as the points of a sweep ({error}): delete or move it') from error
+    from lib.record.files import is_file, read_json
+    return read_json(path, 'file of measurements') if is_file(path) else {}
+
+
+def known_point(known, fingerprint, path):
+    """Returns the point of a fingerprint, None where there is none.
+
+    Raises:
+        ValueError: it has not the numbers that are drawn.
+    """
+    from lib.record.values import PERCENT, check_values, optional, real
+    point = known.get(fingerprint)
+    if point is not None:
+        rules = {'top1': PERCENT, 'agreement': PERCENT, 'arrays': real(0), 'seconds': real(0),
+                 'relative_error': optional(real(0))}
+        check_values(point if isinstance(point, dict) else {}, rules, f'{path} (delete it): point {fingerprint}')
+    return point
 
 
 def write_csv(path, names, rows):

@@ -3,7 +3,7 @@
 import argparse
 from typing import NamedTuple
 
-from _options import add_architecture_options
+from _options import MAX_SIDE, add_architecture_options
 from _setup import build_network, image_size
 
 
@@ -13,9 +13,9 @@ def input_shape(text):
         sizes = [int(size) for size in text.lower().split('x')]
     except ValueError:
         sizes = []
-    if len(sizes) not in (1, 3) or min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f'{text}: expected a side such as 224, or channels x height x width such as '
-                                         '1x28x28')
+    if len(sizes) not in (1, 3) or min(sizes) < 1 or max(sizes) > MAX_SIDE:
+        raise argparse.ArgumentTypeError(f'{text:.60}: expected a side such as 224, or channels x height x width such '
+                                         f'as 1x28x28, at most {MAX_SIDE} each')
     return tuple(sizes) if len(sizes) == 3 else (3, sizes[0], sizes[0])
 
 

@@ -1,6 +1,7 @@
 """The options that several scripts share, in groups, and their types."""
 
 import argparse
+import sys
 
 
 class RepositoryPath(str):
@@ -27,12 +28,21 @@ class BooleanOption(argparse.Action):
         setattr(namespace, self.dest, value != option_string.startswith('--no-'))
 
 
-def at_least(minimum, kind=int):
-    """Returns an option type: a number of this kind that is not below `minimum`."""
+# Bounds of what a command line may ask for, before anything is allocated.
+MAX_COUNT = 2**31 - 1
+MAX_CLASSES, MAX_SIDE, MAX_WIDTH, MAX_UNITS, MAX_SEED = 10**7, 2**14, 1000, 2**14, 2**63 - 1
+
+
+def at_least(minimum, kind=int, maximum=None):
+    """Returns an option type: a finite number of this kind from `minimum` to `maximum` (of whole ones: `MAX_COUNT`)."""
+    maximum = maximum or {int: MAX_COUNT, float: sys.float_info.max}[kind]
+
     def number(text):
         value = kind(text)
         if not value >= minimum:
             raise argparse.ArgumentTypeError(f'{text} is too small, expected at least {minimum}')
+        if value > maximum:
+            raise argparse.ArgumentTypeError(f'{text:.40} is too large, expected at most {maximum}')
         return value
     number.__name__ = {int: 'whole number', float: 'number'}[kind]  # argparse names it where the text is no number
     return number
@@ -52,11 +62,13 @@ def add_architecture_options(group, arch):
                        'resnet20/32/44/56, toynet, mobilenetv2_cifar, resnet20_projection, hybrid_cnn, any of '
                        'torchvision, or q + name for its linearly quantized twin')
     group.add_argument('--model_file', metavar='FILE.py:build', help='a network of your own instead: a function that '
-                       'returns an nn.Module; it gets num_classes if it takes it (docs/own_model.md)')
-    group.add_argument('--width_mult', type=positive, default=1.0, help='width multiplier of the MobileNets')
+                       'returns an nn.Module; it gets num_classes if it takes it; the code in the file is run '
+                       '(docs/own_model.md)')
+    group.add_argument('--width_mult', type=at_least(0.001, float, MAX_WIDTH), default=1.0,
+                       help='width multiplier of the MobileNets')
     group.add_argument('--mode', choices=['small', 'large'], help='size of mobilenetv3 (default: small)')
-    group.add_argument('--num_classes', type=at_least(1), help='outputs of the network (default: from the data set; '
-                       '1000 for imagenet, imagenet100 and imagenet10)')
+    group.add_argument('--num_classes', type=at_least(1, maximum=MAX_CLASSES), help='outputs of the network '
+                       '(default: from the data set; 1000 for imagenet, imagenet100 and imagenet10)')
 
 
 def add_model_options(parser, arch):
@@ -88,15 +100,17 @@ def add_data_options(parser, batch, workers=16, cache='off'):
                            default=batch, help='training batch size, of all processes together')
     group.add_argument('--test_batch', type=at_least(1), default=512, help='batch size of evaluation, of all processes '
                        'together')
-    group.add_argument('--image_size', type=at_least(1),
+    group.add_argument('--image_size', type=at_least(1, maximum=MAX_SIDE),
                        help="side of the images (default: the data set's, 299 for the "
                        'inception family)')
     group.add_argument('--download', action=BooleanOption, help='let torchvision download the data set where it can')
     group.add_argument('--dataset_file', metavar='FILE.py:build', help="a data set of your own instead: build('train') "
-                       "and build('val') return a Dataset of (image, label) (docs/own_model.md)")
+                       "and build('val') return a Dataset of (image, label); the code in the file is run "
+                       '(docs/own_model.md)')
     group.add_argument('--cache', choices=['off', 'ram', 'auto'], default=cache, help='image folders: decode the '
                        'images once into memory; auto does so where they take at most half of it')
-    group.add_argument('--cache_size', type=at_least(1), default=256, help='longest short side of the images in memory')
+    group.add_argument('--cache_size', type=at_least(1, maximum=MAX_SIDE), default=256,
+                       help='longest short side of the images in memory')
     group.add_argument('--on_bad_image', choices=['refuse', 'skip'], default='refuse', help='image folders: a file '
                        'that cannot be decoded stops the run, or is left out and counted')
     return group
@@ -105,7 +119,8 @@ def add_data_options(parser, batch, workers=16, cache='off'):
 def add_run_options(parser, training=True):
     """Adds the options about device, precision, seed and logging; without `training` seed and logging alone."""
     group = parser.add_argument_group('run')
-    group.add_argument('--seed', '--manualSeed', dest='seed', type=int, default=234, help='seed of everything random')
+    group.add_argument('--seed', '--manualSeed', dest='seed', type=at_least(-MAX_SEED, maximum=MAX_SEED), default=234,
+                       help='seed of everything random')
     group.add_argument('--overwrite', action=BooleanOption, help='replace what is in the output folder')
     group.add_argument('--debug', action=BooleanOption, help='log more, and show the traceback of an error')
     if not training:

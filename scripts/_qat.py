@@ -19,6 +19,7 @@ KEYS = {'model': 'arch', 'num_workers': 'workers', 'batch_size': 'train_batch', 
         'lr_schedule': 'lr_type', 'learning_rate_min': 'lr_min', 'pretrain': 'checkpoint', 'eval_only': 'evaluate'}
 VALUES = {'lr_type': {'cosine': 'cos', 'exponential': 'exp', 'multistep': 'step3'},
           'arch': {'ToyNet': 'toynet', 'MBv2_cf10': 'mobilenetv2_cifar', 'RN20': 'resnet20_projection'}}
+MAX_CHANNELS = 2**16
 NETWORK_OPTIONS = ('strides', 'num_layer_list', 'num_channel_list', 'stem_channel', 'header_channel', 'expansion',
                    'relu_after_add')
 BITS = ('layer_wbit', 'layer_abit', 'strategy', 'input_bits')  # of one network
@@ -43,9 +44,9 @@ def add_qat_options(parser):
     """Adds the options that only quantization-aware training has."""
     group = parser.add_argument_group('quantization')
     group.add_argument('--config', default='toynet_cfg1_star', metavar='NAME|FILE.py:NAME', help='an EasyDict of '
-                       'run/qat/config_train.py or of a file of your own: its settings take the place of the '
-                       'defaults below, options on the command line go before both; of another --arch only what does '
-                       'not belong to its network counts')
+                       'run/qat/config_train.py or of a file of your own, whose code is run: its settings take the '
+                       'place of the defaults below, options on the command line go before both; of another '
+                       '--arch only what does not belong to its network counts')
     group.add_argument('--layer_wbit', type=bit_list, metavar='LIST', help='weight bits of each part of the network, '
                        'such as 32,8x10,16,16: 1 to 8, 16, or 32 for float (docs/qat.md has the indexing; default: the '
                        "configuration's)")
@@ -77,10 +78,11 @@ def add_qat_options(parser):
                        "(default: the data set's own row)")
     group = parser.add_argument_group('shape of toynet and resnet20_projection')
     for name in ('strides', 'num_layer_list', 'num_channel_list'):
-        group.add_argument(f'--{name}', type=at_least(1), nargs='+', help='toynet: one number per stage (default: the '
-                           "configuration's)")
+        group.add_argument(f'--{name}', type=at_least(1, maximum=MAX_CHANNELS), nargs='+', help='toynet: one number '
+                           "per stage (default: the configuration's)")
     for name in ('stem_channel', 'header_channel', 'expansion'):
-        group.add_argument(f'--{name}', type=at_least(1), help="toynet: one number (default: the configuration's)")
+        group.add_argument(f'--{name}', type=at_least(1, maximum=MAX_CHANNELS), help='toynet: one number (default: '
+                           "the configuration's)")
     group.add_argument('--relu_after_add', action=Bool, default=None, help='resnet20_projection: a ReLU after each '
                        'sum, too (default: False)')
 

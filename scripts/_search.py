@@ -1,8 +1,8 @@
 """What the scripts that search share: options of search and agent, and the environment that they make."""
 
 from _costs import find_constraints, find_layers
+from _options import MAX_UNITS, at_least, positive
 from _options import BooleanOption as Bool
-from _options import at_least, positive
 from _setup import build_model, is_linear, loaders_of
 from _weights import prepare, read_weights, say_own_weights
 
@@ -43,14 +43,17 @@ def add_search_options(parser, *, finetune_flag, train_size, val_size):
 def add_agent_options(parser):
     """Adds the options of the DDPG agent."""
     group = parser.add_argument_group('agent')
-    group.add_argument('--hidden1', type=at_least(1), default=300, help='units of the first hidden layer')
-    group.add_argument('--hidden2', type=at_least(1), default=300, help='units of the second hidden layer')
+    group.add_argument('--hidden1', type=at_least(1, maximum=MAX_UNITS), default=300,
+                       help='units of the first hidden layer')
+    group.add_argument('--hidden2', type=at_least(1, maximum=MAX_UNITS), default=300,
+                       help='units of the second hidden layer')
     group.add_argument('--lr_c', type=positive, default=1e-3, help='learning rate of the critic')
     group.add_argument('--lr_a', type=positive, default=1e-4, help='learning rate of the actor')
     group.add_argument('--warmup', type=at_least(0), default=20, help='episodes 0 to this one act at random')
     group.add_argument('--discount', type=at_least(0, float), default=1.0, help='discount of the critic target')
     group.add_argument('--bsize', type=at_least(1), default=64, help='transitions per update')
-    group.add_argument('--rmsize', type=at_least(1), default=128, help='replay capacity in transitions per layer')
+    group.add_argument('--rmsize', type=at_least(1, maximum=2**20), default=128,
+                       help='replay capacity in transitions per layer')
     group.add_argument('--tau', type=positive, default=0.01, help='rate of the soft target update')
     group.add_argument('--init_delta', type=at_least(0, float), default=0.5, help='exploration sigma when warm-up ends')
     group.add_argument('--delta_decay', type=positive, default=0.99, help='factor of sigma per episode')

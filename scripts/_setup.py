@@ -2,6 +2,9 @@
 
 from _common import logger
 
+USUAL_CLASSES, USUAL_WIDTH = 10**5, 4  # up to which a network is built without asking how large it will be
+MAX_PARAMETERS = 2**31
+
 
 def find_device(name):
     """Returns the torch device of `--device`.
@@ -84,6 +87,8 @@ def build_network(args, classes):
     Raises:
         ValueError: the network is unknown or its file fails, or an option does not belong to it.
     """
+    from functools import partial
+
     import models
     from lib.utils.user_code import load_model
     if args.model_file:
@@ -93,7 +98,25 @@ def build_network(args, classes):
     options = dict(getattr(args, 'network_options', None) or {})
     if args.mode:
         options['mode'] = args.mode
-    return models.create_model(network_name(args), num_classes=classes, width_mult=args.width_mult, **options)
+    make = partial(models.create_model, network_name(args), num_classes=classes, width_mult=args.width_mult, **options)
+    if classes > USUAL_CLASSES or args.width_mult > USUAL_WIDTH or options:
+        check_parameters(make, f'{args.arch} of {classes} classes and width {args.width_mult:g}')
+    return make()
+
+
+def check_parameters(make, what):
+    """Raises ValueError where a network would have more parameters than memory holds; nothing is allocated."""
+    import torch
+    try:
+        with torch.device('meta'):
+            count = sum(parameter.numel() for parameter in make().parameters())
+    except NotImplementedError:  # one that cannot be built without numbers
+        return
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        raise ValueError(f'{what} cannot be built: {str(error).splitlines()[0]}') from error
+    if count > MAX_PARAMETERS:
+        raise ValueError(f'{what} would have {count:,} parameters, expected at most {MAX_PARAMETERS:,}: take fewer '
+                         'classes (--num_classes), or fewer channels')
 
 
 def build_model(args, classes, shape, device):

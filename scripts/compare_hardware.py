@@ -4,13 +4,13 @@ Reads the results.json and args.json that finetune.py leaves. A strategy that wa
 cheapest there; the table and its heat map show whether it is.
 """
 
-import json
 from argparse import Namespace
 from pathlib import Path
 
 from _common import make_parser, run
 from _costs import find_hardware_metric
 from _network import describe_network
+from _options import MAX_CLASSES, MAX_SIDE, MAX_WIDTH
 from summarize import read_run
 
 
@@ -33,14 +33,19 @@ def layers_of(row, folder):
         row: results of the run.
         folder: its folder.
     """
+    from lib.record.files import read_json
+    from lib.record.values import TEXT, check_values, list_of, optional, real, whole
     path = Path(folder) / 'args.json'
     try:
-        saved = json.loads(path.read_text(encoding='utf-8'))
-        network = {key: saved[key] for key in ('arch', 'width_mult', 'mode')}
-        network |= {'model_file': saved.get('model_file'), 'classes': row['classes'], 'input': row['input']}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        saved = read_json(path, 'settings of a run')
+        check_values(saved, {'arch': TEXT, 'width_mult': real(0.001, MAX_WIDTH), 'mode': optional(TEXT),
+                             'model_file': optional(TEXT)}, str(path))
+        check_values(row, {'classes': whole(1, MAX_CLASSES), 'input': list_of(whole(1, MAX_SIDE), 3)}, 'results.json')
+    except (OSError, ValueError) as error:
         raise ValueError(f'{row["label"]}: {path} and the results.json beside it cannot be read as a finished '
-                         f'fine-tuning ({type(error).__name__}: {error})') from error
+                         f'fine-tuning ({error})') from error
+    network = {key: saved.get(key) for key in ('arch', 'width_mult', 'mode', 'model_file')}
+    network |= {'classes': row['classes'], 'input': row['input']}
     if not network['model_file']:
         network['arch'] = network['arch'].removeprefix('q')
     described = Namespace(**network, num_classes=network['classes'], dataset=None)

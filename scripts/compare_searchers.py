@@ -12,6 +12,7 @@ from _common import check_unchanged, logger, make_parser, run, settings
 from _compare import run_finetuning, run_search
 from _costs import find_constraints, ratio
 from _options import (
+    MAX_SEED,
     RepositoryPath,
     add_data_options,
     add_model_options,
@@ -42,7 +43,8 @@ def make_compare_parser():
     group.add_argument('--budgets', type=ratio, nargs='+', default=['uniform:3', 'uniform:4'],
                        metavar='RATIO|uniform:K', help='budgets of --cost, each a fraction of its reference or what K '
                        'bits in every layer cost')
-    group.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3], help='seeds of searches and of fine-tuning; '
+    group.add_argument('--seeds', type=at_least(0, maximum=MAX_SEED), nargs='+', default=[1, 2, 3],
+                       help='seeds of searches and of fine-tuning; '
                        'a searcher without chance searches once')
     group.add_argument('--evaluations', type=at_least(1), default=60, help='strategies that a search may evaluate')
     group.add_argument('--final_epochs', type=at_least(0), default=1, help='epochs of the fine-tuning after the search')

@@ -3,12 +3,10 @@
 Known patterns are programmed, random inputs sent; what the columns say is compared with the exact products.
 """
 
-from pathlib import Path
-
 from _common import logger, make_parser, run
 from _engine import add_engine_options, add_run_folder_option, describe_engine, driver_of, engine_config, results_folder
+from _options import MAX_SEED, at_least
 from _options import BooleanOption as Bool
-from _options import at_least
 
 
 def make_calibrate_parser():
@@ -19,7 +17,8 @@ def make_calibrate_parser():
     group.add_argument('--patterns', type=at_least(2), default=8, help='random patterns of cells that are programmed '
                        'one after another')
     group.add_argument('--vectors', type=at_least(16), default=256, help='random inputs that are sent to each pattern')
-    group.add_argument('--seed', '--manualSeed', dest='seed', type=int, default=234, help='seed of patterns and inputs')
+    group.add_argument('--seed', '--manualSeed', dest='seed', type=at_least(0, maximum=MAX_SEED), default=234,
+                       help='seed of patterns and inputs')
     group.add_argument('--overwrite', action=Bool, help='replace the calibration of another engine')
     group.add_argument('--debug', action=Bool, help='log more, and show the traceback of an error')
     add_engine_options(parser)
@@ -43,14 +42,16 @@ def main(args):
     calibration = calibrate_columns(config, driver, patterns=args.patterns, vectors=args.vectors, seed=args.seed)
     report(calibration)
     plot_calibration(calibration, folder / 'calibration.png')
-    write_json(folder / 'calibration.json', calibration.to_dict())
+    write_json(folder / 'calibration.json', calibration.to_dict(), seal=True)
     logger.info('%s: calibration.json, calibration.png', folder)
 
 
 def check_target(path, config, overwrite):
     """Raises FileExistsError if the file holds the calibration of another engine, unless it is to be replaced."""
     from _engine import read_calibration
-    if not Path(path).is_file() or overwrite:
+
+    from lib.record.files import is_file
+    if not is_file(path) or overwrite:
         return
     try:
         read_calibration(path).check(config)

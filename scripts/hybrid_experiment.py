@@ -178,7 +178,7 @@ def compare(setup, config, calibration, accuracies, about):
         'error_images': args.error_images, **{f'top1_{name}': top1 for name, top1 in accuracies.items()},
         'top1_engine': point['top1'], **{name: point[name] for name in point if name != 'top1'},
         'backend': args.backend, 'engine': config.to_dict(), 'calibrated': bool(calibration or args.calibrate),
-        'layers': {row['layer']: row for row in rows}, 'fingerprint': fingerprint})
+        'layers': {row['layer']: row for row in rows}, 'fingerprint': fingerprint}, seal=True)
     logger.info('%s: experiment.json, layers.csv, scatter.png, histogram.png', folder)
 
 

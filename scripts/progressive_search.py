@@ -240,7 +240,8 @@ def finish(search, log):
     write_json(search.folder / 'results.json', {
         **log.about, 'quantization': 'qat', 'strategy': search.parts.lists(last['kbits']), 'kbits': last['kbits'],
         'steps': last['step'], 'top1': last['test_acc'], 'start_top1': search.start['test_acc'],
-        'cost_name': 'proqha_ratio', 'cost': last['cost'], 'ratio': last['cost'], 'size_ratio': bits / full})
+        'cost_name': 'proqha_ratio', 'cost': last['cost'], 'ratio': last['cost'], 'size_ratio': bits / full},
+        seal=True)
     advice = f'; evaluate any step by qat_train.py --arch {search.args.arch} --eval --resume ' \
              f'{step_path(search.folder, last["step"])}' if log.history else ''
     logger.info('%d steps: top-1 %.2f %% at cost %.4f, with float layers %.4f of the float size%s', last['step'],

@@ -220,7 +220,7 @@ def finish(env, folder, agent, log):
     log.plot()
     best = log.best
     write_json(folder / 'results.json', {**log.about, **best, 'float_accuracy': env.float_accuracy,
-                                         'episodes': len(log.history)})
+                                         'episodes': len(log.history)}, seal=True)
     logger.info('best: accuracy %.2f %% (float %.2f %%) at ratio %.4f, episode %d', best['accuracy'],
                 env.float_accuracy, best['ratio'], best['episode'])
     logger.info('paste this into STRATEGIES of scripts/finetune.py, or give --strategy %s:\n%s',

@@ -3,7 +3,6 @@
 Reads the results.json that pretrain.py and finetune.py leave in their folders when they finish.
 """
 
-import json
 from pathlib import Path
 
 from _common import make_parser, run
@@ -24,17 +23,19 @@ def make_summary_parser():
 
 def read_run(text):
     """Returns the results of one run with its label."""
+    from lib.record.files import is_file, read_json
+    from lib.record.values import PERCENT, STRATEGY, TEXT, Rule, check_values, optional, real
     label, _, folder = text.partition('=')
     path = Path(folder or label) / 'results.json'
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f'{path} does not exist: is the run finished? expected LABEL=FOLDER of a run of '
                                 'pretrain.py or finetune.py')
-    try:
-        results = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{path} cannot be read ({error}): run the training again') from error
-    if not isinstance(results, dict) or not {'top1', 'ratio', 'quantization'} <= results.keys():
+    results = read_json(path, 'results of a run')
+    if not {'top1', 'ratio', 'quantization'} <= results.keys():
         raise ValueError(f'{path} is no result of pretrain.py or finetune.py; a search is compared after fine-tuning')
+    strategy = Rule(lambda value: STRATEGY.accepts(value) or isinstance(value, dict), 'a list of bits, or bit lists')
+    check_values(results, {'top1': PERCENT, 'ratio': real(0), 'quantization': TEXT, 'cost_name': optional(TEXT),
+                           'strategy': optional(strategy)}, f'{path} (run the training again)')
     return {'label': label, 'cost_name': 'float', **results}
 
 
@@ -50,16 +51,20 @@ def table(runs):
 
 def read_curve(folder):
     """Returns (name of the cost, points of `plot_budget`) of the uniform bits in a comparison."""
+    from lib.record.files import read_json
+    from lib.record.values import PERCENT, TEXT, check_values, list_of, one_of, real
     path = Path(folder) / 'comparison.json'
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-        rows = [row for row in found['rows'] if row['searcher'] == 'uniform']
-        tuned = 'fine-tuned as well' if found.get('finetuned', True) else 'not fine-tuned'
-        return found['cost'], [{'label': row['budget'].removeprefix('uniform:'), 'ratio': row['ratio'],
-                                'accuracy': row['top1'], 'group': f'uniform bits, {tuned}'} for row in rows]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f'--curve {folder}: {path} cannot be read as a comparison of compare_searchers.py '
-                         f'({type(error).__name__}: {error})') from error
+        found = read_json(path, 'comparison')
+        check_values(found, {'cost': TEXT, 'rows': list_of(one_of(dict))}, str(path))
+        rows = [row for row in found['rows'] if row.get('searcher') == 'uniform']
+        for row in rows:
+            check_values(row, {'budget': TEXT, 'ratio': real(0), 'top1': PERCENT}, f'{path}: a row of uniform bits')
+    except (OSError, ValueError) as error:
+        raise ValueError(f'--curve {folder}: no comparison of compare_searchers.py is there ({error})') from error
+    tuned = 'fine-tuned as well' if found.get('finetuned', True) else 'not fine-tuned'
+    return found['cost'], [{'label': row['budget'].removeprefix('uniform:'), 'ratio': row['ratio'],
+                            'accuracy': row['top1'], 'group': f'uniform bits, {tuned}'} for row in rows]
 
 
 def points_of(rows, beside_curve):
@@ -78,14 +83,14 @@ def main(args):
     print('\n'.join(lines))
     if not args.output:
         return
-    from lib.record.files import write_text
+    from lib.record.files import file_stem, write_text
     from lib.record.words import cost_words
     from lib.utils.plots import plot_budget
     reference = next((row['top1'] for row in runs if row['quantization'] == 'float'), None)
     write_text(Path(args.output) / 'summary.md', '\n'.join(lines) + '\n')
     for name in sorted({row['cost_name'] for row in runs} - {'float'}):
         points = points_of([row for row in runs if row['cost_name'] == name], name in curves)
-        path = Path(args.output) / f'{name}.png'
+        path = Path(args.output) / f'{file_stem(name)}.png'
         plot_budget(points, path, float_accuracy=reference, xlabel=cost_words(name), curve=curves.get(name, ()))
         print(f'plot: {path}')
 

@@ -4,7 +4,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +54,15 @@ def write_npz(path: str | Path, arrays: Mapping, *, compress: bool = False) -> N
         save(file, **{DIGEST: np.array(digest_of_arrays(arrays))}, **arrays)  # first: what loses the end has it still
 
 
-def read_npz(path: str | Path, what: str = 'archive of arrays', limit: int = MAX_ARRAYS) -> dict[str, np.ndarray]:
+def read_npz(path: str | Path, what: str = 'archive of arrays', limit: int = MAX_ARRAYS,
+             added: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Return {name: array} of an .npz file; the digest of one of `write_npz` is checked and left out.
+
+    Args:
+        path: the file.
+        what: what it should be, for messages.
+        limit: bytes that the file and its arrays may take.
+        added: names of arrays that others may put into a file of ours.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -76,7 +83,8 @@ def read_npz(path: str | Path, what: str = 'archive of arrays', limit: int = MAX
                          f'({_brief(error)})') from error
     arrays = {name: parse_npy(part, f'{name} in {source}') for name, part in parts.items()}
     digest = arrays.pop(DIGEST, None)
-    if digest is not None and str(digest) != digest_of_arrays(arrays):
+    ours = {name: array for name, array in arrays.items() if name not in added}
+    if digest is not None and str(digest) != digest_of_arrays(ours):
         raise ValueError(f'{source} is damaged or was changed: its digest is of other values; restore it, or delete it '
                          'and make it again')
     return arrays

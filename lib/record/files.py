@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,18 @@ from lib.record.digest import digest_of_value
 from lib.record.disk import WriteError, room_text, why_not_written
 
 MAX_TEXT = 1 << 26  # bytes of a text file that is read at all
+MAX_STEM = 150  # characters of the name of a file
 MAX_DEPTH = 100  # of lists in lists
 MAX_DIGITS = 300  # of a whole number: the largest float has 309
 NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 DIGEST = 'digest'  # the key of the digest in a sealed JSON file
+
+
+# ---- names
+
+def file_stem(*parts: str) -> str:
+    """Return a file name without suffix that stays in its folder, whatever the parts are."""
+    return re.sub(r'[^\w.+-]', '_', '_'.join(parts)).lstrip('.')[:MAX_STEM]
 
 
 # ---- writing
@@ -220,7 +229,7 @@ def read_json(path: str | Path, what: str = 'JSON file', kind: type = dict) -> A
         raise ValueError(f'{error}; restore it, or delete it and make it again') from error
 
 
-def read_csv(path: str | Path, columns: Sequence[str], what: str = 'table') -> Iterator[tuple[int, dict]]:
+def read_csv(path: str | Path, columns: Sequence[str], what: str = 'CSV table') -> Iterator[tuple[int, dict]]:
     """Yield (line number, {column: text without spaces at its ends}) of a CSV file with a line of column names.
 
     Raises:

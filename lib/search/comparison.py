@@ -75,7 +75,7 @@ class Comparison:
         write_json(self.folder / 'comparison.json', {'arch': self.arch, 'dataset': self.dataset,
                                                      'cost': self.cost.name, 'float_accuracy': self.float_accuracy,
                                                      'finetuned': self.finetuned,
-                                                     'rows': self.rows})
+                                                     'rows': self.rows}, seal=True)
         write_text(self.folder / 'comparison.md', self.text() + '\n')
 
     def plot(self):

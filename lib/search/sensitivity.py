@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import time
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lib.record.files import atomic_path
+from lib.record.arrays import read_npz, write_npz
+from lib.record.files import is_file, parse_json
+from lib.record.values import check_values, real, whole
 from lib.search.curvature import SCALARS, differentiable, measure_curvature
 from lib.search.gradient_flow import blocked_layers
 from lib.simulator.cost import MAX_BIT, UNTOUCHED
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 KINDS = ('loss', *SCALARS)
 LOSS_BATCH = 64
+MAX_FILE = 1 << 26  # bytes
 
 
 class Sensitivity(NamedTuple):
@@ -219,14 +221,13 @@ def read_or_measure(path, env, kind, *, num_images, seed=0):
         env, kind, num_images, seed: as in `measure_sensitivity`.
     """
     about = _belongs_to(env, kind, num_images, seed)
-    found = distributed.on_main(_read, Path(path), about)
+    found = distributed.on_main(_read, Path(path), about, env)
     if found is not None:
         return found
     found = measure_sensitivity(env, kind, num_images=num_images, seed=seed)
     if distributed.is_main():
-        with atomic_path(path) as temporary, temporary.open('wb') as file:
-            np.savez(file, table=found.table, forwards=found.forwards, backwards=found.backwards,
-                     seconds=found.seconds, about=json.dumps(about))
+        write_npz(path, {'table': found.table, 'forwards': found.forwards, 'backwards': found.backwards,
+                         'seconds': found.seconds, 'about': json.dumps(about)})
     return found
 
 
@@ -238,18 +239,34 @@ def _belongs_to(env, kind, num_images, seed):
     return json.loads(json.dumps(about))
 
 
-def _read(path, about):
+def _read(path, about, env):
     """Returns the `Sensitivity` in a file, or None where there is none of exactly this."""
-    if not path.exists():
+    if not is_file(path):
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            differ = [key for key, value in about.items() if json.loads(str(file['about'])).get(key) != value]
-            if not differ:
-                return Sensitivity(file['table'], about['kind'], int(file['forwards']), int(file['backwards']),
-                                   float(file['seconds']))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logger.warning('%s cannot be read (%s): the sensitivity is measured anew', path, error)
+        file = read_npz(path, 'sensitivity', MAX_FILE)
+        saved = parse_json(str(file['about']), f'{path}: about')
+        differ = [key for key, value in about.items() if not isinstance(saved, dict) or saved.get(key) != value]
+        if not differ:
+            _check_table(env, file['table'], kind=about['kind'])
+            counts = {key: file[key].item() for key in ('forwards', 'backwards', 'seconds')}
+            check_values(counts, {'forwards': whole(), 'backwards': whole(), 'seconds': real(0)}, str(path))
+            return Sensitivity(file['table'], about['kind'], **counts)
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning('%s cannot be used (%s): the sensitivity is measured anew', path, error)
         return None
     logger.warning('%s is of another search (%s differ): the sensitivity is measured anew', path, ', '.join(differ))
     return None
+
+
+def _check_table(env, table, kind):
+    """Raises ValueError unless a table has what a measurement gives: numbers at all bits of the search and only there.
+
+    A fixed layer has 0, and a curvature, which is a mean of squares, gives nothing negative.
+    """
+    nothing = {index: dict.fromkeys(_bits(env), 0.0) for index in range(env.num_layers) if index not in env.fixed}
+    expected = _table(env, nothing, nothing, nothing)
+    if table.shape != expected.shape or table.dtype != expected.dtype or np.isinf(table).any() or \
+            not np.array_equal(np.isnan(table), np.isnan(expected)) or np.nansum(np.abs(table[list(env.fixed)])) or \
+            (kind != 'loss' and np.nanmin(table) < 0):
+        raise ValueError('its numbers are not those of a measurement of these layers at these bits')

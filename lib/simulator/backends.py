@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-import yaml
-
+from lib.record.yaml_file import read_yaml
 from lib.simulator import bismo, bit_serial, bitfusion, crossbar, measured, roofline
 from lib.simulator.hardware import Hardware, with_parameters
 
@@ -38,13 +37,8 @@ def find_hardware(name: str | Path) -> Hardware:
 
 def read_hardware(path: Path) -> Hardware:
     """Return the hardware that a YAML file describes; see `find_hardware`."""
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no hardware file {path}')
-    try:
-        values = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or an impossible date
-        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    values = read_yaml(path, 'hardware file')
+    if not isinstance(values, dict):
         raise ValueError(f'{path}: expected lines of the form `parameter: value`, got {values!r:.80}')
     base = _base(path, values)
     values = {'name': path.stem, 'status': f'from {path.name}', **values}

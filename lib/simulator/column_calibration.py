@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lib.record.values import TEXT, Rule, check_values, list_of, one_of, optional, real
 from lib.simulator.adc_range import choose_range
 from lib.simulator.analog_array import ArrayConfig, ArrayDriver
 from lib.simulator.simulated_array import SimulatedArray, generator
@@ -16,6 +17,16 @@ SAMPLES = 4096  # sums that a calibration keeps for figures
 WITHIN = 0.9  # part of a converter's range in which sums are fitted: near its ends an error would be clipped
 DEAD = 1e-3  # a column of a smaller gain does not respond
 CALIBRATION = 2**31  # first number of the random streams of the arrays here; engines count from 0
+
+
+RULES = {  # of a file
+    'gain': list_of(real()), 'offset': list_of(real()), 'fingerprint': TEXT, 'config': one_of(dict),
+    'adc_range': optional(Rule(lambda value: list_of(real(), 2).accepts(value) and value[0] <= value[1],
+                               'a range [lowest, highest]')),
+    **dict.fromkeys(('r2_before', 'r2_after'), real(high=1)),
+    **dict.fromkeys(('rmse_before', 'rmse_after'), real(0)),
+    **dict.fromkeys(('bits_before', 'bits_after'), optional(real())),
+}
 
 
 @dataclass(frozen=True)
@@ -72,16 +83,15 @@ class Calibration:
         if not isinstance(values, Mapping) or set(values) != known:
             wrong = sorted(set(values) ^ known) if isinstance(values, Mapping) else repr(values)[:80]
             raise ValueError(f'this is no calibration of columns: missing or unknown keys {wrong}')
-        try:
-            gain, offset = (np.asarray(values[name], dtype=np.float64) for name in ('gain', 'offset'))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'this is no calibration of columns: gain or offset is no list of numbers ({error})') \
-                from error
-        outputs = ArrayConfig.from_dict(values['config']).outputs
-        if gain.shape != (outputs,) or offset.shape != (outputs,) or not np.isfinite([gain, offset]).all() or \
-                not gain.all():
-            raise ValueError(f'gain and offset have {gain.size} and {offset.size} numbers, expected {outputs} finite '
-                             'ones, no gain of 0')
+        check_values(values, RULES, 'this is no calibration of columns: it')
+        config = ArrayConfig.from_dict(values['config'])
+        if values['fingerprint'] != config.fingerprint():
+            raise ValueError(f"the fingerprint {values['fingerprint']!r:.40} is of another engine than the config in "
+                             'the same file, which was changed')
+        gain, offset = (np.array(values[name], dtype=np.float64) for name in ('gain', 'offset'))
+        if gain.shape != (config.outputs,) or offset.shape != (config.outputs,) or (np.abs(gain) < DEAD).any():
+            raise ValueError(f'gain and offset have {gain.size} and {offset.size} numbers, expected {config.outputs} '
+                             f'of each, no gain below {DEAD:g}')
         adc_range = tuple(values['adc_range']) if values['adc_range'] else None
         return cls(**{**values, 'gain': gain, 'offset': offset, 'adc_range': adc_range})
 

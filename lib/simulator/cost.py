@@ -155,11 +155,14 @@ def _is_int(value) -> bool:
 def as_table(values, name) -> np.ndarray:
     """Return a copy of the values as int64 or float64 of shape (layers, 8, 8), or raise ValueError."""
     table = np.array(values)
+    if table.dtype == object and all(isinstance(value, int) for value in table.flat):
+        raise ValueError(f'{name}: the table holds whole numbers beyond 64 bits: take a smaller batch or a larger unit')
     if table.dtype.kind not in 'iuf':
         raise ValueError(f'{name}: the table holds {table.dtype}, expected integers or floats')
     if table.ndim != 3 or table.shape[1:] != (MAX_BIT, MAX_BIT) or not len(table):
         raise ValueError(f'{name}: the table has shape {table.shape}, expected (layers, {MAX_BIT}, {MAX_BIT})')
-    wrong = np.argwhere(~(np.isfinite(table) & (table >= 0)))
+    largest = np.iinfo(np.int64).max if table.dtype.kind == 'u' else np.inf
+    wrong = np.argwhere(~(np.isfinite(table) & (table >= 0) & (table <= largest)))
     if len(wrong):
         layer, w_bit, a_bit = wrong[0] + (0, 1, 1)
         raise ValueError(

@@ -1,15 +1,18 @@
 """A cost table from the user's own numbers: a CSV file with one line per layer, weight bits and activation bits."""
 
-import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from lib.record.files import read_csv
 from lib.simulator.cost import MAX_BIT, CostTable
 from lib.simulator.layer import LayerRecord
 
 COLUMNS = ('layer', 'w_bit', 'a_bit', 'cost')
+NUMBER = re.compile(r'[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?')  # no 1_0, no digits of other scripts
+WHOLE = re.compile('[0-9]{1,9}')
 ANY = '*'  # in a bits column: the line is meant for all bits that have no line of their own
 
 
@@ -26,7 +29,7 @@ def read_csv_table(path: str | Path, layers: Sequence[LayerRecord], *, unit: str
             at all; the message names line, layer and bits.
     """
     cells = {}
-    for number, row in _rows(Path(path)):
+    for number, row in read_csv(path, COLUMNS):
         where = f'{path}, line {number}'
         key = (_layer_index(row['layer'], layers, where), _bits(row['w_bit'], where), _bits(row['a_bit'], where))
         if key in cells:
@@ -42,49 +45,28 @@ def read_csv_table(path: str | Path, layers: Sequence[LayerRecord], *, unit: str
     )
 
 
-def _rows(path):
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no file {path}')
-    with open(path, newline='', encoding='utf-8-sig') as file:  # Excel writes a byte order mark
-        reader = csv.DictReader(file)
-        try:
-            if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
-                raise ValueError(f"{path} has no column {', '.join(missing)}: its first line must be "
-                                 f"{','.join(COLUMNS)}")
-            for row in reader:
-                if any(row.get(None, ())):  # the comma of 1,234, for instance
-                    raise ValueError(f'{path}, line {reader.line_num}: more cells than columns, the last is '
-                                     f'{row[None][-1]!r}')
-                yield reader.line_num, {column: (row[column] or '').strip() for column in COLUMNS}
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f'{path} cannot be read as CSV: {error}') from error
-
-
 def _layer_index(text, layers, where) -> int:
     names = [layer.name for layer in layers]
     if text in names:
         return names.index(text)
-    if text.isdecimal() and int(text) < len(layers):
+    if WHOLE.fullmatch(text) and int(text) < len(layers):
         return int(text)
-    raise ValueError(f'{where}: unknown layer {text!r}, expected a name ({names[0]} ... {names[-1]}) or a number '
+    raise ValueError(f'{where}: unknown layer {text!r:.60}, expected a name ({names[0]} ... {names[-1]}) or a number '
                      f'from 0 to {len(names) - 1}')
 
 
 def _bits(text, where):
     if text == ANY:
         return ANY
-    if text.isdecimal() and 1 <= int(text) <= MAX_BIT:
+    if WHOLE.fullmatch(text) and 1 <= int(text) <= MAX_BIT:
         return int(text)
-    raise ValueError(f'{where}: bits {text!r}, expected 1..{MAX_BIT} or {ANY}')
+    raise ValueError(f'{where}: bits {text!r:.60}, expected 1..{MAX_BIT} or {ANY}')
 
 
 def _cost(text, where) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float('nan')
+    value = float(text) if NUMBER.fullmatch(text) else float('nan')
     if not 0 <= value < float('inf'):
-        raise ValueError(f'{where}: cost {text!r}, expected a number that is not negative')
+        raise ValueError(f'{where}: cost {text!r:.60}, expected a number that is not negative')
     return value
 
 

@@ -12,6 +12,9 @@ from lib.simulator.cost import MAX_BIT, CostTable
 from lib.simulator.layer import LayerRecord
 from lib.simulator.units import parse_quantity
 
+MAX_COUNT = 2**40  # of anything that is counted in a machine
+MAX_BATCH = 2**24
+MAX_NAME = 100  # characters; tables and figures are named after it
 METRICS = ('latency', 'energy')
 NANOJOULE = 'nJ'  # the unit of every energy table
 
@@ -59,7 +62,7 @@ class Hardware(ABC):
         if not self.name:
             object.__setattr__(self, 'name', self.backend)
         for f in fields(self):
-            _check_parameter(self.name, f, getattr(self, f.name))
+            _check_parameter(self.backend if f.name == 'name' else self.name, f, getattr(self, f.name))
             if f.type in (int, 'int'):
                 object.__setattr__(self, f.name, int(getattr(self, f.name)))  # 32.0 is fine, but counts are counts
 
@@ -198,13 +201,19 @@ def _check_parameter(owner: str, f, value) -> None:
         fine, expected = isinstance(value, str), 'a text'
         if meta['choices']:
             fine, expected = value in meta['choices'], ' or '.join(meta['choices'])
+        elif fine and f.name == 'name':
+            fine = len(value) <= MAX_NAME and value.isprintable() and not (set('/\\') & set(value) or value[0] == '.')
+            expected = f'at most {MAX_NAME} characters without / or \\, for it becomes part of the names of files'
     else:
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float_info.max
         minimum = meta['minimum']
         fine = number and (value > 0 if minimum is None else value >= minimum)
         fine = fine and (wanted != 'int' or value == int(value))
+        maximum = (MAX_BATCH if f.name == 'batch' else MAX_COUNT) if wanted == 'int' else float_info.max
+        fine = fine and value <= maximum
         expected = 'a whole number' if wanted == 'int' else 'a number'
         expected += ' above 0' if minimum is None else f' of at least {minimum:g}'
+        expected += f' and at most {maximum}' if number and value > maximum else ''
     if not fine:
         unit = f" {meta['unit']}" if meta['unit'] else ''
         raise ValueError(f"{owner}: {f.name} is {value!r:.60}, expected {expected}{unit} ({meta['meaning']})")

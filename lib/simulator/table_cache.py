@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from lib.simulator.table_files import load_table, read_about, save_table
 logger = logging.getLogger(__name__)
 
 MACHINE = ('cpu', 'flags', 'torch', 'gpu')  # a measured table is of this machine only
-MAX_STEM = 150  # characters
 
 
 def user_folder() -> Path | None:
@@ -27,11 +25,6 @@ def user_folder() -> Path | None:
         return (Path(base) if Path(base).is_absolute() else Path.home() / '.cache') / 'haq' / 'lookup_tables'
     except RuntimeError:
         return None
-
-
-def file_stem(*parts: str) -> str:
-    """Return a file name without suffix that stays in its folder, whatever the parts are."""
-    return re.sub(r'[^\w.+-]', '_', '_'.join(parts)).lstrip('.')[:MAX_STEM]
 
 
 def digest_of_table(layers: Sequence[LayerRecord], hardware: Hardware, metric: str) -> str:

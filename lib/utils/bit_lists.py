@@ -1,7 +1,9 @@
 """The bit lists of quantization-aware training, `layer_wbit` and `layer_abit`, one entry per part of the network."""
 
+import re
 from numbers import Integral
 
+MAX_ENTRIES = 10_000  # more than any network has parts
 ALLOWED = (*range(1, 9), 16, 32)
 
 
@@ -78,8 +80,12 @@ def parse_bit_list(text):
         if not part:
             continue
         value, _, times = part.partition('x')
-        if not value.isdecimal() or (times and not times.isdecimal()) or part.endswith('x'):
-            raise ValueError(f'{text}: {part!r} is no number of bits; expected a list like 32,8,8,16 or 32,8x10,16')
+        if not re.fullmatch('[0-9]{1,9}(x[0-9]{1,100})?', part):
+            raise ValueError(f'{text!s:.200}: {part!r:.60} is no number of bits; expected a list like 32,8,8,16 or '
+                             '32,8x10,16')
+        if len(bits) + int(times or 1) > MAX_ENTRIES:
+            raise ValueError(f'{text!s:.200}: {part!r} makes more than {MAX_ENTRIES} entries; expected one per part of '
+                             'the network')
         bits += [int(value)] * int(times or 1)
     if not bits:
         raise ValueError(f'{text!r}: expected a list like 32,8,8,16 or 32,8x10,16')

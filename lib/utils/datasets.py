@@ -138,7 +138,7 @@ def _torchvision(spec, root, download, **options):
     root = Path(root).expanduser() if download and root is not None else existing_root(spec, root)
     try:
         return _TORCHVISION[spec.name](root, download=download, **options)
-    except (RuntimeError, OSError, ValueError, AssertionError) as error:
+    except Exception as error:  # a damaged file makes these readers raise nearly anything
         raise ValueError(f'{spec.name} cannot be read from {root} ({error}); expected {spec.tree}; {spec.obtain}') \
             from error
 

@@ -153,4 +153,4 @@ def write_results(folder, metrics, best, **about):
     The file marks a run as finished.
     """
     write_json(Path(folder) / 'results.json', {**about, 'top1': metrics.top1, 'top5': metrics.top5,
-                                               'loss': metrics.loss, 'best_top1': best})
+                                               'loss': metrics.loss, 'best_top1': best}, seal=True)

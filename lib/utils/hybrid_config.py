@@ -7,7 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
+from lib.record.files import is_file
+from lib.record.yaml_file import parse_yaml, read_yaml
 
 
 class Key(NamedTuple):
@@ -54,7 +55,8 @@ def _yes(default):
 
 
 def _whole(default, minimum=0):
-    return Key(default, lambda value: type(value) is int and value >= minimum, f'a whole number from {minimum} on')
+    return Key(default, lambda value: type(value) is int and minimum <= value < 2**31,
+               f'a whole number from {minimum} on, below 2^31')
 
 
 def _real(default, minimum=0.0):
@@ -170,12 +172,10 @@ def read_config(path, overrides=()) -> dict:
         ValueError: it is no YAML, a section or key is unknown, or a value will not do; it is named.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f'--config {path}: there is no such file; run/hybrid/config.yaml is an example')
-    try:
-        given = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path} is no YAML: {" ".join(str(error).split())}') from error
+    given = read_yaml(path, 'configuration')
+    given = {} if given is None else given
     if not isinstance(given, dict) or not all(isinstance(keys, dict) or keys is None for keys in given.values()):
         raise ValueError(f'{path}: expected the sections {", ".join(SECTIONS)}, each with keys and values')
     config = default_config()
@@ -198,10 +198,7 @@ def _override(config, text):
         section, _, key = name.strip().partition('.')
     if not equals or not key:
         raise ValueError(f'--set {text}: expected SECTION.KEY=VALUE, for example training.epochs=30')
-    try:
-        _set(config, section, key, yaml.safe_load(value), f'--set {text}')
-    except yaml.YAMLError as error:
-        raise ValueError(f'--set {text}: the value is no YAML') from error
+    _set(config, section, key, parse_yaml(value, f'--set {text:.80}: the value'), f'--set {text:.80}')
 
 
 def _set(config, section, key, value, source):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
+from lib.record.files import read_text
 from lib.utils.link_tree import some_names
 
 logger = logging.getLogger(__name__)
@@ -145,8 +146,10 @@ def _annotated(folder, classes):
     """Reads lines 'val_0.JPEG n03444034 ...' into pairs (path, label)."""
     file = folder / 'val_annotations.txt'
     samples = []
-    for line in filter(str.strip, file.read_text(encoding='utf-8').splitlines()):
+    for line in filter(str.strip, read_text(file, 'list of validation images').splitlines()):
         name, synset, *_ = [*line.split(), '']
+        if '/' in name or '\\' in name:
+            raise ValueError(f'{file}: {name!r:.60} is no name of a file in {folder / "images"}')
         if synset not in classes:
             raise ValueError(f'{file}: {name} is of class {synset!r}, for which train has no folder')
         samples.append((str(folder / 'images' / name), classes[synset]))

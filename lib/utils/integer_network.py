@@ -1,14 +1,13 @@
 """A network of integers: images in, integer logits out, and no floating-point number between."""
 
-import json
-import zipfile
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from lib.record.files import atomic_path, write_text
+from lib.record.arrays import json_array, read_npz, write_npz
+from lib.record.files import parse_json, write_text
+from lib.record.values import TEXT, Rule, check_values, is_number, list_of, one_of, optional, whole
 from lib.utils.integer_export import header_lines
 from lib.utils.integer_kernels import KERNELS
 from lib.utils.integer_values import Operation
@@ -18,6 +17,17 @@ IMAGE_LIMIT = 8
 TYPES = {'int64': {torch.int32: 2**31 - 1, torch.int64: 2**63 - 1},
          'float64': {torch.float32: 2**24, torch.float64: 2**53, torch.int64: 2**63 - 1}}
 FORMAT, VERSION = 'haq-integer-network', 1
+MAX_SIDE = 2**14
+PROGRAM = {  # what is expected of a file
+    'input_shape': list_of(whole(1, MAX_SIDE), 3), 'output': whole(), 'scale': Rule(
+        lambda value: is_number(value) and value > 0, 'a number above 0'), 'fraction': whole(0, 60),
+    'quantizers': one_of(dict), 'operations': list_of(one_of(dict)),
+}
+OPERATION = {
+    'kind': Rule(lambda value: isinstance(value, str) and value in KERNELS, f'one of {", ".join(KERNELS)}'),
+    'name': TEXT, 'inputs': list_of(whole()), 'output': whole(), 'options': one_of(dict), 'arrays': one_of(dict),
+    'bound': whole(0, 2**63), 'note': TEXT, 'operand_bits': optional(list_of(whole(1, 64), 2)),
+}
 
 
 class IntegerNetwork:
@@ -123,9 +133,7 @@ class IntegerNetwork:
         program = {'format': FORMAT, 'version': VERSION, 'input_shape': self.input_shape, 'output': self.output,
                    'scale': self.scale,
                    'fraction': self.fraction, 'quantizers': self.quantizers, 'operations': operations}
-        text = np.frombuffer(json.dumps(program).encode(), dtype=np.uint8)
-        with atomic_path(path) as temporary, open(temporary, 'wb') as file:
-            np.savez_compressed(file, program=text, **arrays)
+        write_npz(path, {'program': json_array(program), **arrays}, compress=True)
 
     @classmethod
     def load(cls, path):
@@ -135,20 +143,20 @@ class IntegerNetwork:
             FileNotFoundError: there is no such file.
             ValueError: the file is truncated or of another kind.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f'integer network {path} does not exist: check the path')
+        file = read_npz(path, 'integer network')
         try:
-            with np.load(path, allow_pickle=False) as file:
-                program = json.loads(bytes(file['program']).decode())
-                if (program['format'], program['version']) != (FORMAT, VERSION):
-                    raise ValueError(f'it is {program["format"]} version {program["version"]}')
-                operations = [_operation(entry, file) for entry in program['operations']]
-            return cls(operations, program['input_shape'], program['output'], program['scale'], program['quantizers'],
-                       fraction=program['fraction'])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f'{path} ({path.stat().st_size} bytes) cannot be read as an integer network: it is '
-                             f'truncated or of another kind; make or copy it again ({error})') from error
+            program = parse_json(bytes(file['program']).decode(), 'its program')
+            if (program['format'], program['version']) != (FORMAT, VERSION):
+                raise ValueError(f'it is {program["format"]} version {program["version"]}')
+            check_values(program, PROGRAM, 'its program')
+            operations = [_operation(entry, file) for entry in program['operations']]
+            network = cls(operations, program['input_shape'], program['output'], program['scale'],
+                          program['quantizers'], fraction=program['fraction'])
+            network.forward(torch.zeros(1, *network.input_shape, dtype=torch.int64))
+            return network
+        except Exception as error:  # a program of a stranger fails in any way
+            raise ValueError(f'{path} cannot be read as an integer network: it is damaged or of another kind; make or '
+                             f'copy it again ({type(error).__name__}: {error})') from error
 
     def write_header(self, path):
         """Writes all constants as a C header, with the meaning of every operation in comments, atomically."""
@@ -171,8 +179,9 @@ def smallest(array):
 
 
 def _operation(entry, file):
-    if entry['kind'] not in KERNELS:
-        raise ValueError(f'unknown operation {entry["kind"]!r}')
+    check_values(entry, OPERATION, f'the operation {entry.get("name")!r:.60}')
+    if wrong := [key for key in entry['arrays'].values() if file[key].dtype.kind not in 'iu']:
+        raise ValueError(f'{wrong[0]} holds {file[wrong[0]].dtype}, expected integers')
     arrays = {name: torch.from_numpy(file[key].astype(np.int64)) for name, key in entry['arrays'].items()}
     options = {name: tuple(map(_tuple, option)) if isinstance(option, list) else option
                for name, option in entry['options'].items()}

@@ -6,7 +6,10 @@ A plan is a dict {path in the target: source}, both `Path`; a source is a file, 
 import filecmp
 import os
 import shutil
+import tempfile
 from pathlib import Path
+
+PARTIAL = '.partial.'  # beginning of the name of a copy that is not complete
 
 
 def make_tree(plan, target, *, copy=False):
@@ -24,12 +27,14 @@ def make_tree(plan, target, *, copy=False):
         raise ValueError(f'{target} holds {len(strangers)} files or folders that would not be made now: '
                          f'{some_names(strangers)}. They may come from another split: move them away, or give another '
                          '--target. Nothing was changed')
+    for left in target.glob(f'{PARTIAL}*'):  # by a copy that was killed
+        if left.is_file() or left.is_symlink():
+            left.unlink()
     for path in missing:
         place = target / path
         place.parent.mkdir(parents=True, exist_ok=True)
         if copy:
-            shutil.copy2(plan[path], target / '.partial')  # renamed when complete, for the run may be killed here
-            os.replace(target / '.partial', place)
+            _copy(plan[path], place, target)
         else:
             _link(plan[path], place)
     return len(missing)
@@ -60,6 +65,18 @@ def some_names(names, limit=5):
     """Returns the first names in alphabetical order as text, and how many more there are."""
     names = sorted(map(str, names))
     return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')
+
+
+def _copy(source, place, folder):
+    """Copies a file to `place` by way of a new file in `folder`, which is renamed when it is complete."""
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=PARTIAL)  # never a link that somebody has put there
+    os.close(handle)
+    try:
+        shutil.copy2(source, temporary)
+        os.replace(temporary, place)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def _link(source, place):

@@ -22,8 +22,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 if __name__ == '__main__':
     sys.path[0] = str(REPOSITORY)  # run as a command: not lib/utils, whose profile.py would hide Python's own
 
-from lib.utils.link_tree import find_strangers, make_tree, refuse_overlap, some_names  # noqa: E402  (needs the line above)
+from lib.record.files import is_file, read_text  # noqa: E402  (needs the line above)
+from lib.utils.link_tree import find_strangers, make_tree, refuse_overlap, some_names  # noqa: E402
 
+SYNSET = 'n[0-9]{8}'
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 SUBSETS = {'imagenet100': 100, 'imagenet10': 10}
 
@@ -120,16 +122,16 @@ def read_labels(file):
     Raises:
         ValueError: no such file, or it holds no labels.
     """
-    if not file.is_file():
+    if not is_file(file):
         raise ValueError(f'the label file {file} does not exist; give --labels a list of lines "ILSVRC2012_val_00000001'
                          '.JPEG n01751748" or the ILSVRC2012_validation_ground_truth.txt of the development kit')
-    text = file.read_text(encoding='utf-8')
+    text = read_text(file, 'label file')
     numbers = text.split()
-    if numbers and all(number.isdigit() for number in numbers):
+    if numbers and all(re.fullmatch('[0-9]{1,4}', number) for number in numbers):
         synsets = _synsets_by_number(file.parent / 'meta.mat')
         labels = {f'ILSVRC2012_val_{i:08d}.JPEG': synsets.get(int(n)) for i, n in enumerate(numbers, start=1)}
     else:
-        labels = dict(re.findall(r'([^\s/]+\.JPEG)\s+(n\d{8})', text))
+        labels = dict(re.findall(rf'([^\s/]+\.JPEG)\s+({SYNSET})\b', text))
     if not labels or None in labels.values():
         raise ValueError(f'{file} holds no labels, or some that meta.mat does not know: expected lines such as '
                          '"ILSVRC2012_val_00000001.JPEG n01751748", or numbers from 1 to 1000')
@@ -152,10 +154,10 @@ def _official_split(labels, number, images):
     listed = {}
     for part in ('train', 'val', 'test'):
         file = labels / f'{part}{number}.txt'
-        if not file.is_file():
+        if not is_file(file):
             raise ValueError(f'{file} does not exist: DTD has the official splits 1 to 10 in {labels}; '
                              '--split 0 needs none of them')
-        listed[part] = file.read_text(encoding='utf-8').split()
+        listed[part] = read_text(file, 'official split').split()
     absent = set().union(*listed.values()).difference(*images.values())
     if absent:
         raise ValueError(f'{len(absent)} images of official split {number} are not in {labels.parent / "images"}: '
@@ -190,13 +192,19 @@ def _synsets(folder, count):
 
 def _synsets_by_number(file):
     """Reads {ILSVRC2012_ID: synset} from the development kit's meta.mat."""
-    if not file.is_file():
+    if not is_file(file):
         raise ValueError(f'{file} does not exist: it says which synset each number of the ground truth stands for; '
                          'both are in the folder data of ILSVRC2012_devkit_t12')
-    from scipy.io import loadmat  # only here, so that the command runs without it
-
-    rows = loadmat(file, squeeze_me=True)['synsets']
-    return {int(number): str(synset) for number, synset in zip(rows['ILSVRC2012_ID'], rows['WNID'], strict=True)}
+    from lib.record.arrays import read_mat  # only here, so that the command runs without NumPy and SciPy
+    try:
+        rows = read_mat(file, 'meta.mat of the development kit')['synsets']
+        synsets = {int(number): str(synset) for number, synset in zip(rows['ILSVRC2012_ID'], rows['WNID'], strict=True)}
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f'{file} has no synsets with ILSVRC2012_ID and WNID: is it that of the development kit?') \
+            from error
+    if wrong := [synset for synset in synsets.values() if not re.fullmatch(SYNSET, synset)]:  # it names a folder
+        raise ValueError(f'{file}: {wrong[0]!r:.60} is no synset, expected one such as n01751748')
+    return synsets
 
 
 def _entries(folder):

@@ -1,13 +1,13 @@
 """Operands of dot products on disk, for arrays in a laboratory, and what was measured put back into the network."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lib.record.files import atomic_path
+from lib.record.arrays import read_npz, write_npz
+from lib.record.files import is_file
 from lib.utils.engine_run import on_engine, sample_codes
 from lib.utils.utils import derived_seed
 
@@ -29,11 +29,15 @@ def collect_operands(model, operands, images, folder, *, patches=None, seed=0):
     """
     paths = []
     for name, codes in sample_codes(model, operands, images).items():
-        path = Path(folder) / f'{name}.npz'
-        with atomic_path(path) as temporary:
-            np.savez_compressed(temporary, **operand_arrays(operands[name], codes, patches=patches, seed=seed))
+        path = operand_path(folder, name)
+        write_npz(path, operand_arrays(operands[name], codes, patches=patches, seed=seed), compress=True)
         paths.append(path)
     return paths
+
+
+def operand_path(folder, name):
+    """Returns the file of a layer; a name of the user's own may hold slashes, and stays in the folder."""
+    return Path(folder) / f"{name.replace('%', '%25').replace('/', '%2F')}.npz"
 
 
 def operand_arrays(operand, codes, *, patches=None, seed=0):
@@ -154,19 +158,23 @@ def read_measured(folder, names):
     """Returns {layer name: array} of the `measured` in `folder/<layer>.npz`, for those of `names` that have one.
 
     Raises:
-        ValueError: no file has measurements, or one cannot be read.
+        ValueError: no file has measurements, or one cannot be read or holds something else than numbers.
     """
     found = {}
     for name in names:
-        path = Path(folder) / f'{name}.npz'
-        if path.is_file():
-            try:
-                with np.load(path, allow_pickle=False) as arrays:
-                    if 'measured' in arrays:
-                        found[name] = arrays['measured']
-            except (OSError, ValueError, zipfile.BadZipFile) as error:
-                raise ValueError(f'{path} cannot be read as an .npz file of arrays ({error})') from error
+        path = operand_path(folder, name)
+        arrays = read_npz(path, 'file of operands', added=('measured',)) if is_file(path) else {}
+        if 'measured' in arrays:
+            found[name] = _measured(arrays['measured'], path)
     if not found:
         raise ValueError(f'{folder} has no file <layer>.npz with an array "measured", for example '
                          f'{next(iter(names))}.npz; --collect -1 writes the operands to be measured')
     return found
+
+
+def _measured(array, path):
+    """Returns measured dot products, or raises ValueError where they are not finite numbers."""
+    if array.dtype.kind not in 'iuf' or not np.isfinite(array).all():
+        raise ValueError(f'{path}: "measured" holds {array.dtype} {array.shape}, expected finite numbers, one row a '
+                         'column of inputs')
+    return array

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
+from lib.record.files import is_file
+
 
 def load_object(spec, option):
     """Returns the object of `FILE.py:NAME`; the file's folder is searched first for what it imports.
@@ -24,7 +26,7 @@ def load_object(spec, option):
     if not file.endswith('.py') or not name.isidentifier():
         raise ValueError(f'{option} {spec}: expected FILE.py:NAME, for example my_model.py:build')
     path = Path(file).absolute()
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f'{option} {spec}: there is no file {path}')
     module_spec = importlib.util.spec_from_file_location(f'_user_{path.stem}', path)
     module = importlib.util.module_from_spec(module_spec)

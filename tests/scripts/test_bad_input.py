@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from lib.record.files import sealed
+
 SEARCH, TUNE, TRAIN, TABLE, SUMMARY = ('rl_quantize.py', 'finetune.py', 'pretrain.py', 'make_lookup_table.py',
                                        'summarize.py')
 
@@ -62,7 +64,7 @@ def bad(home, weights, table, kmeans_search, linear_search):
     shutil.copy(table, folder / 'other.npy')
     about = json.loads(table.with_suffix('.json').read_text())
     about['layers'][3]['in_channels'] += 1
-    (folder / 'other.json').write_text(json.dumps(about))
+    (folder / 'other.json').write_text(json.dumps(sealed(about)))
     (folder / 'empty').mkdir()
     (folder / 'photos' / 'train').mkdir(parents=True)
     (folder / 'run').mkdir()

@@ -1,7 +1,6 @@
 """hybrid_calibrate.py and hybrid_experiment.py on small networks of three scripts and the digits."""
 
 import csv
-import json
 import shutil
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 import yaml
 
 import models
+from lib.record.files import read_json
 from lib.simulator.analog_array import ArrayConfig
 from lib.simulator.column_calibration import Calibration
 from lib.utils.data_utils import create_loaders
@@ -45,8 +45,7 @@ def experiment_fixture(place, call, tmp_path):
     return experiment
 
 
-def read(path):
-    return json.loads(path.read_text())
+read = read_json  # which takes the digest out again
 
 
 def rows_of(path):
@@ -205,9 +204,19 @@ def test_operands_are_collected_and_measurements_replayed(experiment, tmp_path):
         assert arrays['inputs'].shape == (20, 1, 27)
     done, _ = experiment('--collect', '-1', '--collect_images', '3', '--layers', 'header.conv')
     with np.load(folder / 'header.conv.npz') as arrays:
-        measured = np.einsum('igk,gkn->in', arrays['inputs'].astype(float), arrays['weights'].astype(float))
+        operands = dict(arrays)
+    measured = np.einsum('igk,gkn->in', operands['inputs'].astype(float), operands['weights'].astype(float))
     (tmp_path / 'lab').mkdir()
-    np.savez(tmp_path / 'lab' / 'header.conv.npz', measured=measured)
+    path = tmp_path / 'lab' / 'header.conv.npz'
+    for wrong, words in (({**operands, 'measured': measured + np.nan}, 'expected finite numbers'),
+                         ({'measured': measured.astype(str)}, 'expected finite numbers'),
+                         ({**operands, 'measured': measured, 'inputs': operands['inputs'][::-1]}, 'digest')):
+        np.savez(path, **wrong)
+        done, _ = experiment('--replay', 'lab', '--collect_images', '3')
+        assert done.code == 1 and words in done.err, done.err
+    np.savez(path, **operands, measured=measured)  # as the page of the engine has it; alone it is enough
+    assert experiment('--replay', 'lab', '--collect_images', '3')[0].code == 0
+    np.savez(path, measured=measured)
     done, _ = experiment('--replay', 'lab', '--collect_images', '3')
     assert done.code == 0, done.err
     assert '3 images, dot products of header.conv as measured' in done.out

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lib.env.linear_quantize_env import LinearQuantizeEnv
 from lib.env.quantize_env import QuantizeEnv
 from lib.quantize.kmeans import fit_codebook
+from lib.record.arrays import read_npz, write_npz
 from lib.search import sensitivity
 from lib.search.curvature import hessian, measure_curvature
 from lib.search.sensitivity import draw_images, measure_sensitivity, read_or_measure
@@ -343,11 +344,10 @@ def test_a_file_is_read_only_for_what_it_belongs_to(flow, tmp_path, trained, tin
     env, path = ENVS[flow](trained, tiny_loaders, min_bit=2, max_bit=3), tmp_path / 'new' / 'sensitivity'
     first = read_or_measure(path, env, 'fisher', num_images=6)
     np.testing.assert_array_equal(first.table, measure_sensitivity(env, 'fisher', num_images=6).table)
-    with np.load(path) as file:
-        np.savez(path.with_suffix('.npz'), **{**file, 'table': file['table'] + 1})
-    path.with_suffix('.npz').replace(path)
+    held = read_npz(path)
+    write_npz(path, {**held, 'table': held['table'] * 2})
     marked = read_or_measure(path, env, 'fisher', num_images=6)  # what is in the file, not a new measurement
-    np.testing.assert_array_equal(marked.table, first.table + 1)
+    np.testing.assert_array_equal(marked.table, first.table * 2)
     assert (marked.kind, marked.forwards, marked.backwards) == ('fisher', 6, 6)
     assert not caplog.records
 
@@ -357,7 +357,7 @@ def test_a_file_is_read_only_for_what_it_belongs_to(flow, tmp_path, trained, tin
     path.write_bytes(path.read_bytes()[:100])
     caplog.clear()
     intact = read_or_measure(path, env, 'hessian', num_images=5)
-    assert 'cannot be read' in caplog.text
+    assert 'cannot be used' in caplog.text
     np.testing.assert_array_equal(read_or_measure(path, env, 'hessian', num_images=5).table, intact.table)
 
     with torch.no_grad():
@@ -367,3 +367,38 @@ def test_a_file_is_read_only_for_what_it_belongs_to(flow, tmp_path, trained, tin
     changed = read_or_measure(path, env, 'hessian', num_images=5)
     assert 'weights' in caplog.text
     assert not np.array_equal(changed.table, intact.table, equal_nan=True)
+
+
+def reversed_rows(table):
+    return table[::-1]
+
+
+def zeroed(table):
+    return table * 0
+
+
+IMPOSSIBLE = (  # also in a file of before, which has no digest
+    lambda t: np.where(t == np.nanmax(t), -1e9, t), lambda t: t.astype(np.float32), lambda t: t[1:],
+    lambda t: t.astype(str), lambda t: np.where(t > 0, np.inf, t), lambda t: np.nan_to_num(t, nan=0.5),
+    lambda t: np.where(t > 0, np.nan, t))
+
+
+@pytest.mark.parametrize(('change', 'sealed'), [
+    *((change, True) for change in (reversed_rows, zeroed, *IMPOSSIBLE)), *((change, False) for change in IMPOSSIBLE)])
+def test_other_numbers_than_those_measured_are_not_used(change, sealed, tmp_path, trained, tiny_loaders, caplog):
+    env, path = kmeans_env(trained, tiny_loaders, min_bit=2, max_bit=3), tmp_path / 'sensitivity.npz'
+    first = read_or_measure(path, env, 'fisher', num_images=6)
+    with np.load(path) as file:
+        held = {**file, 'table': change(file['table'])}
+    np.savez(path, **{name: array for name, array in held.items() if sealed or name != 'digest'})
+    np.testing.assert_array_equal(read_or_measure(path, env, 'fisher', num_images=6).table, first.table)
+    assert 'cannot be used' in caplog.text
+
+
+def test_a_file_of_before_is_used(tmp_path, trained, tiny_loaders, caplog):
+    env, path = kmeans_env(trained, tiny_loaders, min_bit=2, max_bit=3), tmp_path / 'sensitivity.npz'
+    first = read_or_measure(path, env, 'fisher', num_images=6)
+    with np.load(path) as file:
+        np.savez(path, **{name: array for name, array in file.items() if name != 'digest'})
+    again = read_or_measure(path, env, 'fisher', num_images=6)
+    assert again.seconds == first.seconds and not caplog.records

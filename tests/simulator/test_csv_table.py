@@ -95,7 +95,10 @@ def test_a_name_comes_before_a_number(read):
     ('stem,,8,1', ["bits ''"]), ('stem,-1,8,1', ["bits '-1'"]), ('stem,²,8,1', ["bits '²'"]), ('stem,8', ["bits ''"]),
     ('stem,8,8,-1', ["cost '-1'", 'not negative']), ('stem,8,8,nan', ["cost 'nan'"]), ('stem,8,8,inf', ["cost 'inf'"]),
     ('stem,8,8,1e999', ["cost '1e999'"]), ('stem,8,8,fast', ["cost 'fast'"]), ('stem,8,8,', ["cost ''"]),
-    ('stem,8,8,"1,5"', ["cost '1,5'"]), ('stem,8,8,1,234', ['more cells than columns', "'234'"]),
+    ('stem,8,8,"1,5"', ["cost '1,5'"]), ('stem,8,8,1_0', ["cost '1_0'"]),
+    ('stem,8,8,٣', ["cost '٣'"]),
+    ('٢,8,8,1', ["unknown layer '٢'"]), ('stem,٨,8,1', ['bits']), (f'{"9" * 5000},8,8,1', ['unknown layer']),
+    ('stem,8,8,0x10', ["cost '0x10'"]), ('stem,8,8,1,234', ['more cells than columns', "'234'"]),
     ('stem,*,*,5', ['stem at */* bits is there twice']), ('0,*,*,5', ['0 at */* bits is there twice']),
 ])
 def test_a_wrong_line_is_named(read, line, words):
@@ -122,7 +125,7 @@ def test_a_missing_cell_is_named(read, text, words):
     ('layer,w_bit,cost\nstem,*,1\n', ['no column a_bit', 'layer,w_bit,a_bit,cost']),
     ('', ['no column layer, w_bit, a_bit, cost']), (HEAD.replace(',', ';') + 'stem;*;*;1\n', ['no column']),
     (HEAD.upper(), ['no column']), ('stem,*,*,1\n' + REST, ['no column']),
-    (b'\xff\xfe\x00\x01', ['cannot be read as CSV']), (HEAD.encode() + b'stem,*,*,\xb5\n', ['cannot be read as CSV']),
+    (b'\xff\xfe\x00\x01', ['cannot be read as a CSV']), (HEAD.encode() + b'stem,*,*,\xb5\n', ['no UTF-8']),
     (HEAD + f'stem,*,*,{"1" * 200_000}\n', ['cannot be read as CSV', 'limit']),
     (HEAD + 'stem,*,*,0\nblock.1,*,*,0\nfc,*,*,0\n', ['reference cost is 0']),
 ])
@@ -134,5 +137,5 @@ def test_a_file_that_is_no_table(read, text, words):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match='there is no file .*none.csv'):
+    with pytest.raises(FileNotFoundError, match='none.csv does not exist'):
         read_csv_table(tmp_path / 'none.csv', LAYERS, unit='ms', name='board')

@@ -84,9 +84,8 @@ def test_a_calibration_of_another_engine_is_refused_by_name():
     other = replace(MISMATCH, rows=128, adc_bits=6)
     with pytest.raises(ValueError, match='another engine .*: adc_bits 8 there, 6 here; rows 64 there, 128 here: '):
         make_engine(other, calibration=calibration)
-    changed = Calibration.from_dict({**calibration.to_dict(), 'fingerprint': '0' * 16})
-    with pytest.raises(ValueError, match='its file was changed'):
-        changed.check(MISMATCH)
+    with pytest.raises(ValueError, match='of another engine than the config in the same file, which was changed'):
+        Calibration.from_dict({**calibration.to_dict(), 'fingerprint': '0' * 16})
 
 
 def test_a_calibration_goes_through_json():
@@ -101,9 +100,14 @@ def test_a_calibration_goes_through_json():
     values = json.loads(text)
     for wrong, message in [
         ({**values, 'gain': values['gain'][1:]}, 'have 15 and 16 numbers, expected 16'),
-        ({**values, 'gain': [0.0] * 16}, 'no gain of 0'), ({**values, 'slope': 1}, r"unknown keys \['slope'\]"),
+        ({**values, 'gain': [0.0] * 16}, 'no gain below 0.001'), ({**values, 'slope': 1}, r"unknown keys \['slope'\]"),
         ({key: v for key, v in values.items() if key != 'offset'}, r"missing or unknown keys \['offset'\]"),
         ({**values, 'gain': 'high'}, 'this is no calibration'), ([], 'this is no calibration'),
+        ({**values, 'gain': [*values['gain'][1:], '1']}, 'gain is'), ({**values, 'offset': [[0.0]] * 16}, 'offset is'),
+        ({**values, 'config': [1]}, 'config is'), ({**values, 'config': {**values['config'], 'rows': '12x'}}, 'rows'),
+        ({**values, 'adc_range': [2, 1]}, 'adc_range is'), ({**values, 'adc_range': 3}, 'adc_range is'),
+        ({**values, 'r2_before': 'x'}, 'r2_before is'), ({**values, 'rmse_after': -1}, 'rmse_after is'),
+        ({**values, 'bits_after': []}, 'bits_after is'), ({**values, 'fingerprint': 3}, 'fingerprint is'),
     ]:
         with pytest.raises(ValueError, match=message):
             Calibration.from_dict(wrong)

@@ -243,7 +243,11 @@ def test_units_are_converted(chip):
     ('preset: edge\nclock_mhz: -3\n', ['clock_mhz is -3', 'above 0']),
     ('preset: edge\nclock_mhz: .nan\n', ['clock_mhz is nan']), ('preset: edge\nclock_mhz: .inf\n', ['inf']),
     ('preset: edge\nclock_mhz: 1e999\n', ['clock_mhz', 'too large']),
-    (f'preset: edge\nclock_mhz: {"9" * 400}\n', ['clock_mhz is 999']),
+    (f'preset: edge\nclock_mhz: {"9" * 400}\n', ['999', 'too large']),
+    ('preset: edge\nbatch: 10000000000000000000000000\n', ['batch is 1', 'at most 16777216']),
+    ('preset: edge\ndepth: 1e25 bits\n', ['depth']),
+    ('preset: edge\nname: x/../../evil\n', ["'x/../../evil'", 'without /']),
+    ('preset: edge\nname: ..\n', ["'..'"]), ('preset: edge\nname: "a\\nb"\n', ["'a\\nb'"]),
     ('preset: edge\nclock_mhz: 2020-13-45\n', ['month']),
     ('preset: edge\nbatch: 2.5\n', ['batch is 2.5', 'whole']),
     ('preset: edge\ndim: true\n', ['dim', 'True']), ('preset: edge\nname: 5\n', ['name is 5', 'a text']),
@@ -255,9 +259,10 @@ def test_units_are_converted(chip):
     ('backend: moon\n', ["unknown backend 'moon'", 'bitfusion', 'roofline']),
     ('preset: [edge]\n', ["unknown preset ['edge']"]), ('backend: {a: 1}\n', ["unknown backend {'a': 1}"]),
     ('- 1\n- 2\n', ['`parameter: value`', '[1, 2]']), ('', ['`parameter: value`', 'None']),
-    ('edge', ['`parameter: value`', "'edge'"]), ('1: 2\n', ['`parameter: value`']), ('x' * 5000, ['parameter']),
+    ('preset: edge\ndepth: 512\ndepth: 1024\n', ["'depth' stands twice"]),
+    ('edge', ['`parameter: value`', "'edge'"]), ('1: 2\n', ['either', 'got neither']), ('x' * 5000, ['parameter']),
     ('preset: edge\n\tclock_mhz: 3\n', ['no valid YAML', 'line 2']), ('preset: "edge\n', ['no valid YAML']),
-    ('preset: edge\nname: [edge]\n', ["name is ['edge']"]), (b'\xff\xfe\x00', ['no valid YAML']),
+    ('preset: edge\nname: [edge]\n', ["name is ['edge']"]), (b'\xff\xfe\x00', ['no UTF-8']),
     ('preset: !!python/object/apply:os.getcwd []\n', ['no valid YAML']),
 ])
 def test_yaml_that_describes_no_hardware(chip, text, words):
@@ -273,5 +278,5 @@ def test_names_that_are_no_hardware(tmp_path):
         with pytest.raises(ValueError, match=r'unknown hardware .*bitfusion.*edge.*FILE\.yaml'):
             find_hardware(name)
     for name in (tmp_path / 'none.yaml', tmp_path / 'none.yml'):
-        with pytest.raises(FileNotFoundError, match='there is no hardware file .*none'):
+        with pytest.raises(FileNotFoundError, match='hardware file .*none.* does not exist'):
             find_hardware(name)

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lib.record.files import file_stem
 from lib.simulator import table_cache
 from lib.simulator.backends import PRESETS
 from lib.simulator.hardware import make_table
 from lib.simulator.layer import LayerRecord
-from lib.simulator.table_cache import digest_of_about, digest_of_table, file_stem, find_or_make, user_folder
+from lib.simulator.table_cache import digest_of_about, digest_of_table, find_or_make, user_folder
 from lib.simulator.table_files import load_table, save_table
 
 EDGE = PRESETS['edge']

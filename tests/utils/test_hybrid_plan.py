@@ -56,11 +56,21 @@ def test_a_file_changes_what_it_names_and_options_go_before_it(write):
     ('qat: {quantize_w_blocks: [1, 1]}', 'different block numbers'),
     ('training: {lr: fast}', "training.lr is 'fast', expected a number above 0"),
     ('[1, 2]', 'expected the sections'),
-    ('qat: {a: ]', 'is no YAML'),
+    ('qat: {a: ]', 'is no valid YAML'),
+    ('qat: {w_slope: 2, w_slope: 3}', "'w_slope' stands twice"), ('qat: {}\nqat: {w_slope: 3}', "'qat' stands twice"),
+    ('training: {epochs: 10000000000}', 'training.epochs is 10000000000, expected a whole number'),
+    ('training: {lr: .nan}', 'training.lr is nan'), ('training: {lr: .inf}', 'training.lr is inf'),
+    ('3', 'expected the sections'), ('false', 'expected the sections'), ('qat: [1]', 'expected the sections'),
 ])
 def test_wrong_files_are_refused_by_name(write, text, message):
     with pytest.raises(ValueError, match=message):
         read_config(write(text))
+
+
+def test_layers_whose_names_are_numbers_are_named_as_they_stand(write):
+    """nn.Sequential's; YAML alone makes an int of 0, the float 1.1 of 1.10 and True of on."""
+    text = "layers:\n  0: [8, -1]\n  1.10: [4, 4]\n  '2': [4, 4]\n  on: [8, 8]\n"
+    assert list(read_config(write(text), ['layers.3=[2, 2]'])['layers']) == ['0', '1.10', '2', 'on', '3']
 
 
 @pytest.mark.parametrize('text', ['epochs', 'epochs=', 'nothing=3', 'training.seed=x', '=3'])

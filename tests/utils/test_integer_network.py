@@ -238,10 +238,10 @@ def test_broken_files_are_refused(networks, tmp_path):
     whole = path.read_bytes()
     for content in (whole[:len(whole) // 2], b'', b'no file of ours', whole[:-30]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r'net\.npz \(\d+ bytes\) cannot be read as an integer network'):
+        with pytest.raises(ValueError, match=r'net\.npz .*(cannot be read|not a complete)'):
             IntegerNetwork.load(path)
     np.savez(path, program=np.arange(3, dtype=np.uint8), other=np.array([None]))
-    with pytest.raises(ValueError, match='cannot be read as an integer network'):
+    with pytest.raises(ValueError, match='not a complete .npy file'):
         IntegerNetwork.load(path)
     np.savez(path, weights=np.arange(3))
     with pytest.raises(ValueError, match='cannot be read as an integer network'):

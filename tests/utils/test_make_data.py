@@ -92,6 +92,16 @@ def test_a_second_run_changes_nothing_and_a_killed_one_is_completed(dtd, tmp_pat
     assert [name for name in files(target) if name != '.partial'] == names
 
 
+def test_a_copy_follows_no_link_that_somebody_has_put_in_its_way(dtd, tmp_path):
+    victim, target = tmp_path / 'victim', tmp_path / 'DTD'
+    victim.write_text('precious')
+    target.mkdir()
+    for name in ('.partial', '.partial.x'):
+        (target / name).symlink_to(victim)
+    split_dtd(dtd, target, copy=True)
+    assert victim.read_text() == 'precious' and not list(target.glob('.partial.*'))
+
+
 def test_copies_are_files_of_their_own(dtd, tmp_path):
     split_dtd(dtd, tmp_path / 'DTD', copy=True)
     for path in (tmp_path / 'DTD').rglob('*.jpg'):
@@ -292,11 +302,27 @@ def test_label_files_in_all_forms_agree(tmp_path):
     kit.write_text('490\n999\n')
     with pytest.raises(ValueError, match='meta.mat does not know'):
         read_labels(kit)
+    kit.write_text('490\n')
+    rows['WNID'] = ['n09193705', '../../escaped']
+    savemat(tmp_path / 'meta.mat', {'synsets': rows})
+    with pytest.raises(ValueError, match=r"'\.\./\.\./escaped' is no synset, expected one such as n01751748"):
+        read_labels(kit)
+    for wrong in ({'synsets': [1, 2]}, {'other': rows}, {'synsets': rows['words'][:1]}):
+        savemat(tmp_path / 'meta.mat', wrong)
+        with pytest.raises(ValueError, match='meta.mat has no synsets'):
+            read_labels(kit)
+    (tmp_path / 'meta.mat').write_bytes(b'MATLAB 5.0 MAT-file' + bytes(300))
+    with pytest.raises(ValueError, match='meta.mat cannot be read'):
+        read_labels(kit)
 
 
 def test_bad_label_files_are_named(tmp_path):
     with pytest.raises(ValueError, match='none.txt does not exist'):
         read_labels(tmp_path / 'none.txt')
+    for content in (b'\xff\xfe', b'9' * 5000, '٣\n'.encode()):
+        (tmp_path / 'bytes.txt').write_bytes(content)
+        with pytest.raises(ValueError, match='bytes.txt (holds no labels|cannot be read)'):
+            read_labels(tmp_path / 'bytes.txt')
     (tmp_path / 'caffe.txt').write_text('ILSVRC2012_val_00000001.JPEG 65\n')
     with pytest.raises(ValueError, match='caffe.txt holds no labels.*n01751748'):
         read_labels(tmp_path / 'caffe.txt')

@@ -1,0 +1,65 @@
+"""What is expected of a value that was read: its kind and range, and the words for a message."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+class Rule(NamedTuple):
+    """Whether a value will do, and what is expected, in words."""
+
+    accepts: Callable[[Any], bool]
+    expected: str
+
+
+def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Return whether a value is a finite number from `low` to `high`, no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high \
+        and -math.inf < value < math.inf
+
+
+def real(low: float = -math.inf, high: float = math.inf) -> Rule:
+    """Return the rule of a finite number from `low` to `high`."""
+    bounds = '' if (low, high) == (-math.inf, math.inf) else f' from {low:g} to {high:g}'.replace(' to inf', ' on')
+    return Rule(lambda value: is_number(value, low, high), f'a number{bounds}')
+
+
+def whole(low: int = 0, high: int = 2**53) -> Rule:
+    """Return the rule of an int from `low` to `high`."""
+    return Rule(lambda value: type(value) is int and low <= value <= high, f'a whole number from {low} to {high}')
+
+
+def one_of(*kinds: type) -> Rule:
+    """Return the rule of a value of one of these types."""
+    return Rule(lambda value: isinstance(value, kinds), f"a {' or a '.join(kind.__name__ for kind in kinds)}")
+
+
+def list_of(rule: Rule, length: int | None = None) -> Rule:
+    """Return the rule of a list, of a length if one is given, whose entries all follow a rule."""
+    return Rule(lambda value: isinstance(value, list) and length in (None, len(value))
+                and all(map(rule.accepts, value)),
+                f"a list of {'' if length is None else f'{length} times '}{rule.expected}")
+
+
+def optional(rule: Rule) -> Rule:
+    """Return the rule of a value that may be None."""
+    return Rule(lambda value: value is None or rule.accepts(value), f'{rule.expected}, or nothing')
+
+
+TEXT = one_of(str)
+PERCENT = real(0, 100)
+STRATEGY = list_of(Rule(lambda entry: _is_bits(entry) or isinstance(entry, list) and len(entry) == 2
+                        and all(map(_is_bits, entry)), 'bits, or pairs of bits'))
+
+
+def _is_bits(value) -> bool:
+    return type(value) is int and -1 <= value <= 32
+
+
+def check_values(values: Mapping, rules: Mapping[str, Rule], source: str) -> None:
+    """Raise ValueError, naming `source` and the first value that will not do, unless all of `rules` are followed."""
+    for key, rule in rules.items():
+        if key not in values and not rule.accepts(None):
+            raise ValueError(f'{source} has no {key}, expected {rule.expected}')
+        if not rule.accepts(values.get(key)):
+            raise ValueError(f'{source}: {key} is {values[key]!r:.60}, expected {rule.expected}')
