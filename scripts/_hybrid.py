@@ -90,11 +90,11 @@ def write_config(args, loaders, classes):
     logger.info('%s: the complete configuration', args.write_config)
 
 
-def hybrid_model(args, classes, shape, device):
+def hybrid_model(args, classes, shape, device, loaders=()):
     """Returns the float network of a run."""
     if args.network_options is not None:
         args.network_options = {**args.network_options, 'in_channels': shape[0]}
-    return build_model(args, classes, shape, device)
+    return build_model(args, classes, shape, device, loaders)
 
 
 def apply_strategy(args, model, shape):

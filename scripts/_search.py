@@ -97,7 +97,7 @@ def make_env(args, device, option='--preserve_ratio'):
             raise ValueError(f'--{other} belongs to the {"K-means" if linear else "linear"} flow: leave it out')
     train_loader, val_loader, classes = loaders_of(args, device, train_size=args.train_size, val_size=args.val_size)
     shape = train_loader.input_shape
-    model = build_model(args, classes, shape, device)
+    model = build_model(args, classes, shape, device, (train_loader, val_loader))
     start, source = read_weights(args, pretrained=not args.model_file)
     if start is None:
         say_own_weights(args)

@@ -119,7 +119,30 @@ def check_parameters(make, what):
                          'classes (--num_classes), or fewer channels')
 
 
-def build_model(args, classes, shape, device):
+def single_images(*loaders):
+    """Returns {mode: batch size} of ([training loader,] validation loader) where a batch of one image comes."""
+    loaders = dict(zip(('training', 'evaluation')[-len(loaders):], loaders, strict=True))
+    return {mode: loader.batch_size for mode, loader in loaders.items() if loader.batches.smallest == 1}
+
+
+def check_model(args, model, shape, classes, loaders=()):
+    """Raises ValueError, with the options that help, where the network does not take the images of the loaders."""
+    from lib.utils.network_check import check_network
+    single = single_images(*loaders)
+    try:
+        check_network(model, shape, classes, single)
+    except ValueError as error:
+        advice = '; another --image_size?' if ' fails ' in str(error) and not args.model_file else ''
+        if ' one image ' in str(error):
+            mode = 'training' if ' training mode' in str(error) else 'evaluation'
+            batch = '--final_batch' if hasattr(args, 'final_batch') else '--train_batch'
+            option = {'training': batch, 'evaluation': '--test_batch'}[mode]
+            advice = (f'; one image is what batches of {single[mode]} leave for the last one: take another {option}, '
+                      'or let the network take one image (in its forward, flatten(1) in place of squeeze())')
+        raise ValueError(f'{args.arch}: {error}{advice}') from error
+
+
+def build_model(args, classes, shape, device, loaders=()):
     """Returns the float network of the options on `device`, checked and described.
 
     Args:
@@ -127,6 +150,7 @@ def build_model(args, classes, shape, device):
         classes: number of classes of the data.
         shape: (C, H, W) of an image.
         device: where the network goes.
+        loaders: ([training loader,] validation loader) whose batches it has to take.
 
     Raises:
         ValueError: the network is unknown, does not take such images, or does not return logits.
@@ -134,18 +158,13 @@ def build_model(args, classes, shape, device):
     import torch
 
     import models
-    from lib.utils.network_check import check_network
     torch.manual_seed(args.seed)
     classes = args.num_classes or classes
     model = build_network(args, classes)
     if args.tensorflow:
         models.tensorflow_style(model)
     model = model.to(device)
-    try:
-        check_network(model, shape, classes)
-    except ValueError as error:
-        advice = '; another --image_size?' if ' fails ' in str(error) and not args.model_file else ''
-        raise ValueError(f'{args.arch}: {error}{advice}') from error
+    check_model(args, model, shape, classes, loaders)
     return model
 
 

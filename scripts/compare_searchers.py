@@ -22,7 +22,7 @@ from _options import (
     positive,
 )
 from _search import SEARCHERS, STOCHASTIC, add_agent_options, add_search_options, make_bench, make_env
-from _setup import loaders_of, start_device
+from _setup import check_model, loaders_of, start_device
 
 ADDABLE = ('budgets', 'searchers', 'seeds')  # to a comparison that is resumed
 
@@ -128,7 +128,8 @@ def compare(args, envs, bench, folder, device):
     from lib.search.comparison import Comparison
 
     args.train_batch = args.final_batch
-    *loaders, _ = loaders_of(args, device)
+    *loaders, classes = loaders_of(args, device)
+    check_model(args, bench.env.model, loaders[0].input_shape, args.num_classes or classes, loaders)
     comparison = Comparison(folder, arch=args.arch, dataset=args.dataset, cost=bench.env.cost,
                             finetuned=args.final_epochs > 0)
     comparison.add_float(run_finetuning(args, bench.env, loaders, folder, None, args.seeds[0]))

@@ -61,7 +61,7 @@ def main(args):
         raise ValueError('--fold_bn belongs to the linear flow: leave it out in the K-means flow')
     *loaders, classes = read_images(args, device)
     shape = loaders[0].input_shape
-    model = build_model(args, classes, shape, device)
+    model = build_model(args, classes, shape, device, loaders)
     start, source = read_start(args, saved)
     if start is None:
         say_own_weights(args, 'neither --weights nor --pretrained is given: the weights to be quantized are random')

@@ -49,7 +49,7 @@ def main(args):
         return
     settings = saved['hybrid'] if saved else {}
     args.network_options = settings.get('network', args.network_options)
-    model = hybrid_model(args, classes, args.input_shape, device)
+    model = hybrid_model(args, classes, args.input_shape, device, loaders)
     config = settings.get('config') or apply_strategy(args, model, args.input_shape)
     plan = Plan(**saved['plan']) if saved else make_checked_plan(args, model, config)
     if not args.evaluate:

@@ -28,7 +28,7 @@ def main(args):
         raise ValueError('--eval: give the weights to evaluate by --resume, --weights or --pretrained')
     *loaders, classes = read_images(args, device)
     shape = loaders[0].input_shape
-    model = build_model(args, classes, shape, device)
+    model = build_model(args, classes, shape, device, loaders)
     start, source = read_start(args, saved)
     if args.evaluate and start is None:
         say_own_weights(args)

@@ -103,7 +103,8 @@ class Search:
         from lib.utils.profile import profile_layers
         from lib.utils.qat import Quantizers
         args, shape = self.args, self.loader.input_shape
-        self.model = build_model(args, self.classes, shape, self.device)
+        loaders = (self.loader, self.held_out or self.test_loader)
+        self.model = build_model(args, self.classes, shape, self.device, loaders)
         self.records, names = profile_layers(self.model, shape), set(self.model.state_dict())
         self.layer_names = list(convertible_layers(self.model, self.records))
         quantizers = Quantizers.from_dict(self.settings['quantizers'])

@@ -32,7 +32,7 @@ def main(args):
     args.network_options, args.normalize = settings['network'], settings['normalize']
     *loaders, classes = read_images(args, device)
     shape = loaders[0].input_shape
-    model = build_model(args, classes, shape, device)
+    model = build_model(args, classes, shape, device, loaders)
     bits, float_names = choose_bits(args, model, saved, shape), set(model.state_dict())
     strategy = quantize(model, settings, bits, shape, args.arch)
     load_start(args, model, saved, settings, strategy, float_names)

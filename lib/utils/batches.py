@@ -70,6 +70,12 @@ class EpochBatches:
         full, rest = divmod(self.count, self.batch_size)
         return full + (not self.drop_last and len(self._part(range(rest))) > 0)
 
+    @property
+    def smallest(self):
+        """Images of the smallest part of a batch that a process gets."""
+        sizes = {min(self.count, self.batch_size), 0 if self.drop_last else self.count % self.batch_size}
+        return min(size // self.world or 1 for size in sizes if size)
+
     def __iter__(self):
         """Yields this process's part of every batch of which it has one, int64 (n,) with n > 0."""
         return (part for part in map(self._part, self.whole()) if len(part))

@@ -1,16 +1,21 @@
 """Whether a network is one that can be trained, searched and priced here; if not, what is wrong with it."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lib.utils.conversion import all_layers
 from lib.utils.other_state import kept_state
 from lib.utils.profile import evaluating
 
 
 @torch.no_grad()
-def check_network(model: nn.Module, input_shape: tuple[int, int, int], num_classes: int):
-    """Run `model` on two images of noise, in evaluation and in training mode; weights and buffers stay as they are.
+def check_network(
+    model: nn.Module, input_shape: tuple[int, int, int], num_classes: int, single: Collection[str] = ()
+):
+    """Run `model` on two images of noise, in evaluation and in training mode; it stays as it is.
 
     The first run also gives lazy modules their shapes, before anything else looks at them.
 
@@ -18,53 +23,94 @@ def check_network(model: nn.Module, input_shape: tuple[int, int, int], num_class
         model: any network, on its device.
         input_shape: (channels, height, width) of one image.
         num_classes: outputs that the data need.
+        single: the modes ('evaluation', 'training') in which a batch of one image will come: it is run on that, too.
 
     Raises:
-        ValueError: the forward pass fails, returns something else than logits (N, `num_classes`), or calls no
-            convolution or linear layer.
+        ValueError: the forward pass fails, returns something else than logits (N, `num_classes`), calls no
+            convolution or linear layer, or one that takes or returns something else than a tensor of its kind.
     """
-    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    called = []
-    hooks = [layer.register_forward_pre_hook(lambda layer, _: called.append(layer)) for layer in layers]
-    try:
-        with evaluating(model):
-            output = _forward(model, input_shape, 'evaluation')
-    finally:
-        for hook in hooks:
-            hook.remove()
-    _check_output(output, num_classes, 'evaluation')
+    layers = all_layers(model)
+    called = _run(model, layers, input_shape, num_classes, 'evaluation', 2)
     if not called:
         raise ValueError(f'{type(model).__name__} has {len(layers)} convolutions and linear layers (nn.Conv2d, '
                          'nn.Linear), and its forward pass calls none of them: there is nothing to quantize')
     if lazy := [name for name, tensor in model.named_parameters() if is_lazy(tensor)]:
         raise ValueError(f'{lazy[0]} has no shape, for its module is lazy and never called: remove it')
-    with kept_state(model):
-        model.train()
-        output = _forward(model, input_shape, 'training')
-    _check_output(output, num_classes, 'training')
+    for mode, count in (('training', 2), *((mode, 1) for mode in ('training', 'evaluation') if mode in single)):
+        with kept_state(model):
+            _run(model, layers, input_shape, num_classes, mode, count)
 
 
-def _forward(model, input_shape, mode):
-    parameter = next(model.parameters(), torch.empty(0))
-    noise = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
+def _run(model, layers, input_shape, num_classes, mode, count) -> set[str]:
+    """Run the model on `count` images in a mode and check what comes; return the names of the layers called."""
+    called, odd = set(), []
+
+    def look(name):
+        def hook(layer, args, kwargs, output):
+            called.add(name)
+            if reason := _oddity(layer, args[0] if args else kwargs.get('input'), output):
+                odd.append(f'{name} ({type(layer).__name__}) {reason}')
+        return hook
+
+    hooks = [layer.register_forward_hook(look(name), with_kwargs=True) for name, layer in layers.items()]
     try:
-        with torch.random.fork_rng(devices=[parameter.device] if parameter.is_cuda else []):
-            return model(noise.to(parameter.device, parameter.dtype))
+        with evaluating(model):
+            model.train(mode == 'training')
+            output = _forward(model, input_shape, mode, count)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if odd:
+        raise ValueError(f'the layer {odd[0]}, where an nn.Conv2d or nn.Linear takes and returns one tensor: derive '
+                         'its class from nn.Module and make the layer a part of it')
+    _check_output(output, num_classes, mode, count)
+    return called
+
+
+def _oddity(layer, x, output) -> str | None:
+    """Return what a call of a layer takes or returns, if that is no tensor of its kind."""
+    if x is None:
+        return 'is called without a positional input, or one by the keyword input'
+    convolution = isinstance(layer, nn.Conv2d)
+    for verb, tensor, width in (('takes', x, 'in'), ('returns', output, 'out')):
+        if not isinstance(tensor, Tensor):
+            return f'{verb} {_kind(tensor)}'
+        if tensor.dim() not in ((3, 4) if convolution else range(1, 99)):
+            return f'{verb} a tensor of shape {tuple(tensor.shape)}'
+        if not convolution and width == 'in' and tensor.shape[-1] != layer.in_features:
+            return f'takes a tensor of shape {tuple(tensor.shape)}, and has {layer.in_features} input features'
+    return None
+
+
+def _kind(value) -> str:
+    size = f' of {len(value)}' if isinstance(value, (tuple, list, dict)) else ''
+    return f'a {type(value).__name__}{size}'
+
+
+def _forward(model, input_shape, mode, count):
+    device = next(model.parameters(), torch.empty(0)).device
+    noise = torch.randn(count, *input_shape, generator=torch.Generator().manual_seed(0))  # of the type that images have
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
+            return model(noise.to(device))
     except Exception as error:
         shape = 'x'.join(map(str, input_shape))
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise ValueError(f'{type(model).__name__} fails in {mode} mode on two images of {shape} (channels x height x '
-                         f'width): {reason}') from error
+        raise ValueError(f'{type(model).__name__} fails in {mode} mode on {_images(count)} of {shape} (channels x '
+                         f'height x width): {reason}') from error
 
 
-def _check_output(output, num_classes, mode):
+def _images(count) -> str:
+    return 'one image' if count == 1 else 'two images'
+
+
+def _check_output(output, num_classes, mode, count):
     if not isinstance(output, Tensor):
-        size = f' of {len(output)}' if isinstance(output, (tuple, list, dict)) else ''
-        raise ValueError(f'the network returns a {type(output).__name__}{size} in {mode} mode; expected logits '
-                         '(N, classes): wrap it in a module whose forward returns the logits alone')
-    if output.dim() != 2 or len(output) != 2:
-        raise ValueError(f'the network returns a tensor of shape {tuple(output.shape)} for 2 images in {mode} mode; '
-                         f'expected logits (2, {num_classes})')
+        raise ValueError(f'the network returns {_kind(output)} in {mode} mode; expected logits (N, classes): wrap it '
+                         'in a module whose forward returns the logits alone')
+    if output.dim() != 2 or len(output) != count:
+        raise ValueError(f'the network returns a tensor of shape {tuple(output.shape)} for {_images(count)} in {mode} '
+                         f'mode; expected logits ({count}, {num_classes})')
     if output.shape[1] != num_classes:
         raise ValueError(f'the network has {output.shape[1]} outputs, the data have {num_classes} classes: build the '
                          f'network for {num_classes} classes, or give --num_classes {output.shape[1]}')

@@ -2,13 +2,17 @@
 
 import importlib.util
 import inspect
+import logging
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from lib.record.files import is_file
+
+logger = logging.getLogger(__name__)
 
 
 def load_object(spec, option):
@@ -58,7 +62,19 @@ def load_model(spec, num_classes):
         raise ValueError(f'--model_file {spec} fails with {describe_error(error)}') from error
     if not isinstance(model, nn.Module):
         raise ValueError(f'--model_file {spec} returned a {type(model).__name__}, expected an nn.Module')
-    return _unwrapped(model)
+    return _in_float32(_unwrapped(model), spec)
+
+
+def _in_float32(model, spec):
+    """Returns the network in float32, as images and quantizers are; says so if it was in another type."""
+    if torch.get_default_dtype() != torch.float32:
+        torch.set_default_dtype(torch.float32)  # the user's file may have set another one, for everything
+    others = {str(p.dtype).removeprefix('torch.') for p in model.parameters() if p.is_floating_point()} - {'float32'}
+    if others:
+        logger.info('--model_file %s: the network is in %s; it is cast to float32 (--half computes in mixed precision)',
+                    spec, ', '.join(sorted(others)))
+        model.float()
+    return model
 
 
 def _unwrapped(model):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lib.utils.batches import EpochBatches
 from lib.utils.conversion import some
 from lib.utils.layer_report import describe_layers
 from lib.utils.network_check import check_network
@@ -36,8 +37,8 @@ def images_in_training(net, y):
     (lambda net, y: None, 'returns a NoneType in evaluation mode'),
     (images_in_training, 'returns a tuple of 2 in training mode'),
     (lambda net, y: y[:, :7], 'has 7 outputs, the data have 10 classes: .* --num_classes 7'),
-    (lambda net, y: y[:, :, None, None], r'shape \(2, 10, 1, 1\) for 2 images in .*; expected logits \(2, 10\)'),
-    (lambda net, y: y[0], r'shape \(10,\) for 2 images'),
+    (lambda net, y: y[:, :, None, None], r'shape \(2, 10, 1, 1\) for two images in .*; expected logits \(2, 10\)'),
+    (lambda net, y: y[0], r'shape \(10,\) for two images'),
     (lambda net, y: y.view(3, -1), r'Returning fails in evaluation mode on two images of 3x8x8 .*RuntimeError: shape'),
     (lambda net, y: y if not net.training else y / net.missing, 'fails in training mode .*AttributeError.*missing'),
 ])
@@ -48,7 +49,7 @@ def test_what_no_script_can_use_is_refused_in_one_line(result, words):
     with pytest.raises(ValueError, match=words) as error:
         check_network(net, SHAPE, 10)
     assert '\n' not in str(error.value)
-    assert net.training and not net.fc.training and not net.fc._forward_pre_hooks
+    assert net.training and not net.fc.training and not net.fc._forward_hooks
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
@@ -59,6 +60,89 @@ def test_a_sound_network_is_left_as_it_was():
     check_network(net, SHAPE, 10)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
+
+
+class OddConv(nn.Conv2d):
+    """A convolution that `odd(self, convolve, x)` calls."""
+
+    def __init__(self, odd):
+        super().__init__(3, 3, 3, padding=1)
+        self.odd = odd
+
+    def forward(self, x, *args):
+        return self.odd(self, super().forward, x)
+
+
+class OddLinear(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.flatten(1))
+
+
+class Around(nn.Module):
+    """Calls an odd layer so that logits come all the same."""
+
+    def __init__(self, layer, call):
+        super().__init__()
+        self.body, self.fc, self.call = nn.Sequential(layer), nn.Linear(192, 10), call
+
+    def forward(self, x):
+        return self.fc(self.call(self.body[0], x).flatten(1))
+
+
+@pytest.mark.parametrize(('layer', 'call', 'words'), [
+    (OddConv(lambda conv, f, x: (f(x), x)), lambda conv, x: conv(x)[0], '.OddConv. returns a tuple of 2'),
+    (OddConv(lambda conv, f, x: {'out': f(x)}), lambda conv, x: conv(x)['out'], 'returns a dict of 1'),
+    (OddConv(lambda conv, f, x: (f(x),) if conv.training else f(x)), lambda conv, x: torch.as_tensor(conv(x)[0])
+     if conv.training else conv(x), 'returns a tuple of 1'),
+    (OddConv(lambda conv, f, xs: f(xs[0])), lambda conv, x: conv([x]), '.OddConv. takes a list of 1'),
+    (OddConv(lambda conv, f, x: f(x)), lambda conv, x: conv(x=x), 'is called without a positional input'),
+    (OddConv(lambda conv, f, x: f(x).flatten(1)), lambda conv, x: conv(x), r'returns a tensor of shape \(2, 192\)'),
+    (OddLinear(192, 192), lambda fc, x: fc(x), r'takes a tensor of shape \(2, 3, 8, 8\), and has 192 input features'),
+])
+def test_layers_that_are_none_for_the_flows_are_refused_by_name(layer, call, words):
+    with pytest.raises(ValueError, match=f'the layer body.0 .*{words}.*derive its class from nn.Module') as error:
+        check_network(Around(layer, call), SHAPE, 10)
+    assert '\n' not in str(error.value)
+
+
+def test_a_hook_that_makes_a_tuple_is_found_too():
+    net = Around(nn.Conv2d(3, 3, 3, padding=1), lambda conv, x: conv(x)[0])
+    net.body[0].register_forward_hook(lambda layer, args, output: (output, args[0]))
+    with pytest.raises(ValueError, match='body.0 .Conv2d. returns a tuple of 2'):
+        check_network(net, SHAPE, 10)
+
+
+# ---- a batch of one image, and other types of numbers
+
+@pytest.mark.parametrize(('net', 'mode', 'words'), [
+    (Returning(lambda net, y: y), 'training', 'fails in training mode on one image of 3x8x8.*more than 1 value'),
+    (Around(nn.Conv2d(3, 3, 3, padding=1), lambda conv, x: conv(x)), None, None),
+])
+def test_a_batch_of_one_image(net, mode, words):
+    check_network(net, SHAPE, 10)
+    check_network(net, SHAPE, 10, {'evaluation'})
+    if mode is None:
+        check_network(net, SHAPE, 10, {'training', 'evaluation'})
+        return
+    with pytest.raises(ValueError, match=words):
+        check_network(net, SHAPE, 10, {mode})
+
+
+def test_squeezing_away_the_batch_is_refused_where_one_image_comes():
+    net = Around(nn.Conv2d(3, 10, 8), lambda conv, x: conv(x))
+    net.forward = lambda x: net.body(x).squeeze()
+    check_network(net, SHAPE, 10)
+    with pytest.raises(ValueError, match=r'shape \(10,\) for one image in evaluation mode; expected logits \(1, 10\)'):
+        check_network(net, SHAPE, 10, {'evaluation'})
+
+
+@pytest.mark.parametrize(('count', 'size', 'drop', 'world', 'smallest'), [
+    (360, 359, False, 1, 1), (360, 359, True, 1, 359), (10, 4, False, 1, 2), (8, 4, False, 1, 4), (3, 8, False, 1, 3),
+    (1, 8, False, 1, 1), (9, 4, False, 2, 1), (10, 4, False, 2, 1), (12, 6, False, 4, 1), (16, 8, False, 4, 2)])
+def test_the_smallest_batch(count, size, drop, world, smallest):
+    shards = [EpochBatches(count, size, shuffle=False, drop_last=drop, shard=(rank, world)) for rank in range(world)]
+    assert [batches.smallest for batches in shards] == [smallest] * world
+    assert min(len(part) for batches in shards for part in batches) == smallest
 
 
 def test_input_of_another_shape():

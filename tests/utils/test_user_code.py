@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 from torch import nn
 
 from lib.utils.user_code import load_model, load_object
@@ -142,3 +143,19 @@ def build():
     return Compiled(nn.DataParallel(nn.Linear(3, 4)))
 """)
     assert type(load_model('wrapped.py:build', 4)) is nn.Linear
+
+
+@pytest.mark.parametrize('dtype', ['float64', 'float16', 'bfloat16'])
+def test_a_network_in_another_type_is_cast_and_that_is_said(dtype, user, caplog):
+    text = ('import torch\nfrom torch import nn\ndef build():\n'
+            f'    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).to(torch.{dtype})\n')
+    with caplog.at_level('INFO'):
+        model = load_model(f'{user("net.py", text)}:build', 4)
+    assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {torch.float32}
+    assert f'the network is in {dtype}; it is cast to float32' in caplog.text
+
+
+def test_a_file_that_changes_the_default_type_changes_it_for_itself_alone(user):
+    text = 'import torch\ntorch.set_default_dtype(torch.float64)\ndef build():\n    return torch.nn.Linear(3, 4)\n'
+    model = load_model(f'{user("net.py", text)}:build', 4)
+    assert torch.get_default_dtype() == model.weight.dtype == torch.float32
