@@ -60,10 +60,10 @@ def _run(model, layers, input_shape, num_classes, mode, count) -> set[str]:
     finally:
         for hook in hooks:
             hook.remove()
+    _check_output(output, num_classes, mode, count)
     if odd:
         raise ValueError(f'the layer {odd[0]}, where an nn.Conv2d or nn.Linear takes and returns one tensor: derive '
                          'its class from nn.Module and make the layer a part of it')
-    _check_output(output, num_classes, mode, count)
     return called
 
 
