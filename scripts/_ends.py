@@ -38,6 +38,8 @@ def ending(args, resume_hint=None):
     def hint():
         return f'; {resume_hint(args)}' if resume_hint else ''
 
+    reports = os.environ.get('RANK', '0') == '0'  # of several processes one says that all are ended
+
     try:
         with asked_to_stop():
             yield
@@ -45,7 +47,7 @@ def ending(args, resume_hint=None):
     except KeyboardInterrupt as stop:
         number = getattr(stop, 'number', signal.SIGINT)
         word = 'interrupted' if number == signal.SIGINT else f'ended by {number.name}'
-        leave(f'\n{word}{hint()}', 128 + number)
+        leave(f'\n{word}{hint()}' if reports else '', 128 + number)
     except BrokenPipeError:
         drop_output()
         leave(f'nobody reads the output any more{hint()}' if resume_hint else '', NO_READER)

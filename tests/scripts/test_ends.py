@@ -156,15 +156,68 @@ def test_a_reader_that_goes_away_ends_the_output(tmp_path):
         assert (done.returncode, done.stderr) == (status, ''), options
 
 
+def wait_for(path, process):
+    """Wait until a running process has made a file."""
+    end = time.monotonic() + 180
+    while not path.is_file():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.05)
+
+
 def test_a_run_that_is_asked_to_end_says_how_to_resume(start, pretrain_options, tmp_path):
     options = (*pretrain_options, '--epochs', '500', '-c', 'run')
     process = start('pretrain.py', *options, cwd=tmp_path)
-    end = time.monotonic() + 120
-    while not (tmp_path / 'run' / 'checkpoint.pth.tar').is_file():
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.02)
+    wait_for(tmp_path / 'run' / 'checkpoint.pth.tar', process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert err == f'\nended by SIGTERM; continue with --resume {tmp_path / "run" / "checkpoint.pth.tar"}\n'
     assert process.returncode == 143
     assert not list((tmp_path / 'run').glob('.*'))
+
+
+def children(pid):
+    """The processes below `pid`, all generations."""
+    found = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(pid)], capture_output=True, text=True, check=False)
+    own = [int(line) for line in found.stdout.split()]
+    return own + [each for child in own for each in children(child)]
+
+
+def gone(pids, seconds=20):
+    """Whether all these processes end within some seconds."""
+    end = time.monotonic() + seconds
+    while any(Path(f'/proc/{pid}').exists() and 'State:\tZ' not in Path(f'/proc/{pid}/status').read_text()
+              for pid in pids):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_loader_processes_end_with_the_run(tmp_path, number):
+    (tmp_path / 'data.py').write_text(DATASET.replace('os.kill(os.getpid(), signal.SIGKILL)', 'pass'))
+    options = ('--dataset_file', 'data.py:build', '--arch', 'resnet20', '--num_classes', '10', '--image_size', '8',
+               '--device', 'cpu', '--workers', '2', '--epochs', '500', '-c', 'run')
+    process = subprocess.Popen([sys.executable, SCRIPTS / 'pretrain.py', *options], cwd=tmp_path, text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(tmp_path / 'run' / 'checkpoint.pth.tar', process)
+    below = children(process.pid)
+    assert len(below) >= 2
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert gone(below) and 'Traceback' not in err
+    assert process.returncode == (143 if number == signal.SIGTERM else -9)
+
+
+def test_torchrun_that_is_asked_to_end_takes_all_with_it(tmp_path, pretrain_options):
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
+               SCRIPTS / 'pretrain.py', *pretrain_options, '--epochs', '500', '-c', 'run']
+    process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    wait_for(tmp_path / 'run' / 'checkpoint.pth.tar', process)
+    below = children(process.pid)
+    assert len(below) >= 2
+    process.terminate()
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode and gone(below)
+    assert out.count('ended by SIGTERM; continue with --resume') == 1, out
