@@ -99,6 +99,7 @@ def finetune(args, env, loaders, strategy, seed):
             loaders[0].set_epoch(seed * args.final_epochs + epoch)  # another order and other crops for each seed
             train_one_epoch(env.model, loaders[0], quantization.loss, optimizer, env.device, quantization.after_step,
                             before_step=before_step, title=f'epoch {epoch}', **shared)
+            quantization.after_epoch(optimizer)
     if args.bn_batches:
         reestimate_batch_norm(env.model, loaders[0], args.bn_batches, env.device, env.precision)
     return evaluate(env.model, loaders[1], env.criterion, env.device, **shared)

@@ -91,7 +91,7 @@ def quantize_kmeans(args, model, start, source, _loaders):
     found = [books[name].bits for name in names] if len(books) == len(names) else None
     strategy = choose_strategy(args, start, source, names, linear=False, found=found)
     kept = {name: books[name] for name, bits in zip(names, strategy, strict=True)
-            if name in books and books[name].bits <= bits}
+            if name in books and books[name].bits <= bits and (args.resume or not books[name].is_constant)}
     if books and len(kept) < len(books):
         logger.info('%d of %d layers are clustered anew: they have more centroids than the strategy allows',
                     len(books) - len(kept), len(books))

@@ -6,7 +6,7 @@ import torch
 
 from lib.env.search_env import SearchEnv
 from lib.quantize.kmeans import CodebookCache
-from lib.utils.quantize_utils import KMeansQuantization, quantizable_layers
+from lib.utils.quantize_utils import KMeansQuantization, name_constant_layers, quantizable_layers
 
 FIRST_ACTION = 4  # the previous action of the first layer, in raw bits
 
@@ -27,6 +27,7 @@ class QuantizeEnv(SearchEnv):
         self.is_pruned = is_pruned
         self.kmeans_iter = kmeans_iter
         self.cache = CodebookCache(max_iter=kmeans_iter, is_pruned=is_pruned, seed=seed)
+        name_constant_layers(model, is_pruned)
         super().__init__(model, train_loader, val_loader, fixed={}, seed=seed, **settings)
 
     @property

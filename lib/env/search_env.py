@@ -269,6 +269,7 @@ class SearchEnv:
             metrics = train_one_epoch(self.model, self.train_loader, self.criterion, optimizer, self.device,
                                       quantization.after_step, before_step=quantization.before_step,
                                       precision=self.precision, title=f'episode {episode}')
+            quantization.after_epoch(optimizer)
         return metrics
 
     def _reestimate(self, episode, batches):

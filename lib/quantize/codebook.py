@@ -38,6 +38,11 @@ class Codebook:
         """The fewest bits that hold its labels, at least 1."""
         return max((len(self.centroids) - 1).bit_length(), 1)
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether several weights share the only centroid, so that they can never differ."""
+        return len(self.centroids) == 1 < self.labels.numel()
+
     def decode(self) -> Tensor:
         """Return the weight tensor (float32): every weight its centroid, every pruned weight 0."""
         return _with_zero(self.centroids)[self.index]

@@ -189,8 +189,12 @@ class CodebookCache:
         """Return `fit_codebook(weight, bits)`, computed once for (name, bits); it is shared, so do not change it."""
         key = name, bits
         if key not in self._codebooks:
-            self._codebooks[key] = fit_codebook(weight, bits, **self._options)
+            self._codebooks[key] = self.fit(weight, bits)
         return self._codebooks[key]
+
+    def fit(self, weight: Tensor, bits: int) -> Codebook:
+        """Return `fit_codebook(weight, bits)` with the options of this cache, for other weights than the fixed ones."""
+        return fit_codebook(weight, bits, **self._options)
 
     def clear(self):
         self._codebooks.clear()

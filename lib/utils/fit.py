@@ -144,6 +144,7 @@ def train_epoch(model, loader, optimizer, epoch, epochs, *, rate, device, precis
     metrics = train_one_epoch(model, loader, quantization.loss, optimizer, device, quantization.after_step,
                               before_step=quantization.before_step, precision=precision, title=f'epoch {epoch}')
     quantization.synchronise()  # on GPUs the sums of centroids' gradients may round differently
+    quantization.after_epoch(optimizer)
     return metrics
 
 

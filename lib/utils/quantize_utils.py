@@ -1,5 +1,7 @@
 """Quantization of whole networks: K-means with trained centroids, and conversion to linearly quantized layers."""
 
+import logging
+
 import torch
 from torch.nn import functional as F
 
@@ -8,11 +10,13 @@ from lib.quantize.layers import QConv2d, QLinear, calibrating
 from lib.quantize.quantizer import Quantizer
 from lib.utils import distributed
 from lib.utils.batches import own_generators
-from lib.utils.conversion import convert_to_quantized, quantizable_layers, quantized_layers
+from lib.utils.conversion import convert_to_quantized, quantizable_layers, quantized_layers, some
 from lib.utils.other_state import kept_state
 
 __all__ = ['KMeansQuantization', 'LinearQuantization', 'QConv2d', 'QLinear', 'Quantization', 'calibrate',
            'convert_to_quantized', 'quantizable_layers', 'quantized_layers', 'recognise_codebooks']
+
+logger = logging.getLogger(__name__)
 
 HIGH_BIT = 6  # with `free_high_bit`, layers above these bits stay float until the last epoch
 
@@ -42,6 +46,9 @@ class Quantization:
 
     def before_epoch(self, epoch, epochs, optimizer):
         """Called before every epoch."""
+
+    def after_epoch(self, optimizer):
+        """Called after every epoch."""
 
     def before_step(self):
         """Called between backward pass and optimizer step."""
@@ -97,6 +104,9 @@ class KMeansQuantization(Quantization):
 
     The network stays an ordinary float network whose weights take at most 2^bits values per layer. Layers are
     addressed by name, so a wrapped or converted network gets the same codebooks.
+
+    A trainable layer whose weights are all the same (a head that begins with zeros) would have one centroid for ever.
+    It stays float through its first epoch, and is clustered after it.
     """
 
     kind = 'kmeans'
@@ -123,13 +133,18 @@ class KMeansQuantization(Quantization):
         known = codebooks or {}
         self.free = [name for name, bits in self.bits.items()
                      if free_high_bit and bits > HIGH_BIT and name not in known]
-        self._masks = {name: self._weight(name) != 0 for name in self.free} if is_pruned else {}
-        self._cluster([name for name in self.bits if name not in self.free], known)
+        self.unformed = [name for name in self.bits
+                         if name not in known and has_one_value(self._weight(name), is_pruned)]
+        if cache is None:
+            name_constant_layers(model, is_pruned)
+        later = {*self.free, *self.unformed}
+        self._masks = {name: self._weight(name) != 0 for name in later} if is_pruned else {}
+        self._cluster([name for name in self.bits if name not in later], known)
 
     @property
     def complete(self):
-        """Whether no layer is left free."""
-        return not self.free
+        """Whether no layer is float."""
+        return not self.free and not self.unformed
 
     def _weight(self, name):
         return self.model.get_submodule(name).weight
@@ -142,6 +157,9 @@ class KMeansQuantization(Quantization):
                 raise ValueError(f'{name} has weights that are not finite: check the checkpoint')
             codebook = known.get(name) or self.cache.get(name, weight.detach(), self.bits[name])
             layers[name] = weight, codebook
+        self._train_centroids(layers)
+
+    def _train_centroids(self, layers):
         if layers:
             # In place, also in the cache: all have as many centroids, but another machine may round otherwise.
             distributed.broadcast_tensors([tensor for _, codebook in layers.values()
@@ -158,12 +176,25 @@ class KMeansQuantization(Quantization):
 
     def before_epoch(self, epoch, epochs, optimizer):
         """Before the last epoch clusters the layers left free, and hands their centroids to the optimizer."""
-        if epoch < epochs - 1 or not self.free:
+        if epoch == epochs - 1:
+            freed, self.free = [name for name in self.free if name not in self.unformed], []
+            self._cluster_later(freed, optimizer)
+
+    def after_epoch(self, optimizer):
+        """After the first epoch clusters the layers that had one value only before it."""
+        formed, self.unformed = [name for name in self.unformed if name not in self.free], []
+        self._cluster_later(formed, optimizer)
+
+    def _cluster_later(self, names, optimizer):
+        """Clusters layers that were float until now, and hands their centroids to the optimizer."""
+        if not names:
             return
-        freed, self.free, self._masks = self.free, [], {}
-        self._cluster(freed, {})
+        self.synchronise()  # all processes cluster the same weights
+        self._masks = {name: mask for name, mask in self._masks.items() if name not in names}
+        self._train_centroids({name: (self._weight(name), self.cache.fit(self._weight(name).detach(), self.bits[name]))
+                               for name in names})
         optimizer.param_groups[0]['params'] = self.parameters()
-        for name in freed:
+        for name in names:
             optimizer.state.pop(self._weight(name), None)
             self._weight(name).grad = None  # zero_grad no longer reaches it
 
@@ -192,12 +223,28 @@ class KMeansQuantization(Quantization):
         return {**super().state(), 'is_pruned': self.is_pruned, 'codebooks': books}
 
 
+def has_one_value(weight, is_pruned=False):
+    """Returns whether a weight that is trained has several values, without pruned zeros, and all are the same."""
+    values = weight.detach()[weight != 0] if is_pruned else weight.detach()
+    return weight.requires_grad and values.numel() > 1 and bool(values.min() == values.max())
+
+
+def name_constant_layers(model, is_pruned=False):
+    """Says which layers begin with weights that are all the same, and what becomes of them."""
+    weights = {name: layer.weight for name, layer in quantizable_layers(model).items()}
+    if names := [name for name, weight in weights.items() if has_one_value(weight, is_pruned)]:
+        logger.warning('all weights of %s are the same: they stay float through the first epoch of training and are '
+                       'clustered after it, for weights of one cluster can never differ', some(names))
+    if names := [name for name, weight in weights.items() if is_pruned and weight.numel() and not weight.any()]:
+        logger.warning('all weights of %s are 0, and pruned: they stay 0', some(names))
+
+
 def recognise_codebooks(model, is_pruned=False):
     """Finds the codebooks in a K-means network that came without them: its weights take few values per layer.
 
     Returns:
         {layer name: `Codebook`}, or None where the network is none of the K-means flow: a layer takes more than the
-        256 values of 8 bits, or no layer has more weights than values.
+        256 values of 8 bits, or no layer has more weights than values, of which there are several.
     """
     found = {}
     for name, layer in quantizable_layers(model).items():
@@ -210,7 +257,7 @@ def recognise_codebooks(model, is_pruned=False):
         if kept is not None:
             labels = torch.zeros_like(weight, dtype=torch.uint8).masked_scatter_(kept, labels)
         found[name] = Codebook(values, labels, kept)
-    return found if any(book.labels.numel() > len(book.centroids) for book in found.values()) else None
+    return found if any(book.labels.numel() > len(book.centroids) > 1 for book in found.values()) else None
 
 
 def has_ranges(model, state_dict):

@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from lib.env.quantize_env import QuantizeEnv
 from lib.quantize.kmeans import Codebook
+from lib.simulator.budget import Constraint
+from lib.simulator.counting import model_size
+from lib.utils.profile import profile_layers
 from lib.utils.quantize_utils import (
     KMeansQuantization,
     LinearQuantization,
@@ -14,6 +18,7 @@ from lib.utils.quantize_utils import (
     quantizable_layers,
     quantized_layers,
     recognise_codebooks,
+    weight_counts,
 )
 from lib.utils.train import loss_function, train_one_epoch
 
@@ -26,6 +31,7 @@ def train(net, loader, quantization, optimizer, epochs, start=0):
         quantization.before_epoch(epoch, epochs, optimizer)
         train_one_epoch(net, loader, loss_function(), optimizer, 'cpu', quantization.after_step,
                         before_step=quantization.before_step)
+        quantization.after_epoch(optimizer)
 
 
 def sgd(quantization):
@@ -143,3 +149,83 @@ def test_codebooks_are_recognised_in_foreign_weights(tiny_net):
     assert [len(book.centroids) <= 2 ** b for book, b in zip(books.values(), [3, 2, 4, 5], strict=True)] == [True] * 4
     assert recognise_codebooks(nn.Sequential(nn.Linear(40, 40))) is None  # more than 256 values
     assert recognise_codebooks(nn.Sequential(nn.Linear(4, 4))) is None  # few values, but no fewer than weights
+
+
+# ---- layers that begin with one value
+
+def zeroed(net, value=0.0):
+    nn.init.constant_(net.head.weight, value)
+    return net
+
+
+def accuracy(net, loader):
+    net.eval()
+    with torch.no_grad():
+        hits = torch.cat([net(images).argmax(1) == labels for images, labels in loader])
+    return 100 * hits.float().mean().item()
+
+
+@pytest.mark.parametrize('value', [0.0, 0.3])
+@pytest.mark.parametrize(('free_high_bit', 'bits'), [(False, 3), (True, 3), (True, 8)])
+@pytest.mark.parametrize('epochs', [1, 4])
+def test_a_layer_of_one_value_is_clustered_once_it_has_values(value, free_high_bit, bits, epochs, tiny_net,
+                                                              tiny_loaders, caplog):
+    quantization = KMeansQuantization(zeroed(tiny_net, value), [4, 4, 4, bits], free_high_bit=free_high_bit)
+    assert 'all weights of head are the same' in caplog.text and not quantization.complete
+    train(tiny_net, tiny_loaders[0], quantization, sgd(quantization), epochs=epochs)
+    assert quantization.complete and set(quantization.state()['codebooks']) == set(quantizable_layers(tiny_net))
+    assert 4 < len(tiny_net.head.weight.unique()) <= 2 ** bits
+
+
+def test_a_head_of_zeros_learns(tiny_net, tiny_loaders):
+    quantization = KMeansQuantization(zeroed(tiny_net), [4, 4, 4, 3])
+    train(tiny_net, tiny_loaders[0], quantization, torch.optim.Adam(quantization.parameters(), 0.03), epochs=12)
+    assert accuracy(tiny_net, tiny_loaders[1]) > 90  # of four classes; with one centroid 25 for ever
+
+
+def test_it_goes_on_after_a_stop_like_the_others(tiny_net, tiny_loaders):
+    twin = copy.deepcopy(zeroed(tiny_net))
+    quantization, strategy = KMeansQuantization(tiny_net, [4, 4, 4, 3]), [4, 4, 4, 3]
+    optimizer = sgd(quantization)
+    train(tiny_net, tiny_loaders[0], quantization, optimizer, epochs=3)
+    first = KMeansQuantization(twin, strategy)
+    stopped = sgd(first)
+    train(twin, tiny_loaders[0], first, stopped, epochs=1)
+    books = {name: Codebook.from_state_dict(state) for name, state in first.state()['codebooks'].items()}
+    again = KMeansQuantization(twin, strategy, codebooks=books)
+    resumed = sgd(again)
+    resumed.load_state_dict(stopped.state_dict())
+    train(twin, tiny_loaders[0], again, resumed, epochs=3, start=1)
+    assert all(torch.equal(v, twin.state_dict()[k]) for k, v in tiny_net.state_dict().items())
+
+
+def test_layers_of_one_value_that_cannot_or_need_not_differ_are_clustered_at_once(tiny_net):
+    zeroed(tiny_net, 0.25).head.weight.requires_grad_(False)  # frozen, as the filter of an average is
+    assert KMeansQuantization(tiny_net, [4, 4, 4, 3]).complete
+    tiny_net.head.weight.requires_grad_(True)
+    assert KMeansQuantization(zeroed(tiny_net), [4, 4, 4, 3], is_pruned=True).complete  # pruned: zeros stay
+    assert KMeansQuantization(nn.Sequential(nn.Conv2d(1, 1, 1)), [4]).complete
+
+
+def test_pruned_weights_of_one_value_stay_pruned(tiny_net, tiny_loaders):
+    zeros = torch.rand(tiny_net.head.weight.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    zeroed(tiny_net, 0.2).head.weight.data[zeros] = 0
+    quantization = KMeansQuantization(tiny_net, [4, 4, 4, 3], is_pruned=True)
+    assert quantization.unformed == ['head']
+    train(tiny_net, tiny_loaders[0], quantization, sgd(quantization), epochs=2)
+    assert (tiny_net.head.weight[zeros] == 0).all() and len(tiny_net.head.weight[~zeros].unique()) > 4
+
+
+def test_an_episode_of_a_search_clusters_what_it_has_learned(tiny_net, tiny_loaders, caplog):
+    constraints = [Constraint.of_ratio(model_size(list(weight_counts(tiny_net).values())), 0.25)]
+    env = QuantizeEnv(zeroed(tiny_net), *tiny_loaders, records=profile_layers(tiny_net, (3, 8, 8)), min_bit=1,
+                      max_bit=8, constraints=constraints, finetune_epoch=2, finetune_lr=0.05)
+    first = env.evaluate_strategy([4, 4, 4, 3], 0)
+    assert 4 < len(tiny_net.head.weight.unique()) <= 8
+    assert env.evaluate_strategy([4, 4, 4, 3], 0) == first and caplog.text.count('are the same') == 1
+
+
+def test_one_value_alone_makes_no_clustered_network():
+    small = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4))
+    nn.init.zeros_(small[1].weight)
+    assert recognise_codebooks(small) is None
