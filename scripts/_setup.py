@@ -121,7 +121,7 @@ def check_parameters(make, what):
 
 def single_images(*loaders):
     """Returns {mode: batch size} of ([training loader,] validation loader) where a batch of one image comes."""
-    loaders = dict(zip(('training', 'evaluation')[-len(loaders):], loaders, strict=True))
+    loaders = dict(zip(('training', 'evaluation')[2 - len(loaders):], loaders, strict=True))
     return {mode: loader.batch_size for mode, loader in loaders.items() if loader.batches.smallest == 1}
 
 
