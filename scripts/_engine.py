@@ -207,8 +207,11 @@ def read_quantized(args, device):
 def read_float(args, about, shape, device):
     """Returns the float network with the weights of --float_weights, in evaluation mode."""
     from _setup import build_model
+    from _weights import describe
 
-    from lib.utils.checkpoint import load_weights, read_checkpoint, state_dict_of
+    from lib.utils.checkpoint import load_weights, read_checkpoint, weights_for
     model = build_model(args, about['classes'], shape, device)
-    load_weights(model, state_dict_of(read_checkpoint(args.float_weights), args.float_weights), args.float_weights)
+    weights = weights_for(model, read_checkpoint(args.float_weights), args.float_weights)
+    load_weights(model, weights.state_dict, args.float_weights)
+    logger.info('float weights: %s', '; '.join([args.float_weights, *describe(weights, ema=False)]))
     return model.eval()

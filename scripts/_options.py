@@ -77,6 +77,8 @@ def add_model_options(parser, arch):
     add_architecture_options(group, arch)
     group.add_argument('--weights', metavar='PATH', help='checkpoint with weights to start from: of this repository, '
                        'the originals, torchvision or DataParallel')
+    group.add_argument('--ema', action=BooleanOption, help='of --weights take the running average (EMA, SWA) that lies '
+                       'beside the raw weights')
     group.add_argument('--reset_classifier', action=BooleanOption, help='where --weights were made for another number '
                        'of classes, start the classifier from random weights')
     group.add_argument('--tensorflow', action=BooleanOption, help='the weights were trained in TensorFlow: SAME '

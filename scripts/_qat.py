@@ -10,7 +10,7 @@ from _proqha import CONFIG as PROQHA_CONFIG
 from _proqha import first_lists
 from _setup import probe
 from _training import read_start
-from _weights import load
+from _weights import find, load, put
 from finetune import STRATEGIES
 
 CONFIGS = ROOT / 'run' / 'qat' / 'config_train.py'
@@ -238,14 +238,13 @@ def load_start(args, model, saved, settings, strategy, float_names):
 
 def load_quantized(args, model, start, source, settings, strategy, float_names):
     """Loads the checkpoint `start`, from `source`, into a network with quantizers; the rest as `load_start`."""
-    from lib.utils.checkpoint import state_dict_of
-    state, kept = state_dict_of(start, source), kept_quantizers(start, settings, strategy)
+    weights, kept = find(args, model, start, source), kept_quantizers(start, settings, strategy)
     taken = {key for key in model.state_dict()
              if key in float_names or ('weights' if '.weight_quantizer.' in key else 'activations') in kept}
-    left = [key for key in state if key not in taken and QUANTIZER_KEY.search(key)]
+    left = [key for key in weights.state_dict if key not in taken and QUANTIZER_KEY.search(key)]
     for key in left:
-        del state[key]
-    load(args, model, state, source)
+        del weights.state_dict[key]
+    put(args, model, weights, source)
     if left:
         logger.info('its clips and steps are not taken over: they begin anew')
 

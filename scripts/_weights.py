@@ -1,5 +1,9 @@
 """The weights a run begins with: a checkpoint to resume, --weights, or published ones; loaded into the network."""
 
+import re
+from http.client import HTTPException
+from pathlib import Path
+
 from _common import ROOT, logger
 from _setup import convert, fold, network_name
 
@@ -53,13 +57,19 @@ def checkpoint_settings(args, parser):
         parser.error(str(error))
     if not isinstance(saved, dict):
         return {}
-    found = {'arch': saved.get('arch'), 'dataset': saved.get('dataset'), 'num_classes': saved.get('classes'),
-             'normalize': saved.get('qat', {}).get('normalize'), 'image_size': (saved.get('input') or [None])[-1]}
-    return {name: value for name, value in found.items() if value is not None}
+    qat, shape = saved.get('qat'), saved.get('input')
+    found = {'arch': (saved.get('arch'), str), 'dataset': (saved.get('dataset'), str),
+             'num_classes': (saved.get('classes'), int), 'normalize': (qat.get('normalize') if qat else None, str),
+             'image_size': (shape[-1] if isinstance(shape, list) and shape else None, int)}
+    return {name: value for name, (value, kind) in found.items() if type(value) is kind}
 
 
 def torchvision_state_dict(name):
-    """Returns torchvision's state dict of a network, downloaded where it is not there yet."""
+    """Returns torchvision's state dict of a network, downloaded where it is not there yet.
+
+    torchvision would unpickle a file of its cache as it is, code and all; here its name's checksum is verified each
+    time, and it is read as every other file.
+    """
     import models
     try:
         weights = models.torchvision_weights(name, 'IMAGENET1K_V1')  # the ones HAQ started from: ResNet-50 at 76.15 %
@@ -68,11 +78,33 @@ def torchvision_state_dict(name):
     if weights is None:
         raise FileNotFoundError(f'{name} has no published weights here: give --weights PATH, for example the '
                                 'model_best.pth.tar of scripts/pretrain.py')
+    return read_download(weights.url, name)
+
+
+def read_download(url, name):
+    """Returns what the file of an address holds, from the cache of torch.hub, where it is downloaded first if need be.
+
+    Raises:
+        FileNotFoundError: it cannot be downloaded.
+        ValueError: it does not have the checksum in its name, or cannot be read.
+    """
+    import torch
+
+    from lib.record.digest import digest_of_file
+    from lib.utils.checkpoint import read_checkpoint
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / url.rpartition('/')[2]
     try:
-        return weights.get_state_dict(progress=False)
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(f'the weights of {name} could not be downloaded ({error}): fetch {weights.url} and '
-                                'give --weights PATH') from error
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), progress=False)
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:
+        raise FileNotFoundError(f'the weights of {name} could not be downloaded ({error}): fetch {url} and give '
+                                '--weights PATH') from error
+    known = re.search(r'-([0-9a-f]{8,})\.', path.name)
+    if known and not digest_of_file(path).startswith(known[1]):
+        raise ValueError(f'{path} does not have the SHA-256 that its name begins, {known[1]}: delete it, it is '
+                         f'downloaded again, or fetch {url} and give --weights PATH')
+    return read_checkpoint(path)
 
 
 def prepare(args, model, shape, checkpoint, source, linear):
@@ -128,11 +160,37 @@ def script_of_quantizers(checkpoint):
 
 def load(args, model, checkpoint, source):
     """Loads a checkpoint, if any, into the network."""
-    from lib.utils.checkpoint import load_weights, state_dict_of
-    if checkpoint is None:
-        return
-    reset = load_weights(model, state_dict_of(checkpoint, source), source, reset_classifier=args.reset_classifier)
+    if checkpoint is not None:
+        put(args, model, find(args, model, checkpoint, source), source)
+
+
+def put(args, model, weights, source):
+    """Loads `Weights` into the network and says what was taken."""
+    from lib.utils.checkpoint import load_weights
+    reset = load_weights(model, weights.state_dict, source, reset_classifier=args.reset_classifier)
     if reset:
         logger.info('layer %s starts from random weights (--reset_classifier)', reset)
     if source != getattr(args, 'resume', None):
-        logger.info('weights: %s', source)
+        logger.info('weights: %s', '; '.join([str(source), *describe(weights)]))
+
+
+def find(args, model, checkpoint, source):
+    """Returns the `Weights` of a checkpoint for the network: of --weights the average, if --ema asks for it."""
+    from lib.utils.checkpoint import weights_for
+    average = bool(getattr(args, 'ema', False)) and source == args.weights
+    try:
+        return weights_for(model, checkpoint, source, average=average)
+    except ValueError as error:
+        raise ValueError(f'--ema: {error}' if average else str(error)) from error
+
+
+def describe(weights, ema=True):
+    """Yields what is to be said of `Weights`, of those that lie as usual nothing; `ema`: the script has this option."""
+    if weights.where:
+        yield f'taken: {weights.where}' + (', an average' if weights.average else '')
+    elif weights.beside:
+        yield 'taken: the raw weights'
+    if weights.beside:
+        kind, advice = ('the raw weights', '') if weights.average else ('an average', ' (--ema takes it)' * ema)
+        yield f'beside them: {weights.beside}, {kind}{advice}'
+    yield from weights.notes

@@ -13,7 +13,7 @@ from _options import (
 )
 from _setup import build_model, is_linear, network_name, start_device
 from _training import about_run, calibration_images, read_images, read_resumed, read_start, resume_hint, train
-from _weights import prepare, say_own_weights
+from _weights import find, prepare, say_own_weights
 
 # One entry per architecture: weight bits for K-means, [weight bits, activation bits] for linear quantization (q...).
 STRATEGIES = {
@@ -128,12 +128,11 @@ def find_codebooks(args, model, start, source, is_pruned):
 
 def quantize_linear(args, model, start, source, loaders):
     """Returns the linear `Quantization` of the network, calibrated unless the weights came with ranges for its bits."""
-    from lib.utils.checkpoint import state_dict_of
     from lib.utils.quantize_utils import LinearQuantization, has_ranges, quantized_layers
 
     strategy = choose_strategy(args, start, source, list(quantized_layers(model)), linear=True)
     images, theirs = None, start_value(start, 'strategy')
-    known = start is not None and has_ranges(model, state_dict_of(start, source))
+    known = start is not None and has_ranges(model, find(args, model, start, source).state_dict)
     if not known or (theirs and theirs != strategy):
         images = calibration_images(args, loaders, next(model.parameters()).device)
     return LinearQuantization(model, strategy, images, method=args.calibrate, cap=args.activation_cap)

@@ -59,8 +59,62 @@ def test_library_code_keeps_the_conventions(path):
         if isinstance(node, ast.Call):
             assert not (isinstance(node.func, ast.Attribute) and node.func.attr == 'cuda' and not node.args), '.cuda()'
             assert command or not (isinstance(node.func, ast.Name) and node.func.id == 'print'), 'print'
-            if isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == 'torch.load':
-                assert any(k.arg == 'weights_only' and ast.unparse(k.value) == 'True' for k in node.keywords)
+
+
+# Calls that run code from the file that they read: the end of the name, and the options that keep them from it.
+UNPICKLING = {
+    'torch.load': {'weights_only': 'True'}, 'serialization.load': {'weights_only': 'True'},
+    'load_state_dict_from_url': {'weights_only': 'True', 'check_hash': 'True'},
+    'get_state_dict': {'weights_only': 'True', 'check_hash': 'True'}, 'torch.hub.load': None, 'jit.load': None,
+    'pickle.load': None, 'pickle.loads': None, 'pickle.Unpickler': None, 'joblib.load': None, 'dill.load': None,
+    'cloudpickle.load': None, 'shelve.open': None, 'marshal.loads': None, 'pandas.read_pickle': None,
+    'yaml.load': {'Loader': 'SafeLoader'}, 'yaml.unsafe_load': None, 'yaml.full_load': None,
+}
+
+
+def unpickling(tree):
+    """Yields the calls that may run code from a file, however the function was imported."""
+    names = {}  # as the file calls it -> as it is called
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {alias.asname or alias.name: f'{node.module}.{alias.name}' for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.asname: alias.name for alias in node.names if alias.asname}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        first, _, rest = ast.unparse(node.func).partition('.')
+        called = '.'.join(filter(None, (names.get(first, first), rest)))
+        given = {keyword.arg: ast.unparse(keyword.value).rpartition('.')[2] for keyword in node.keywords}
+        if given.get('allow_pickle', 'False') != 'False':
+            yield ast.unparse(node)
+        for name, needed in UNPICKLING.items():
+            safe = called == 'safetensors.torch.load' or needed is not None and needed.items() <= given.items()
+            if f'.{called}'.endswith(f'.{name}') and not safe:
+                yield ast.unparse(node)
+
+
+@pytest.mark.parametrize('path', [*FILES, *sorted((ROOT / 'benchmarks').rglob('*.py'))],
+                         ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_file_is_read_by_running_code_from_it(path):
+    own = ["pickle.loads(state['dataset'])"] if path.name == 'user_data.py' else []  # no file: for loader processes
+    assert list(unpickling(ast.parse(path.read_text(encoding='utf-8')))) == own
+
+
+@pytest.mark.parametrize(('code', 'found'), [
+    ('import torch\ntorch.load(p)', True), ('import torch as t\nt.load(p, weights_only=False)', True),
+    ('from torch import load as read\nread(p)', True), ('import torch\ntorch.load(p, weights_only=True)', False),
+    ('weights.get_state_dict(progress=False)', True), ('weights.get_state_dict(weights_only=True)', True),
+    ('weights.get_state_dict(weights_only=True, check_hash=True)', False), ('torch.hub.load(r, m)', True),
+    ('from torch.hub import load_state_dict_from_url as f\nf(u)', True), ('torch.jit.load(p)', True),
+    ('import pickle\npickle.load(f)', True), ('from pickle import loads\nloads(b)', True), ('json.load(f)', False),
+    ('np.load(p, allow_pickle=True)', True), ('np.load(p)', False), ('np.load(p, allow_pickle=False)', False),
+    ('import yaml\nyaml.load(f, Loader=yaml.Loader)', True),
+    ('import yaml\nyaml.load(f, Loader=yaml.SafeLoader)', False),
+    ('safetensors.torch.load(b)', False), ('agent.load_weights(p)', False),
+])
+def test_indirect_loads_are_found(code, found):
+    assert bool(list(unpickling(ast.parse(code)))) == found
 
 
 def test_no_type_bool_in_options():

@@ -4,7 +4,7 @@ import torch
 
 import models
 from lib.utils.batch_norm import batch_norms
-from lib.utils.checkpoint import load_weights, read_checkpoint, state_dict_of
+from lib.utils.checkpoint import load_weights, read_checkpoint
 from lib.utils.quantize_utils import quantizable_layers
 from lib.utils.train import loss_function, train_one_epoch
 
@@ -21,7 +21,7 @@ def network(name, device='cpu', weights=None, classes=1000):
     torch.manual_seed(0)
     model = models.create_model(name, num_classes=classes)
     if weights:
-        load_weights(model, state_dict_of(read_checkpoint(weights), weights), weights)
+        load_weights(model, read_checkpoint(weights), weights)
     else:
         _make_heavy(model)
     return model.to(device)

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -130,22 +131,33 @@ def read_bytes(path: str | Path, what: str = 'file', limit: int = MAX_TEXT) -> b
         FileNotFoundError: there is no such file, or it is a folder.
         ValueError: it cannot be opened, or is larger than `limit`.
     """
-    path = Path(path)
+    path, size = Path(path), file_size(path, what)
+    if size > limit:
+        raise ValueError(f'{path} has {size} bytes, too many for a {what}')
     try:
-        if path.is_dir():
-            raise FileNotFoundError(f'{what} {path} is a folder; name the file in it')
-        if not path.is_file() and path.exists():
-            raise ValueError(f'{what} {path} is no regular file')
-        size = path.stat().st_size
-        if size > limit:
-            raise ValueError(f'{path} has {size} bytes, too many for a {what}')
         return path.read_bytes()
     except OSError as error:
-        if error.errno is None:
-            raise
+        raise ValueError(f'{path} cannot be read as a {what}: {error.strerror}') from error
+
+
+def file_size(path: str | Path, what: str = 'file') -> int:
+    """Return the bytes of a regular file.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it is a folder.
+        ValueError: it cannot be looked at, or is a device or a pipe.
+    """
+    try:
+        status = Path(path).stat()
+    except OSError as error:
         if error.errno in NO_SUCH_FILE:
             raise FileNotFoundError(f'{what} {path} does not exist: check the path') from error
         raise ValueError(f'{path} cannot be read as a {what}: {error.strerror}') from error
+    if stat.S_ISDIR(status.st_mode):
+        raise FileNotFoundError(f'{what} {path} is a folder; name the file in it')
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f'{what} {path} is no regular file')
+    return status.st_size
 
 
 def read_text(path: str | Path, what: str = 'file', limit: int = MAX_TEXT) -> str:

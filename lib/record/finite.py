@@ -22,14 +22,20 @@ def check_finite(value: Any, what: str) -> None:
     Raises:
         FloatingPointError: names the first such tensor and says what to do.
     """
+    if found := not_finite(value):
+        raise FloatingPointError(
+            f'{what} is not written: {found}, the network has diverged; lower the learning rate, give that layer more '
+            'bits, or begin with other weights (what was written before is still there)')
+
+
+def not_finite(value: Any) -> str | None:
+    """Return which tensor in nested dicts and lists holds NaN, or infinity that is no constant, in words, or None."""
     for name, tensor in _tensors(value, ()):
         bad = _wrong(name, tensor)
         if bad is not None and bad.any():
-            first = tensor[bad][0].item()
-            raise FloatingPointError(
-                f'{what} is not written: {name} holds {int(bad.sum())} of {bad.numel()} values that are not finite '
-                f'({first:g}), the network has diverged; lower the learning rate, give that layer more bits, or begin '
-                'with other weights (what was written before is still there)')
+            return (f'{name} holds {int(bad.sum())} of {bad.numel()} values that are not finite '
+                    f'({tensor[bad][0].item():g})')
+    return None
 
 
 def _tensors(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:

@@ -19,6 +19,8 @@ import torch
 from torch.nn import functional as F
 
 from lib.record.files import atomic_path
+from lib.record.finite import not_finite
+from lib.record.torch_files import read_torch_file
 from lib.rl.memory import ReplayMemory
 from lib.rl.networks import Actor, Critic
 
@@ -199,13 +201,16 @@ class DDPG:
         """Continue where the agent that gave `state` was; its learning rates come with its optimizers.
 
         Raises:
-            ValueError: the replay memory or a network has another shape.
+            ValueError: the replay memory or a network has another shape, or a part is missing or none of an agent.
         """
-        for name in SAVED_PARTS:
-            part = getattr(self, name)
-            saved = _of_torch(state[name], part) if 'optimizer' in name else state[name]
-            _load(part, saved, name)
-        self.baseline, self.rng.bit_generator.state = state['baseline'], state['rng']
+        try:
+            for name in SAVED_PARTS:
+                part = getattr(self, name)
+                saved = _of_torch(state[name], part) if 'optimizer' in name else state[name]
+                _load(part, saved, name)
+            self.baseline, self.rng.bit_generator.state = state['baseline'], state['rng']
+        except (TypeError, AttributeError, LookupError) as error:
+            raise ValueError(f'this is no state of an agent ({type(error).__name__}: {error})') from error
 
     def save_model(self, folder: str | os.PathLike) -> None:
         """Write the networks' state dicts to actor.pkl and critic.pkl in `folder`."""
@@ -218,11 +223,13 @@ class DDPG:
 
         Raises:
             FileNotFoundError: one of the two files is missing.
-            ValueError: a file holds a network of another shape.
+            ValueError: a file cannot be read, or holds a network of another shape or values that are not finite.
         """
         for name in ('actor', 'critic'):
             path = Path(folder, f'{name}.pkl')
-            weights = torch.load(path, map_location=self.device, weights_only=True)
+            weights = read_torch_file(path, 'network of an agent')
+            if problem := not_finite(weights):
+                raise ValueError(f'{path} is damaged: {problem}')
             _load(getattr(self, name), weights, path)
             _load(getattr(self, f'{name}_target'), weights, path)
 

@@ -1,94 +1,100 @@
-"""Checkpoints that say what is wrong with them, and weights loaded by name."""
+"""Checkpoints: written with a digest, read with every check, and their weights loaded by name."""
 
 import logging
-import pickle
 import re
-import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from lib.record.checkpoint_rules import check_checkpoint
 from lib.record.files import atomic_path
 from lib.record.finite import check_finite
+from lib.record.tensor_digest import digest_of_tensors
+from lib.record.torch_files import read_torch_file
+from lib.record.weights import Weights, find_weights
 
 logger = logging.getLogger(__name__)
 
+DIGEST = 'digest'  # key of a checkpoint's digest, over all that is beside it
 
-def save_checkpoint(path, checkpoint):
-    """Saves a dict of tensors and plain values atomically; loadable with `weights_only=True`.
+
+def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
+    """Write a dict of tensors and plain values atomically, with a digest of all of it.
 
     Raises:
         FloatingPointError: a tensor is not finite (`check_finite`); nothing is written.
     """
     check_finite(checkpoint, Path(path).name)
     with atomic_path(path, needed=tensor_bytes(checkpoint)) as temporary:
-        torch.save(checkpoint, temporary)
+        torch.save({**checkpoint, DIGEST: digest_of_tensors(checkpoint)}, temporary)
 
 
-def tensor_bytes(value):
-    """Returns the bytes of all tensors in nested dicts and lists, less than their checkpoint takes."""
-    if isinstance(value, torch.Tensor):
+def tensor_bytes(value: Any) -> int:
+    """Return the bytes of all tensors in nested dicts and lists, less than their checkpoint takes."""
+    if isinstance(value, Tensor):
         return value.nbytes
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     return sum(map(tensor_bytes, parts))
 
 
-def read_checkpoint(path):
-    """Reads a checkpoint on the CPU.
+def read_checkpoint(path: str | Path) -> Any:
+    """Return what a checkpoint holds, on the CPU, without its digest.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, is no checkpoint, or holds more than tensors and plain values.
+        ValueError: it cannot be read without running code, is damaged, was changed after it was written, or holds
+            values that no run of ours writes.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {path} does not exist: check the path'
-                                + (' (it is a folder; name the file in it)' if path.is_dir() else ''))
+    saved = read_torch_file(path)
+    if not isinstance(saved, dict):
+        return saved
+    digest = saved.pop(DIGEST, None)
+    if digest is not None and digest != _digest(saved):
+        raise ValueError(f'{path} was changed after it was written, its digest differs: take a copy as the run wrote '
+                         'it; if only its weights are wanted, save its "state_dict" by itself')
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, UnicodeDecodeError, KeyError,
-            ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f'{path} ({path.stat().st_size} bytes) cannot be read as a PyTorch checkpoint: it is '
-                         f'truncated or of another kind; make or copy it again ({reason})') from error
+        check_checkpoint(saved, has_digest=digest is not None)
+    except ValueError as error:
+        raise ValueError(f'checkpoint {path}: {error}; it is damaged or was changed: take another one of the run, or '
+                         'only its "state_dict", saved by itself') from error
+    return saved
 
 
-def state_dict_of(checkpoint, path='checkpoint'):
-    """Finds the state dict in a checkpoint: under `state_dict`, `model` or the like, or the dict itself.
+def _digest(saved: dict) -> str | None:
+    try:
+        return digest_of_tensors(saved)
+    except (RecursionError, RuntimeError, TypeError, ValueError):
+        return None  # nested too deeply, or of tensors that no run of ours writes
 
-    The prefix `module.` of DataParallel is removed, also inside (`features.module.0` of the original's VGG). What is no
-    tensor is left out; version numbers of modules are kept.
+
+def state_dict_of(checkpoint: Any, path: str | Path = 'checkpoint', model: nn.Module | None = None) -> OrderedDict:
+    """Return the state dict in a checkpoint, under the names of `model`, else without those of wrappers.
 
     Raises:
         ValueError: nothing in the checkpoint looks like a state dict.
     """
-    found = checkpoint
-    for key in ('state_dict', 'model', 'model_state_dict', 'net'):
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
-            found = checkpoint[key]
-            break
-    if not isinstance(found, dict) or not any(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError(f'{path} holds no state dict: expected a dict of tensors, or one under "state_dict"')
-    state_dict = OrderedDict((_plain_key(key), value) for key, value in found.items()
-                             if isinstance(value, torch.Tensor))
-    versions = getattr(found, '_metadata', {})
-    state_dict._metadata = {_plain_key(key + '.')[:-1]: value for key, value in versions.items()}
-    return state_dict
+    return find_weights(checkpoint, model and model.state_dict(), str(path)).state_dict
 
 
-def _plain_key(key):
-    return key.removeprefix('module.').replace('.module.', '.')
+def weights_for(model: nn.Module, checkpoint: Any, path: str | Path = 'checkpoint', *,
+                average: bool = False) -> Weights:
+    """Return the weights in a checkpoint under the names of `model`; see `find_weights`."""
+    return find_weights(checkpoint, model.state_dict(), str(path), average=average)
 
 
-def load_weights(model, state_dict, path='checkpoint', *, reset_classifier=False):
-    """Loads `state_dict` into `model`; every key must fit.
+def load_weights(model: nn.Module, checkpoint: Any, path: str | Path = 'checkpoint', *,
+                 reset_classifier: bool = False) -> str | None:
+    """Load a state dict, or the one in a checkpoint, into `model`; every key must fit.
 
     What torchvision's files hold beyond the networks here is left out: auxiliary heads, and DenseNet's old names.
 
     Args:
         model: the network.
-        state_dict: as `state_dict_of` gives it.
+        checkpoint: a state dict or what holds one, in any wrapping that `find_weights` knows.
         path: where it is from, for messages.
         reset_classifier: leave the layer as it is that differs in the number of classes only.
 
@@ -96,10 +102,10 @@ def load_weights(model, state_dict, path='checkpoint', *, reset_classifier=False
         The name of the layer that was left as it is, or None.
 
     Raises:
-        ValueError: keys are missing or unexpected, or shapes differ; the first ones are named.
+        ValueError: keys are missing or unexpected, shapes differ, or values cannot be weights; the first are named.
     """
     own = model.state_dict()
-    state_dict = _torchvision_names(state_dict, own)
+    state_dict = _torchvision_names(find_weights(checkpoint, own, str(path)).state_dict, own)
     differ = {key: (tuple(state_dict[key].shape), tuple(own[key].shape)) for key in own
               if key in state_dict and state_dict[key].shape != own[key].shape}
     classifier = _classifier(differ)
@@ -110,10 +116,10 @@ def load_weights(model, state_dict, path='checkpoint', *, reset_classifier=False
         raise ValueError(f'{path} does not fit the model: {_some(shapes)}; {advice}')
     for key in differ:
         state_dict[key] = own[key]
+    _check_values(state_dict, own, path)
     missing, unexpected = model.load_state_dict(state_dict, strict=False)
-    missing = [key for key in missing if not key.endswith('num_batches_tracked')]
-    problems = [f'{len(keys)} {kind} ({_some(keys)})'
-                for kind, keys in (('missing', missing), ('unexpected', unexpected)) if keys]
+    problems = [f'{len(keys)} {kind} ({_some(keys)})' for kind, keys in
+                (('missing', _really_missing(model, missing)), ('unexpected', unexpected)) if keys]
     if problems:
         linear = any(key.endswith(('quantizer.range', 'activation_range')) for key in unexpected)
         advice = 'it is of the linear flow, add --linear_quantization' if linear else 'check --arch'
@@ -121,8 +127,40 @@ def load_weights(model, state_dict, path='checkpoint', *, reset_classifier=False
     return classifier
 
 
-def _torchvision_names(state_dict, own):
-    """Returns a copy with DenseNet's old names `norm.1` made `norm1`, without auxiliary heads that the model lacks."""
+def _really_missing(model: nn.Module, missing: list[str]) -> list[str]:
+    """Return the missing keys but counters of batches, and Parameters that came under another name."""
+    parameters = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    came = {number for name, number in parameters.items() if name not in missing}
+    return [key for key in missing if not key.endswith('num_batches_tracked') and parameters.get(key) not in came]
+
+
+def _check_values(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse tensors that cannot be weights of the network; where its own are infinite, as masks are, theirs may be."""
+    for key, ours in own.items():
+        if key in state_dict and not ours.is_meta and (problem := _problem(key, state_dict[key], ours)):
+            raise ValueError(f'{path}: {key} {problem}; take another checkpoint')
+
+
+def _problem(key: str, theirs: Tensor, ours: Tensor) -> str | None:
+    if theirs.is_meta or theirs.layout != torch.strided or theirs.is_quantized:
+        return 'has no plain values (a meta, sparse or quantized tensor)'
+    if not ours.is_floating_point():
+        return None if theirs.dtype == ours.dtype or not (theirs.is_complex() or ours.dtype == torch.bool) else \
+            f'is {theirs.dtype}, the network has {ours.dtype}'
+    if not theirs.is_floating_point():
+        return f'is {theirs.dtype}, the network has {ours.dtype}'
+    values = theirs.to(ours.device, ours.dtype)
+    finite = values.isfinite()
+    if not finite.all() and not torch.equal(values[~finite], ours[~finite]):
+        return f'has {int((~finite).sum())} values that are not finite' + (
+            f' in {ours.dtype}' if theirs.isfinite().all() else '')
+    if key.endswith('running_var') and (values < 0).any():
+        return 'is a variance and has negative values'
+    return None
+
+
+def _torchvision_names(state_dict: OrderedDict, own: Mapping[str, Tensor]) -> OrderedDict:
+    """Return a copy with DenseNet's old names `norm.1` made `norm1`, without auxiliary heads that the model lacks."""
     old = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12]\.)')
     renamed = OrderedDict((key if key in own else old.sub(r'\1\2', key), value) for key, value in state_dict.items())
     renamed._metadata = getattr(state_dict, '_metadata', {})
@@ -132,13 +170,13 @@ def _torchvision_names(state_dict, own):
     return renamed
 
 
-def _classifier(differ):
-    """Returns the only layer among {key: (shape, shape)} if the two differ in the number of outputs only, or None."""
+def _classifier(differ: Mapping[str, tuple]) -> str | None:
+    """Return the only layer among {key: (shape, shape)} if the two differ in the number of outputs only, or None."""
     layers = {key.rpartition('.')[0] for key in differ}
     outputs = all(theirs[1:] == ours[1:] and len(theirs) == len(ours) > 0 for theirs, ours in differ.values())
     return layers.pop() if len(layers) == 1 and outputs else None
 
 
-def _some(items, limit=4):
+def _some(items: list, limit: int = 4) -> str:
     more = f', and {len(items) - limit} more' if len(items) > limit else ''
     return ', '.join(map(str, items[:limit])) + more

@@ -50,7 +50,7 @@ def mobilenetv2_keys():
 
 def test_mobilenetv2_150(tmp_path):
     net = models.create_model('mobilenetv2')
-    state = {key: torch.randn_like(value.float()).to(value.dtype) for key, value in net.state_dict().items()}
+    state = {key: torch.rand_like(value.float()).to(value.dtype) for key, value in net.state_dict().items()}
     assert sorted(state) == sorted(mobilenetv2_keys())
     path = original_file(tmp_path / 'mobilenetv2-150.pth.tar', state)
     load_weights(net, state_dict_of(read_checkpoint(path)), path)
@@ -59,7 +59,7 @@ def test_mobilenetv2_150(tmp_path):
 
 def test_mobilenetv3small_f3be529c(tmp_path):
     net = models.create_model('mobilenetv3')
-    state = {key: torch.randn_like(value.float()).to(value.dtype) for key, value in net.state_dict().items()}
+    state = {key: torch.rand_like(value.float()).to(value.dtype) for key, value in net.state_dict().items()}
     assert {'features.0.0.weight', 'features.1.conv.5.fc.0.weight', 'features.11.conv.7.weight', 'features.12.0.weight',
             'features.14.bias', 'classifier.1.weight'} <= state.keys()
     torch.save(state, tmp_path / 'mobilenetv3small-f3be529c.pth')

@@ -1,11 +1,19 @@
 """What a run makes of the weights it starts from: quantized ones, ones for other classes, BatchNorm afterwards."""
 
+import argparse
+import hashlib
+import importlib
+from pathlib import Path
+
 import pytest
+import safetensors.torch
 import torch
 
 import models
 from lib.utils.checkpoint import read_checkpoint
 from lib.utils.quantize_utils import quantizable_layers
+
+SCRIPTS = str(Path(__file__).resolve().parents[2] / 'scripts')
 
 
 def last_line(done):
@@ -70,6 +78,56 @@ def test_weights_for_other_classes(tmp_path, call, network):
     state = read_checkpoint(tmp_path / 'run' / 'checkpoint.pth.tar')['state_dict']
     assert state['linear.weight'].shape == (10, 64)
     assert torch.allclose(state['conv1.weight'], theirs['conv1.weight'], atol=1e-5)
+
+
+@pytest.mark.parametrize('script', ['finetune.py', 'pretrain.py'])
+def test_an_average_beside_the_weights_is_named_and_taken_by_ema(tmp_path, call, succeed, network, weights, script):
+    state = read_checkpoint(weights)['state_dict']
+    raw = {key: torch.zeros_like(value) for key, value in state.items()}
+    torch.save({'state_dict': raw, 'model_ema': {f'module.{key}': value for key, value in state.items()} |
+                {'n_averaged': torch.tensor(3)}, 'args': argparse.Namespace(out=Path('x'))}, tmp_path / 'ema.pth')
+    safetensors.torch.save_file({f'model.{key}': value for key, value in state.items()}, tmp_path / 'net.safetensors')
+    strategy = ('--strategy', 'uniform:8') if script == 'finetune.py' else ()
+    options = (script, *network, *strategy, '--eval', '--weights')
+    plain = succeed(*options, weights, cwd=tmp_path)
+    average = succeed(*options, tmp_path / 'ema.pth', '--ema', cwd=tmp_path)
+    assert last_line(average) == last_line(plain)
+    assert 'taken: model_ema, an average; beside them: state_dict' in average.out
+    assert last_line(succeed(*options, tmp_path / 'net.safetensors', cwd=tmp_path)) == last_line(plain)
+    taken = call('pretrain.py', *network, '--eval', '--weights', tmp_path / 'ema.pth', cwd=tmp_path)
+    assert 'taken: the raw weights; beside them: model_ema, an average (--ema takes it)' in taken.out
+    assert last_line(taken) != last_line(plain)
+    refused = call(*options, weights, '--ema', cwd=tmp_path)
+    assert refused.code == 1 and refused.err.startswith('error: --ema: ') and 'holds no average' in refused.err
+
+
+def test_torchvision_s_cache_is_read_without_running_code_from_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    weights = importlib.import_module('_weights')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    (tmp_path / 'hub' / 'checkpoints').mkdir(parents=True)
+
+    class Harmful:
+        def __reduce__(self):
+            return open, (str(tmp_path / 'harm'), 'w')
+
+    def cached(value):
+        torch.save(value, tmp_path / 'saved')
+        data = (tmp_path / 'saved').read_bytes()
+        name = f'net-{hashlib.sha256(data).hexdigest()[:8]}.pth'
+        (tmp_path / 'hub' / 'checkpoints' / name).write_bytes(data)
+        return name
+
+    good, harmful = cached({'a': torch.ones(2)}), cached({'a': Harmful()})
+    assert torch.equal(weights.read_download(f'https://nowhere.invalid/{good}', 'net')['a'], torch.ones(2))
+    with pytest.raises(ValueError, match='made to do harm'):
+        weights.read_download(f'https://nowhere.invalid/{harmful}', 'net')
+    (tmp_path / 'hub' / 'checkpoints' / good).write_bytes((tmp_path / 'hub' / 'checkpoints' / harmful).read_bytes())
+    with pytest.raises(ValueError, match='does not have the SHA-256 that its name begins'):
+        weights.read_download(f'https://nowhere.invalid/{good}', 'net')
+    with pytest.raises(FileNotFoundError, match='could not be downloaded.*fetch file:///none.pth'):
+        weights.read_download('file:///none.pth', 'net')
+    assert not (tmp_path / 'harm').exists()
 
 
 def test_batch_norm_is_estimated_anew_or_folded(tmp_path, succeed, call, linear, weights, table):
