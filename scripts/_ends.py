@@ -15,6 +15,7 @@ NO_MEMORY = re.compile("out of memory|can't allocate memory|cannot allocate memo
                        'not enough memory|alloc_failed|unable to allocate|could not create a (primitive|memory)', re.I)
 ASKED = re.compile(r'(?:tried to allocate|unable to allocate|allocate memory:) ?(?:you tried to allocate )?'
                    r'([\d.]+) ?(bytes|[KMGT]iB)', re.I)
+TO_PASTE = re.compile(r'\n(?=import (?:pickle, )?torch; |torch\.save\()')
 LOST_WORKER = re.compile(r'DataLoader worker|Bus error|process in the process pool was terminated')
 TOO_MANY_FILES = re.compile('too many open files|received 0 items of ancdata', re.I)
 
@@ -124,9 +125,13 @@ def quantity(number, unit):
 
 
 def one_line(error):
-    """Returns the message of an error in one line, without control characters; of a loader process the last line."""
+    """Returns the message of an error in one line, without control characters; of a loader process the last line.
+
+    Lines of Python that it gives to be pasted stay lines.
+    """
     text = str(error) or type(error).__name__
     if 'Original Traceback' in text:
         text = text.strip().splitlines()[-1]
     text = re.sub(r'\x1b\[[0-9;]*[a-zA-Z]', '', text)
-    return ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())
+    return '\n'.join(' '.join(''.join(c if c.isprintable() else ' ' for c in line).split())
+                     for line in TO_PASTE.split(text))

@@ -127,6 +127,15 @@ def rate_of(args):
                                        lr_min=args.lr_min)
 
 
+def check_moments(optimizer):
+    """Raises ValueError where the optimizer was loaded with tensors that are not of the shapes of its parameters."""
+    for parameter, state in optimizer.state.items():
+        for name, tensor in state.items():
+            if getattr(tensor, 'shape', ()) and tensor.shape != parameter.shape:
+                raise ValueError(f'{name} of the optimizer has shape {tuple(tensor.shape)} for a parameter of shape '
+                                 f'{tuple(parameter.shape)}')
+
+
 def resume_training(args, saved, kind, optimizer, precision):
     """Gives the optimizer its saved state; returns where `fit` starts and the best accuracy so far.
 
@@ -140,10 +149,11 @@ def resume_training(args, saved, kind, optimizer, precision):
                          f'it with {script} as it was started, or start a new run from its weights with --weights')
     try:
         optimizer.load_state_dict(saved['optimizer'])
+        check_moments(optimizer)
         if precision.scaler.is_enabled():
             precision.scaler.load_state_dict(saved['scaler'])
         return {'start_epoch': saved['epoch'], 'best': saved['best_acc']}
-    except (KeyError, ValueError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'{args.resume} is no checkpoint that this training can go on from ({error}): evaluate it '
                          'with --eval, or start a new run from its weights with --weights') from error
 

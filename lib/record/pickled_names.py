@@ -50,9 +50,9 @@ def resave(found: str, path: Path, name: str, load: str, weights: str) -> str:
     opened = {'torch.jit.load': f"torch.jit.load({file!r}, map_location='cpu')",
               'torch.load': f"torch.load({file!r}, map_location='cpu', weights_only=False)",
               'pickle.load': f"pickle.load(open({file!r}, 'rb'))"}[load]
-    return (f'is {found}. If you trust it, save its weights by themselves and give those:\n'
-            f'  import {"pickle, " if load == "pickle.load" else ""}torch; {name} = {opened}\n'
-            f'  torch.save({weights}, {target!r})')
+    return (f'is {found}. If you trust it, save its weights by themselves, with two lines of Python, and give those:\n'
+            f'import {"pickle, " if load == "pickle.load" else ""}torch; {name} = {opened}\n'
+            f'torch.save({weights}, {target!r})')
 
 
 def pickled_names(path: Path) -> PickledNames:

@@ -1,9 +1,11 @@
 """What a run makes of the weights it starts from: quantized ones, ones for other classes, BatchNorm afterwards."""
 
 import argparse
+import copy
 import hashlib
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -97,8 +99,32 @@ def test_an_average_beside_the_weights_is_named_and_taken_by_ema(tmp_path, call,
     taken = call('pretrain.py', *network, '--eval', '--weights', tmp_path / 'ema.pth', cwd=tmp_path)
     assert 'taken: the raw weights; beside them: model_ema, an average (--ema takes it)' in taken.out
     assert last_line(taken) != last_line(plain)
+    torch.save(torch.nn.Linear(2, 2), tmp_path / 'whole.pth')
+    refused = call(*options, tmp_path / 'whole.pth', cwd=tmp_path)
+    assert refused.code == 1 and [line.partition('(')[0] for line in refused.err.splitlines()[1:]] == [
+        'import torch; network = torch.load', 'torch.save'], refused.err
     refused = call(*options, weights, '--ema', cwd=tmp_path)
     assert refused.code == 1 and refused.err.startswith('error: --ema: ') and 'holds no average' in refused.err
+
+
+@pytest.mark.parametrize('change', [
+    lambda o: o['state'][0].update(momentum_buffer=torch.ones(2)), lambda o: o['param_groups'].clear(),
+    lambda o: o.update(param_groups=3), lambda o: o['param_groups'][0].pop('params'), lambda o: o.update(state=[1]),
+])
+def test_an_optimizer_that_is_none_of_the_run_s_is_refused(tmp_path, monkeypatch, change):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    training = importlib.import_module('_training')
+    net = torch.nn.Linear(3, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    saved = {'epoch': 1, 'best_acc': 1.0, 'scaler': {}, 'optimizer': copy.deepcopy(optimizer.state_dict())}
+    precision = SimpleNamespace(scaler=SimpleNamespace(is_enabled=lambda: False))
+    arguments = SimpleNamespace(resume='a.pth.tar'), saved, 'float', optimizer, precision
+    assert training.resume_training(*arguments) == {'start_epoch': 1, 'best': 1.0}
+    change(saved['optimizer'])
+    with pytest.raises(ValueError, match='a.pth.tar is no checkpoint that this training can go on from'):
+        training.resume_training(*arguments)
 
 
 def test_torchvision_s_cache_is_read_without_running_code_from_it(tmp_path, monkeypatch):
