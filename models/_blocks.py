@@ -39,9 +39,15 @@ class PreActivation(nn.Sequential):
         super().__init__(OrderedDict(norm=nn.BatchNorm2d(in_channels), relu=nn.ReLU(), conv=conv))
 
 
-def global_pool() -> nn.Sequential:
-    """Average over all positions, (N, C, H, W) -> (N, C, 1, 1), and the place for a quantizer of the pooled tensor."""
-    return nn.Sequential(OrderedDict(average=nn.AdaptiveAvgPool2d(1), output=nn.Identity()))
+def global_pool(madds_as: str = 'adaptive') -> nn.Sequential:
+    """Average over all positions, (N, C, H, W) -> (N, C, 1, 1), and the place for a quantizer of the pooled tensor.
+
+    `madds_as` says what the original pools with, whose MADDS depend on it: an 'adaptive' or a 'fixed' module, or a
+    'function', which its counter does not see.
+    """
+    average = nn.AdaptiveAvgPool2d(1)
+    average.madds_as = madds_as
+    return nn.Sequential(OrderedDict(average=average, output=nn.Identity()))
 
 
 class InvertedResidual(nn.Module):

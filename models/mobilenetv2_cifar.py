@@ -76,7 +76,7 @@ class MobileNetV2Cifar(nn.Module):
                 before = channels
         self.blocks = nn.Sequential(*blocks)
         self.head = ConvNorm(before, LAST_CHANNELS, activation=nn.ReLU)
-        self.pool = global_pool()
+        self.pool = global_pool(madds_as='function')
         self.fc = nn.Linear(LAST_CHANNELS, num_classes)
         init_weights(self)
 

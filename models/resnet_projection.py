@@ -71,7 +71,7 @@ class ProjectionResNet(nn.Module):
                 blocks.append(ProjectionBlock(before, channels, stride, relu_after_add))
                 before = channels
         self.blocks = nn.Sequential(*blocks)
-        self.pool = global_pool()
+        self.pool = global_pool(madds_as='fixed')
         self.fc = nn.Linear(before, num_classes)
         init_weights(self)
         self.fc.reset_parameters()  # DoReFa divides by the largest weight: small ones would learn all too fast

@@ -1,6 +1,7 @@
 """The record of one quantizable layer: all that a hardware model needs to know about it."""
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
 
 KINDS = ('conv', 'linear')
@@ -12,7 +13,8 @@ class LayerRecord:
 
     A linear layer has kernel and stride (1, 1); `in_h` = `out_h` is the number of positions it is applied to per image
     (1 for a classifier, the number of tokens in a transformer) and `in_w` = `out_w` = 1. A layer that the forward pass
-    never reaches has `calls` = 0 and sizes 0. `num_weights` leaves the bias out.
+    never reaches has `calls` = 0 and sizes 0. `num_weights` leaves the bias out. `order` counts the calls of all layers
+    of a network; it is no part of what a layer is: records are compared and saved without it.
 
     Raises:
         ValueError: kind unknown, or sizes that no layer can have.
@@ -31,6 +33,7 @@ class LayerRecord:
     out_w: int
     num_weights: int
     calls: int = 1  # how often one forward pass uses the layer
+    order: tuple[int, int] | None = field(default=None, compare=False, repr=False)  # numbers of its first and last call
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -64,12 +67,13 @@ class LayerRecord:
 
     def to_dict(self) -> dict:
         """Return plain lists and numbers, for JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+                if key != 'order'}
 
     @classmethod
     def from_dict(cls, entries: dict) -> 'LayerRecord':
         """Rebuild a record from `to_dict`; ValueError for a missing or unknown key, or a value of another kind."""
-        known = {field.name: field.type for field in fields(cls)}
+        known = {field.name: field.type for field in fields(cls) if field.name != 'order'}
         optional = {'calls'}
         name = entries.get('name', '?')
         if wrong := (set(entries) - set(known)) | (set(known) - optional - set(entries)):
@@ -89,3 +93,32 @@ _IS_A = {
     str: lambda value: isinstance(value, str), int: _is_count,
     tuple[int, int]: lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(_is_count, value)),
 }
+
+
+def ends(layers: Sequence[LayerRecord]) -> tuple[int, int]:
+    """Return the indices of the layers that are called first and last; of the first and last one where none knows."""
+    called = [index for index, layer in enumerate(layers) if layer.order]
+    if not called:
+        return 0, len(layers) - 1
+    return min(called, key=lambda index: layers[index].order[0]), max(called, key=lambda index: layers[index].order[1])
+
+
+def merge(name: str, layers: Sequence[LayerRecord]) -> LayerRecord:
+    """Return one record of layers that multiply with the same weights: the first one's shape, the calls of all.
+
+    Where calls differ in size, it is one call whose positions are those of all together, in a single column.
+    """
+    called = [layer for layer in layers if layer.calls]
+    if not called:
+        return replace(layers[0], name=name)
+    orders = [number for layer in called for number in layer.order or ()]
+    order = (min(orders), max(orders)) if orders else None
+    sizes = {(layer.in_h, layer.in_w, layer.out_h, layer.out_w) for layer in called}
+    if len(sizes) == 1:
+        count, size = sum(layer.calls for layer in called), sizes.pop()
+    else:
+        count = 1
+        size = (sum(layer.calls * layer.in_h * layer.in_w for layer in called), 1,
+                sum(layer.calls * layer.out_h * layer.out_w for layer in called), 1)
+    in_h, in_w, out_h, out_w = size
+    return replace(layers[0], name=name, in_h=in_h, in_w=in_w, out_h=out_h, out_w=out_w, calls=count, order=order)
