@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models  # noqa: E402
 from lib.simulator.backends import find_hardware  # noqa: E402
 from lib.simulator.budget import WALLS, Constraint, fit  # noqa: E402
-from lib.simulator.counting import COUNTED  # noqa: E402
+from lib.simulator.counting import size_of  # noqa: E402
 from lib.simulator.hardware import make_table  # noqa: E402
+from lib.simulator.inventory import Inventory  # noqa: E402
 from lib.utils.profile import profile_layers  # noqa: E402
 from lib.utils.strategy import uniform_strategy  # noqa: E402
 
@@ -55,7 +56,7 @@ def one_machine(layers):
 
 def three_budgets(layers):
     """Prints one row per wall."""
-    costs = [(make_table(layers, find_hardware('cloud')), 0.6), (COUNTED['model_size'](layers), 0.2),
+    costs = [(make_table(layers, find_hardware('cloud')), 0.6), (size_of(Inventory(layers)), 0.2),
              (make_table(layers, find_hardware('bitfusion'), 'energy'), 0.6)]
     constraints = [Constraint.of_ratio(cost, ratio) for cost, ratio in costs]
     print(f'\n| wall | mean bits w/a | {" | ".join(f"{cost.name}, at most {ratio}" for cost, ratio in costs)} |')

@@ -8,7 +8,7 @@ import time
 from _common import logger
 
 
-def run_search(bench, env, folder, name, budget, seed):
+def run_search(bench, env, folder, name, budget, seed, pricing):
     """Returns the record of a search, which goes on where its file ends; `seed` is None for one without chance.
 
     The record has `strategy`, `accuracy`, `ratio`, `evaluations`, `forwards`, `backwards` (images), `seconds` and
@@ -18,6 +18,7 @@ def run_search(bench, env, folder, name, budget, seed):
     from lib.search.bench import replay
     path = folder / 'searches' / f'{str(budget).replace(":", "")}_{name}{"" if seed is None else f"_seed{seed}"}.json'
     record = read(path) or {'history': [], 'forwards': 0, 'backwards': 0, 'seconds': 0.0}
+    mark = {'pricing': pricing} if pricing > 1 else {}  # by what rules costs are counted
     if 'strategy' in record:
         return record
     before, start = bench.counter.counts, time.time()
@@ -34,12 +35,12 @@ def run_search(bench, env, folder, name, budget, seed):
         history.append(entry)
         forwards, backwards = (now - then for now, then in zip(bench.counter.counts, before, strict=True))
         seconds = time.time() - start + bench.saved_seconds
-        now = {'history': history, 'forwards': record['forwards'] + forwards,
+        now = {**mark, 'history': history, 'forwards': record['forwards'] + forwards,
                'backwards': record['backwards'] + backwards, 'seconds': record['seconds'] + seconds}
         write_json(path, now)
     best = known[str(searcher.best())]
     found = {'searcher': name, 'budget': budget, 'seed': seed, **{key: best[key] for key in best if key != 'reward'},
-             'evaluations': len(history), **now}
+             'evaluations': len(history), **now, **mark}
     write_json(path, found)
     logger.info('%s by %s%s: accuracy %.2f %% in the search, ratio %.4f; %d evaluations, %d images forward, %d '
                 'backward, %.0f s', budget, name, '' if seed is None else f', seed {seed}', found['accuracy'],

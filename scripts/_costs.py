@@ -13,34 +13,68 @@ TABLES = ROOT / 'lib' / 'simulator' / 'lookup_tables'
 
 
 class Layers(NamedTuple):
-    """The layers in a strategy: `LayerRecord`s, their model size as a `CostTable`, the shape of an image (C, H, W)."""
+    """The layers in a strategy, as an `Inventory`; the model size as a `CostTable`; the shape of an image.
 
-    records: list
+    `coverage` is what results.json and strategy.json say of the shares under the strategy.
+    """
+
+    inventory: Any
     sizes: Any
     shape: tuple
+    coverage: dict
+
+    @property
+    def records(self):
+        """`LayerRecord`s of the layers."""
+        return self.inventory.layers
 
     @property
     def names(self):
         """Names of the layers."""
-        return [record.name for record in self.records]
+        return self.inventory.names
 
 
-def find_layers(args, model, shape, is_pruned=False):
-    """Returns the `Layers` of the network that a strategy of this flow has entries for, and says which they are."""
-    from lib.simulator.counting import model_size
-    from lib.utils.conversion import layers_of
+def find_layers(args, model, shape, is_pruned=False, before=False):
+    """Returns the `Layers` of the network that a strategy of this flow has entries for, and says which they are.
+
+    `before`: as searches counted them that were begun before float layers had a price.
+    """
+    from lib.simulator.counting import size_of
+    from lib.utils.coverage import as_before, take_inventory
     from lib.utils.layer_report import describe_layers
-    from lib.utils.profile import profile_layers
-    from lib.utils.quantize_utils import weight_counts
+    from lib.utils.profile import profile_network
 
-    linear, records = is_linear(args), profile_layers(model, shape)
-    for line in describe_layers(model, records, linear):
+    linear, profile = is_linear(args), profile_network(model, shape)
+    inventory = take_inventory(model, profile, linear, is_pruned=is_pruned)
+    for line in describe_layers(model, profile.layers, linear):
         logger.info('%s', line)
-    chosen = layers_of(model, records, linear)
-    records = [record for record in records if record.name in chosen]
-    counts, names = weight_counts(model, is_pruned), [record.name for record in records]
+    say_coverage(inventory)
+    coverage = inventory.coverage.to_dict()
+    if before:
+        logger.info('this search was begun when what stays float had no price: it goes on without')
+        inventory = as_before(inventory, profile)
     float_bit = 32 if linear or args.float_bit is None else args.float_bit
-    return Layers(records, model_size([counts[name] for name in names], float_bit=float_bit, layer_names=names), shape)
+    return Layers(inventory, size_of(inventory, float_bit), shape, coverage)
+
+
+def say_coverage(inventory, what=None):
+    """Says what the strategy covers; what stays float is a warning where it is much."""
+    from lib.utils.coverage import coverage_lines
+    from lib.utils.distributed import is_main
+    share, *low = coverage_lines(inventory, what)
+    logger.info('%s', share)
+    for line in low if is_main() else ():
+        logger.warning('%s', line)
+
+
+def coverage_of(model, shape, kind='qat'):
+    """Says what the active quantizers of a network cover; returns it as an entry of results.json, none if `float`."""
+    from lib.utils.coverage import active_inventory
+    if kind == 'float':
+        return {}
+    inventory = active_inventory(model, shape)
+    say_coverage(inventory, 'quantization')
+    return {'coverage': inventory.coverage.to_dict()}
 
 
 def find_constraints(args, layers, option='--preserve_ratio'):
@@ -58,7 +92,7 @@ def find_constraints(args, layers, option='--preserve_ratio'):
     if args.preserve_ratio is not None:
         wanted.insert(0, (cost_name(args), args.preserve_ratio, option))
     costs = [find_cost(args, full_name(name, cost_name(args)), layers) for name, _, _ in wanted]
-    constraints = [constraint_on(cost, value, is_linear(args), option)
+    constraints = [constraint_on(cost, value, is_linear(args), option, layers.inventory.ends)
                    for cost, (_, value, option) in zip(costs, wanted, strict=True)]
     names = [constraint.cost.name for constraint in constraints]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -93,13 +127,13 @@ def ratio(text):
     return value
 
 
-def constraint_on(cost, ratio, linear, option):
-    """Returns the `Constraint` of a ratio, or exactly what K bits in every layer cost."""
+def constraint_on(cost, ratio, linear, option, ends=(0, -1)):
+    """Returns the `Constraint` of a ratio, or exactly what K bits in every layer cost; `ends`: first and last layer."""
     from lib.simulator.budget import Constraint
     from lib.utils.strategy import uniform_strategy
     if isinstance(ratio, float):
         return Constraint.of_ratio(cost, ratio, option)
-    strategy = uniform_strategy(cost.num_layers, int(ratio.removeprefix('uniform:')), linear=linear)
+    strategy = uniform_strategy(cost.num_layers, int(ratio.removeprefix('uniform:')), linear=linear, ends=ends)
     return Constraint(cost, cost.cost(strategy), option)
 
 
@@ -124,24 +158,46 @@ def find_cost(args, name, layers):
     if name == 'model_size':
         return layers.sizes
     if name in COUNTED:
-        return COUNTED[name](layers.records)
+        return COUNTED[name](layers.inventory)
     return with_reference(_lookup_table(args, name, layers), args)
+
+
+def price_floats(table, floats, make=None):
+    """Returns a table of a machine with the cost of the layers that stay float; says so where it cannot be known.
+
+    `make` returns a table of these layers, for a machine that was measured; any other prices them by itself.
+    """
+    from lib.simulator.rest import float_cost, with_rest
+    if not floats:
+        return table
+    cost = float_cost(floats, table)
+    if cost is None and make:
+        cost = make().reference
+    if cost is None:
+        logger.warning('%s has no price for what stays float (%s ...): its ratios are about the layers of the strategy '
+                       'alone', table.name, floats[0].name)
+        return table
+    return with_rest(table, floats, cost)
 
 
 def _lookup_table(args, name, layers):
     from dataclasses import replace
+    from functools import partial
 
     from lib.simulator.table_cache import find_or_make
     from lib.simulator.table_files import load_table
     from lib.utils.distributed import on_main
+    floats = layers.inventory.floats
     if name.endswith('.npy'):
-        return load_table(name, layers.records)
+        return price_floats(load_table(name, layers.records), floats)
     hardware, metric = find_hardware_metric(name)
     if args.cost_batch:
         hardware = replace(hardware, batch=args.cost_batch)
     stem = table_stem(args, hardware, metric, all(record.calls for record in layers.records))
     about = {'network': args.arch, 'dataset': args.dataset, 'resolution': list(layers.shape)}
-    return on_main(find_or_make, stem, layers.records, hardware, metric, table_folders(args), about)
+    table, rest = (partial(on_main, find_or_make, stem + suffix, records, hardware, metric, table_folders(args), about)
+                   for suffix, records in (('', layers.records), ('_float', floats)))
+    return price_floats(table(), floats, rest)
 
 
 def table_folders(args):
@@ -176,14 +232,12 @@ def find_hardware_metric(name):
 
 def with_reference(cost, args):
     """Returns the linear cost with the column of `--float_bit` as what a ratio of 1 stands for, 8/8 bits if None."""
-    from lib.simulator.cost import CostTable
     if args.float_bit is None or not is_linear(args):
         return cost
     if not 1 <= args.float_bit <= 8:
         raise ValueError(f'--float_bit {args.float_bit}: in the linear flow it is a column of the cost table, 1 to 8')
     column = cost.table[:, args.float_bit - 1, args.float_bit - 1].tolist()
-    return CostTable(cost.table, reference=cost.total(column), name=cost.name, unit=cost.unit, meaning=cost.meaning,
-                     combine=cost.combine, layer_names=cost.layer_names, about=cost.about)
+    return cost.derive(reference=cost.total(column))
 
 
 def table_stem(args, hardware, metric='latency', all_called=True):

@@ -110,8 +110,8 @@ def apply_strategy(args, model, shape):
     from lib.utils.hybrid_plan import layers_of_strategy
     config = deepcopy(args.hybrid)
     if args.strategy is not None:
-        names = layers_with_strategy(model, shape)
-        config['layers'] = layers_of_strategy(strategy_of_layers(args, names, input_bits=-1), names)
+        inventory = layers_with_strategy(model, shape)
+        config['layers'] = layers_of_strategy(strategy_of_layers(args, inventory, input_bits=-1), inventory.names)
         for section, key in (('qat', 'quantize_w_blocks'), ('qat', 'quantize_a_blocks'),
                              ('ptq', 'post_quantize_w_layers'), ('ptq', 'post_quantize_a_layers')):
             config[section][key] = []

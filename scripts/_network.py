@@ -1,7 +1,7 @@
 """A network by its name or file and the shapes of its layers, for the scripts that need neither weights nor data."""
 
 import argparse
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from _options import MAX_SIDE, add_architecture_options
 from _setup import build_network, image_size
@@ -56,11 +56,16 @@ def network_of(args):
 
 
 class Described(NamedTuple):
-    """A network in numbers: its parameters, and the `LayerRecord`s of the layers in a strategy of either flow."""
+    """A network in numbers: its parameters, its MADDS, and its `Inventory` under a strategy of either flow.
+
+    `uncalled` are the names of layers whose forward is never called.
+    """
 
     parameters: int
-    kmeans: list
-    linear: list
+    madds: int
+    uncalled: list
+    kmeans: Any
+    linear: Any
 
 
 def describe_network(args, shape):
@@ -69,14 +74,15 @@ def describe_network(args, shape):
     Raises:
         ValueError: the network is unknown, does not take this input, or has no convolution or linear layer.
     """
-    from lib.utils.conversion import layers_of
-    from lib.utils.profile import profile_layers
+    from lib.utils.coverage import take_inventory
+    from lib.utils.profile import profile_network
     model = network_of(args)
     if not args.model_file:
         model = model.to('meta')  # shapes are all that counts: nothing is computed
-    records = profile_layers(model, shape)
-    if not any(record.calls for record in records):
+    profile = profile_network(model, shape)
+    if not any(record.calls for record in profile.layers):
         raise ValueError(f'{args.arch} has no convolution or linear layer that its forward pass calls')
-    kmeans, linear = ([record for record in records if record.name in layers_of(model, records, flow)]
-                      for flow in (False, True))
-    return Described(sum(parameter.numel() for parameter in model.parameters()), kmeans, linear)
+    uncalled = [record.name for record in profile.layers if not record.calls]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Described(parameters, profile.macs + profile.extras, uncalled,
+                     *(take_inventory(model, profile, linear) for linear in (False, True)))

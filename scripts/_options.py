@@ -150,11 +150,11 @@ def add_quantization_options(parser):
     group.add_argument('--float_bit', type=at_least(1),
                        help='bits that a ratio of 1 stands for (default: 32 in the K-means '
                        'flow, 8 in the linear flow)')
-    group.add_argument('--cost', metavar='NAME|PATH.npy|FILE.yaml', help='what prices a strategy: model_size, bitops, '
-                       'activation_memory, proqha_ratio, <hardware>_latency or <hardware>_energy (cloud_latency, '
-                       'bitfusion_energy, ...: make_lookup_table.py --list_hardware; the table is made when its file '
-                       'is missing), a .npy, or hardware described in a .yaml (default: model_size in the K-means '
-                       'flow, cloud_latency in the linear flow)')
+    group.add_argument('--cost', metavar='NAME|PATH.npy|FILE.yaml', help='what prices a strategy: model_size, '
+                       'file_size, bitops, activation_memory, proqha_ratio, <hardware>_latency or <hardware>_energy '
+                       '(cloud_latency, bitfusion_energy, ...: make_lookup_table.py --list_hardware; the table is made '
+                       'when its file is missing), a .npy, or hardware described in a .yaml (default: model_size in '
+                       'the K-means flow, cloud_latency in the linear flow)')
     group.add_argument('--cost_batch', type=at_least(1), help='batch size of a table that has to be made (default: '
                        "the hardware's, 16 on cloud, 1 on edge)")
     group.add_argument('--calibrate', choices=['kl', 'mse', 'max'], default='kl', help='linear: how clipping ranges '

@@ -79,7 +79,7 @@ def progressive_settings(args, start):
     """Returns what rebuilds the network with its quantizers; `start` is the checkpoint of --weights, or None."""
     theirs = start.get('qat', {}).get('normalize') if isinstance(start, dict) else None
     return {'arch': args.arch, 'network': {}, 'normalize': args.normalize or theirs, 'quantizers': dict(QUANTIZERS),
-            'parts': True}
+            'parts': True, 'ends': 'called'}
 
 
 def first_bits(args, parts, start):

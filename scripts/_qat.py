@@ -161,7 +161,7 @@ def qat_settings(args):
     return {'arch': args.arch, 'network': network, 'normalize': args.normalize, 'quantizers': {
         'weights': args.weight_quantizer, 'activations': args.act_quantizer, 'alpha': args.alpha,
         'end_alpha': args.end_alpha, 'gradient': args.pact_gradient, 'rescale': args.rescale,
-        'branch_out': args.branch_out}, 'parts': args.k_bits is not None}
+        'branch_out': args.branch_out}, 'parts': args.k_bits is not None, 'ends': 'called'}
 
 
 def quantize(model, settings, strategy, shape, network):
@@ -177,21 +177,22 @@ def quantize(model, settings, strategy, shape, network):
     from lib.utils.qat import Quantizers, quantize_blocks, quantize_layers
     quantizers = Quantizers.from_dict(settings['quantizers'])
     if settings.get('parts'):
-        return quantize_by_parts(model, quantizers, strategy, shape, network)[1]
+        return quantize_by_parts(model, quantizers, strategy, shape, network, settings.get('ends'))[1]
     if isinstance(strategy, dict):
         bits = quantize_blocks(model, strategy['layer_wbit'], strategy['layer_abit'], quantizers, network)
         return dict(zip(('layer_wbit', 'layer_abit'), bits, strict=True))
     return quantize_layers(model, strategy, quantizers, probe(model, shape))
 
 
-def quantize_by_parts(model, quantizers, strategy, shape, network):
+def quantize_by_parts(model, quantizers, strategy, shape, network, ends):
     """Puts quantizers where ProQHA has them; returns (`PartQuantizers`, the complete strategy). Arguments: `quantize`.
 
-    A number of bits may stand for each of the two lists.
+    A number of bits may stand for each of the two lists. `ends`, of the settings: 'called', or None of a checkpoint
+    from when the first and the last layer were those of the definition.
     """
     from lib.utils.progressive import quantize_parts
     parts = quantize_parts(model, strategy['layer_wbit'], strategy['layer_abit'], quantizers, probe(model, shape),
-                           network)
+                           network, in_order=ends == 'called')
     return parts, parts.lists(parts.bits)
 
 
@@ -280,17 +281,17 @@ def choose_bits(args, model, saved, shape):
     return {'layer_wbit': list(args.layer_wbit), 'layer_abit': list(args.layer_abit)}
 
 
-def strategy_of_layers(args, names, input_bits):
-    """Returns --strategy as pairs, one per layer of `names`; `input_bits` stand beside weight bits alone."""
+def strategy_of_layers(args, inventory, input_bits):
+    """Returns --strategy as pairs, one per layer of an `Inventory`; `input_bits` stand beside weight bits alone."""
     from lib.utils.strategy import find_strategy
-    strategy = find_strategy(args.strategy, names, linear=True, either=True, published=STRATEGIES, network=args.arch)
+    strategy = find_strategy(args.strategy, inventory.names, linear=True, either=True, published=STRATEGIES,
+                             network=args.arch, ends=inventory.ends)
     logger.info('--strategy %.80s: bits of %d layers, the bit lists of the configuration are not used', args.strategy,
-                len(names))
+                len(strategy))
     return [entry if isinstance(entry, list) else [entry, input_bits] for entry in strategy]
 
 
 def layers_with_strategy(model, shape):
-    """Returns the names of the layers of a float network that --strategy has entries for: those of the linear flow."""
-    from lib.utils.conversion import convertible_layers
-    from lib.utils.profile import profile_layers
-    return list(convertible_layers(model, profile_layers(model, shape)))
+    """Returns the `Inventory` of a float network whose layers --strategy has entries for: those of the linear flow."""
+    from lib.utils.coverage import inventory_of
+    return inventory_of(model, shape, linear=True)

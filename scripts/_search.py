@@ -82,10 +82,10 @@ def make_bench(args, env, folder, evaluations):
                  store_action=args.store_action, warm_start=args.warm_start, images=args.sensitivity_images)
 
 
-def make_env(args, device, option='--preserve_ratio'):
+def make_env(args, device, option='--preserve_ratio', before=False):
     """Returns the environment: data, network with float weights, cost and budget; and the `Layers` of a strategy.
 
-    `option` is what --preserve_ratio is called on the command line.
+    `option` is what --preserve_ratio is called on the command line; `before`: see `find_layers`.
     """
     from lib.env.linear_quantize_env import LinearQuantizeEnv
     from lib.env.quantize_env import QuantizeEnv
@@ -102,7 +102,7 @@ def make_env(args, device, option='--preserve_ratio'):
     if start is None:
         say_own_weights(args)
     prepare(args, model, shape, start, source, linear)
-    layers = find_layers(args, model, shape, args.is_pruned)
+    layers = find_layers(args, model, shape, args.is_pruned, before)
     shared = {'records': layers.records, 'constraints': find_constraints(args, layers, option),
               'min_bit': args.min_bit, 'max_bit': args.max_bit, 'finetune_epoch': args.finetune_epoch,
               'finetune_lr': args.finetune_lr, 'finetune_gamma': args.finetune_gamma,
@@ -114,4 +114,4 @@ def make_env(args, device, option='--preserve_ratio'):
         return QuantizeEnv(model, train_loader, val_loader, is_pruned=args.is_pruned, kmeans_iter=args.kmeans_iter,
                            **shared), layers
     return LinearQuantizeEnv(model, train_loader, val_loader, calibrate_method=args.calibrate,
-                             activation_cap=args.activation_cap, **shared), layers
+                             activation_cap=args.activation_cap, ends=layers.inventory.ends, **shared), layers

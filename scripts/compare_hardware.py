@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from _common import make_parser, run
-from _costs import find_hardware_metric
+from _costs import find_hardware_metric, price_floats
 from _network import describe_network
 from _options import MAX_CLASSES, MAX_SIDE, MAX_WIDTH
 from summarize import read_run
@@ -54,6 +54,7 @@ def layers_of(row, folder):
 
 def main(args):
     """Prices every run on every machine and prints the table."""
+    from lib.utils.coverage import coverage_lines
     runs = [read_run(text) for text in args.runs]
     if floats := [row['label'] for row in runs if not row.get('strategy')]:
         raise ValueError(f'{", ".join(floats)}: a float network has no strategy to price')
@@ -67,23 +68,27 @@ def main(args):
             raise ValueError(f'{row["label"]} is a run of another network than {runs[0]["label"]}: {network} and '
                              f'{networks[0][0]}')
     described = networks[0][1]
-    records = described.linear if isinstance(runs[0]['strategy'][0], list) else described.kmeans
-    tables = [table_of(name, records) for name in args.costs]
+    inventory = described.linear if isinstance(runs[0]['strategy'][0], list) else described.kmeans
+    tables = [table_of(name, inventory) for name in args.costs]
     ratios = [[table.ratio(row['strategy']) for table in tables] for row in runs]
     lines = markdown(runs, tables, ratios)
-    print('\n'.join(lines))
+    print('\n'.join([*lines, '', *coverage_lines(inventory)]))
     if args.output:
         write(Path(args.output), lines, runs, tables, ratios)
 
 
-def table_of(name, records):
+def table_of(name, inventory):
     """Returns the `CostTable` of a machine, of a counted cost or of a .npy file."""
     from lib.simulator.counting import COUNTED
     from lib.simulator.hardware import make_table
     from lib.simulator.table_files import load_table
     if name in COUNTED:
-        return COUNTED[name](records)
-    return load_table(name, records) if name.endswith('.npy') else make_table(records, *find_hardware_metric(name))
+        return COUNTED[name](inventory)
+    if name.endswith('.npy'):
+        return price_floats(load_table(name, inventory.layers), inventory.floats)
+    hardware, metric = find_hardware_metric(name)
+    return price_floats(make_table(inventory.layers, hardware, metric), inventory.floats,
+                        lambda: make_table(inventory.floats, hardware, metric))
 
 
 def markdown(runs, tables, ratios):

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from _common import check_unchanged, logger, make_parser, run, settings
-from _compare import run_finetuning, run_search
+from _compare import read, run_finetuning, run_search
 from _costs import find_constraints, ratio
 from _options import (
     MAX_SEED,
@@ -67,6 +67,7 @@ def make_compare_parser():
 def main(args):
     """Searches and fine-tunes whatever is not done yet; writes tables after every result, the figure after a budget."""
     from lib.record.files import write_json
+    from lib.simulator.inventory import PRICING
     from lib.utils.run_folder import check_folder, open_run
 
     folder, device = Path(args.resume or args.output), start_device(args)
@@ -74,13 +75,20 @@ def main(args):
     check_folder(folder, resume=bool(args.resume), overwrite=args.overwrite)
     if args.resume:
         check_resumed(args, folder)
-    envs, bench = make_envs(args, device, folder)
+    pricing = pricing_of(folder) if args.resume else PRICING
+    envs, bench = make_envs(args, device, folder, pricing)
     open_run(folder, settings(args), resume=bool(args.resume))
     write_json(folder / 'args.json', settings(args))  # with what was added
     logger.info('%s on %s: %d layers, %d budgets, %d searchers, seeds %s; %d evaluations on %d images each', args.arch,
                 device, bench.env.num_layers, len(envs), len(args.searchers), args.seeds, args.evaluations,
                 bench.env.val_loader.num_images)
-    compare(args, envs, bench, folder, device)
+    compare(args, envs, bench, folder, device, pricing)
+
+
+def pricing_of(folder):
+    """Returns by which rules the costs of a comparison were counted when its first search was written."""
+    from lib.simulator.inventory import PRICING
+    return min((read(path).get('pricing', 1) for path in (folder / 'searches').glob('*.json')), default=PRICING)
 
 
 def check_options(args):
@@ -107,10 +115,10 @@ def check_resumed(args, folder):
     check_unchanged(args, allowed=ADDABLE)
 
 
-def make_envs(args, device, folder):
+def make_envs(args, device, folder, pricing):
     """Returns ({budget: environment}, `Bench`); all budgets are checked before anything slow begins."""
     args.constraint, args.preserve_ratio = None, args.budgets[0]
-    env, layers = make_env(args, device, '--budgets')
+    env, layers = make_env(args, device, '--budgets', before=pricing == 1)
     envs = {}
     for budget in args.budgets:
         args.preserve_ratio = budget
@@ -123,7 +131,7 @@ def make_envs(args, device, folder):
     return envs, bench
 
 
-def compare(args, envs, bench, folder, device):
+def compare(args, envs, bench, folder, device, pricing):
     """Runs every search and every fine-tuning that has no file in the folder yet."""
     from lib.search.comparison import Comparison
 
@@ -136,7 +144,7 @@ def compare(args, envs, bench, folder, device):
     for budget, env in envs.items():
         for name in args.searchers:
             for seed in args.seeds:
-                found = run_search(bench, env, folder, name, budget, seed if name in STOCHASTIC else None)
+                found = run_search(bench, env, folder, name, budget, seed if name in STOCHASTIC else None, pricing)
                 top1 = run_finetuning(args, env, loaders, folder, found['strategy'], seed)
                 comparison.add(budget, name, seed, found, top1)
                 comparison.write()

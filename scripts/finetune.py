@@ -66,19 +66,21 @@ def main(args):
     if start is None:
         say_own_weights(args, 'neither --weights nor --pretrained is given: the weights to be quantized are random')
     prepare(args, model, shape, start, source, linear)
+    is_pruned = not linear and bool(args.is_pruned or start_value(start, 'is_pruned', False))
+    layers = find_layers(args, model, shape, is_pruned)
+    cost = find_cost(args, cost_name(args), layers)
     quantize = quantize_linear if linear else quantize_kmeans
-    quantization = quantize(args, model, start, source, loaders)
-    layers = find_layers(args, model, shape, getattr(quantization, 'is_pruned', False))
-    cost, strategy = find_cost(args, cost_name(args), layers), quantization.strategy
+    quantization = quantize(args, model, start, source, loaders, layers.inventory.ends)
+    strategy = quantization.strategy
     about = about_run(args, loaders, classes, ratio=cost.ratio(strategy), cost=cost.cost(strategy),
-                      cost_name=cost.name, cost_unit=cost.unit, layers=layers.names,
+                      cost_name=cost.name, cost_unit=cost.unit, layers=layers.names, coverage=layers.coverage,
                       folded=args.fold_bn or start_value(start, 'folded') is True)
     logger.info('%s, %s quantization: %s is %.4f of %.6g %s', args.arch, quantization.kind, cost.name, about['ratio'],
                 cost.reference, cost.unit)
     train(args, model, loaders, saved, device, quantization=quantization, about=about)
 
 
-def quantize_kmeans(args, model, start, source, _loaders):
+def quantize_kmeans(args, model, start, source, _loaders, _ends):
     """Returns the K-means `Quantization` of the network.
 
     Weights that came clustered keep their codebooks: those saved with them, or those recognised in them.
@@ -126,11 +128,11 @@ def find_codebooks(args, model, start, source, is_pruned):
     return books or {}
 
 
-def quantize_linear(args, model, start, source, loaders):
+def quantize_linear(args, model, start, source, loaders, ends):
     """Returns the linear `Quantization` of the network, calibrated unless the weights came with ranges for its bits."""
     from lib.utils.quantize_utils import LinearQuantization, has_ranges, quantized_layers
 
-    strategy = choose_strategy(args, start, source, list(quantized_layers(model)), linear=True)
+    strategy = choose_strategy(args, start, source, list(quantized_layers(model)), linear=True, ends=ends)
     images, theirs = None, start_value(start, 'strategy')
     known = start is not None and has_ranges(model, find(args, model, start, source).state_dict)
     if not known or (theirs and theirs != strategy):
@@ -143,7 +145,7 @@ def start_value(start, key, default=None):
     return start.get(key, default) if isinstance(start, dict) else default
 
 
-def choose_strategy(args, start, source, layer_names, *, linear, found=None):
+def choose_strategy(args, start, source, layer_names, *, linear, found=None, ends=(0, -1)):
     """Returns the checked strategy.
 
     It is that of the checkpoint to resume; else that of --strategy, of the weights' checkpoint, that of the centroids
@@ -165,7 +167,8 @@ def choose_strategy(args, start, source, layer_names, *, linear, found=None):
     if args.strategy is None and default not in STRATEGIES:
         raise ValueError(f'no strategy for {args.arch}: paste the list that rl_quantize.py printed into STRATEGIES of '
                          f'scripts/finetune.py as {default!r}, or give --strategy with its strategy.json')
-    return find_strategy(default if args.strategy is None else args.strategy, layer_names, published=STRATEGIES, **kind)
+    return find_strategy(default if args.strategy is None else args.strategy, layer_names, published=STRATEGIES,
+                         ends=ends, **kind)
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ Everything is in a YAML file, run/hybrid/config.yaml by default.
 """
 
 from _common import logger, make_parser, run
+from _costs import coverage_of
 from _hybrid import (
     add_hybrid_options,
     add_hybrid_training_options,
@@ -111,8 +112,10 @@ def finish(args, model, plan, loaders, device, quantization, about):
     metrics = evaluate(model, loaders[1], loss_function(), device,
                        precision=Precision(device, args.half, args.channels_last))
     bits, full = weight_bits(model)
+    covered = coverage_of(model, args.input_shape, quantization.kind)
     about['accuracies']['quantized'] = metrics.top1
-    about = {**about, 'cost': bits / 8, 'cost_name': 'model_size', 'cost_unit': 'bytes', 'ratio': bits / full}
+    about = {**about, 'cost': bits / 8, 'cost_name': 'model_size', 'cost_unit': 'bytes', 'ratio': bits / full,
+             **covered}
     if is_main():
         target = save_quantized(training_folder(args), model, quantization, about, metrics)
         write_results(training_folder(args), metrics, metrics.top1, **quantization.describe(), **about)

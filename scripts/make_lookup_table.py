@@ -94,6 +94,7 @@ def default_output(args, layers, hardware, metric):
 
 def main(args):
     """Makes, saves, describes and draws the table."""
+    from lib.utils.coverage import coverage_lines
     if args.list_hardware:
         list_hardware()
         return
@@ -101,30 +102,31 @@ def main(args):
         check_writable(args.output)
     shape = finish_network_options(args)
     network = describe_network(args, shape)
-    layers = network.linear
+    inventory, layers = network.linear, network.linear.layers
     if not layers:
         raise ValueError(f'{args.arch} has no layer that the linear flow can quantize: a table would be empty')
     about = {'network': args.arch, 'dataset': args.dataset, 'width_mult': args.width_mult}
     make = from_csv if args.from_csv else from_hardware
-    path, table, summary, plot = make(args, layers, {**about, 'resolution': list(shape)})
+    path, table, summary, plot = make(args, inventory, {**about, 'resolution': list(shape)})
     path = Path(path)
     check_output(path, table, args.overwrite)
-    print(f'{args.arch} for images of {" x ".join(map(str, shape))}, {layers[-1].out_channels} outputs: {len(layers)} '
-          f'layers, {sum(layer.macs for layer in layers):,} multiply-accumulates per image')
-    if uncalled := [record.name for record in network.kmeans if not record.calls]:
-        print(f'left out, for the forward pass never calls them: {", ".join(uncalled)}')
-    if others := [record.name for record in network.kmeans if record.calls and record not in layers]:
+    print(f'{args.arch} for images of {" x ".join(map(str, shape))}, {layers[inventory.ends[1]].out_channels} outputs: '
+          f'{len(layers)} layers, {sum(layer.macs for layer in layers):,} multiply-accumulates per image')
+    if network.uncalled:
+        print(f'left out, for the forward pass never calls them: {", ".join(network.uncalled)}')
+    if others := [name for name in inventory.float_names if name not in network.uncalled]:
         print(f'left out, for the linear flow cannot quantize them: {", ".join(others)}')
-    print('\n'.join(summary))
+    print('\n'.join([*coverage_lines(inventory), *summary]))
     save(path, table, plot if args.plot else None)
 
 
-def from_hardware(args, layers, about):
+def from_hardware(args, inventory, about):
     """Returns (default path, table, lines of the summary, function that draws) of a hardware model."""
     from dataclasses import replace
 
     from lib.simulator.backends import find_hardware
-    from lib.simulator.hardware import check_metric, table_from_cells
+    from lib.simulator.hardware import check_metric, make_table, table_from_cells
+    from lib.simulator.rest import noted
     from lib.utils import table_plots
     from lib.utils.table_summary import summarize_cells
     if args.unit:
@@ -133,18 +135,24 @@ def from_hardware(args, layers, about):
     if args.batch:
         hardware = replace(hardware, batch=args.batch)
     check_metric(hardware, metric)
+    layers = inventory.layers
     path = args.output or default_output(args, layers, hardware, metric)
     if hardware.backend == 'measured':
         logger.info('measuring %d layers on this machine; other programs should rest meanwhile', len(layers))
     cells = hardware.cells(layers)
     whole = measure_whole(args, hardware, about) if hardware.backend == 'measured' else []
     table = table_from_cells(cells, layers, hardware, metric, about)
+    summary = summarize_cells(table, cells, layers, hardware) + whole
+    if inventory.floats:
+        rest = make_table(inventory.floats, hardware, metric).reference
+        table = noted(table, inventory.floats, rest)
+        summary += [f'What stays float costs {rest:,.6g} {table.unit} at 8/8 bits, beside the layers of the table.']
 
     def plot(path):
         table_plots.plot_heat_maps(table, path.with_name(f'{path.stem}_heat.png'))
         table_plots.plot_roofline(cells, layers, hardware, path.with_name(f'{path.stem}_roofline.png'))
         return [f'{path.stem}_heat.png', f'{path.stem}_roofline.png']
-    return path, table, summarize_cells(table, cells, layers, hardware) + whole, plot
+    return path, table, summary, plot
 
 
 def measure_whole(args, hardware, about):
@@ -158,7 +166,7 @@ def measure_whole(args, hardware, about):
             'additions)']
 
 
-def from_csv(args, layers, about):
+def from_csv(args, inventory, about):
     """Returns (default path, table, lines of the summary, function that draws) of the user's own numbers."""
     from lib.simulator.csv_table import read_csv_table
     from lib.utils import table_plots
@@ -168,6 +176,7 @@ def from_csv(args, layers, about):
         raise ValueError(f'--from_csv takes the numbers in the file as they are: leave out {" and ".join(unused)}')
     if not args.unit or not args.output:
         raise ValueError('--from_csv needs --unit (of the costs in the file, for example ms) and --output PATH.npy')
+    layers = inventory.layers
     table = read_csv_table(args.from_csv, layers, unit=args.unit, name=f'{Path(args.output).stem}', about=about)
 
     def plot(path):

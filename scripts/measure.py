@@ -9,6 +9,7 @@ import json
 import sys
 
 from _common import make_parser, run
+from _costs import price_floats
 from _network import add_network_options, describe_network, finish_network_options
 from _options import BooleanOption, at_least
 from finetune import STRATEGIES
@@ -54,11 +55,12 @@ def main(args):
     texts = [args.strategy] if args.compare is None else [args.strategy, args.compare]
     chosen = [choose(args, text, network) for text in texts]
     kept = chosen[0][1]
-    if any(other != kept for _, other in chosen):
+    if any(other is not kept for _, other in chosen):
         raise ValueError('--compare: one strategy has pairs and the other single bits, which also count the layers '
                          'that the forward pass never calls: compare two of a kind')
-    table = make_table(kept, hardware, args.metric)  # once: measured times differ from one to the next
-    reports = [report(args, strategy, network.parameters, kept, table, shape) for strategy, _ in chosen]
+    table = make_table(kept.layers, hardware, args.metric)  # once: measured times differ from one to the next
+    table = price_floats(table, kept.floats, lambda: make_table(kept.floats, hardware, args.metric))
+    reports = [report(args, strategy, network, kept, table, shape) for strategy, _ in chosen]
     if args.json:
         print(json.dumps(reports[0] if len(reports) == 1 else {**reports[0], 'compare': reports[1]}))
     elif args.csv:
@@ -67,34 +69,39 @@ def main(args):
         print_report(reports)
 
 
-def report(args, strategy, parameters, records, table, shape):
-    """Returns everything about one strategy (None: float) of these layers as a dict of plain values."""
-    costs = counted_costs(records) | {table.name: table}
-    sizes, eight = costs['model_size'], [[8, 8]] * len(records)
+def report(args, strategy, network, inventory, table, shape):
+    """Returns everything about one strategy (None: float) of this `Inventory` as a dict of plain values."""
+    from lib.utils.coverage import coverage_lines
+    costs = counted_costs(inventory) | {table.name: table}
+    sizes, eight = costs['model_size'], [[8, 8]] * len(inventory.layers)
     priced = {name: cost.cost(strategy or eight) for name, cost in costs.items()}
     ratios = {name: cost.ratio(strategy or eight) for name, cost in costs.items()}
     if strategy is None:  # float weights
-        for name in {'model_size', 'proqha_ratio'} & costs.keys():
+        for name in {'model_size', 'file_size', 'proqha_ratio'} & costs.keys():
             priced[name], ratios[name] = costs[name].reference, 1.0
     return {
-        'network': args.arch, 'input': list(shape), 'strategy': strategy, 'parameters': parameters,
-        'macs': sum(layer.macs for layer in records), 'size_bits': priced['model_size'],
-        'size_ratio': ratios['model_size'], 'cost': priced[table.name], 'cost_ratio': ratios[table.name],
+        'network': args.arch, 'input': list(shape), 'strategy': strategy, 'parameters': network.parameters,
+        'macs': inventory.macs, 'madds': network.madds, 'coverage': inventory.coverage.to_dict(),
+        'size_bits': priced['model_size'], 'size_ratio': ratios['model_size'],
+        'cost': priced[table.name], 'cost_ratio': ratios[table.name],
         'unit': table.unit, 'cost_name': table.name, 'batch': table.about['batch'],
         'costs': {name: {'cost': priced[name], 'ratio': ratios[name], 'unit': cost.unit}
                   for name, cost in costs.items()},
         'counted': {'parameters': 'all parameters, with biases and normalization',
-                    'macs': 'multiply-accumulates of convolutions and linear layers for one image',
+                    'macs': 'multiply-accumulates of convolutions, linear layers and matrix products for one image',
+                    'madds': 'macs, 2 per input value of a BatchNorm, and the additions of pooling modules, as thop '
+                             'counts them',
                     **{name: rule(cost) for name, cost in costs.items()}},
-        'layers': list(layer_rows(records, strategy, sizes, table)),
+        'layers': list(layer_rows(inventory, strategy, sizes, table)), 'float_layers': list(float_rows(inventory)),
+        'about_coverage': coverage_lines(inventory),
     }
 
 
-def counted_costs(records):
+def counted_costs(inventory):
     """Returns {name: `CostTable`} of what is counted; ProQHA's cost only where it quantizes any layer."""
     from lib.simulator.counting import COUNTED, proqha_float_layers
-    all_float = proqha_float_layers(records) >= {record.name for record in records}
-    return {name: make(records) for name, make in COUNTED.items() if not (all_float and name == 'proqha_ratio')}
+    all_float = proqha_float_layers(inventory.layers) >= set(inventory.names)
+    return {name: make(inventory) for name, make in COUNTED.items() if not (all_float and name == 'proqha_ratio')}
 
 
 def rule(cost):
@@ -103,7 +110,7 @@ def rule(cost):
 
 
 def choose(args, text, network):
-    """Returns (strategy or None, the layers it has an entry for).
+    """Returns (strategy or None, the `Inventory` with the layers it has an entry for).
 
     A strategy of pairs leaves out what the linear flow cannot quantize: layers that the forward pass never calls, and
     those with a forward of their own.
@@ -112,24 +119,34 @@ def choose(args, text, network):
     if text is None:
         return None, network.kmeans
     kept = {True: network.linear, False: network.kmeans}
-    strategy = find_strategy(text, lambda linear: [record.name for record in kept[linear]], linear=args.linear,
-                             either=True, published=STRATEGIES, network=args.arch)
+    strategy = find_strategy(text, lambda linear: kept[linear].names, linear=args.linear, either=True,
+                             published=STRATEGIES, network=args.arch, ends=network.linear.ends)
     return strategy, kept[isinstance(strategy[0], list)]
 
 
-def layer_rows(records, strategy, sizes, table):
+def layer_rows(inventory, strategy, sizes, table):
     """Yields a dict of plain values per layer."""
-    eight = [[8, 8]] * len(records)
+    eight = [[8, 8]] * len(inventory.layers)
     bits = sizes.bits(strategy or eight)
     prices = table.breakdown(strategy or eight).tolist()
-    for record, (w_bit, a_bit), price in zip(records, bits, prices, strict=True):
-        yield {'name': record.name, 'type': record.type, 'in_channels': record.in_channels,
-               'out_channels': record.out_channels, 'kernel': list(record.kernel), 'stride': list(record.stride),
-               'groups': record.groups, 'in_size': [record.in_h, record.in_w],
-               'out_size': [record.out_h, record.out_w], 'calls': record.calls, 'weights': record.num_weights,
-               'macs': record.macs, 'w_bit': w_bit if strategy else 32,
+    for record, weights, (w_bit, a_bit), price in zip(inventory.layers, inventory.weights, bits, prices, strict=True):
+        yield {**shape_row(record), 'calls': record.calls, 'weights': weights, 'macs': record.macs,
+               'w_bit': w_bit if strategy else 32,
                'a_bit': None if not strategy or isinstance(strategy[0], int) else a_bit,
-               'size_bits': record.num_weights * (w_bit if strategy else 32), 'cost': price}
+               'size_bits': weights * (w_bit if strategy else 32), 'cost': price}
+
+
+def float_rows(inventory):
+    """Yields a dict of plain values per product that stays float."""
+    for record in inventory.floats:
+        yield {**shape_row(record), 'calls': record.calls, 'macs': record.macs}
+
+
+def shape_row(record):
+    """Returns the name and the sizes of a layer."""
+    return {'name': record.name, 'type': record.type, 'in_channels': record.in_channels,
+            'out_channels': record.out_channels, 'kernel': list(record.kernel), 'stride': list(record.stride),
+            'groups': record.groups, 'in_size': [record.in_h, record.in_w], 'out_size': [record.out_h, record.out_w]}
 
 
 def print_csv(reports):
@@ -151,8 +168,11 @@ def print_report(reports):
     first = reports[0]
     print(f'{first["network"]} for images of {" x ".join(map(str, first["input"]))}\n')
     print_layers(reports)
+    print_float_layers(first)
+    print('\n' + '\n'.join(first['about_coverage']))
     print(f'\n{"parameters":20}{first["parameters"]:>18,}   {first["counted"]["parameters"]}')
     print(f'{"macs":20}{first["macs"]:>18,}   {first["counted"]["macs"]}')
+    print(f'{"madds":20}{first["madds"]:>18,}   {first["counted"]["madds"]}')
     for name, cost in first['costs'].items():
         line = f'{name:20}{number(cost["cost"]):>18} {cost["unit"]} = {cost["ratio"]:.4f}'
         for other in reports[1:]:
@@ -176,6 +196,18 @@ def print_layers(reports):
                f'{row["weights"]:>12,}{row["macs"]:>15,}{bits_text(row):>7}{row["size_bits"]:>14,}' \
                f'{number(row["cost"]):>18}'
         print(line + ''.join(f'{bits_text(other):>9}{number(other["cost"]):>15}' for other in rows[1:]))
+
+
+def print_float_layers(report):
+    """Prints one line per product that stays float under every strategy."""
+    if not report['float_layers']:
+        return
+    print('\nstays float:')
+    width = max(len(row['name']) for row in report['float_layers']) + 2
+    for row in report['float_layers']:
+        print(f'{row["name"]:{width}}{row["type"]:11}{row["in_channels"]}->{row["out_channels"]} '
+              f'{"x".join(map(str, row["kernel"]))}, {"x".join(map(str, row["out_size"]))}, {row["calls"]} calls'
+              f'{row["macs"]:>15,} MACs')
 
 
 def bits_text(row):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from _common import check_unchanged, logger, make_parser, run, settings
+from _costs import coverage_of
 from _progressive import add_progressive_options, check_target, first_bits, progressive_settings
 from _proqha import find_network
 from _qat import load_quantized, quantize_by_parts
@@ -109,7 +110,7 @@ class Search:
         self.layer_names = list(convertible_layers(self.model, self.records))
         quantizers = Quantizers.from_dict(self.settings['quantizers'])
         self.parts, strategy = quantize_by_parts(self.model, quantizers, {'layer_wbit': 8, 'layer_abit': 8}, shape,
-                                                 args.arch)
+                                                 args.arch, self.settings.get('ends'))
         if saved:
             load(args, self.model, saved, source)
         elif start is not None:
@@ -118,6 +119,7 @@ class Search:
             say_own_weights(args, 'the network starts from random weights: give a trained one by --weights')
         self.bits = saved['kbits'] if saved else first_bits(args, self.parts, start)
         self.parts.bits = self.bits
+        self.covered = coverage_of(self.model, shape)
 
     @property
     def cost(self):
@@ -192,7 +194,7 @@ class Search:
     def about(self):
         """Returns what all files say of the run."""
         return {'arch': self.args.arch, 'dataset': self.args.dataset, 'input': list(self.loader.input_shape),
-                'classes': self.args.num_classes or self.classes}
+                'classes': self.args.num_classes or self.classes, **self.covered}
 
 
 def run_steps(search, log, done):

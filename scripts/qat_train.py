@@ -1,6 +1,7 @@
 """Trains with DoReFa, PACT or LSQ quantizers in place: float, quantized from scratch, or from a float checkpoint."""
 
 from _common import logger, make_parser, run
+from _costs import coverage_of
 from _options import add_data_options, add_model_options, add_run_options, add_training_options
 from _proqha import add_baseline_options
 from _qat import add_qat_options, choose_bits, configure, load_start, quantize, settings_of
@@ -44,8 +45,9 @@ def main(args):
     bits, full = weight_bits(model)
     logger.info('%s, %s weights, %s activations: weights take %.1f kB, %.4f of float', args.arch,
                 settings['quantizers']['weights'], settings['quantizers']['activations'], bits / 8000, bits / full)
+    covered = coverage_of(model, shape, quantization.kind)
     cost = {'cost': bits / 8, 'cost_name': 'model_size', 'cost_unit': 'bytes'} if quantization.kind == 'qat' else {}
-    about = about_run(args, loaders, classes, ratio=bits / full, **cost)
+    about = about_run(args, loaders, classes, ratio=bits / full, **cost, **covered)
     if isinstance(strategy, list):
         about['layers'] = list(quantized_layers(model))
     train(args, model, loaders, saved, device, quantization=quantization, about=about)

@@ -52,8 +52,8 @@ def make_search_parser():
                        '--cost, or what K bits in every layer cost; the default does not hold where --constraint '
                        'sets the budgets')
     group.add_argument('--constraint', action=ConstraintOption, metavar='NAME=RATIO', help='a hard budget; several '
-                       'may be given: size=0.3, bitops, memory, proqha, latency, energy (of the hardware of --cost), '
-                       'or any name that --cost takes (default: only --preserve_ratio)')
+                       'may be given: size=0.3, file_size, bitops, memory, proqha, latency, energy (of the hardware of '
+                       '--cost), or any name that --cost takes (default: only --preserve_ratio)')
     group.add_argument('--train_episode', type=at_least(1), default=600, help='episodes of the search')
     group.add_argument('--searcher', choices=SEARCHERS, default='ddpg', help='who proposes strategies: the agent; the '
                        'same bits everywhere; random strategies; by sensitivities of the layers (loss, Hessian or '
@@ -81,7 +81,7 @@ def main(args):
     check_processes(args)
     on_main(check_folder, folder, resume=bool(args.resume), overwrite=args.overwrite)
     saved = read_search(args, folder)
-    env, _ = make_env(args, device)
+    env, layers = make_env(args, device, before=saved is not None and 'pricing' not in saved)
     on_main(open_run, folder, settings(args), resume=bool(args.resume))
     logger.info('%s on %s: %d layers, float accuracy %.2f %%', args.arch, device, env.num_layers, env.float_accuracy)
     for budget in env.constraints:
@@ -89,7 +89,7 @@ def main(args):
                     budget.ratio, budget.cost.reference)
     first, _ = args.changed.get('train_episode', (args.train_episode, None))  # a search that goes on measures as before
     bench = make_bench(args, env, folder, first)
-    search(args, env, bench.searcher(args.searcher, args.seed), bench.counter, folder, saved)
+    search(args, env, layers, bench.searcher(args.searcher, args.seed), bench.counter, folder, saved)
 
 
 def check_processes(args):
@@ -127,7 +127,7 @@ def read_search(args, folder):
     return saved
 
 
-def search(args, env, searcher, counter, folder, saved):
+def search(args, env, layers, searcher, counter, folder, saved):
     """Runs the episodes that are left, saving everything after each of them, in the main process."""
     from lib.record.disk import check_space
     from lib.simulator.counting import model_size
@@ -142,10 +142,10 @@ def search(args, env, searcher, counter, folder, saved):
     env.screen.pairs = [(record['screened'], record['accuracy']) for record in history if record.get('finetuned')
                         and record['screened'] is not None and (record is known[str(record['strategy'])]
                                                                 or not args.reuse)]
-    log = make_log(args, env, folder, history) if is_main() else None
+    log = make_log(args, env, layers, folder, history) if is_main() else None
     if log and agent_of(searcher):
         check_space(folder, tensor_bytes(agent_of(searcher).state_dict()), 'what an episode saves')
-    sizes = model_size([r.num_weights for r in env.records])
+    sizes = model_size(layers.inventory.weights, float_weights=layers.inventory.float_weights)
     for episode in range(len(history), args.train_episode):
         start = time.time()
         strategy = searcher.propose()
@@ -189,13 +189,14 @@ def resume(searcher, history, saved):
         replay(searcher, known)
 
 
-def make_log(args, env, folder, history):
+def make_log(args, env, layers, folder, history):
     """Returns the `SearchLog`, continued after `history`."""
     from lib.utils.search_log import SearchLog
     about = {'arch': args.arch, 'dataset': args.dataset, 'preserve_ratio': env.constraints[0].ratio,
              'budgets': {budget.cost.name: budget.ratio for budget in env.constraints},
              'quantization': 'linear' if is_linear(args) else 'kmeans', 'cost_name': env.cost.name,
-             'cost_unit': env.cost.unit, 'searcher': args.searcher, 'min_bit': args.min_bit, 'max_bit': args.max_bit}
+             'cost_unit': env.cost.unit, 'searcher': args.searcher, 'min_bit': args.min_bit, 'max_bit': args.max_bit,
+             'coverage': layers.coverage, 'pricing': layers.inventory.pricing}
     warmup = args.warmup if args.searcher == 'ddpg' else None
     return SearchLog(folder, layer_names=[r.name for r in env.records], kinds=[r.type for r in env.records],
                      float_accuracy=env.float_accuracy, warmup=warmup, about=about, history=history)
@@ -205,6 +206,8 @@ def save_search(args, folder, agent, log):
     """Saves what the search goes on from and, at every tenth of it, the agent's networks and the plots."""
     from lib.utils.checkpoint import save_checkpoint
     state = {'agent': agent.state_dict()} if agent else {}
+    if log.about['pricing'] > 1:  # a search that was begun before goes on as it was
+        state['pricing'] = log.about['pricing']
     save_checkpoint(folder / CHECKPOINT, {**state, 'history': log.history})
     if len(log.history) % max(args.train_episode // 10, 1) == 0:
         if agent:

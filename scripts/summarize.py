@@ -46,7 +46,10 @@ def table(runs):
     for row in runs:
         gap = '' if reference is None or row['quantization'] == 'float' else f"{row['top1'] - reference:+.2f}"
         lines.append(f"| {row['label']} | {row['cost_name']} | {row['ratio']:.4f} | {row['top1']:.2f} | {gap} |")
-    return lines
+    shares = [f"{row['label']}: its strategy covers {row['coverage']['weights']:.1%} of the weights and "
+              f"{row['coverage']['macs']:.1%} of the multiply-accumulates" for row in runs
+              if min(row.get('coverage', {'all': 1}).values()) < 1]
+    return lines + [''] * bool(shares) + shares
 
 
 def read_curve(folder):

@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 
 from lib.env.search_env import SearchEnv
+from lib.simulator.layer import ends as ends_of
 from lib.utils.quantize_utils import LinearQuantization, calibrate, quantized_layers
 
 
@@ -11,19 +12,20 @@ class LinearQuantizeEnv(SearchEnv):
 
     State: the eight layer features, the previous action divided by `max_bit` (1 at the first step; at an activation
     step the layer's own weight bits, at a weight step the activation bits of the layer before), and 1 at a weight
-    step or 0 at an activation step. The first layer stays `[8, -1]` and the last `[8, 8]`.
+    step or 0 at an activation step. The first layer that is called stays `[8, -1]` and the last one `[8, 8]`.
     """
 
     num_states = 10
     pairs = True  # a strategy is a list of [w_bit, a_bit]
 
-    def __init__(self, model, train_loader, val_loader, *, records, calibrate_method='kl', activation_cap=None,
-                 device='cpu', **settings):
+    def __init__(self, model, train_loader, val_loader, *, records, ends=None, calibrate_method='kl',
+                 activation_cap=None, device='cpu', **settings):
         """See `SearchEnv` for the other settings.
 
         Args:
             model: network with `QConv2d` and `QLinear` layers and float weights.
             records: `LayerRecord` of each quantized layer.
+            ends: indices of the first and the last layer; None: as the records know them.
             calibrate_method: 'kl', 'mse' or 'max'.
             activation_cap: upper limit of the activation ranges, or None.
         """
@@ -31,8 +33,9 @@ class LinearQuantizeEnv(SearchEnv):
         self._ranges = {}  # of the float weights, found once for each layer and bits
         train_loader.set_epoch(0)
         self._calibration_images = train_loader.first_batch().to(device)  # the same in all processes
+        first, last = ends or ends_of(records)
         super().__init__(model, train_loader, val_loader, records=records,
-                         fixed={0: [8, -1], len(records) - 1: [8, 8]}, device=device, **settings)
+                         fixed={first: [8, -1], last: [8, 8]}, device=device, **settings)
 
     @property
     def num_steps(self):

@@ -121,9 +121,12 @@ class _Problem:
         return tuple(number for number, total in enumerate(totals) if total > self.space.constraints[number].limit)
 
     def prices(self, number: int, layer: int) -> np.ndarray:
-        """Return what the choices of a layer use of a budget, relative to it; of a peak only what is above it."""
+        """Return what the choices of a layer use of a budget, relative to it; of a peak only what is above it.
+
+        What stays float uses its part first.
+        """
         budget, cells = self.space.constraints[number], self.costs[number][layer]
-        return (cells if budget.cost.combine == 'sum' else np.maximum(cells - budget.limit, 0)) / budget.limit
+        return (cells if budget.cost.combine == 'sum' else np.maximum(cells - budget.limit, 0)) / budget.room
 
     def moves(self, layer: int, pick: int, sign: int) -> np.ndarray:
         """Return the choices with more (sign 1) or fewer (-1) weight bits, activation bits or both."""

@@ -35,6 +35,11 @@ class Constraint:
         """What an excess is measured by: the limit, or the reference where the limit is not above 0."""
         return self.limit if self.limit > 0 else self.cost.reference
 
+    @property
+    def room(self) -> float:
+        """What the layers of a strategy may use of the limit: what stays float has its part already."""
+        return self.limit - (self.cost.rest if self.cost.combine == 'sum' else 0)
+
     def met_by(self, strategy: Sequence) -> bool:
         """Whether the strategy holds the budget."""
         return self.cost.cost(strategy) <= self.limit
@@ -130,6 +135,12 @@ def _check_alone(constraint, min_bit, max_bit, fixed, pairs) -> None:
     if constraint.limit > 0 and lowest <= constraint.limit:
         return
     pinned = f' with {len(fixed)} layers fixed' if fixed else ''
+    if cost.rest > max(constraint.limit, 0):
+        raise ValueError(
+            f'{constraint.option} {constraint.ratio:g} cannot be met: what stays float costs {cost.rest} of '
+            f'{cost.reference} {cost.unit} ({cost.name}) alone, {_round_up(cost.rest, cost.reference):.5f}, whatever '
+            f'the strategy: {", ".join(cost.rest_names[:6])}{" ..." * (len(cost.rest_names) > 6)}; the lowest possible '
+            f'is {_round_up(lowest, cost.reference):.5f}')
     raise ValueError(
         f'{constraint.option} {constraint.ratio:g} cannot be met: the cheapest strategy of {min_bit}..{max_bit} bits'
         f'{pinned} costs {lowest} of {cost.reference} {cost.unit} ({cost.name}), the lowest possible is '

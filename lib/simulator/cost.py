@@ -22,7 +22,8 @@ class CostTable:
     """A cost of every layer at every pair of bits, and the cost of a strategy: the sum over its layers, or the largest.
 
     A strategy has one entry per layer: an int (weight bits) or a pair [weight bits, activation bits], bits in 1..8.
-    An int, and a pair whose activation bits are -1 (input left alone), are priced in the 8-bit activation column.
+    An int, and a pair whose activation bits are -1 (input left alone), are priced in the 8-bit activation column. What
+    a strategy has no entry for, because it stays float, costs the same under all of them: `rest`.
 
     Args:
         table: (layers, 8, 8), `table[l, w - 1, a - 1]`; integers are kept as int64 so that sums are exact.
@@ -33,16 +34,20 @@ class CostTable:
         combine: 'sum', or 'max' for a cost that is that of the most expensive layer (a peak).
         layer_names: one per layer, for error messages.
         about: how the table was made; saved with it.
+        rest: cost of all that has no entry, part of the cost of every strategy; `reference` must have it, too.
+        rest_names: names of what that is, for messages.
 
     Raises:
         ValueError: wrong shape, a cell that is negative or not finite, a reference that is not positive.
     """
 
     def __init__(self, table, *, reference, name, unit, meaning='', combine='sum', layer_names=None,
-                 about=None):
+                 about=None, rest=0, rest_names=()):
         self.table = as_table(table, name)
         self.table.setflags(write=False)
         self.num_layers = len(self.table)
+        if not 0 <= rest < math.inf:
+            raise ValueError(f'{name}: what stays float costs {rest}, expected a number that is not negative')
         if not 0 < reference < math.inf:
             raise ValueError(f'{name}: the reference cost is {reference}, expected a positive number')
         if layer_names is not None and len(layer_names) != self.num_layers:
@@ -55,6 +60,8 @@ class CostTable:
         self.meaning, self.combine = meaning, combine
         self.layer_names = None if layer_names is None else list(layer_names)
         self.about = dict(about or {})
+        self.rest = rest.item() if isinstance(rest, np.generic) else rest
+        self.rest_names = list(rest_names)
 
     def __repr__(self):
         return f'CostTable({self.name}, {self.num_layers} layers, reference {self.reference} {self.unit})'
@@ -90,8 +97,14 @@ class CostTable:
         return self.total(self.breakdown(strategy).tolist())
 
     def total(self, prices: Sequence[int | float]) -> int | float:
-        """Return the cost of a network whose layers cost this much."""
-        return COMBINE[self.combine](prices)
+        """Return the cost of a network whose layers cost this much, with the `rest`."""
+        return COMBINE[self.combine]([*prices, self.rest] if self.rest else prices)
+
+    def derive(self, **changes) -> 'CostTable':
+        """Return a table with some of the arguments of this one changed."""
+        kept = {name: getattr(self, name) for name in ('reference', 'name', 'unit', 'meaning', 'combine', 'layer_names',
+                                                       'about', 'rest', 'rest_names')}
+        return CostTable(changes.pop('table', self.table), **{**kept, **changes})
 
     def ratio(self, strategy: Sequence) -> float:
         """Return the cost of a strategy relative to the reference."""

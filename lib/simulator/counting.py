@@ -1,82 +1,153 @@
-"""Costs that need no machine: model size, bit operations, activation memory and ProQHA's ratio, as cost tables."""
+"""Costs that need no machine, as cost tables: sizes, bit operations, activation memory and ProQHA's ratio."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from lib.simulator.cost import MAX_BIT, CostTable
-from lib.simulator.layer import LayerRecord
+from lib.simulator.inventory import Inventory
+from lib.simulator.layer import LayerRecord, ends
 
 BITS = np.arange(1, MAX_BIT + 1)
 SHORTCUTS = ('downsample', 'shortcut')  # parts of the names of 1x1 convolutions beside a block
 
 
 def model_size(
-    layers_weights: Sequence[int], *, float_bit: int = 32, layer_names: Sequence[str] | None = None
+    layers_weights: Sequence[int], *, float_bit: int = 32, layer_names: Sequence[str] | None = None,
+    float_weights: int = 0, float_names: Sequence[str] = ()
 ) -> CostTable:
     """Return the size of the weights in bits: w * n for a layer of n weights, whatever its inputs.
 
     The reference is float_bit * sum(n). For a pruned network give the number of weights that are not zero.
+    `float_weights` have no entry: they take `float_bit` each under every strategy, and in the reference.
     """
     counts = np.asarray(layers_weights, dtype=np.int64)
+    stay = f'; {float_weights:,} weights stay float' if float_weights else ''
     return CostTable(
-        _outer(counts, BITS, np.ones_like(BITS)), reference=float_bit * int(counts.sum()), name='model_size',
-        unit='bits', layer_names=layer_names, meaning=f'bits of the weights of one layer, relative to {float_bit}-bit '
-        'weights; biases, batch normalization and codebooks are not counted')
+        _outer(counts, BITS, np.ones_like(BITS)), reference=float_bit * (int(counts.sum()) + float_weights),
+        name='model_size', unit='bits', layer_names=layer_names, rest=float_bit * float_weights, rest_names=float_names,
+        meaning=f'bits of the weights of one layer, relative to {float_bit}-bit weights; biases, batch normalization '
+        f'and codebooks are not counted{stay}')
 
 
-def bit_operations(layers: Sequence[LayerRecord]) -> CostTable:
-    """Return the bit operations of one image, w * a per multiply-accumulate; the reference is 8/8 bits."""
+def size_of(inventory: Inventory, float_bit: int = 32) -> CostTable:
+    """Return the `model_size` of an inventory, pruned weights left out."""
+    return model_size(inventory.counted, float_bit=float_bit, layer_names=inventory.names,
+                      float_weights=inventory.float_weights, float_names=inventory.float_names)
+
+
+def file_size(inventory: Inventory) -> CostTable:
+    """Return the bytes of a packed file that holds the whole network: all that must be stored to run it.
+
+    With n the weights of a layer, b its weight bits, and every number in the file 4 bytes if nothing else is said:
+
+    * codes, bit after bit in 32-bit words: 4 ceil(n b / 32) bytes a layer;
+    * K-means: the codebook, 4 min(2^b, n). Of a pruned layer the codes and the codebook are those of the n' weights
+      that are not zero, and 4 ceil(n / 32) bytes say which these are;
+    * linear: one scale of the weights and the range of the input, 4 + 4;
+    * everything else of the state dict, once: biases, normalization with its statistics, other Parameters and buffers,
+      layers that stay float, at 4 bytes a floating number, others at their own size; `num_batches_tracked` is not
+      needed. These are the `rest`, the same under every strategy.
+
+    Names, shapes and other words of the format are not counted. The reference is the float file: 4 bytes a weight, and
+    the rest.
+    """
+    rows = [[layer_bytes(n, bits, kept, inventory.linear) for bits in range(1, MAX_BIT + 1)]
+            for n, kept in zip(inventory.weights, inventory.kept or [None] * len(inventory.weights), strict=True)]
+    table = np.repeat(np.array(rows, dtype=np.int64)[:, :, None], MAX_BIT, axis=2)
+    extra = 'scales' if inventory.linear else 'codebooks'
+    return CostTable(
+        table, reference=4 * sum(inventory.weights) + inventory.file_rest, name='file_size', unit='bytes',
+        layer_names=inventory.names, rest=inventory.file_rest,
+        rest_names=['biases, normalization and the like', *inventory.float_names],
+        meaning=f'bytes of packed codes and {extra} of one layer; biases, normalization and all that stays float are '
+        f'counted, {inventory.file_rest:,} bytes; relative to 4 bytes a weight')
+
+
+def layer_bytes(weights: int, bits: int, kept: int | None, linear: bool) -> int:
+    """Return the bytes of a layer's codes and of what belongs to them, see `file_size`; `kept` weights are not zero."""
+    mask = packed_bytes(weights, 1) if kept is not None else 0
+    count = weights if kept is None else kept
+    return packed_bytes(count, bits) + (8 if linear else 4 * min(2**bits, count) + mask)
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Return the bytes of so many codes, packed bit after bit into words of 32 bits."""
+    return 4 * -(-count * bits // 32)
+
+
+def bit_operations(layers: Sequence[LayerRecord], floats: Sequence[LayerRecord] = ()) -> CostTable:
+    """Return the bit operations of one image, w * a per multiply-accumulate; the reference is 8/8 bits.
+
+    What stays float, `floats`, counts as 8/8 under every strategy, and so it does in the reference.
+    """
     macs = np.array([layer.macs for layer in layers], dtype=np.int64)
-    table = _outer(macs, BITS, BITS)
-    return CostTable(table, reference=int(table[:, -1, -1].sum()), name='bitops', unit='bit operations',
-                     layer_names=_names(layers), meaning='w * a per multiply-accumulate of one layer for one image, '
-                     'relative to 8/8 bits; biases, normalization, activation functions and additions are not counted')
+    table, rest = _outer(macs, BITS, BITS), MAX_BIT**2 * sum(layer.macs for layer in floats)
+    return CostTable(table, reference=int(table[:, -1, -1].sum()) + rest, name='bitops', unit='bit operations',
+                     layer_names=_names(layers), rest=rest, rest_names=_unique(floats), meaning='w * a per '
+                     'multiply-accumulate of one layer for one image, relative to 8/8 bits; biases, normalization, '
+                     'activation functions and additions are not counted' + widest(floats))
 
 
-def activation_memory(layers: Sequence[LayerRecord]) -> CostTable:
+def widest(floats: Sequence[LayerRecord]) -> str:
+    """Return what the meaning of a cost says of the layers that stay float, where there are any."""
+    return '; what stays float counts as 8/8 bits, the widest in the table' if floats else ''
+
+
+def activation_memory(layers: Sequence[LayerRecord], floats: Sequence[LayerRecord] = ()) -> CostTable:
     """Return the peak activation memory of one image in bits: the largest input and output of one layer together.
 
     Both are counted at the layer's activation bits: what the reader of the output wants is not known to a table of
     single layers. A layer that is called several times is counted once; where its calls
-    differ in size, its record and so this count hold the positions of all calls together.
+    differ in size, its record and so this count hold the positions of all calls together. What stays float, `floats`,
+    counts 8 bits.
     """
     elements = [_elements(layer) if layer.calls else 0 for layer in layers]
     table = _outer(np.array(elements, dtype=np.int64), np.ones_like(BITS), BITS)
-    return CostTable(table, reference=int(table[:, -1, -1].max()), name='activation_memory', unit='bits', combine='max',
-                     layer_names=_names(layers), meaning='bits of the input and the output of one layer for one image, '
-                     'both at its activation bits; the cost is the largest of all layers, relative to 8/8 bits; '
-                     'tensors kept for a residual connection are not counted')
+    rest = MAX_BIT * max((_elements(layer) for layer in floats if layer.calls), default=0)
+    return CostTable(table, reference=max(int(table[:, -1, -1].max()), rest), name='activation_memory', unit='bits',
+                     combine='max', layer_names=_names(layers), rest=rest, rest_names=_unique(floats),
+                     meaning='bits of the input and the output of one layer for one image, both at its activation '
+                     'bits; the cost is the largest of all layers, relative to 8/8 bits; tensors kept for a residual '
+                     'connection are not counted' + widest(floats))
 
 
-def proqha_ratio(layers: Sequence[LayerRecord]) -> CostTable:
+def proqha_ratio(layers: Sequence[LayerRecord], weights: Sequence[int] | None = None,
+                 in_order: bool = True) -> CostTable:
     """Return ProQHA's cost: the size of the weights that it quantizes, relative to the same weights at 32 bits.
 
     The layers that stay float there (`proqha_float_layers`) count in neither sum. Zhang et al., "ProQHA".
     """
-    float_layers = proqha_float_layers(layers)
-    counts = np.array([0 if layer.name in float_layers else layer.num_weights for layer in layers], dtype=np.int64)
+    float_layers = proqha_float_layers(layers, in_order)
+    weights = [layer.num_weights for layer in layers] if weights is None else weights
+    counts = np.array([0 if layer.name in float_layers else count
+                       for layer, count in zip(layers, weights, strict=True)], dtype=np.int64)
     return CostTable(_outer(counts, BITS, np.ones_like(BITS)), reference=32 * int(counts.sum()), name='proqha_ratio',
                      unit='bits', layer_names=_names(layers), meaning='bits of the weights of one layer, relative to '
                      f"32-bit weights; not counted, for ProQHA keeps them float: {', '.join(sorted(float_layers))}")
 
 
-def proqha_float_layers(layers: Sequence[LayerRecord]) -> set[str]:
-    """Return the names of the first, the last and the shortcut layers, and of a MobileNet's last 1x1 convolution."""
-    chosen = {layers[0].name, layers[-1].name}
+def proqha_float_layers(layers: Sequence[LayerRecord], in_order: bool = True) -> set[str]:
+    """Return the names of the first, the last and the shortcut layers, and of a MobileNet's last 1x1 convolution.
+
+    First and last is what is called first and last; by definition where that is not known, or not `in_order`.
+    """
+    chosen = {layers[index].name for index in (ends(layers) if in_order else (0, -1))}
     chosen |= {layer.name for layer in layers if any(word in layer.name.split('.') for word in SHORTCUTS)}
     convolutions = [layer for layer in layers if layer.kind == 'conv']
-    if any(layer.is_depthwise for layer in layers) and convolutions[-1].kernel == (1, 1):
-        chosen.add(convolutions[-1].name)
+    if any(layer.is_depthwise for layer in layers):
+        last = convolutions[ends(convolutions)[1] if in_order else -1]
+        chosen |= {last.name} if last.kernel == (1, 1) else set()
     return chosen
 
 
 COUNTED = {
-    'model_size': lambda layers: model_size([layer.num_weights for layer in layers], layer_names=_names(layers)),
-    'bitops': bit_operations,
-    'activation_memory': activation_memory,
-    'proqha_ratio': proqha_ratio,
-}
+    'model_size': size_of,
+    'file_size': file_size,
+    'bitops': lambda found: bit_operations(found.layers, found.floats),
+    'activation_memory': lambda found: activation_memory(found.layers, found.floats),
+    'proqha_ratio': lambda found: proqha_ratio(found.layers, found.weights, found.in_order),
+}  # {name: function of an `Inventory`}
 
 
 def _elements(layer) -> int:
@@ -89,3 +160,7 @@ def _outer(counts, by_weight_bits, by_activation_bits) -> np.ndarray:
 
 def _names(layers) -> list[str]:
     return [layer.name for layer in layers]
+
+
+def _unique(floats) -> list[str]:
+    return list(dict.fromkeys(layer.name for layer in floats))

@@ -33,7 +33,8 @@ def cheapest(constraints: Sequence, choices: Sequence[Sequence]) -> list:
         picks = [indices[0] for indices in kept]
     else:
         sums = [c.cost.combine == 'sum' for c in constraints]
-        chosen = _solve([cells[indices] for cells, indices in zip(tables, kept, strict=True)], sums)
+        rests = [c.cost.rest / c.scale for c in constraints]
+        chosen = _solve([cells[indices] for cells, indices in zip(tables, kept, strict=True)], sums, rests)
         picks = [indices[pick] for indices, pick in zip(kept, chosen, strict=True)]
     return [entries[pick] for entries, pick in zip(choices, picks, strict=True)]
 
@@ -52,24 +53,28 @@ def _not_dominated(cells: np.ndarray) -> list[int]:
     return sorted(kept)
 
 
-def _solve(cells: list[np.ndarray], sums: list[bool]) -> list[int]:
-    """Return the choice per layer that minimizes the largest column: its sum, or its maximum where `sums` is False."""
+def _solve(cells: list[np.ndarray], sums: list[bool], rests: list[float]) -> list[int]:
+    """Return the choice per layer that minimizes the largest column: its sum, or its maximum where `sums` is False.
+
+    A column's `rests` belongs to its sum, or to its maximum, whatever is chosen.
+    """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     sizes = [len(rows) for rows in cells]
     owner = np.repeat(np.arange(len(cells)), sizes)
     one_per_layer = np.hstack([owner == np.arange(len(cells))[:, None], np.zeros((len(cells), 1))])
-    below = []  # each row: cost - t <= 0
+    below, bounds = [], []  # each row: cost - t <= minus the rest
     for column, is_sum in enumerate(sums):
         values = np.concatenate([rows[:, column] for rows in cells])
         rows = values[None] if is_sum else values * (owner == np.arange(len(cells))[:, None])
         below.append(np.hstack([rows, -np.ones((len(rows), 1))]))
+        bounds += [-rests[column] if is_sum else 0.0] * len(rows)
     variables = len(owner)
     result = milp(
         c=np.append(np.zeros(variables), 1.0),
-        constraints=[LinearConstraint(one_per_layer, 1, 1), LinearConstraint(np.vstack(below), -np.inf, 0)],
+        constraints=[LinearConstraint(one_per_layer, 1, 1), LinearConstraint(np.vstack(below), -np.inf, bounds)],
         integrality=np.append(np.ones(variables), 0),
-        bounds=Bounds(0, np.append(np.ones(variables), np.inf)),
+        bounds=Bounds(np.append(np.zeros(variables), max(rests)), np.append(np.ones(variables), np.inf)),
         options={'mip_rel_gap': 0},
     )
     picked = result.x[:-1]

@@ -1,19 +1,19 @@
-"""What a quantization of a network covers, in words: its layers, and the weights that stay float."""
+"""Which layers of a network a flow quantizes, in words, and which are out of the ordinary."""
 
 from torch import nn
 
 from lib.quantize.layers import obstacle
 from lib.utils.conversion import all_layers, layers_of, some
+from lib.utils.coverage import count_weights, float_weights
 
 LARGE = 0.01  # share of the weights from which on a parameter outside of all layers is named
-WORTH_SAYING = 0.001  # share of float weights that is mentioned
 
 
 def describe_layers(model: nn.Module, records: list, linear: bool) -> list[str]:
     """Say which layers and weights one of the two flows quantizes, and name the layers that are out of the ordinary.
 
-    Weights are all parameters of two and more dimensions; biases and normalization are left out. Layers that are called
-    several times, with inputs of the same size, are named with the number of calls of one image.
+    A weight that several layers share counts once. Layers that are called several times, with inputs of the same size,
+    are named with the number of calls of one image. How much it is in all, `coverage_lines` says.
 
     Args:
         model: float or converted network.
@@ -25,8 +25,8 @@ def describe_layers(model: nn.Module, records: list, linear: bool) -> list[str]:
     """
     layers, flow = all_layers(model), 'linear' if linear else 'K-means'
     chosen = layers_of(model, records, linear)
-    lines = [f'{len(chosen)} layers with {sum(layer.weight.numel() for layer in chosen.values()):,} weights are '
-             f'quantized in the {flow} flow']
+    count = sum(count_weights(chosen).values())
+    lines = [f'{len(chosen)} layers with {count:,} weights are quantized in the {flow} flow']
     if several := [f'{record.name} ({record.calls})' for record in records if record.calls > 1]:
         lines.append(f'called several times: {some(several)}')
     uncalled = [record.name for record in records if not record.calls]
@@ -38,7 +38,7 @@ def describe_layers(model: nn.Module, records: list, linear: bool) -> list[str]:
         if name not in chosen and not (linear and name in uncalled):
             left.setdefault(_reason(layer, layers, linear), []).append(name)
     lines += [f'{reason}: {some(names)}' for reason, names in left.items()]
-    return lines + _float_weights(model, layers, chosen, flow)
+    return lines + _large_parameters(model, layers, chosen)
 
 
 def _reason(layer, layers, linear) -> str:
@@ -53,21 +53,14 @@ def _reason(layer, layers, linear) -> str:
     return f'shares the weight of {first}'
 
 
-def _float_weights(model, layers, chosen, flow) -> list[str]:
-    """Return the lines about large weights outside of all layers, and about the share of weights that stays float."""
-    weights = {name: parameter for name, parameter in model.named_parameters() if parameter.dim() >= 2}
-    total = sum(weight.numel() for weight in weights.values())
-    quantized = {id(parameter) for layer in chosen.values() for parameter in layer.parameters()}
-    in_layers = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
-    lines, kept = [], {name: weight for name, weight in weights.items() if id(weight) not in quantized}
-    large = [f'{name} of {_owner(model, name)} ({"x".join(map(str, weight.shape))})' for name, weight in kept.items()
-             if id(weight) not in in_layers and weight.numel() >= LARGE * total]
-    if large:
-        lines.append(f'stays float, for it belongs to no Conv2d and no Linear: {some(large)}')
-    number = sum(weight.numel() for weight in kept.values())
-    if number >= WORTH_SAYING * total > 0:
-        lines.append(f'{number:,} of {total:,} weights ({number / total:.1%}) stay float in the {flow} flow')
-    return lines
+def _large_parameters(model, layers, chosen) -> list[str]:
+    """Return the line about large weights outside of all layers, if there are any."""
+    sizes = float_weights(model, chosen)
+    total = sum(sizes.values()) + sum(count_weights(chosen).values())
+    large = [f'{name} of {_owner(model, name)} ({"x".join(map(str, model.get_parameter(name).shape))})'
+             for name, count in sizes.items() if count >= LARGE * total and name not in layers
+             and name.rpartition('.')[0].removesuffix('.parametrizations.weight') not in layers]
+    return [f'stays float, for it belongs to no Conv2d and no Linear: {some(large)}'] if large else []
 
 
 def _owner(model, name) -> str:

@@ -9,6 +9,7 @@ from lib.quantize.layers import quantized_type
 from lib.simulator.counting import proqha_float_layers
 from lib.utils.bit_lists import check_bit_lists
 from lib.utils.conversion import convert_to_quantized, convertible_layers
+from lib.utils.coverage import count_weights
 from lib.utils.profile import profile_layers
 from lib.utils.qat import QATQuantization
 from lib.utils.utils import set_learning_rate
@@ -48,7 +49,7 @@ class ClippedReLU(PACTActivationQuantizer):
         return torch.where(x >= clip, clip.to(x.dtype), x.relu())  # NaN stays NaN
 
 
-def find_parts(model, shape):
+def find_parts(model, shape, in_order=True):
     """Returns the parts of a network, in module order.
 
     They are what its `quantized_parts()` says. Of a network without it: every layer that can be quantized, but the
@@ -57,6 +58,7 @@ def find_parts(model, shape):
     Args:
         model: float network, or one that was converted.
         shape: (C, H, W) of an image.
+        in_order: whether the first and the last layer are those of the calls; else of the definition.
 
     Raises:
         ValueError: nothing is left to quantize.
@@ -64,7 +66,7 @@ def find_parts(model, shape):
     if hasattr(model, 'quantized_parts'):
         return [Part(*part) for part in model.quantized_parts()]
     records = profile_layers(model, shape)
-    left = proqha_float_layers(records)
+    left = proqha_float_layers(records, in_order)
     parts = [Part(name) for name in convertible_layers(model, records) if name not in left]
     if not parts:
         raise ValueError(f'{type(model).__name__} has no layer to quantize: its {len(records)} convolutions and linear '
@@ -84,7 +86,8 @@ class PartQuantizers:
     def __init__(self, model, parts):
         """Finds the quantizers that `quantize_parts` put into the model."""
         self.parts, self._quantizers, self.labels, self._is_weight = list(parts), [], [], []
-        self.num_weights = [model.get_submodule(part.layer).weight.numel() for part in self.parts]
+        counts = count_weights({part.layer: model.get_submodule(part.layer) for part in self.parts})
+        self.num_weights = [counts[part.layer] for part in self.parts]
         for part in self.parts:
             layer = model.get_submodule(part.layer)
             activation = model.get_submodule(part.activation) if part.activation else layer.input_quantizer
@@ -145,7 +148,7 @@ class PartQuantizers:
         return [entries.get(name, list(UNTOUCHED)) for name in layer_names]
 
 
-def quantize_parts(model, layer_wbit, layer_abit, quantizers, images, network='the network'):
+def quantize_parts(model, layer_wbit, layer_abit, quantizers, images, network='the network', in_order=True):
     """Puts quantizers into the parts of a float network, in place; all else stays float.
 
     Weights at 32 bits are left alone; a learned clip in place of a ReLU still clips at 32 bits.
@@ -156,6 +159,7 @@ def quantize_parts(model, layer_wbit, layer_abit, quantizers, images, network='t
         quantizers: a `Quantizers`.
         images: probe (N, C, H, W) on the model's device.
         network: its name, for messages.
+        in_order: see `find_parts`.
 
     Returns:
         `PartQuantizers`.
@@ -163,7 +167,7 @@ def quantize_parts(model, layer_wbit, layer_abit, quantizers, images, network='t
     Raises:
         ValueError: the network has no parts, the lists do not fit it, or a signed quantizer would replace a ReLU.
     """
-    parts = find_parts(model, tuple(images.shape[1:]))
+    parts = find_parts(model, tuple(images.shape[1:]), in_order)
     entries = [_Entry(part.layer, (part.layer,), (part.activation or f'{part.layer} input',)) for part in parts]
     lists = [[bits] * len(parts) if isinstance(bits, int) else bits for bits in (layer_wbit, layer_abit)]
     lists = check_bit_lists(entries, *lists, network)

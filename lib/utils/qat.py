@@ -15,13 +15,14 @@ from lib.quantize import (
     LinearWeightQuantizer,
     LSQQuantizer,
     PACTActivationQuantizer,
-    QConv2d,
-    QLinear,
     Quantizer,
 )
 from lib.quantize.layers import quantized_type
+from lib.simulator.layer import ends as ends_of
 from lib.utils.bit_lists import check_bit_lists, check_bits, is_quantized
-from lib.utils.conversion import all_layers, convert_to_quantized, quantized_layers
+from lib.utils.conversion import convert_to_quantized, quantized_layers
+from lib.utils.coverage import active_layers, count_weights, float_weights
+from lib.utils.profile import profile_layers
 from lib.utils.quantize_utils import Quantization, synchronise_signs
 
 logger = logging.getLogger(__name__)
@@ -153,6 +154,8 @@ def quantize_layers(model, strategy, quantizers, images, *, input_bits=32):
     """
     convert_to_quantized(model, images)
     layers = quantized_layers(model)
+    records = {record.name: record for record in profile_layers(model, tuple(images.shape[1:]))}
+    ends = ends_of([records[name] for name in layers])
     pairs = [list(entry) if isinstance(entry, (list, tuple)) else [entry, input_bits] for entry in strategy]
     if len(pairs) != len(layers):
         raise ValueError(f'the strategy has {len(pairs)} entries, the network has {len(layers)} layers that can be '
@@ -160,7 +163,7 @@ def quantize_layers(model, strategy, quantizers, images, *, input_bits=32):
     for i, ((name, layer), (w_bit, a_bit)) in enumerate(zip(layers.items(), pairs, strict=True)):
         for bits in (w_bit, a_bit):
             check_bits(32 if bits == -1 else bits, f'the strategy: entry {i} ({name})')
-        end = i in (0, len(pairs) - 1)
+        end = i in ends
         layer.weight_quantizer = quantizers.weight(w_bit)
         layer.input_quantizer = quantizers.activation(a_bit, signed=layer.input_quantizer.signed, end=end)
         for quantizer in (layer.weight_quantizer, layer.input_quantizer):
@@ -232,10 +235,8 @@ def find_steps(model, images):
 
 
 def weight_bits(model):
-    """Returns (bits of all quantized layers' weights, the same at 32 bits); float ones count 32."""
-    total = full = 0
-    for layer in all_layers(model).values():
-        bits = layer.w_bit if isinstance(layer, (QConv2d, QLinear)) and layer.weight_quantizer.active else 32
-        total += bits * layer.weight.numel()
-        full += 32 * layer.weight.numel()
-    return total, full
+    """Returns (bits of all weights, the same at 32 bits); what stays float counts 32, a shared weight once."""
+    layers = active_layers(model)
+    counts, rest = count_weights(layers), sum(float_weights(model, layers).values())
+    return sum(layer.w_bit * counts[name] for name, layer in layers.items()) + 32 * rest, \
+        32 * (sum(counts.values()) + rest)

@@ -12,16 +12,18 @@ from lib.record.files import parse_json, read_text, write_json, write_text
 MAX_BIT = 8
 
 
-def uniform_strategy(num_layers, bits, *, linear=False):
+def uniform_strategy(num_layers, bits, *, linear=False, ends=(0, -1)):
     """Returns the same bits for every layer.
 
-    A linear one keeps the image as it is, `[8, -1]`, and the last layer at `[8, 8]`, as the search does.
+    A linear one keeps the image as it is, `[8, -1]` in the first layer, and the last one at `[8, 8]`, as the search
+    does; `ends` are their indices.
     """
     if not linear:
         return [bits] * num_layers
     strategy = [[bits, bits] for _ in range(num_layers)]
-    strategy[-1] = [MAX_BIT, MAX_BIT]
-    strategy[0] = [MAX_BIT, -1]
+    first, last = ends
+    strategy[last] = [MAX_BIT, MAX_BIT]
+    strategy[first] = [MAX_BIT, -1]
     return strategy
 
 
@@ -86,7 +88,8 @@ def _other_network(source, theirs, ours, network):
 
 
 def find_strategy(text: str, layer_names: Sequence[str] | Callable[[bool], Sequence[str]], *, linear: bool,
-                  either: bool = False, published: Mapping[str, list], network: str = 'the network') -> list:
+                  either: bool = False, published: Mapping[str, list], network: str = 'the network',
+                  ends: tuple[int, int] = (0, -1)) -> list:
     """Return the checked strategy that a text names: the one way from a command line to a strategy.
 
     Args:
@@ -97,6 +100,7 @@ def find_strategy(text: str, layer_names: Sequence[str] | Callable[[bool], Seque
         either: take pairs and single bits alike; `linear` then says what `uniform:K` is alone.
         published: {name: strategy} of those that have a name.
         network: name of the network, for messages.
+        ends: indices of the first and the last layer in the linear flow, where `uniform:K` differs.
 
     Raises:
         ValueError, FileNotFoundError: it cannot be read, or does not fit the network.
@@ -109,7 +113,7 @@ def find_strategy(text: str, layer_names: Sequence[str] | Callable[[bool], Seque
     if not layer_names:
         raise ValueError(f'{network} has no layer that {source} could have an entry for')
     if not isinstance(strategy, list):
-        strategy = uniform_strategy(len(layer_names), strategy, linear=linear)
+        strategy = uniform_strategy(len(layer_names), strategy, linear=linear, ends=ends)
     return check_strategy(strategy, layer_names, linear=linear, source=source, names_in_file=names_in_file,
                           network=network)
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 from lib.simulator.hardware import NANOJOULE
+from lib.simulator.layer import ends
 
 PAIRS = ((8, 8), (4, 4), (2, 2))
 
@@ -20,7 +21,7 @@ def summarize_cells(table, cells, layers, hardware):
     lines += [hardware.resources(layers)] if hardware.resources(layers) else []
     lines.append('')
     convert = _converter(table, hardware)
-    lines += _totals(table, convert) + [''] + _shares(table, layers)
+    lines += _totals(table, layers, convert) + [''] + _shares(table, layers)
     bounds = [layer_cells[7][7].bound for layer_cells in cells]
     if set(bounds) - {'', 'measured'}:
         lines += ['', *_by_bound(table, layers, bounds)]
@@ -29,7 +30,8 @@ def summarize_cells(table, cells, layers, hardware):
 
 def summarize_table(table, layers):
     """Returns the lines that describe a table of the user's own numbers."""
-    return ['', *_totals(table, None), '', *_shares(table, layers), '', f'A cell [l, w - 1, a - 1] is {table.meaning}.']
+    return ['', *_totals(table, layers, None), '', *_shares(table, layers), '',
+            f'A cell [l, w - 1, a - 1] is {table.meaning}.']
 
 
 def _converter(table, hardware):
@@ -43,10 +45,11 @@ def _milliseconds(value):
     return f'{value:,.3f} ms' if value >= 0.1 else f'{value:.3g} ms'
 
 
-def _totals(table, convert):
+def _totals(table, layers, convert):
     head = f'{table.name + ", " + table.unit:28}' + ''.join(f'{f"{w}/{a} bits":>30}' for w, a in PAIRS)
     lines = [head]
-    for title, rows in (('all layers', slice(None)), ('without first and last', slice(1, -1))):
+    inner = [index for index in range(len(layers)) if index not in ends(layers)]
+    for title, rows in (('all layers', slice(None)), ('without first and last', inner)):
         texts = []
         for w_bit, a_bit in PAIRS:
             cost = table.table[rows, w_bit - 1, a_bit - 1].sum().item()

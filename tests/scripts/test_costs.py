@@ -340,7 +340,7 @@ def test_a_machine_is_measured_once_for_two_strategies(do, monkeypatch):
 def test_the_text_says_what_every_total_counts(do, measured):
     found = measured('--strategy', 'uniform:4')
     text = do(MEASURE, *OWN, '--hardware', 'chip.yaml', '--strategy', 'uniform:4')
-    assert set(found['counted']) == {'parameters', 'macs', *found['costs']}
+    assert set(found['counted']) == {'parameters', 'macs', 'madds', *found['costs']}
     for name, rule in found['counted'].items():
         assert rule in text and f'\n{name} ' in text
     for words in ('biases, batch normalization and codebooks are not counted', 'w * a per multiply-accumulate',

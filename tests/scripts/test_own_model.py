@@ -95,7 +95,7 @@ def test_measure_knows_the_network(folder, own, succeed):
     report = json.loads(done.out)
     assert report['network'] == 'own_model' and [layer['name'] for layer in report['layers']] == KMEANS
     calls = {layer['name']: layer['calls'] for layer in report['layers'] if layer['calls'] != 1}
-    assert calls == {'mix': 2, 'attention.attention.out_proj': 0}
+    assert calls == {'mix': 2}, 'attention reads the weight of its out_proj'
     mix = next(layer for layer in report['layers'] if layer['name'] == 'mix')
     assert mix['macs'] == 2 * 4 * 4 * 32 * (32 // 4) * 9 and mix['weights'] == 32 * 8 * 9
 

@@ -13,6 +13,7 @@ from lib.simulator.counting import (
     proqha_float_layers,
     proqha_ratio,
 )
+from lib.simulator.inventory import Inventory
 from lib.simulator.layer import LayerRecord
 from lib.utils.profile import profile_layers
 from tests.meta import on_meta
@@ -139,10 +140,10 @@ def test_layers_that_proqha_keeps_float():
 
 def test_every_counted_cost_says_what_it_counts():
     for name, make in COUNTED.items():
-        cost = make(LAYERS)
+        cost = make(Inventory(LAYERS))
         assert cost.name == name and cost.num_layers == len(LAYERS)
         assert cost.layer_names == [layer.name for layer in LAYERS]
-        assert 'counted' in cost.meaning and cost.unit in ('bits', 'bit operations')
+        assert 'counted' in cost.meaning and cost.unit in ('bits', 'bytes', 'bit operations')
         assert isinstance(cost.cost([8] * 8), int), 'sums of integers are exact'
         with pytest.raises(ValueError, match=r'7 entries.*head'):
             cost.cost([8] * 7)
