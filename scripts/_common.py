@@ -198,7 +198,8 @@ def spin_briefly():
 
 def run(main, parser, resume_hint=None, argv=None, configure=None):
     """Runs `main(args)`; it ends as `ending` says."""
-    args = parse(parser, argv, configure)
+    with ending():
+        args = parse(parser, argv, configure)
     spin_briefly()
     if args.keep_memory:
         keep_memory()

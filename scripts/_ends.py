@@ -27,13 +27,13 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def ending(args, resume_hint=None):
+def ending(args=None, resume_hint=None):
     """Turns what ends the block into an exit status and one line; an error of the program itself keeps its traceback.
 
     Interrupted by a signal N, the status is 128 + N, as shells have it; else it is 1.
 
     Args:
-        args: the options.
+        args: the options, None before they are known.
         resume_hint: function of the options that says how the run goes on.
     """
     def hint():
@@ -55,13 +55,13 @@ def ending(args, resume_hint=None):
     except Exception as error:
         if getattr(args, 'debug', False):
             raise
-        line = resources(error, args)
-        if line:
+        if getattr(error, 'repeated', False):  # that of another process, which reports it
+            leave('', 1)
+        if line := resources(error, args):
             leave(f'error: {line}{hint()}', 1)
         if not isinstance(error, (ValueError, OSError, FloatingPointError)):
             raise
-        repeated = getattr(error, 'repeated', False)  # an error of another process, which reports it
-        leave('' if repeated else f'error: {one_line(error)}', 1)
+        leave(f'error: {one_line(error)}', 1)
 
 
 def drop_output():
@@ -98,7 +98,10 @@ def asked_to_stop():
 
 
 def resources(error, args):
-    """Returns a line on what the machine lacked, with the options that help, or None for other errors."""
+    """Returns a line on what the machine lacked, with the options that help, or None for other errors.
+
+    An error that was raised from one of these counts as well: a check says that a network fails, for want of memory.
+    """
     text, number = one_line(error), getattr(error, 'errno', None)
     memory = ' or '.join(f'--{name} (now {value})' for name in BATCHES if (value := getattr(args, name, None)))
     memory = f'a smaller {memory}' if memory else 'a smaller network'
@@ -115,7 +118,7 @@ def resources(error, args):
     if type(error).__name__ == 'WriteError' or number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         options = ' or '.join(f'--{name}' for name in OUTPUTS if hasattr(args, name))
         return f'{text}: make room, or give another folder{f" by {options}" if options else ""}'
-    return None
+    return error.__cause__ and resources(error.__cause__, args)
 
 
 def quantity(number, unit):

@@ -86,6 +86,24 @@ def test_errors_and_what_they_end_with(ends, capsys, error, status, line):
     assert '\n' not in err and (HINT in err) == machine
 
 
+def test_the_cause_of_an_error_counts(ends, capsys):
+    with pytest.raises(SystemExit), ends.ending():
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise ValueError('the network fails on images') from error
+    assert capsys.readouterr().err == 'error: out of memory: take a smaller network, or end other programs\n'
+
+
+def test_the_error_of_another_process_is_left_to_it(ends, capsys):
+    for kind in (RuntimeError, ValueError):
+        error = kind('out of memory')
+        error.repeated = True
+        with pytest.raises(SystemExit) as stop, ends.ending():
+            raise error
+        assert (stop.value.code, capsys.readouterr().err) == (1, '')
+
+
 def test_an_error_of_the_program_keeps_its_traceback(ends):
     for error in (KeyError('a'), RuntimeError('shapes differ'), ImportError('no module')):
         with pytest.raises(type(error)), ends.ending(Namespace()):
