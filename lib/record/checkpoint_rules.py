@@ -52,12 +52,16 @@ def check_checkpoint(saved: dict, *, has_digest: bool) -> None:
 
 def _expect(holds: bool, name: str, value: Any, expected: str) -> None:
     if not holds:
-        shown = f'a tensor of shape {tuple(value.shape)}' if isinstance(value, torch.Tensor) else _short.repr(value)
-        raise ValueError(f'{name} is {shown}, expected {expected}')
+        raise ValueError(f'{name} is {_shown(value)}, expected {expected}')
 
 
-_short = reprlib.Repr()
-_short.maxother = _short.maxstring = 60
+def _shown(value: Any) -> str:
+    """Return a value in words: large ones by their kind and size."""
+    if isinstance(value, torch.Tensor):
+        return f'a tensor of shape {tuple(value.shape)}'
+    if isinstance(value, Mapping) and value:
+        return f'a dict of {len(value)} entries, {reprlib.repr(next(iter(value)))} first'
+    return reprlib.repr(value)
 
 
 # ---- rules
@@ -181,7 +185,7 @@ def _check_history(saved: dict) -> None:
         _expect(isinstance(record, dict) and {key, *entries} <= record.keys(), name, record,
                 f'a record with {key}, {", ".join(entries)}')
         if record[key] != index:
-            raise ValueError(f'{name} is {key} {_short.repr(record[key])}, expected {index}: records are missing '
+            raise ValueError(f'{name} is {key} {reprlib.repr(record[key])}, expected {index}: records are missing '
                              'or twice')
         for entry in entries[:NUMBERS]:
             _expect(_number(-math.inf)[0](record[entry]), f'{name}.{entry}', record[entry], 'a finite number')
