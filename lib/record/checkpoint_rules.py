@@ -9,7 +9,7 @@ import torch
 
 from lib.record.finite import not_finite
 
-NEEDED = {'kmeans': ('strategy', 'codebooks'), 'linear': ('strategy',), 'qat': ('strategy', 'qat'),
+NEEDED = {'kmeans': ('strategy',), 'linear': ('strategy',), 'qat': ('strategy', 'qat'),
           'hybrid': ('plan', 'hybrid'), 'float': ()}  # beside each kind of quantization
 BITS, MAX_BIT = (*range(1, 9), 16, 32), 8
 
@@ -112,9 +112,8 @@ RULES: dict[str, Rule] = {
     'quantization': (lambda value: isinstance(value, str) and value in NEEDED, f'one of {", ".join(NEEDED)}'),
     'state_dict': (_is_state, 'tensors by name'), 'scaler': _dict, 'kbits': _bits,
     'optimizer': _of(dict, 'the state of an optimizer', 'state', 'param_groups'),
-    'qat': (lambda value: isinstance(value, dict) and {'arch', 'network', 'quantizers'} <= value.keys()
-            and isinstance(value['network'], dict) and isinstance(value['quantizers'], dict),
-            'the settings of network and quantizers'),
+    'qat': (lambda value: isinstance(value, dict) and isinstance(value.get('quantizers'), dict)
+            and isinstance(value.get('network', {}), dict), 'the settings of network and quantizers'),
     'plan': (_is_plan, 'bits and method of weights, activations and inputs'),
     'hybrid': (lambda value: isinstance(value, dict) and {'config', 'network'} <= value.keys()
                and value.get('stage') in ('trained', 'quantized'), 'the settings of a hybrid network'),
@@ -140,6 +139,7 @@ def _check_kind(saved: dict) -> None:
         lists = isinstance(strategy, dict) and set(strategy) == {'layer_wbit', 'layer_abit'} \
             and all(map(_bits[0], strategy.values()))
         _expect(lists or _pairs(strategy, BITS), 'strategy', strategy, 'layer_wbit and layer_abit, or pairs of bits')
+        _expect({'arch', 'network'} <= saved['qat'].keys(), 'qat', saved['qat'], 'arch and network among its settings')
     if kind in ('kmeans', 'linear') and layers is not None and len(layers) != len(strategy):
         raise ValueError(f'strategy has {len(strategy)} entries for {len(layers)} layers')
 

@@ -78,7 +78,7 @@ CHANGES = [  # of which checkpoint, keys to the value, the new value or a functi
     (steps, ['history'], lambda h: h[:-1], 'history has 1 steps, step is 2'), (steps, ['step'], -1, 'step is -1'),
     (steps, ['kbits'], [8, 0], 'kbits is'), (steps, ['history', 0, 'cost'], -INF, 'cost is -inf'),
     (steps, ['strategy'], {'layer_wbit': [8]}, 'strategy is'), (steps, ['qat'], {}, 'qat is'),
-    (steps, ['qat'], 3, 'qat is'),
+    (steps, ['qat'], 3, 'qat is'), (steps, ['qat'], {'quantizers': {}}, 'expected arch and network'),
 ]
 
 
