@@ -1,4 +1,4 @@
-"""Linear quantizers against torch's fake quantization, all their codes, and the gradients of the formulas."""
+"""Linear quantizers: against torch's fake quantization, their ranges, and what they keep for the backward pass."""
 
 import pytest
 import torch
@@ -9,7 +9,6 @@ from lib.quantize.kl import kl_threshold
 from lib.quantize.linear import (
     LinearActivationQuantizer,
     LinearWeightQuantizer,
-    choose_scale,
     dequantize,
     max_code,
     quantize,
@@ -39,70 +38,9 @@ def assert_equal_but_for_ties(ours, reference, x, scale):
     torch.testing.assert_close(ours[~tie], reference[~tie], rtol=1e-6, atol=1e-7)
 
 
-# --- levels and codes
-
-
-@pytest.mark.parametrize('bits', ALL_BITS)
-@pytest.mark.parametrize('signed', [True, False])
-def test_every_code_is_hit_and_is_a_fixed_point(bits, signed):
-    n = max_code(bits, signed)
-    codes = torch.arange(-n if signed else 0, n + 1)
-    if signed and bits == 1:
-        codes = torch.tensor([-1, 1])
-    assert len(codes) == (2 if bits == 1 else 2**bits - 1 if signed else 2**bits)
-    for clip in (1.0, 0.3, 6.0, 1e-3):
-        scale = choose_scale(torch.tensor([clip]), bits, signed)
-        x = torch.linspace(-1.2 * clip, 1.2 * clip, 5001)
-        assert torch.equal(quantize(x, scale, bits, signed).unique().int(), codes.int())
-        levels = dequantize(codes.float(), scale)
-        assert torch.equal(quantize(levels, scale, bits, signed), codes.float())
-        assert levels[-1].item() == pytest.approx(clip) and (levels[0] == (-levels[-1] if signed else 0))
-
-
-@pytest.mark.parametrize('bits', ALL_BITS)
-def test_codes_and_scale_reproduce_the_fake_quantized_tensor(bits):
-    x = sample(500)
-    quantizers = [weight_quantizer(bits, 0.8)]
-    quantizers += [activation_quantizer(bits, signed, 1.3) for signed in (True, False)]
-    for quantizer in quantizers:
-        codes, scale = quantizer.to_int(x)
-        assert codes.dtype == torch.int32 and scale.shape == (1,)
-        assert torch.equal(codes * scale, quantizer(x))
-
-
-def test_docstring_examples():
-    expected = torch.tensor([-1.0, 2.0, 3.0])
-    assert torch.equal(quantize(torch.tensor([-0.4, 0.9, 7.0]), torch.tensor([0.5]), 3, True), expected)
-    weights = weight_quantizer(3, 0.6)(torch.tensor([-0.4, 0.12, 0.7]))
-    torch.testing.assert_close(weights, torch.tensor([-0.4, 0.2, 0.6]))
-    x = torch.tensor([-1.0, 0.6, 2.0])
-    torch.testing.assert_close(activation_quantizer(2, False, 1.5)(x), torch.tensor([0, 0.5, 1.5]))
-    torch.testing.assert_close(activation_quantizer(2, True, 1.5)(x), torch.tensor([-1.5, 0, 1.5]))
-
-
-# --- bits
-
-
-@pytest.mark.parametrize('kind', [LinearWeightQuantizer, LinearActivationQuantizer])
-def test_no_bits_leave_the_tensor_alone(kind):
-    x = sample(10)
-    for bits in (None, -1, 32, 64):
-        quantizer = kind(bits)
-        assert not quantizer.active and quantizer(x) is x
-        quantizer.calibrate(x)
-        assert quantizer.range.item() == (6 if kind is LinearActivationQuantizer else 0)
-        with pytest.raises(ValueError, match='integer codes'):
-            quantizer.to_int(x)
-
-
-@pytest.mark.parametrize('bits', [0, -2, 17, 31, 4.0, '8', True])
-def test_refuses_bits(bits):
-    with pytest.raises(ValueError, match='bits'):
-        LinearWeightQuantizer(bits)
-    quantizer = LinearActivationQuantizer(4)
-    with pytest.raises(ValueError, match='bits'):
-        quantizer.bits = bits
-    assert quantizer.bits == 4
+def test_docstring_example():
+    codes = quantize(torch.tensor([-0.4, 0.9, 7.0]), torch.tensor([0.5]), 3, True)
+    assert codes.tolist() == dequantize(codes, torch.tensor([0.5])).mul(2).tolist() == [-1, 2, 3]
 
 
 # --- weights
@@ -115,15 +53,6 @@ def test_weights_equal_torch(bits, clip):
     n = 2 ** (bits - 1) - 1
     reference = torch.fake_quantize_per_tensor_affine(weight, clip / n, 0, -n, n)
     assert_equal_but_for_ties(weight_quantizer(bits, clip)(weight), reference, weight, clip / n)
-
-
-@pytest.mark.parametrize('bits', ALL_BITS)
-def test_weight_gradient_passes_straight_through(bits):
-    weight = sample(100).requires_grad_()
-    direction = sample(100, seed=1)
-    weight_quantizer(bits, 0.5)(weight).backward(direction)
-    assert torch.equal(weight.grad, direction)  # also of the weights outside the range
-    assert not weight_quantizer(bits, 0.5, fix_weight=True)(weight).requires_grad
 
 
 def test_binary_weights():
@@ -171,31 +100,6 @@ def test_activations_equal_torch(bits, signed, clip):
     assert_equal_but_for_ties(activation_quantizer(bits, signed, clip)(x), reference, x, clip / n)
 
 
-def formula(x, clip, bits, signed, exact):
-    """HAQ's definition in plain autograd, rounding detached; `exact` lets the gradient pass through the scale too."""
-    n = max_code(bits, signed)
-    y = 0.5 * ((x + clip).abs() - (x - clip).abs()) if signed else 0.5 * (x.abs() - (x - clip).abs() + clip)
-    scale = clip / n
-    code = (y / scale).detach().round() if bits > 1 or not signed else torch.where(x >= 0, 1.0, -1.0).double()
-    if exact:
-        return (y / scale + (code - y / scale).detach()) * scale
-    return y + (code * scale - y).detach()
-
-
-@pytest.mark.parametrize('bits', ALL_BITS)
-@pytest.mark.parametrize('signed', [True, False])
-@pytest.mark.parametrize('range_gradient', ['clip', 'exact'])
-def test_activation_gradients_are_those_of_the_formula(bits, signed, range_gradient):
-    x = sample(1000, dtype=torch.float64).requires_grad_()
-    quantizer = activation_quantizer(bits, signed, 0.9, range_gradient=range_gradient).double()
-    expected = formula(x, quantizer.range, bits, signed, range_gradient == 'exact')
-    torch.testing.assert_close(quantizer(x), expected)
-    direction = sample(1000, seed=1, dtype=torch.float64)
-    ours = torch.autograd.grad(quantizer(x), (x, quantizer.range), direction)
-    reference = torch.autograd.grad(expected, (x, quantizer.range), direction)
-    torch.testing.assert_close(ours, reference)
-
-
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize('clip', [0.9, 1.0, 0.0, -1.0])
 @pytest.mark.parametrize('signed', [False, True])
@@ -226,16 +130,6 @@ def test_values_on_the_range_count_as_outside():
         assert grad_x.tolist() == gradient and grad_range.tolist() == [total]
 
 
-def test_forward_is_the_same_without_gradient():
-    x = sample(300)
-    for bits in ALL_BITS:
-        for signed in (True, False):
-            quantizer = activation_quantizer(bits, signed, 1.1)
-            with torch.no_grad():
-                plain = quantizer(x)
-            assert not plain.requires_grad and torch.equal(plain, quantizer(x))
-
-
 @pytest.mark.parametrize('signed', [True, False])
 @pytest.mark.parametrize('bits', [1, 2, 8])
 @pytest.mark.parametrize('clip', [0.0, -3.0])
@@ -245,6 +139,7 @@ def test_range_that_is_not_positive_gives_zeros_and_learns_its_way_back(signed, 
     x = torch.tensor([-2.0, -0.0, 0.0, 0.5, 2.0], requires_grad=True)
     assert (quantizer(x) == 0).all() and (quantizer(x.detach()) == 0).all()
     assert (quantizer.to_int(x)[0] * quantizer.to_int(x)[1] == 0).all()
+    assert quantizer.grid().step == quantizer.grid().scale == 0
     optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
     target = x.detach() if signed else x.detach().relu()
     for _ in range(60):
@@ -282,15 +177,6 @@ def test_keeps_the_input_that_a_relu6_keeps_anyway():
         assert kept.data_ptr() == x.grad_fn._saved_self.data_ptr()
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
-def test_keeps_the_dtype_of_the_input(dtype):
-    x = sample(100).to(dtype).requires_grad_()
-    for quantizer in (activation_quantizer(4, True, 1.0), activation_quantizer(1, True, 1.0), weight_quantizer(4, 1.0)):
-        y = quantizer(x)
-        y.sum().backward()
-        assert y.dtype == dtype and x.grad.dtype == dtype
-
-
 def test_range_asks_for_a_gradient_only_where_it_gets_one():
     quantizer = LinearActivationQuantizer()
     assert not quantizer.range.requires_grad
@@ -303,32 +189,6 @@ def test_range_asks_for_a_gradient_only_where_it_gets_one():
     x = sample(5).requires_grad_()
     quantizer(x * 1).sum().backward()
     assert quantizer.range.grad is None and x.grad is not None
-
-
-def test_sign_is_found_in_the_first_input_and_saved():
-    quantizer = LinearActivationQuantizer(8)
-    assert quantizer.signed is None and LinearActivationQuantizer().get_extra_state() == -1
-    quantizer(sample(20).abs())
-    assert quantizer.signed is False
-    other = LinearActivationQuantizer(8)
-    other(sample(20))
-    assert other.signed is True
-    for source in (quantizer, other, LinearActivationQuantizer(8)):
-        state = source.state_dict()
-        assert all(torch.is_tensor(value) for value in state.values())
-        target = LinearActivationQuantizer(8, signed=True)
-        target.load_state_dict(state)
-        assert target.signed is source.signed
-
-
-def test_calibration_finds_the_sign_and_corrects_a_wrong_one(caplog):
-    quantizer = LinearActivationQuantizer()
-    quantizer.calibrate(sample(10).abs())
-    assert quantizer.signed is False and not caplog.records
-    quantizer.calibrate(sample(10))
-    assert quantizer.signed is True and 'signed' in caplog.text
-    quantizer.calibrate(sample(10).abs())
-    assert quantizer.signed is True
 
 
 def test_calibration_of_activations():
@@ -356,19 +216,6 @@ def test_calibration_of_activations():
     assert kl_threshold(uniform, 4) > 2 and calibrated(uniform, 4) == 2
 
 
-def test_refuses_an_unknown_range_gradient():
-    with pytest.raises(ValueError, match="'lsq'"):
-        LinearActivationQuantizer(4, range_gradient='lsq')
-
-
-@pytest.mark.parametrize('bits', ALL_BITS)
-@pytest.mark.parametrize('signed', [True, False])
-def test_forward_codes_and_grid_are_one_map(check_map, bits, signed):
-    n = max_code(bits, signed)
-    codes = [-1, 1] if signed and bits == 1 else list(range(-n if signed else 0, n + 1))
-    for clip in (6.0, 0.7, 1e-3):
-        check_map(activation_quantizer(bits, signed, clip), codes)
-    empty = activation_quantizer(bits, signed, -1.0).grid()
-    assert empty.step == empty.scale == 0
-    with pytest.raises(ValueError, match='not known yet'):
-        LinearActivationQuantizer(bits).grid()
+def test_a_signed_input_keeps_its_zero_point_for_a_tensor_without_negative_values():
+    quantizer = LinearActivationQuantizer(4, signed=True)
+    assert quantizer.to_affine(torch.tensor([0.5, 1.0])).zero_point.item() == 8

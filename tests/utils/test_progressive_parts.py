@@ -153,6 +153,8 @@ def test_at_32_bits_weights_are_left_alone_and_activations_still_clip(alpha):
     x = torch.tensor([-1.0, alpha / 2, alpha, 2 * alpha, 3 * alpha], requires_grad=True)
     clipped(x).sum().backward()
     assert clipped.range.grad.item() == 3 and x.grad.tolist() == [0, 1, 0, 0, 0]
+    for bits in (4, 32):
+        assert ClippedReLU(bits, alpha=alpha)(torch.tensor([torch.nan, 1.0])).isnan().tolist() == [True, False]
     assert torch.allclose(prepared(16, 16)[0](images()).softmax(1), prepared(16, 32)[0](images()).softmax(1), atol=1e-2)
 
 
