@@ -5,7 +5,7 @@ from lib.quantize.aciq_activations import ACIQActivationQuantizer
 from lib.quantize.calibrate import METHODS, find_range, mse_range
 from lib.quantize.codebook import CentroidTrainer, Codebook
 from lib.quantize.dorefa import DoReFaActivationQuantizer, DoReFaWeightQuantizer
-from lib.quantize.dsq import DSQQuantizer, alpha_of_slope, slope_of_alpha
+from lib.quantize.dsq import DSQQuantizer
 from lib.quantize.kl import kl_threshold, max_range
 from lib.quantize.kmeans import CodebookCache, fit_codebook
 from lib.quantize.layers import Calibration, QConv2d, QLinear, QuantizedLayer, calibrating
@@ -37,13 +37,11 @@ __all__ = [
     'Quantizer',
     'aciq_constant',
     'allocate_bits',
-    'alpha_of_slope',
     'calibrating',
     'find_range',
     'fit_codebook',
     'kl_threshold',
     'max_range',
     'mse_range',
-    'slope_of_alpha',
     'straight_through',
 ]

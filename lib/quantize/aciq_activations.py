@@ -31,7 +31,7 @@ class ACIQActivationQuantizer(SignedQuantizer):
 
     dq/dx is 1 inside the range and 0 outside. `clip` (a) and `middle` (mu) are buffers of shape [1]. While `clip` is 0,
     the first tensor that comes gives both. They are kept when `bits` changes; calibrate then. For the mean over several
-    batches: `set_clip` with the means of their `statistics`, or of `clip_of` where inputs are unsigned.
+    batches: `set_clip` with the means of their `statistics`.
 
     Args:
         bits: 1..16, or None, -1, >= 32 to leave inputs alone.
@@ -83,10 +83,6 @@ class ACIQActivationQuantizer(SignedQuantizer):
         self.check_active()
         self.correct_sign(x)
         return self._statistics(x)
-
-    def clip_of(self, x: Tensor) -> float:
-        """Return the clip for one batch `x`; see `statistics`."""
-        return self.statistics(x)[0]
 
     @torch.no_grad()
     def set_clip(self, clip: float, middle: float = 0.0):

@@ -12,20 +12,6 @@ BOUNDS = ('fixed', 'minmax')
 MIN_SLOPE = 0.01
 
 
-def slope_of_alpha(alpha: float) -> float:
-    """Return the slope ln(2 / alpha - 1) of the paper's characteristic variable alpha in (0, 1)."""
-    if not 0 < alpha < 1:
-        raise ValueError(f'alpha is {alpha!r}: expected more than 0 (hard) and less than 1 (the identity)')
-    return math.log(2 / alpha - 1)
-
-
-def alpha_of_slope(slope: float) -> float:
-    """Return the paper's characteristic variable alpha = 1 - tanh(slope / 2), how far soft and hard are apart."""
-    if not slope > 0:
-        raise ValueError(f'slope is {slope!r}: expected more than 0')
-    return 2 / (1 + math.exp(slope)) if slope < 700 else 0.0
-
-
 def soft(x: Tensor, lower: Tensor | float, upper: Tensor | float, bits: int, slope: Tensor | float) -> Tensor:
     """Return the soft curve of DSQ, differentiable in `x`, both bounds and the slope.
 

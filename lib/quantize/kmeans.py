@@ -177,8 +177,8 @@ def _kmeans_plus_plus(line: _Line, k: int, rng: np.random.Generator) -> np.ndarr
 class CodebookCache:
     """The codebooks of fixed float weights, each fitted once; at most one for every (layer, bits).
 
-    The search clusters the same float weights in every episode. `name` stands for the weight: `clear` the cache when
-    the weights change.
+    The search clusters the same float weights in every episode. `name` stands for the weight: other weights need
+    another cache.
     """
 
     def __init__(self, *, max_iter: int = 3, is_pruned: bool = False, seed: int = 0):
@@ -195,9 +195,6 @@ class CodebookCache:
     def fit(self, weight: Tensor, bits: int) -> Codebook:
         """Return `fit_codebook(weight, bits)` with the options of this cache, for other weights than the fixed ones."""
         return fit_codebook(weight, bits, **self._options)
-
-    def clear(self):
-        self._codebooks.clear()
 
     @property
     def num_bytes(self) -> int:

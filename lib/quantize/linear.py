@@ -65,18 +65,15 @@ class LinearWeightQuantizer(Quantizer):
 
     Args:
         bits: 1..16, or None, -1, >= 32 to leave weights alone.
-        fix_weight: cut the gradient to the weight.
     """
 
-    def __init__(self, bits: int | None = None, *, fix_weight: bool = False):
+    def __init__(self, bits: int | None = None):
         super().__init__(bits)
-        self.fix_weight = fix_weight
         self.register_buffer('range', torch.zeros(1))
         self._range_is_set = False  # spares a device-to-host copy of the range in every forward
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        quantized = fake_quantize(x, self._scale(x.detach()), self.bits, signed=True)
-        return quantized if self.fix_weight else straight_through(x, quantized)
+        return straight_through(x, fake_quantize(x, self._scale(x.detach()), self.bits, signed=True))
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *, method: str = 'kl', cap: float | None = None, grow: bool = False):

@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from math import ceil, isfinite, log2
+from math import isfinite
 
 from torch import Tensor
 
@@ -85,15 +85,6 @@ class ArrayConfig:
     def outputs(self) -> int:
         """Values that one read of an array gives: one per column, or per pair of columns."""
         return self.columns // 2 if self.signed else self.columns
-
-    @property
-    def full_precision_bits(self) -> int:
-        """Bits of a conversion that loses nothing with the range 'granular': log2 R + d + c, and one for a sign.
-
-        One bit less where d or c is 1 (Shafiee et al., ISAAC, ISCA 2016); an R that is no power of two is rounded up.
-        """
-        return ceil(log2(self.rows)) + self.dac_bits + self.cell_bits - (1 in (self.dac_bits, self.cell_bits)) \
-            + self.signed
 
     def largest_sum(self, rows: int | None = None) -> int:
         """Return the largest sum of a column of `rows` cells (default: all), in products of one step and one level."""
