@@ -168,7 +168,7 @@ def read_text(path: str | Path, what: str = 'file', limit: int = MAX_TEXT) -> st
     try:
         text = read_bytes(path, what, limit).decode('utf-8-sig')
     except UnicodeDecodeError as error:
-        raise ValueError(f'{path} cannot be read as a {what}: it is no UTF-8 text') from error
+        raise ValueError(f'{path} cannot be read as a {what}: it is no UTF-8 text; save it as UTF-8') from error
     return text.replace('\r\n', '\n').replace('\r', '\n')
 
 

@@ -151,7 +151,7 @@ def _annotated(folder, classes):
         if '/' in name or '\\' in name:
             raise ValueError(f'{file}: {name!r:.60} is no name of a file in {folder / "images"}')
         if synset not in classes:
-            raise ValueError(f'{file}: {name} is of class {synset!r}, for which train has no folder')
+            raise ValueError(f'{file}: {name!r:.60} is of class {synset!r:.60}, for which train has no folder')
         samples.append((str(folder / 'images' / name), classes[synset]))
     if not samples:
         raise ValueError(f'{file} is empty: expected a line "<file> <class> ..." for each image of {folder / "images"}')

@@ -63,7 +63,7 @@ def refuse_overlap(source, target):
 
 def some_names(names, limit=5):
     """Returns the first names in alphabetical order as text, and how many more there are."""
-    names = sorted(map(str, names))
+    names = [name if name.isprintable() and len(name) <= 100 else f'{name!r:.100}' for name in sorted(map(str, names))]
     return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')
 
 

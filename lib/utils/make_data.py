@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -125,13 +126,13 @@ def read_labels(file):
     if not is_file(file):
         raise ValueError(f'the label file {file} does not exist; give --labels a list of lines "ILSVRC2012_val_00000001'
                          '.JPEG n01751748" or the ILSVRC2012_validation_ground_truth.txt of the development kit')
-    text = read_text(file, 'label file')
-    numbers = text.split()
-    if numbers and all(re.fullmatch('[0-9]{1,4}', number) for number in numbers):
+    words = read_text(file, 'label file').split()
+    if words and all(re.fullmatch('[0-9]{1,4}', number) for number in words):
         synsets = _synsets_by_number(file.parent / 'meta.mat')
-        labels = {f'ILSVRC2012_val_{i:08d}.JPEG': synsets.get(int(n)) for i, n in enumerate(numbers, start=1)}
+        labels = {f'ILSVRC2012_val_{i:08d}.JPEG': synsets.get(int(n)) for i, n in enumerate(words, start=1)}
     else:
-        labels = dict(re.findall(rf'([^\s/]+\.JPEG)\s+({SYNSET})\b', text))
+        labels = {name.rpartition('/')[2]: found[0] for name, after in pairwise(words)
+                  if name.endswith('.JPEG') and (found := re.match(rf'{SYNSET}\b', after))}
     if not labels or None in labels.values():
         raise ValueError(f'{file} holds no labels, or some that meta.mat does not know: expected lines such as '
                          '"ILSVRC2012_val_00000001.JPEG n01751748", or numbers from 1 to 1000')
@@ -158,7 +159,11 @@ def _official_split(labels, number, images):
             raise ValueError(f'{file} does not exist: DTD has the official splits 1 to 10 in {labels}; '
                              '--split 0 needs none of them')
         listed[part] = read_text(file, 'official split').split()
-    absent = set().union(*listed.values()).difference(*images.values())
+    every = sorted(name for names in listed.values() for name in names)
+    if twice := {name for name, after in pairwise(every) if name == after}:
+        raise ValueError(f'{len(twice)} images stand twice in the lists of official split {number} in {labels}: '
+                         f'{some_names(twice)}; unpack DTD again, or give --split 0')
+    absent = set(every).difference(*images.values())
     if absent:
         raise ValueError(f'{len(absent)} images of official split {number} are not in {labels.parent / "images"}: '
                          f'{some_names(absent)}; unpack the whole of DTD, or give --split 0')

@@ -516,6 +516,53 @@ def test_resuming_a_training_with_other_settings(fail, home, pretrained, kmeans_
 
 def test_a_summary_of_runs_that_are_none(fail, home, bad, pretrained, tmp_path):
     fail(SUMMARY, 'a=nowhere', words=['nowhere', 'finished'])
-    for text in ('{"top1": 3', '{"top1": 3}', '[]'):
+    good = {'top1': 90.0, 'ratio': 0.5, 'quantization': 'linear', 'cost_name': 'size', 'strategy': [[8, -1], [4, 4]]}
+    bad_values = [('top1', 'high'), ('top1', 101), ('top1', None), ('ratio', True), ('ratio', -1), ('quantization', 3),
+                  ('cost_name', ['size']), ('strategy', 'uniform:4'), ('strategy', [4, 'x']), ('strategy', [[1, 2, 3]])]
+    texts = ['{"top1": 3', '{"top1": 3}', '[]', '{"top1": NaN, "ratio": 1, "quantization": "float"}', '[' * 100_000,
+             json.dumps(good).replace('0.5', '-Infinity'), json.dumps(good).replace('0.5', '1e999'),
+             json.dumps({**sealed(good), 'top1': 99.0}), json.dumps({**sealed(good), 'more': 1}),
+             *(json.dumps({**good, key: value}) for key, value in bad_values)]
+    for text in texts:
         (tmp_path / 'results.json').write_text(text)
         fail(SUMMARY, f'a={tmp_path}', words=['results.json'])
+
+
+def test_a_plot_stays_in_the_folder_that_was_named(succeed, tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'results.json').write_text(json.dumps(
+        {'top1': 90.0, 'ratio': 0.5, 'quantization': 'linear', 'cost_name': 'x/../../evil'}))
+    succeed(SUMMARY, 'a=run', '--output', 'out/deep', cwd=tmp_path)
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['deep'] and not list(tmp_path.glob('evil*'))
+
+
+# ---- more than there is memory for, or than a name can have
+
+LONG, MEASURE = 'x' * 300, ('measure.py', '--arch', 'mobilenetv2')
+QAT, PRETRAIN = ('qat_train.py', '--dataset', 'digits'), (TRAIN, '--arch', 'resnet20', '--dataset', 'digits')
+
+
+@pytest.mark.parametrize(('command', 'words'), [
+    ((*MEASURE, '--num_classes', '1000000000'), ['--num_classes', 'at most 10000000']),
+    ((*MEASURE, '--num_classes', '10000000'), ['12,812,223,872 parameters', 'take fewer classes']),
+    ((*MEASURE, '--width_mult', '1000000000'), ['--width_mult', 'at most 1000']),
+    ((*MEASURE, '--width_mult', '900'), ['parameters', 'fewer channels']),
+    ((*MEASURE, '--width_mult', 'inf'), ['--width_mult']), ((*MEASURE, '--width_mult', 'nan'), ['--width_mult']),
+    ((*MEASURE, '--batch', '1' + '0' * 25), ['--batch', 'too large']),
+    ((*MEASURE, '--batch', '99999999'), ['batch is 99999999', 'at most 16777216']),
+    ((*MEASURE, '--input_size', '3x1000000000x8'), ['--input_size', '16384']),
+    ((*MEASURE, '--hardware', f'{LONG}.yaml'), [LONG, 'does not exist']),
+    ((*QAT, '--layer_wbit', '8x1000000000'), ['--layer_wbit', 'makes more than 10000 entries']),
+    ((*QAT, '--layer_wbit', '9' * 5000), ['--layer_wbit', 'no number of bits']),
+    ((*QAT, '--stem_channel', '1000000000'), ['--stem_channel', 'too large']),
+    ((*PRETRAIN, '--seed', '9' * 25), ['--seed', 'too large']), ((*PRETRAIN, '--momentum', 'inf'), ['--momentum']),
+    ((*PRETRAIN, '--image_size', '1000000000'), ['--image_size', 'at most 16384']),
+    ((*PRETRAIN, '--epochs', '1' + '0' * 25), ['--epochs', 'too large']),
+    ((*PRETRAIN[:1], '--model_file', f'{LONG}.py:build', '--dataset', 'digits'), ['there is no file']),
+    ((SUMMARY, LONG), [LONG, 'does not exist']), (('compare_hardware.py', LONG, '--cost', 'bitops'), [LONG]),
+    (('hybrid_train.py', '--config', LONG), [LONG, 'no such file']),
+    ((TABLE, '--from_csv', LONG, '--unit', 'ms', '--output', 't.npy'), [LONG, 'does not exist']),
+    ((TABLE, '--output', 'BAD/good.pth/t.npy'), ['--output', 'cannot be written, name another']),
+])
+def test_what_is_too_large_is_refused_before_it_is_made(fail, command, words):
+    fail(*command, words=words)

@@ -236,6 +236,12 @@ def test_a_failed_write_leaves_the_old_files_alone(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ['t.json', 't.npy']
 
 
+@pytest.mark.parametrize('cell', [2**63, 2**80])
+def test_cells_beyond_64_bits_are_refused_and_do_not_wrap(cell):
+    with pytest.raises(ValueError, match='layer 0 costs 9223372036854775808|whole numbers beyond 64 bits'):
+        CostTable([[[cell] * 8] * 8] * 2, reference=1, name='n', unit='u')
+
+
 # ---- digests
 
 

@@ -160,7 +160,7 @@ def test_tiny_imagenet_in_its_own_form(tmp_path):
     np.testing.assert_allclose(images[0].permute(1, 2, 0).numpy(), (pixels - IMAGENET_MEAN) / IMAGENET_STD, atol=1e-5)
 
     (tmp_path / 'val' / 'val_annotations.txt').write_text('val_0.JPEG\tn99999999\n')
-    with pytest.raises(ValueError, match="val_0.JPEG is of class 'n99999999'"):
+    with pytest.raises(ValueError, match="'val_0.JPEG' is of class 'n99999999'"):
         create_loaders('tinyimagenet', tmp_path, batch_size=4)
 
 

@@ -35,7 +35,7 @@ from lib.utils.engine_run import (
     predict,
     sample_codes,
 )
-from lib.utils.operand_files import collect_operands, operand_arrays, read_measured, replay
+from lib.utils.operand_files import collect_operands, operand_arrays, operand_path, read_measured, replay
 from lib.utils.operand_search import find_operands
 from lib.utils.operands import choose_layers
 from tests.utils.integer_scenarios import batch, prepare, small_network
@@ -444,3 +444,14 @@ def test_figures_are_written(tmp_path, monkeypatch):
     assert (tmp_path / 'calibration.png').stat().st_size and (tmp_path / 'sweep.png').stat().st_size
     with pytest.raises(ValueError, match='nothing to plot'):
         engine_plots.plot_sweep('adc_bits', [], tmp_path / 'none.png')
+
+
+@pytest.mark.parametrize('name', ['/etc/evil', 'conv/1 a', 'a/../../b', 'conv%2F1', 'layer1.0.conv1'])
+def test_the_operands_of_a_layer_stay_in_their_folder(name, tmp_path):
+    """Whatever the user has called it; names with a dot alone keep theirs."""
+    path = operand_path(tmp_path, name)
+    assert path.resolve().parent == tmp_path.resolve()
+    others = {operand_path(tmp_path, other) for other in (name, name.replace('/', '%2F'), name.replace('/', '_'))}
+    assert len(others) == (3 if '/' in name else 1)
+    np.savez(path, measured=np.ones((2, 3)))
+    assert list(read_measured(tmp_path, [name])) == [name]

@@ -1,5 +1,6 @@
 """Integer networks of the three DoReFa/PACT networks, against the fake-quantized networks that they come from."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -248,6 +249,39 @@ def test_broken_files_are_refused(networks, tmp_path):
         IntegerNetwork.load(path)
     with pytest.raises(FileNotFoundError, match='does not exist'):
         IntegerNetwork.load(tmp_path / 'none.npz')
+
+
+def test_a_program_that_was_changed_is_refused(networks, tmp_path):
+    """Under the digest any; in a file of before, which has none, what no lowering gives or what cannot be computed."""
+    path = tmp_path / 'net.npz'
+    lower(networks('toynet')[0], SHAPE).save(path)
+    with np.load(path) as file:
+        held = dict(file)
+    program, weights = json.loads(bytes(held['program'])), next(name for name in held if name.endswith('weight'))
+
+    def write(changes, sealed):
+        text = np.frombuffer(json.dumps({**program, **changes.get('program', {})}).encode(), dtype=np.uint8)
+        arrays = {**held, **{name: array for name, array in changes.items() if name != 'program'}, 'program': text}
+        np.savez(path, **{name: array for name, array in arrays.items() if sealed or name != 'digest'})
+
+    def operation(**changes):
+        return {'program': {'operations': [{**program['operations'][0], **changes}, *program['operations'][1:]]}}
+
+    write({weights: held[weights] + 1}, sealed=True)
+    with pytest.raises(ValueError, match='its digest is of other values'):
+        IntegerNetwork.load(path)
+    write({}, sealed=False)
+    assert IntegerNetwork.load(path)(batch(1)).dtype == torch.int64
+    for change in (
+            {'program': {'scale': 'NaN'}}, {'program': {'scale': -1}}, {'program': {'input_shape': [3, 8]}},
+            {'program': {'input_shape': [3, 10**9, 10**9]}}, {'program': {'output': 10**6}},
+            {'program': {'fraction': -1}}, {'program': {'operations': 3}}, {'program': {'quantizers': []}},
+            operation(kind='exec'), operation(bound='x'), operation(inputs=[99]),
+            operation(options={'stride': 'x'}), operation(arrays={'weight': 'none'}),
+            {weights: held[weights].astype(float)}, {weights: held[weights][:, :1]}, {weights: np.array('x')}):
+        write(change, sealed=False)
+        with pytest.raises(ValueError, match='cannot be read as an integer network'):
+            IntegerNetwork.load(path)
 
 
 def test_the_header_holds_all_integers_and_compiles(networks, tmp_path):

@@ -319,7 +319,7 @@ def test_label_files_in_all_forms_agree(tmp_path):
 def test_bad_label_files_are_named(tmp_path):
     with pytest.raises(ValueError, match='none.txt does not exist'):
         read_labels(tmp_path / 'none.txt')
-    for content in (b'\xff\xfe', b'9' * 5000, '٣\n'.encode()):
+    for content in (b'\xff\xfe', b'9' * 5000, '٣\n'.encode(), b'[' * (1 << 20)):  # the last in no time
         (tmp_path / 'bytes.txt').write_bytes(content)
         with pytest.raises(ValueError, match='bytes.txt (holds no labels|cannot be read)'):
             read_labels(tmp_path / 'bytes.txt')
