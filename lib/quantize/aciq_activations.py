@@ -145,7 +145,8 @@ class ACIQActivationQuantizer(SignedQuantizer):
         values = x.reshape(1, -1).to(torch.promote_types(x.dtype, torch.float32))
         middle, spread = (value.item() for value in center_and_spread(values, self.prior))
         if not (math.isfinite(middle) and math.isfinite(spread)):
-            raise ValueError(f'cannot find a clip for {x.numel()} inputs around {middle} with a spread of {spread}')
+            raise ValueError(f'cannot find a clip for {x.numel()} inputs around {middle} with a spread of {spread}: '
+                             'they are not finite, or too large')
         if self.signed and self.bits == 1:
             return values.abs().mean().item(), 0.0
         if self.method == 'minmax':

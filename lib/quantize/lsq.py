@@ -107,7 +107,8 @@ class LSQQuantizer(SignedQuantizer):
     def _initial_step(self, x: Tensor) -> float:
         mean = (x.abs() if self.signed else x.clamp_min(0)).mean().item()
         if not math.isfinite(mean):
-            raise ValueError(f'cannot find a step from {x.numel()} values whose mean magnitude is {mean}')
+            raise ValueError(f'cannot find a step from {x.numel()} values whose mean magnitude is {mean}: they are '
+                             'not finite, or too large')
         if self.signed and self.bits == 1:
             return mean
         return 2 * mean / math.sqrt(code_range(self.bits, self.signed)[1])

@@ -25,7 +25,8 @@ def check_finite(value: Any, what: str) -> None:
     if found := not_finite(value):
         raise FloatingPointError(
             f'{what} is not written: {found}, the network has diverged; lower the learning rate, give that layer more '
-            'bits, or begin with other weights (what was written before is still there)')
+            'bits, begin with other weights, or look for images far out of range (what was written before is still '
+            'there)')
 
 
 def not_finite(value: Any) -> str | None:

@@ -15,6 +15,7 @@ from lib.utils.folding import fold_batch_norms, foldable_batch_norms
 from lib.utils.qat import activation_quantizers
 from lib.utils.quantize_utils import Quantization, synchronise_signs
 from lib.utils.signedness import probe_inputs
+from lib.utils.train import blaming
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,8 @@ def _ranges_of_batches(model, quantizers, batches):
         seen = 0
         for images in batches:
             seen += len(images)
-            model(images)
+            with blaming(model, images):
+                model(images)
             for name, quantizer in quantizers.items():
                 if calls[quantizer]:
                     found[name].append(_covering(calls[quantizer]))

@@ -24,6 +24,7 @@ from lib.utils.conversion import convert_to_quantized, quantized_layers
 from lib.utils.coverage import active_layers, count_weights, float_weights
 from lib.utils.profile import profile_layers
 from lib.utils.quantize_utils import Quantization, synchronise_signs
+from lib.utils.train import blaming
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +229,8 @@ def find_steps(model, images):
     training, norms = model.training, [module for module in model.modules() if isinstance(module, _BatchNorm)]
     statistics = deepcopy([norm.state_dict() for norm in norms])
     model.train()  # activations are normalised by the batch, as they will be in training
-    model(images)
+    with blaming(model, images):
+        model(images)
     model.train(training)
     for norm, values in zip(norms, statistics, strict=True):
         norm.load_state_dict(values)

@@ -12,6 +12,7 @@ from lib.utils import distributed
 from lib.utils.batches import own_generators
 from lib.utils.conversion import convert_to_quantized, quantizable_layers, quantized_layers, some
 from lib.utils.other_state import kept_state
+from lib.utils.train import blaming
 
 __all__ = ['KMeansQuantization', 'LinearQuantization', 'QConv2d', 'QLinear', 'Quantization', 'calibrate',
            'convert_to_quantized', 'quantizable_layers', 'quantized_layers', 'recognise_codebooks']
@@ -287,7 +288,7 @@ def calibrate(model, images, *, method='kl', cap=None, cache=None):
         with calibrating(model, method=method, cap=cap, cache=cache) as needed:
             if needed:
                 # A search that knows the ranges goes on without this pass, so it leaves no traces.
-                with kept_state(model, leave=(Quantizer,)), own_generators('calibrate'):
+                with kept_state(model, leave=(Quantizer,)), own_generators('calibrate'), blaming(model, images):
                     model(images)
     finally:
         model.train(training)

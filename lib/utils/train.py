@@ -139,7 +139,9 @@ def evaluate(model, loader, criterion, device, *, precision=None, title='valid')
 
 @torch.no_grad()
 def blame(model, images):
-    """Says which module is the first whose weights or output are not finite, by one more forward pass."""
+    """Says what is not finite first: the images, weights, or the output of a module, by one more forward pass."""
+    if not torch.isfinite(images).all():
+        return 'the images hold values that are not finite'
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             return f'parameter {name} holds values that are not finite'
@@ -149,12 +151,24 @@ def blame(model, images):
             hooks.append(module.register_forward_hook(
                 lambda _, __, output, name=name: found.append(name) if not _finite(output) else None))
     try:
-        model(images)
+        with contextlib.suppress(ValueError):  # of a quantizer, for what is looked for here
+            model(images)
     finally:
         for hook in hooks:
             hook.remove()
     return f'the first output that is not finite comes from layer {found[0]}' if found else \
         'all layers are finite, the loss alone is not'
+
+
+@contextlib.contextmanager
+def blaming(model, images):
+    """Within this context, where a quantizer refuses values that are not finite, its error says where they are from."""
+    try:
+        yield
+    except ValueError as error:
+        if 'finite' not in str(error):
+            raise
+        raise ValueError(f'{error}; {blame(model, images)}') from error
 
 
 def loss_function():

@@ -6,8 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from lib.quantize import LSQQuantizer
+from lib.utils.fit import fit
+from lib.utils.qat import Quantizers, find_steps, quantize_layers
+from lib.utils.quantize_utils import LinearQuantization, calibrate, convert_to_quantized
 from lib.utils.train import Precision, evaluate, loss_function, train_one_epoch
 from lib.utils.utils import MetricCounter, TableLog, derived_seed, learning_rate, seed_everything
+from tests.tiny import TinyLoader
 
 
 def test_metrics_count_images_not_batches():
@@ -108,3 +113,51 @@ def test_a_loss_that_is_not_finite_names_the_layer(tiny_net, tiny_loaders):
     tiny_net.pointwise.weight.data[0] = float('nan')
     with pytest.raises(FloatingPointError, match='parameter pointwise.weight'):
         evaluate(tiny_net, tiny_loaders[1], loss_function(), 'cpu')
+
+
+# ---- what is not finite
+
+class Wide(TinyLoader):
+    """A loader with one pixel of a certain value."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.images[5, 0, 2, 2] = value
+
+
+@pytest.mark.parametrize(('pixel', 'words'), [
+    (1e30, 'model_best.pth.tar is not written: bn.running_var holds .* not finite .*lower the learning rate'),
+    (math.inf, 'the images hold values that are not finite'), (math.nan, 'the images hold values that are not finite'),
+])
+def test_huge_pixels_end_in_one_line_and_leave_nothing_that_is_not_finite(pixel, words, tiny_net, tmp_path):
+    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.01)
+    with pytest.raises(FloatingPointError, match=words) as error:
+        fit(tiny_net, (Wide(pixel), TinyLoader(seed=1)), optimizer, tmp_path, epochs=1, rate=lambda epoch: 0.01,
+            device='cpu', precision=Precision('cpu'), seed=0)
+    assert '\n' not in str(error.value) and not list(tmp_path.glob('*.tar'))
+
+
+@pytest.mark.parametrize('value', [-1.0, 0.0, math.inf, math.nan])
+def test_a_variance_that_is_none_is_not_written(value, tiny_net, tmp_path):
+    """0 is one, and negative ones end in training; the others must not look like a result."""
+    tiny_net.bn.running_var.fill_(value)
+    tiny_net.bn.momentum = 0.0  # they stay as they are
+    try:
+        fit(tiny_net, (TinyLoader(), TinyLoader(seed=1)), torch.optim.SGD(tiny_net.parameters(), lr=0.01), tmp_path,
+            epochs=1, rate=lambda epoch: 0.01, device='cpu', precision=Precision('cpu'), seed=0)
+    except FloatingPointError as error:
+        assert value != 0 and 'bn' in str(error) and not list(tmp_path.glob('*.tar'))
+    else:
+        assert value == 0
+
+
+@pytest.mark.parametrize('make', [
+    lambda net: convert_to_quantized(net, torch.randn(2, 3, 8, 8)) and LinearQuantization(net, [[4, 4]] * 4),
+    lambda net: quantize_layers(net, [[4, 4]] * 4, Quantizers('lsq', 'lsq'), torch.zeros(2, 3, 8, 8)),
+])
+def test_a_quantizer_that_finds_no_range_says_in_which_layer_it_went_wrong(make, tiny_net):
+    make(tiny_net)
+    tiny_net.depthwise.bias.data[0] = math.inf
+    search = find_steps if any(isinstance(module, LSQQuantizer) for module in tiny_net.modules()) else calibrate
+    with pytest.raises(ValueError, match='not finite.*parameter depthwise.bias holds values that are not finite'):
+        search(tiny_net, torch.randn(4, 3, 8, 8))
