@@ -47,8 +47,8 @@ def read_hardware(path: Path) -> Hardware:
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
     if hardware.name in PRESETS:
-        raise ValueError(f'{path}: the name {hardware.name} is that of a preset, whose tables would be replaced: give '
-                         'another, `name: ...`')
+        raise ValueError(f'{path}: the name {hardware.name} is that of a preset, from which nobody could tell it: '
+                         'give another, `name: ...`')
     return hardware
 
 

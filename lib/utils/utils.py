@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib.record.files import write_text
+from lib.record.files import is_file, read_text, write_text
 from lib.utils import distributed
 
 
@@ -95,11 +95,20 @@ class TableLog:
     """The originals' `log.txt`: one tab-separated line an epoch under a line of column names."""
 
     def __init__(self, path, columns, keep_rows=0):
-        """Starts the log, or continues it after its first `keep_rows` rows (later ones belong to a killed epoch)."""
+        """Starts the log, or continues it after its first `keep_rows` rows (later ones belong to a killed epoch).
+
+        Raises:
+            ValueError: the file is no such log.
+        """
         self.path, self.rows = Path(path), [list(columns)]
-        if keep_rows and self.path.is_file():
-            lines = self.path.read_text(encoding='utf-8').splitlines()
-            self.rows += [line.split('\t') for line in lines[1:1 + keep_rows]]
+        if keep_rows and is_file(self.path):
+            lines = read_text(self.path, 'log of a training').split('\n')[1:1 + keep_rows]
+            self.rows += [line.split('\t') for line in lines if line]
+            try:
+                self.columns()
+            except (ValueError, IndexError) as error:
+                raise ValueError(f'{self.path} cannot be continued as the log of a training: expected {len(columns)} '
+                                 'numbers a line; move it away, and another is begun') from error
 
     def append(self, values):
         """Adds a row of numbers and writes the file atomically."""

@@ -66,6 +66,13 @@ def test_the_log_drops_rows_of_a_killed_epoch(tmp_path):
     assert (tmp_path / 'log.txt').read_text().splitlines()[0] == 'a\tb'
 
 
+@pytest.mark.parametrize('content', [b'a\tb\n1\tx\n', b'a\tb\n1\n', b'\xff\xfe', b'a\tb\n' + b'[' * 1000])
+def test_a_log_that_is_damaged_is_named(content, tmp_path):
+    (tmp_path / 'log.txt').write_bytes(content)
+    with pytest.raises(ValueError, match=r'log\.txt cannot be (continued|read) as'):
+        TableLog(tmp_path / 'log.txt', ('a', 'b'), keep_rows=2)
+
+
 def test_training_learns_and_evaluation_changes_nothing(tiny_net, tiny_loaders):
     train, val = tiny_loaders
     before = evaluate(tiny_net, val, loss_function(), 'cpu')
