@@ -277,7 +277,7 @@ def _load(part, state: dict, origin: str | os.PathLike) -> None:
         part.load_state_dict(copy.deepcopy(state))  # Adam would train the caller's tensors
     except (RuntimeError, ValueError) as error:
         raise ValueError(f'{origin} does not fit this agent; build it with the sizes of the saved one '
-                         f'(num_states, hidden1, hidden2, capacity): {error}') from error
+                         f'(num_states, hidden1, hidden2, capacity): {" ".join(str(error).split())}') from error
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as brief
 
-from lib.record.files import parse_json, read_text, write_json, write_text
+from lib.record.files import parse_json, read_text, unsealed, write_json, write_text
 
 MAX_BIT = 8
 
@@ -145,6 +145,10 @@ def read_strategy(text: str, published: Mapping[str, list]) -> tuple[list | int,
     if isinstance(value, dict):
         if 'strategy' not in value:
             raise ValueError(f'{text} has no entry "strategy": is it the strategy.json of a search?')
+        try:
+            value = unsealed(value, text)
+        except ValueError as error:
+            raise ValueError(f'{error}; give a strategy of your own as a list, as strategy.txt holds it') from error
         value, names = value['strategy'], value.get('layers')
         if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise ValueError(f'{text}: "layers" is {brief(names)}, expected the names of the layers')
@@ -187,5 +191,5 @@ def _as_list(value, source):
 
 def save_strategy(folder, strategy, layer_names, **about):
     """Writes `strategy.json` (with layer names and `about`) and `strategy.txt` (the line to paste) to `folder`."""
-    write_json(Path(folder) / 'strategy.json', {'strategy': strategy, 'layers': list(layer_names), **about})
+    write_json(Path(folder) / 'strategy.json', {'strategy': strategy, 'layers': list(layer_names), **about}, seal=True)
     write_text(Path(folder) / 'strategy.txt', json.dumps(strategy) + '\n')

@@ -118,3 +118,16 @@ def test_files_that_hold_no_strategy_say_what_is_expected(tmp_path, content, wor
     (tmp_path / 'given.json').write_bytes(content.encode('latin1'))
     refused(tmp_path / 'given.json', words)
     refused(tmp_path, 'is a folder')
+
+
+def test_a_strategy_file_that_was_changed_is_refused_and_one_of_before_is_read(tmp_path):
+    save_strategy(tmp_path, PAIRS, NAMES, accuracy=90.0)
+    path = tmp_path / 'strategy.json'
+    value = json.loads(path.read_text())
+    value['strategy'][0], value['strategy'][1] = value['strategy'][1], value['strategy'][0]
+    path.write_text(json.dumps(value))
+    with pytest.raises(ValueError, match='strategy.json is damaged or was changed by hand.*give a strategy of your'):
+        find_strategy(str(path), NAMES, linear=True, published={})
+    del value['digest']
+    path.write_text(json.dumps(value))
+    assert find_strategy(str(path), NAMES, linear=True, published={}) == value['strategy']
