@@ -4,8 +4,8 @@ Nothing heavy is imported before the options are parsed, so `--help` answers at 
 """
 
 import argparse
+import contextlib
 import ctypes
-import json
 import logging
 import os
 import platform
@@ -14,14 +14,13 @@ from pathlib import Path
 
 from _ends import drop_output, ending
 from _options import BooleanOption, RepositoryPath
+from _resume import missing_settings, plain_value, saved_settings, settings_path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 logger = logging.getLogger('haq')
 
-NOT_RESUMED = ('resume', 'overwrite', 'debug', 'evaluate', 'device', 'gpu_id', 'workers', 'download',
-               'keep_memory')
 PATH_OPTIONS = ('weights', 'dataset_root', 'output', 'checkpoint', 'resume')
 
 
@@ -36,6 +35,8 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 class Parser(argparse.ArgumentParser):
     """Answers a wrong command line with one line, not with the list of all options."""
+
+    not_resumed = ()  # options of this script alone, whose names mean something else in that of the run
 
     def exit(self, status=0, message=None):
         try:
@@ -97,6 +98,8 @@ def parse(parser, argv=None, configure=None):
     for noisy in ('PIL', 'tensorboardX'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger('matplotlib').setLevel(logging.ERROR)  # it warns of a home that it cannot write to
+    if missing := missing_settings(parser, args, saved):
+        logger.warning('%s has no line for --%s: their defaults are taken', settings_path(args), ', --'.join(missing))
     if getattr(args, 'gpu_id', None) is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
     return args
@@ -130,34 +133,6 @@ def resolve_paths(args):
 
 def _names_a_file(name, value):
     return name == 'strategy' and os.path.isfile(value) or name == 'cost' and os.path.isfile(value.split(':')[0])
-
-
-def saved_settings(parser, args):
-    resume = getattr(args, 'resume', None)
-    if not resume:
-        return {}
-    path = Path(resume) if Path(resume).is_dir() else Path(resume).parent
-    path = path / 'args.json'
-    if not path.is_file():
-        return {}
-    try:
-        saved = dict(json.loads(path.read_text(encoding='utf-8')))
-    except (ValueError, TypeError) as error:
-        parser.error(f'{path} cannot be read as the settings of a run ({error}): delete it and give all options')
-    return {name: value for name, value in saved.items() if hasattr(args, name) and name not in NOT_RESUMED}
-
-
-def check_unchanged(args, allowed):
-    """Refuses to resume a run with other settings than it was started with, but for those in `allowed`.
-
-    Raises:
-        ValueError: names every setting that differs, with both values.
-    """
-    changed = [f'--{name} was {before}, now {now}' for name, (before, now) in args.changed.items()
-               if name not in allowed]
-    if changed:
-        raise ValueError(f'{args.resume} was started with other settings: {"; ".join(changed)}; leave these options '
-                         'out, or start another run')
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
@@ -196,6 +171,16 @@ def spin_briefly():
         os.environ['GOMP_SPINCOUNT'] = str(SPINS)
 
 
+@contextlib.contextmanager
+def locks_released():
+    """Gives the folders that are locked within the block back at its end."""
+    try:
+        yield
+    finally:
+        if 'lib.record.lock' in sys.modules:
+            sys.modules['lib.record.lock'].release()
+
+
 def run(main, parser, resume_hint=None, argv=None, configure=None):
     """Runs `main(args)`; it ends as `ending` says."""
     with ending():
@@ -203,19 +188,9 @@ def run(main, parser, resume_hint=None, argv=None, configure=None):
     spin_briefly()
     if args.keep_memory:
         keep_memory()
-    with ending(args, resume_hint):
+    with ending(args, resume_hint), locks_released():
         for line in parser.said:
             logger.info('%s', line)
         main(args)
     if 'lib.utils.distributed' in sys.modules:
         sys.modules['lib.utils.distributed'].finish()
-
-
-def plain_value(value):
-    """Returns `value` as JSON gives it back."""
-    return json.loads(json.dumps(value, default=str))
-
-
-def settings(args):
-    """Returns the options as a dict of JSON values, for `args.json`."""
-    return {name: plain_value(value) for name, value in vars(args).items() if name != 'changed'}

@@ -3,8 +3,9 @@
 from argparse import Namespace
 from pathlib import Path
 
-from _common import ROOT, logger, saved_settings
+from _common import ROOT, logger
 from _options import BooleanOption as Bool
+from _resume import saved_settings
 
 DEFAULT_RUN = 'checkpoints/hybrid'
 QUANTIZED = Path('experiment_data', 'q_model', 'model.pth.tar')

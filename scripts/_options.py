@@ -28,6 +28,37 @@ class BooleanOption(argparse.Action):
         setattr(namespace, self.dest, value != option_string.startswith('--no-'))
 
 
+def checked(action, value):
+    """Returns a value of Python as its option would read it from the command line.
+
+    Raises:
+        ValueError, TypeError, argparse.ArgumentTypeError: the option does not take it.
+    """
+    if value is None and action.default is None:
+        return None
+    if isinstance(action, BooleanOption):
+        if not isinstance(value, bool):
+            raise ValueError('expected True or False')
+        return value
+    if action.nargs == '+' or isinstance(action, argparse._AppendAction):
+        if not isinstance(value, (list, tuple)) or not (value or action.default == []):
+            numbers = getattr(action.type, '__name__', '') in ('int', 'float', 'whole number', 'number')
+            raise ValueError(f'expected a list of {"numbers" if numbers else "values"}')
+        return [_checked_text(action, entry) for entry in value]
+    if isinstance(value, (list, tuple)) and getattr(action.type, 'takes_list', False):
+        return list(value)
+    return _checked_text(action, value)
+
+
+def _checked_text(action, value):
+    value = action.type(str(value)) if action.type else value
+    if action.choices and value not in action.choices:
+        raise ValueError(f'expected one of {", ".join(map(str, action.choices))}')
+    if not action.type and not isinstance(value, str):
+        raise ValueError('expected a text')
+    return value
+
+
 # Bounds of what a command line may ask for, before anything is allocated.
 MAX_COUNT = 2**31 - 1
 MAX_CLASSES, MAX_SIDE, MAX_WIDTH, MAX_UNITS, MAX_SEED = 10**7, 2**14, 1000, 2**14, 2**63 - 1

@@ -5,7 +5,7 @@ import re
 
 from _common import ROOT, logger
 from _options import BooleanOption as Bool
-from _options import RepositoryPath, at_least, positive
+from _options import RepositoryPath, at_least, checked, positive
 from _proqha import CONFIG as PROQHA_CONFIG
 from _proqha import first_lists
 from _setup import probe
@@ -38,6 +38,9 @@ def bit_list(text):
         return parse_bit_list(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+bit_list.takes_list = True  # of a configuration; checked with the network, which knows what the entries mean
 
 
 def add_qat_options(parser):
@@ -131,28 +134,6 @@ def option_of(key, value, parser, config):
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise ValueError(f'--config {config}: {key} is {value!r}: {error}') from error
     return name, RepositoryPath(value) if name == 'checkpoint' else value
-
-
-def checked(action, value):
-    """Returns a value of Python as its option would read it from the command line."""
-    if value is None and action.default is None:
-        return None
-    if isinstance(action, Bool):
-        if not isinstance(value, bool):
-            raise ValueError('expected True or False')
-        return value
-    if action.nargs == '+':
-        if not isinstance(value, (list, tuple)) or not value:
-            raise ValueError('expected a list of numbers')
-        return [action.type(str(entry)) for entry in value]
-    if action.type is bit_list and isinstance(value, (list, tuple)):
-        return list(value)  # checked with the network, which knows what the entries mean
-    value = action.type(str(value)) if action.type else value
-    if action.choices and value not in action.choices:
-        raise ValueError(f'expected one of {", ".join(action.choices)}')
-    if not action.type and not isinstance(value, str):
-        raise ValueError('expected a text')
-    return value
 
 
 def qat_settings(args):

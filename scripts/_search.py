@@ -3,6 +3,7 @@
 from _costs import find_constraints, find_layers
 from _options import MAX_UNITS, at_least, positive
 from _options import BooleanOption as Bool
+from _resume import begin_run, inputs_of
 from _setup import build_model, is_linear, loaders_of
 from _weights import prepare, read_weights, say_own_weights
 
@@ -72,6 +73,13 @@ def agent_options(args):
     names = ('hidden1', 'hidden2', 'lr_a', 'lr_c', 'tau', 'discount', 'bsize', 'init_delta', 'delta_decay', 'warmup',
              'n_update')
     return {name: getattr(args, name) for name in names}
+
+
+def begin(args, folder, env, splits=('train',), **growth):
+    """Opens the folder of a search in an environment, by `begin_run`; returns its identity."""
+    inputs = inputs_of(args, splits, counts=[env.train_loader.num_images, env.val_loader.num_images],
+                       costs=[constraint.cost for constraint in env.constraints], pretrained=True)
+    return begin_run(args, folder, inputs, **growth)
 
 
 def make_bench(args, env, folder, evaluations):

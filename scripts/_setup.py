@@ -1,6 +1,7 @@
 """From the options to the things they name: device, data, network."""
 
 from _common import logger
+from _resume import may_have_moved
 
 USUAL_CLASSES, USUAL_WIDTH = 10**5, 4  # up to which a network is built without asking how large it will be
 MAX_PARAMETERS = 2**31
@@ -78,7 +79,8 @@ def loaders_of(args, device, **parts):
     from lib.utils.distributed import main_first, together
     create = create_search_loaders if 'train_size' in parts else create_loaders
     run = main_first if args.download else together  # who comes later finds what was downloaded
-    return run(create, args.dataset, args.dataset_root, **{**data_options(args, device), **parts})
+    with may_have_moved(args, 'dataset_root'):
+        return run(create, args.dataset, args.dataset_root, **{**data_options(args, device), **parts})
 
 
 def build_network(args, classes):

@@ -1,10 +1,14 @@
 """The course of a training, shared by pretrain.py and finetune.py."""
 
+import contextlib
 from pathlib import Path
 
-from _common import check_unchanged, logger, settings
+from _common import logger
+from _resume import begin_run, check_identity, check_unchanged, has_settings, inputs_of
 from _setup import loaders_of
 from _weights import read_weights
+
+GROWING = ('epochs',)  # what a resumed training may change
 
 
 def read_resumed(args):
@@ -12,12 +16,14 @@ def read_resumed(args):
     from lib.utils.checkpoint import read_checkpoint
     from lib.utils.distributed import on_main
     from lib.utils.run_folder import check_folder
+    if not args.evaluate:
+        check_unchanged(args, allowed=GROWING)
+        on_main(check_folder, training_folder(args), resume=bool(args.resume), overwrite=args.overwrite)
     saved = read_checkpoint(args.resume) if args.resume else None
     if saved is not None and not isinstance(saved, dict):
         raise ValueError(f'{args.resume} holds a {type(saved).__name__}, no checkpoint with weights')
-    if not args.evaluate:
-        check_unchanged(args, allowed=('epochs',))
-        on_main(check_folder, training_folder(args), resume=bool(saved), overwrite=args.overwrite)
+    if saved:
+        check_identity(args, saved, args.resume)
     return saved
 
 
@@ -26,12 +32,12 @@ def read_start(args, saved):
     return (saved, args.resume) if saved else read_weights(args, args.pretrained)
 
 
-def read_images(args, device):
+def read_images(args, device, start=None):
     """Returns (training loader, validation loader, number of classes), and of an evaluation no training loader.
 
-    An evaluation that estimates BatchNorm statistics does have one.
+    An evaluation that estimates BatchNorm statistics does have one; `start` is the checkpoint of its weights.
     """
-    needed = not args.evaluate or getattr(args, 'bn_batches', 0)
+    needed = not args.evaluate or to_estimate(args, start)
     return loaders_of(args, device, splits=('train', 'val') if needed else ('val',))
 
 
@@ -47,7 +53,22 @@ def about_run(args, loaders, classes, **more):
             'input': list(loaders[0].input_shape), **more}
 
 
-def train(args, model, loaders, saved, device, *, quantization, about, rate=None, **options):
+def to_estimate(args, start):
+    """Returns on how many batches BatchNorm statistics are to be estimated; 0: a checkpoint has them already.
+
+    One without a word of it belongs to the settings beside it.
+    """
+    batches = getattr(args, 'bn_batches', 0)
+    theirs = args.changed.get('bn_batches', (batches,))[0] if has_settings(args) else 0
+    return 0 if start_value(start, 'bn_batches', theirs) == batches else batches
+
+
+def start_value(start, key, default=None):
+    """Returns an entry of the checkpoint that the run begins with, if it has it."""
+    return start.get(key, default) if isinstance(start, dict) else default
+
+
+def train(args, model, loaders, saved, device, *, quantization, about, rate=None, costs=(), start=None, **options):
     """Trains and evaluates, or only evaluates with --evaluate; returns the `Metrics` of the last epoch.
 
     Args:
@@ -59,6 +80,8 @@ def train(args, model, loaders, saved, device, *, quantization, about, rate=None
         quantization: `Quantization` of the model.
         about: what results.json and the checkpoints say of the run.
         rate: learning rate as a function of the epoch; that of the options by default.
+        costs: the `CostTable`s that price the strategy.
+        start: checkpoint of the weights to begin with.
         options: further ones of `fit`.
     """
     from lib.utils.batch_norm import reestimate_batch_norm
@@ -67,20 +90,21 @@ def train(args, model, loaders, saved, device, *, quantization, about, rate=None
     from lib.utils.train import Precision, evaluate, loss_function
 
     precision, folder = Precision(device, args.half, args.channels_last), training_folder(args)
-    bn_batches = getattr(args, 'bn_batches', 0)
     metrics, best = None, -1.0
     if not args.evaluate:
         optimizer = make_optimizer(args, quantization.parameters())
         progress = {'start_epoch': getattr(args, 'start_epoch', 0)}
         if saved:
             progress = resume_training(args, saved, quantization.kind, optimizer, precision)
-        on_main(begin, args, folder, quantization.strategy, about)
-        metrics, best = fit(model, loaders, optimizer, folder, epochs=args.epochs, rate=rate or rate_of(args),
-                            device=device, precision=precision, seed=args.seed, **progress, quantization=quantization,
-                            about=about, bn_batches=bn_batches, **options)
+        identity = on_main(begin, args, folder, quantization.strategy, about, loaders, costs, start_value(saved, 'run'))
+        with remedy(args, folder):
+            metrics, best = fit(model, loaders, optimizer, folder, epochs=args.epochs, rate=rate or rate_of(args),
+                                device=device, precision=precision, seed=args.seed, **progress,
+                                quantization=quantization, about={**about, **identity},
+                                bn_batches=getattr(args, 'bn_batches', 0), **options)
     if metrics is None:
-        if bn_batches:
-            reestimate_batch_norm(model, loaders[0], bn_batches, device, precision)
+        if args.evaluate and (batches := to_estimate(args, saved or start)):
+            reestimate_batch_norm(model, loaders[0], batches, device, precision)
         metrics = evaluate(model, loaders[-1], loss_function(), device, precision=precision)
     if not args.evaluate and is_main():
         write_results(folder, metrics, max(best, metrics.top1), **quantization.describe(), **about)
@@ -104,14 +128,32 @@ def make_optimizer(args, parameters):
     return optimizer
 
 
-def begin(args, folder, strategy, about):
-    """Opens the folder of the run and saves the strategy of layers it trains under, if any."""
-    from lib.utils.run_folder import open_run
+def begin(args, folder, strategy, about, loaders, costs, run):
+    """Opens the folder of the run and saves the strategy of layers it trains under, if any.
+
+    Returns:
+        What checkpoints say of the run; {} of one without a record.
+    """
     from lib.utils.strategy import save_strategy
-    open_run(folder, settings(args), resume=bool(args.resume))
+    counts = [loader.num_images for loader in loaders]
+    inputs = inputs_of(args, ('train', 'val'), counts=counts, costs=costs, pretrained=args.pretrained)
+    identity = begin_run(args, folder, inputs, strategy=strategy, growing=GROWING, unread=('weights',), run=run)
     if 'layers' in about:  # else it is none of layers, and args.json has it
         about_strategy = {key: value for key, value in about.items() if key != 'layers'}
         save_strategy(folder, strategy, about['layers'], **about_strategy)
+    return {'run': identity, 'bn_batches': getattr(args, 'bn_batches', 0)} if identity else {}
+
+
+@contextlib.contextmanager
+def remedy(args, folder):
+    """Adds to the error of a training that diverges what can be done."""
+    try:
+        yield
+    except FloatingPointError as error:
+        last = folder / 'checkpoint.pth.tar'
+        error.args = (f'{error}; --resume would come to it again: start another run with an --lr below {args.lr:g}'
+                      + (f', if you like from the last epoch, --weights {last}' if last.is_file() else ''),)
+        raise
 
 
 def training_folder(args):
@@ -152,10 +194,14 @@ def resume_training(args, saved, kind, optimizer, precision):
         check_moments(optimizer)
         if precision.scaler.is_enabled():
             precision.scaler.load_state_dict(saved['scaler'])
-        return {'start_epoch': saved['epoch'], 'best': saved['best_acc']}
+        done, best = saved['epoch'], saved['best_acc']
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'{args.resume} is no checkpoint that this training can go on from ({error}): evaluate it '
                          'with --eval, or start a new run from its weights with --weights') from error
+    if done > args.epochs:
+        raise ValueError(f'{args.resume} has {done} epochs already, --epochs {args.epochs} are fewer: give at least '
+                         f'{done}, or start another run')
+    return {'start_epoch': done, 'best': best}
 
 
 def resume_hint(args):

@@ -5,6 +5,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from _common import ROOT, logger
+from _resume import may_have_moved
 from _setup import convert, fold, network_name
 
 # Where the originals keep the weights of their own networks, and the scripts that name them.
@@ -21,7 +22,8 @@ def read_weights(args, pretrained):
     from lib.utils.checkpoint import read_checkpoint
     from lib.utils.distributed import main_first
     if args.weights:
-        return read_checkpoint(args.weights), args.weights
+        with may_have_moved(args, 'weights'):
+            return read_checkpoint(args.weights), args.weights
     if not pretrained:
         return None, None
     name = network_name(args)
@@ -44,6 +46,12 @@ def say_own_weights(args, otherwise=None):
                     args.model_file)
     elif otherwise:
         logger.warning('%s', otherwise)
+
+
+def published_file(args):
+    """Returns the path of the network's weights in pretrained/, None where there are none."""
+    path = ROOT / 'pretrained' / 'imagenet' / PRETRAINED_FILES.get(network_name(args), 'none')
+    return path if path.is_file() else None
 
 
 def checkpoint_settings(args, parser):

@@ -8,7 +8,7 @@ figure of accuracy against cost.
 import argparse
 from pathlib import Path
 
-from _common import check_unchanged, logger, make_parser, run, settings
+from _common import logger, make_parser, run
 from _compare import read, run_finetuning, run_search
 from _costs import find_constraints, ratio
 from _options import (
@@ -21,7 +21,8 @@ from _options import (
     at_least,
     positive,
 )
-from _search import SEARCHERS, STOCHASTIC, add_agent_options, add_search_options, make_bench, make_env
+from _resume import check_unchanged
+from _search import SEARCHERS, STOCHASTIC, add_agent_options, add_search_options, begin, make_bench, make_env
 from _setup import check_model, loaders_of, start_device
 
 ADDABLE = ('budgets', 'searchers', 'seeds')  # to a comparison that is resumed
@@ -66,9 +67,8 @@ def make_compare_parser():
 
 def main(args):
     """Searches and fine-tunes whatever is not done yet; writes tables after every result, the figure after a budget."""
-    from lib.record.files import write_json
     from lib.simulator.inventory import PRICING
-    from lib.utils.run_folder import check_folder, open_run
+    from lib.utils.run_folder import check_folder
 
     folder, device = Path(args.resume or args.output), start_device(args)
     check_options(args)
@@ -77,18 +77,18 @@ def main(args):
         check_resumed(args, folder)
     pricing = pricing_of(folder) if args.resume else PRICING
     envs, bench = make_envs(args, device, folder, pricing)
-    open_run(folder, settings(args), resume=bool(args.resume))
-    write_json(folder / 'args.json', settings(args))  # with what was added
+    identity = begin(args, folder, bench.env, ('train', 'val'), growing=(*ADDABLE, 'preserve_ratio'), added=ADDABLE)
     logger.info('%s on %s: %d layers, %d budgets, %d searchers, seeds %s; %d evaluations on %d images each', args.arch,
                 device, bench.env.num_layers, len(envs), len(args.searchers), args.seeds, args.evaluations,
                 bench.env.val_loader.num_images)
-    compare(args, envs, bench, folder, device, pricing)
+    mark = {'pricing': pricing} if pricing > 1 else {}  # by what rules costs are counted
+    compare(args, envs, bench, folder, device, {**mark, 'run': identity} if identity else mark)
 
 
 def pricing_of(folder):
     """Returns by which rules the costs of a comparison were counted when its first search was written."""
     from lib.simulator.inventory import PRICING
-    return min((read(path).get('pricing', 1) for path in (folder / 'searches').glob('*.json')), default=PRICING)
+    return min((read(path, {}).get('pricing', 1) for path in (folder / 'searches').glob('*.json')), default=PRICING)
 
 
 def check_options(args):
@@ -131,7 +131,7 @@ def make_envs(args, device, folder, pricing):
     return envs, bench
 
 
-def compare(args, envs, bench, folder, device, pricing):
+def compare(args, envs, bench, folder, device, mark):
     """Runs every search and every fine-tuning that has no file in the folder yet."""
     from lib.search.comparison import Comparison
 
@@ -140,12 +140,12 @@ def compare(args, envs, bench, folder, device, pricing):
     check_model(args, bench.env.model, loaders[0].input_shape, args.num_classes or classes, loaders)
     comparison = Comparison(folder, arch=args.arch, dataset=args.dataset, cost=bench.env.cost,
                             finetuned=args.final_epochs > 0)
-    comparison.add_float(run_finetuning(args, bench.env, loaders, folder, None, args.seeds[0]))
+    comparison.add_float(run_finetuning(args, bench.env, loaders, folder, None, args.seeds[0], mark))
     for budget, env in envs.items():
         for name in args.searchers:
             for seed in args.seeds:
-                found = run_search(bench, env, folder, name, budget, seed if name in STOCHASTIC else None, pricing)
-                top1 = run_finetuning(args, env, loaders, folder, found['strategy'], seed)
+                found = run_search(bench, env, folder, name, budget, seed if name in STOCHASTIC else None, mark)
+                top1 = run_finetuning(args, env, loaders, folder, found['strategy'], seed, mark)
                 comparison.add(budget, name, seed, found, top1)
                 comparison.write()
         comparison.plot()

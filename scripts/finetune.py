@@ -12,7 +12,16 @@ from _options import (
     at_least,
 )
 from _setup import build_model, is_linear, network_name, start_device
-from _training import about_run, calibration_images, read_images, read_resumed, read_start, resume_hint, train
+from _training import (
+    about_run,
+    calibration_images,
+    read_images,
+    read_resumed,
+    read_start,
+    resume_hint,
+    start_value,
+    train,
+)
 from _weights import find, prepare, say_own_weights
 
 # One entry per architecture: weight bits for K-means, [weight bits, activation bits] for linear quantization (q...).
@@ -59,10 +68,10 @@ def main(args):
     device, saved, linear = start_device(args), read_resumed(args), is_linear(args)
     if args.fold_bn and not linear:
         raise ValueError('--fold_bn belongs to the linear flow: leave it out in the K-means flow')
-    *loaders, classes = read_images(args, device)
+    start, source = read_start(args, saved)
+    *loaders, classes = read_images(args, device, start)
     shape = loaders[0].input_shape
     model = build_model(args, classes, shape, device, loaders)
-    start, source = read_start(args, saved)
     if start is None:
         say_own_weights(args, 'neither --weights nor --pretrained is given: the weights to be quantized are random')
     prepare(args, model, shape, start, source, linear)
@@ -77,7 +86,7 @@ def main(args):
                       folded=args.fold_bn or start_value(start, 'folded') is True)
     logger.info('%s, %s quantization: %s is %.4f of %.6g %s', args.arch, quantization.kind, cost.name, about['ratio'],
                 cost.reference, cost.unit)
-    train(args, model, loaders, saved, device, quantization=quantization, about=about)
+    train(args, model, loaders, saved, device, quantization=quantization, about=about, costs=[cost], start=start)
 
 
 def quantize_kmeans(args, model, start, source, _loaders, _ends):
@@ -138,11 +147,6 @@ def quantize_linear(args, model, start, source, loaders, ends):
     if not known or (theirs and theirs != strategy):
         images = calibration_images(args, loaders, next(model.parameters()).device)
     return LinearQuantization(model, strategy, images, method=args.calibrate, cap=args.activation_cap)
-
-
-def start_value(start, key, default=None):
-    """Returns an entry of the checkpoint that the run begins with, if it has it."""
-    return start.get(key, default) if isinstance(start, dict) else default
 
 
 def choose_strategy(args, start, source, layer_names, *, linear, found=None, ends=(0, -1)):

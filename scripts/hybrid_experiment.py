@@ -65,6 +65,7 @@ def make_experiment_parser():
     add_architecture_options(parser.add_argument_group('network (known from the checkpoint)'), arch='toynet')
     add_data_options(parser, batch=128, workers=4)
     add_run_options(parser)
+    parser.not_resumed = ('calibrate',)
     return parser
 
 

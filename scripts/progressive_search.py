@@ -6,16 +6,20 @@ you want, or give the --cost at which to stop. Starts from a network that was tr
 --k_bits 8), or from float weights.
 """
 
+import copy
 import time
 from pathlib import Path
 
-from _common import check_unchanged, logger, make_parser, run, settings
+from _common import logger, make_parser, run
 from _costs import coverage_of
 from _progressive import add_progressive_options, check_target, first_bits, progressive_settings
 from _proqha import find_network
 from _qat import load_quantized, quantize_by_parts
+from _resume import begin_run, check_identity, check_unchanged, inputs_of, settings
 from _setup import build_model, loaders_of, start_device
 from _weights import load, read_weights, say_own_weights
+
+GROWING = ('step', 'cost')  # what a resumed search may change
 
 
 def make_progressive_parser():
@@ -28,7 +32,7 @@ def make_progressive_parser():
 def main(args):
     """Prepares the network and runs the search."""
     from lib.utils.distributed import is_main, on_main
-    from lib.utils.run_folder import check_folder, open_run
+    from lib.utils.run_folder import check_folder
 
     given = settings(args)
     args.arch = find_network(args)
@@ -44,12 +48,20 @@ def main(args):
         logger.info('%s on %s: top-1 %.2f %% at cost %.4f', args.arch, args.dataset, accuracy, search.cost)
         return
     check_target(args, search.parts, search.bits)
-    on_main(open_run, folder, given, resume=bool(args.resume))
+    search.identity = on_main(begin, search, given, saved)
     search.start = saved['start'] if saved else {'cost': search.cost, 'test_acc': accuracy}
     log = make_log(search, saved['history'] if saved else []) if is_main() else None
     run_steps(search, log, saved['step'] if saved else 0)
     if log:
         finish(search, log)
+
+
+def begin(search, given, saved):
+    """Opens the folder of the search, whose settings are `given`; returns its identity."""
+    loaders = [search.loader, search.test_loader, *([search.held_out] if search.held_out else [])]
+    inputs = inputs_of(search.args, ('train', 'val'), counts=[loader.num_images for loader in loaders])
+    return begin_run(search.args, search.folder, inputs, given=given, growing=GROWING,
+                     unread=('weights',) if saved else ())
 
 
 def run_path(args):
@@ -68,7 +80,7 @@ def read_search(args, folder):
     from lib.utils.checkpoint import read_checkpoint
     if not args.resume:
         return None
-    check_unchanged(args, allowed=('step', 'cost'))
+    check_unchanged(args, allowed=GROWING)
     if not (folder / 'args.json').is_file():
         raise FileNotFoundError(f'--resume {folder}: no run is there (args.json is missing); give the folder of a '
                                 'progressive search, or a checkpoint to start from by --weights')
@@ -78,6 +90,10 @@ def read_search(args, folder):
     saved = read_checkpoint(step_path(folder, max(steps)))
     if not {'kbits', 'history', 'step', 'qat'} <= saved.keys():
         raise ValueError(f'{step_path(folder, max(steps))} is no step of a progressive search: it has no bits')
+    check_identity(args, saved, step_path(folder, max(steps)))
+    if saved['step'] > args.step:
+        raise ValueError(f'{folder} has {saved["step"]} steps already, --step {args.step} are fewer: give at least '
+                         f'{saved["step"]}, or start another search')
     return saved
 
 
@@ -96,7 +112,7 @@ class Search:
             size = max(self.loader.num_images - args.val_size, 1)
             self.loader, self.held_out, _ = loaders_of(args, device, train_size=size, val_size=args.val_size)
         self.build(saved, start, source)
-        self.start = None  # cost and accuracy before the first step
+        self.start = self.identity = None  # cost and accuracy before the first step; what run it is
 
     def build(self, saved, start, source):
         """Makes the network, puts its quantizers in and loads the weights."""
@@ -146,7 +162,10 @@ class Search:
         def judge(bits):
             self.parts.bits = bits
             if args.info == 'acc':
-                return -self.accuracy(self.held_out)
+                try:
+                    return -self.accuracy(self.held_out)
+                except FloatingPointError:
+                    return 0.0  # nothing is worse
             return gradient_score(self.model, images, labels, clip=args.grad_clip, lr=args.lr, beta2=args.beta2,
                                   eps=args.epsilon)
 
@@ -183,13 +202,30 @@ class Search:
                             epochs, rate, train.loss, train.top1, accuracy)
         return train.top1, accuracy
 
-    def checkpoint(self, step, history):
+    def step(self, step):
+        """Takes a step, its training included; returns what its row says of it.
+
+        One that diverges leaves the network and its bits as they were.
+        """
+        before, bits = copy.deepcopy(self.model.state_dict()), self.bits
+        name = 'hession_info' if self.args.info == 'hession' else 'acc_info'
+        row = {'hession_info': None, 'acc_info': None, name: self.choose(step), 'cost': self.cost, 'kbits': self.bits}
+        try:
+            train_accuracy, test_accuracy = self.fine_tune(step)
+            return {**row, 'train_acc': train_accuracy, 'test_acc': test_accuracy}
+        except FloatingPointError as error:
+            self.bits = self.parts.bits = bits
+            self.model.load_state_dict(before)
+            return {**row, 'train_acc': 0.0, 'test_acc': 0.0, 'diverged': str(error)}
+
+    def checkpoint(self, step, log):
         """Returns what the checkpoint of a step holds."""
-        accuracy = history[-1]['test_acc']
-        return {'step': step, 'state_dict': self.model.state_dict(), 'kbits': self.bits, 'cost': history[-1]['cost'],
-                'test_prec1': accuracy, 'acc': accuracy, 'history': history, 'start': self.start,
+        last = log.last or self.start
+        accuracy = last['test_acc']
+        return {'step': step, 'state_dict': self.model.state_dict(), 'kbits': self.bits, 'cost': last['cost'],
+                'test_prec1': accuracy, 'acc': accuracy, 'history': log.history, 'start': self.start,
                 'quantization': 'qat', 'strategy': self.parts.lists(self.bits), 'qat': self.settings,
-                **self.about()}
+                **({'run': self.identity} if self.identity else {}), **self.about()}
 
     def about(self):
         """Returns what all files say of the run."""
@@ -210,14 +246,11 @@ def run_steps(search, log, done):
             logger.info('all quantizers are at %d bits: nothing is left to lower', FLOOR)
             return
         begin = time.time()
-        score = search.choose(step)
-        train_accuracy, test_accuracy = search.fine_tune(step)
+        row = search.step(step)
         if log:
-            hession, accuracy = (score, None) if args.info == 'hession' else (None, score)
             log.add({'step': step, 'step_time': time.time() - begin, 'model_size': 32 * sum(search.parts.num_weights),
-                     'hession_info': hession, 'acc_info': accuracy, 'cost': search.cost, 'train_acc': train_accuracy,
-                     'test_acc': test_accuracy, 'lr': args.lr, 'kbits': search.bits})
-            save_checkpoint(step_path(search.folder, step), search.checkpoint(step, log.history))
+                     'lr': args.lr, **row})
+            save_checkpoint(step_path(search.folder, step), search.checkpoint(step, log))
 
 
 def make_log(search, history):
@@ -239,7 +272,10 @@ def finish(search, log):
     from lib.utils.qat import weight_bits
     log.plot()
     bits, full = weight_bits(search.model)
-    last = log.history[-1] if log.history else {'step': 0, 'kbits': search.bits, **search.start}
+    if log.history and not log.last:
+        raise FloatingPointError(f'all {len(log.history)} steps diverged, the last one: {log.history[-1]["diverged"]}; '
+                                 f'start another search with an --lr below {search.args.lr:g}')
+    last = log.last or {'step': 0, 'kbits': search.bits, **search.start}
     write_json(search.folder / 'results.json', {
         **log.about, 'quantization': 'qat', 'strategy': search.parts.lists(last['kbits']), 'kbits': last['kbits'],
         'steps': last['step'], 'top1': last['test_acc'], 'start_top1': search.start['test_acc'],

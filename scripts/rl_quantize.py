@@ -8,10 +8,11 @@ or its --strategy.
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 
-from _common import check_unchanged, logger, make_parser, run, settings
+from _common import logger, make_parser, run
 from _costs import ratio
 from _options import BooleanOption as Bool
 from _options import (
@@ -23,13 +24,15 @@ from _options import (
     add_run_options,
     at_least,
 )
-from _search import SEARCHERS, add_agent_options, add_search_options, make_bench, make_env
+from _resume import check_identity, check_unchanged
+from _search import SEARCHERS, add_agent_options, add_search_options, begin, make_bench, make_env
 from _setup import is_linear, start_device
 
+GROWING = ('train_episode',)  # what a resumed search may change
 CHECKPOINT = 'search.pth.tar'  # the agent, if any, with replay and random states, and the history of all episodes
 
 
-class ConstraintOption(argparse.Action):
+class ConstraintOption(argparse._AppendAction):
     """Collects each NAME=RATIO; those given replace those of a resumed run, and a file is found from any folder."""
 
     def __call__(self, parser, namespace, values, option_string=None):
@@ -73,7 +76,7 @@ def make_search_parser():
 def main(args):
     """Runs the search."""
     from lib.utils.distributed import on_main
-    from lib.utils.run_folder import check_folder, open_run
+    from lib.utils.run_folder import check_folder
 
     if args.constraint and isinstance(args.preserve_ratio, DefaultFloat):
         args.preserve_ratio = None
@@ -82,14 +85,16 @@ def main(args):
     on_main(check_folder, folder, resume=bool(args.resume), overwrite=args.overwrite)
     saved = read_search(args, folder)
     env, layers = make_env(args, device, before=saved is not None and 'pricing' not in saved)
-    on_main(open_run, folder, settings(args), resume=bool(args.resume))
+    if saved and 'run' not in saved:
+        check_history(env, saved, folder)
+    identity = on_main(begin, args, folder, env, growing=GROWING)
     logger.info('%s on %s: %d layers, float accuracy %.2f %%', args.arch, device, env.num_layers, env.float_accuracy)
     for budget in env.constraints:
         logger.info('budget: %s of at most %.6g %s = %.4f of %.6g', budget.cost.name, budget.limit, budget.cost.unit,
                     budget.ratio, budget.cost.reference)
     first, _ = args.changed.get('train_episode', (args.train_episode, None))  # a search that goes on measures as before
     bench = make_bench(args, env, folder, first)
-    search(args, env, layers, bench.searcher(args.searcher, args.seed), bench.counter, folder, saved)
+    search(args, env, layers, bench.searcher(args.searcher, args.seed), bench.counter, folder, saved, identity)
 
 
 def check_processes(args):
@@ -112,7 +117,7 @@ def read_search(args, folder):
     from lib.utils.checkpoint import read_checkpoint
     if not args.resume:
         return None
-    check_unchanged(args, allowed=('train_episode',))
+    check_unchanged(args, allowed=GROWING)
     if not (folder / 'args.json').is_file():
         raise FileNotFoundError(f'--resume {folder}: no run is there (args.json is missing); give the folder of a '
                                 'search, for example save/mobilenet_v2_imagenet')
@@ -124,11 +129,33 @@ def read_search(args, folder):
     saved = read_checkpoint(folder / CHECKPOINT)
     if not {'history', *(['agent'] if args.searcher == 'ddpg' else [])} <= saved.keys():
         raise ValueError(f'{folder / CHECKPOINT} is not the state of a search: it has no agent and no history')
+    check_identity(args, saved, folder / CHECKPOINT)
+    if len(saved['history']) > args.train_episode:
+        raise ValueError(f'{folder} has {len(saved["history"])} episodes already, --train_episode {args.train_episode} '
+                         f'are fewer: give at least {len(saved["history"])}, or start another search')
     return saved
 
 
-def search(args, env, layers, searcher, counter, folder, saved):
-    """Runs the episodes that are left, saving everything after each of them, in the main process."""
+def check_history(env, saved, folder):
+    """Raises ValueError if an episode of a search before records does not have its cost here, or is above a budget."""
+    for number, record in enumerate(saved['history']):
+        try:
+            strategy, ratio = record['strategy'], float(record['ratio'])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f'{folder / CHECKPOINT}: episode {number} has no strategy and ratio') from error
+        here = env.cost.ratio(strategy)
+        above = [budget.cost.name for budget in env.constraints if budget.cost.cost(strategy) > budget.limit]
+        if above or not math.isclose(ratio, here):
+            raise ValueError(f'{folder / CHECKPOINT} is of a search under other budgets: the ratio of episode {number} '
+                             f'was {ratio:.6g} and is {here:.6g} here'
+                             + (f', above the budget of {", ".join(above)}' if above else ''))
+
+
+def search(args, env, layers, searcher, counter, folder, saved, identity):
+    """Runs the episodes that are left, saving everything after each of them, in the main process.
+
+    One that diverges counts as the worst, and the search goes on.
+    """
     from lib.record.disk import check_space
     from lib.simulator.counting import model_size
     from lib.utils.checkpoint import tensor_bytes
@@ -158,12 +185,13 @@ def search(args, env, layers, searcher, counter, folder, saved):
         searcher.observe(strategy, outcome.reward)
         if log:
             losses = getattr(searcher, 'losses', {'value_loss': None, 'policy_loss': None})
-            log.add({'episode': episode, **vars(outcome), **losses, 'delta': delta,
+            about = {name: value for name, value in vars(outcome).items() if name != 'diverged' or value}
+            log.add({'episode': episode, **about, **losses, 'delta': delta,
                      'w_ratio': sizes.ratio(outcome.strategy), 'images': counter.counts,
                      'seconds': time.time() - start})
-            save_search(args, folder, agent_of(searcher), log)
+            save_search(args, folder, agent_of(searcher), log, identity)
     if log:
-        finish(env, folder, agent_of(searcher), log)
+        finish(args, env, folder, agent_of(searcher), log)
 
 
 def outcome_of(record):
@@ -202,10 +230,11 @@ def make_log(args, env, layers, folder, history):
                      float_accuracy=env.float_accuracy, warmup=warmup, about=about, history=history)
 
 
-def save_search(args, folder, agent, log):
+def save_search(args, folder, agent, log, identity):
     """Saves what the search goes on from and, at every tenth of it, the agent's networks and the plots."""
     from lib.utils.checkpoint import save_checkpoint
     state = {'agent': agent.state_dict()} if agent else {}
+    state |= {'run': identity} if identity else {}
     if log.about['pricing'] > 1:  # a search that was begun before goes on as it was
         state['pricing'] = log.about['pricing']
     save_checkpoint(folder / CHECKPOINT, {**state, 'history': log.history})
@@ -215,13 +244,17 @@ def save_search(args, folder, agent, log):
         log.plot()
 
 
-def finish(env, folder, agent, log):
+def finish(args, env, folder, agent, log):
     """Writes the results of a finished search and says what to do with them."""
     from lib.record.files import write_json
     if agent:
         agent.save_model(folder)
     log.plot()
     best = log.best
+    if best.get('diverged'):
+        raise FloatingPointError(f'all {len(log.history)} episodes diverged, the last one: '
+                                 f'{log.history[-1]["diverged"]}; start another search with a --finetune_lr below '
+                                 f'{args.finetune_lr:g}, or a higher --min_bit')
     write_json(folder / 'results.json', {**log.about, **best, 'float_accuracy': env.float_accuracy,
                                          'episodes': len(log.history)}, seal=True)
     logger.info('best: accuracy %.2f %% (float %.2f %%) at ratio %.4f, episode %d', best['accuracy'],

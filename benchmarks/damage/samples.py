@@ -1,4 +1,4 @@
-"""A file of every kind: from runs of all scripts, from a person, from others, and from earlier versions."""
+"""A file of every kind: runs of all scripts, what a person writes, what comes from others, what earlier versions wrote."""
 
 import csv
 import json

@@ -31,18 +31,20 @@ class Outcome:
 
     `cost` and `ratio` (cost / reference) are those of the first constraint, `ratios` holds {cost name: ratio} of all.
     With a screen, `screened` is the accuracy at first sight; where `finetuned` is False, that was all, and accuracy and
-    reward are predictions from it.
+    reward are predictions from it. Where the network became NaN or infinite, `diverged` says where; the accuracy is
+    then 0, the reward the lowest that there is, and the loss None.
     """
 
     strategy: list
     accuracy: float
-    loss: float
+    loss: float | None
     cost: float
     ratio: float
     ratios: dict
     reward: float
     screened: float | None = None
     finetuned: bool = True
+    diverged: str | None = None
 
 
 class SearchEnv:
@@ -177,12 +179,17 @@ class SearchEnv:
             episode: decides the order of the training images.
 
         Returns:
-            The `Outcome`.
+            The `Outcome`, also where loss or reward are not finite.
 
         Raises:
-            FloatingPointError: loss or reward is not finite.
             LostPeer: another process has ended.
         """
+        try:
+            return self._evaluate_strategy(strategy, episode)
+        except FloatingPointError as error:
+            return self._outcome(strategy, 0.0, None, None, diverged=str(error))
+
+    def _evaluate_strategy(self, strategy, episode):
         seed_everything(self.seed, 'screen', episode)
         screened = self._look(strategy, episode) if self.screen_images else None
         if screened and not self.screen.promising(self._accuracy(screened)):
@@ -208,13 +215,14 @@ class SearchEnv:
         batches = -(-self.screen_images // self.val_loader.batch_size)
         return self._evaluate(list(islice(self.val_loader, batches)))
 
-    def _outcome(self, strategy, accuracy, loss, screened, finetuned=True):
+    def _outcome(self, strategy, accuracy, loss, screened, finetuned=True, diverged=None):
         ratio = self.cost.ratio(strategy)
-        reward = 0.1 * (accuracy - self.float_accuracy + (1 / ratio if self.reward_cost else 0))
+        reward = 0.1 * (accuracy - self.float_accuracy + (1 / ratio if self.reward_cost and not diverged else 0))
         if not math.isfinite(reward):
             raise FloatingPointError(f'the reward of {strategy} is {reward} (accuracy {accuracy})')
         ratios = {constraint.cost.name: constraint.cost.ratio(strategy) for constraint in self.constraints}
-        return Outcome(strategy, accuracy, loss, self.cost.cost(strategy), ratio, ratios, reward, screened, finetuned)
+        return Outcome(strategy, accuracy, loss, self.cost.cost(strategy), ratio, ratios, reward, screened, finetuned,
+                       diverged)
 
     def quantize(self, strategy):
         """Gives the network all that it had at first and quantizes it; returns the `Quantization`."""

@@ -193,6 +193,11 @@ def obstacle(layer: nn.Module) -> str | None:
     return f'has a {taken[0]} of its own' if taken else None
 
 
+def is_calibrating(module: nn.Module) -> bool:
+    """Return whether a forward of `module` would set ranges, as within `calibrating`."""
+    return any(isinstance(layer, QuantizedLayer) and layer.calibration is not None for layer in module.modules())
+
+
 @contextmanager
 def calibrating(
     module: nn.Module, *, method: str = 'kl', cap: float | None = None, cache: dict | None = None

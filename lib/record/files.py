@@ -11,8 +11,8 @@ import json
 import math
 import os
 import re
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,19 +51,26 @@ def atomic_path(path: str | Path, needed: int | None = None) -> Iterator[Path]:
     path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix=path.suffix)
-        os.close(handle)
-        yield Path(temporary)
-        os.chmod(temporary, 0o644)  # mkstemp makes private files; a run folder is meant to be shared
+        name = path.with_name(f'.{path.name}.{secrets.token_hex(4)}{path.suffix}')
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # of which the umask takes its part
+        temporary = name
+        yield temporary
         os.replace(temporary, path)
     except BaseException as error:
         reason = why_not_written(error, temporary is None)
         if temporary:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         if reason:
             space = room_text(path, needed) if temporary else ''
             raise WriteError(f'{path} cannot be written: {reason}{space}') from error
         raise
+
+
+def temporaries(path: Path) -> list[Path]:
+    """Return the temporary files of `path`, a path or a pattern, that killed processes left beside it."""
+    left = re.compile(r'\.[a-z0-9_]{8}$')  # the random part of their names, today's and that of mkstemp
+    return [found for found in sorted(path.parent.glob(f'.{path.name}.*'))
+            if left.search(found.name.removesuffix(path.suffix))]
 
 
 def write_text(path: str | Path, text: str) -> None:

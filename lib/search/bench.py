@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lib.quantize.layers import is_calibrating
 from lib.rl.ddpg import DDPG
 from lib.search.agent import AgentSearcher
 from lib.search.allocation import GreedySearcher, ILPSearcher
@@ -29,15 +30,19 @@ SEARCHERS = ('uniform', 'random', *ALLOCATORS, 'evolution', 'progressive', 'ddpg
 
 
 class ImageCounter:
-    """Counts the images that pass through a network: forward, and backward where gradients are asked for."""
+    """Counts the images that pass through a network: forward, and backward where gradients are asked for.
+
+    Calibration is left out: the ranges that it finds are kept, so whoever comes first would pay for all others, and a
+    resumed search once more.
+    """
 
     def __init__(self, model):
         self.forwards = self.backwards = 0
         self._handle = model.register_forward_pre_hook(self._count)
         self._counting = True
 
-    def _count(self, _module, inputs):
-        if self._counting:
+    def _count(self, module, inputs):
+        if self._counting and not is_calibrating(module):
             self.forwards += len(inputs[0])
             self.backwards += len(inputs[0]) * torch.is_grad_enabled()
 

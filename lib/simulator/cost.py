@@ -6,6 +6,8 @@ from numbers import Integral
 
 import numpy as np
 
+from lib.record.digest import digest_of_array, digest_of_value
+
 MAX_BIT = 8
 UNTOUCHED = -1  # activation bits of a layer whose input is left alone; such an input is priced as 8 bit
 
@@ -65,6 +67,12 @@ class CostTable:
 
     def __repr__(self):
         return f'CostTable({self.name}, {self.num_layers} layers, reference {self.reference} {self.unit})'
+
+    def digest(self) -> str:
+        """Return a digest of what the table says of every strategy, whatever its name and the file it is from."""
+        edges = [self.cost([[bits, bits]] * self.num_layers) for bits in (1, MAX_BIT)]
+        return digest_of_value([digest_of_array(self.table.astype('<f8')), self.combine, float(self.reference),
+                                *map(float, edges)])
 
     def label(self, index: int) -> str:
         """Return how messages call a layer: `layer 3 (features.1.conv.0)`; negative indices count from the end."""

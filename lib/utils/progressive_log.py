@@ -18,7 +18,8 @@ COLUMNS = ('step', 'step_time', 'model_size', 'hession_info', 'acc_info', 'cost'
 class ProgressiveLog:
     """Keeps the rows of a search and writes `search_log.csv`, `log.txt`, scalars, `strategy.*` and the plots.
 
-    A row is a dict of `COLUMNS` and `kbits`, the list of bits; a score that was not computed is None.
+    A row is a dict of `COLUMNS` and `kbits`, the list of bits; a score that was not computed is None. That of a step
+    whose training diverged has an accuracy of 0 and says in `diverged` where.
     """
 
     def __init__(self, folder, *, parts, kinds, layer_names, about, start, history=()):
@@ -37,6 +38,11 @@ class ProgressiveLog:
         self.about, self.start, self.history = about, start, list(history)
         self.scalars = ScalarLog(self.folder, purge_step=len(self.history) + 1)
 
+    @property
+    def last(self):
+        """Row of the last step that did not diverge; None: there is none."""
+        return next((row for row in reversed(self.history) if not row.get('diverged')), None)
+
     def add(self, row):
         """Adds the row of a step and writes everything but the plots."""
         self.history.append(row)
@@ -46,10 +52,16 @@ class ProgressiveLog:
             if row[name] is not None:
                 self.scalars.add_scalar(name, row[name], row['step'])
         self.scalars.flush()
+        if row.get('diverged'):
+            logger.warning('step %d diverged: %s', row['step'], row['diverged'])
+        else:
+            self._save_strategy(row)
+        logger.info('%s', self._line(row).rstrip())
+
+    def _save_strategy(self, row):
         save_strategy(self.folder, self.parts.strategy(row['kbits'], self.layer_names), self.layer_names,
                       kbits=row['kbits'], quantizers=self.parts.labels, step=row['step'], accuracy=row['test_acc'],
                       ratio=row['cost'], **self.about)
-        logger.info('%s', self._line(row).rstrip())
 
     def _table(self):
         text = io.StringIO()
@@ -63,14 +75,15 @@ class ProgressiveLog:
         lists = self.parts.lists(row['kbits'])
         means = (sum(bits) / len(bits) for bits in lists.values())
         score = f"score {row['hession_info']:.4g}" if row['acc_info'] is None else f"score {row['acc_info']:.2f} %"
-        return ('step {}: {} cost {:.4f} mean bits {:.2f}/{:.2f} train acc {:.2f} test acc {:.2f} {:.1f} s\n').format(
-            row['step'], score, row['cost'], *means, row['train_acc'], row['test_acc'], row['step_time'])
+        return ('step {}: {} cost {:.4f} mean bits {:.2f}/{:.2f} train acc {:.2f} test acc {:.2f}{} {:.1f} s\n').format(
+            row['step'], score, row['cost'], *means, row['train_acc'], row['test_acc'],
+            ' diverged' if row.get('diverged') else '', row['step_time'])
 
     def plot(self):
         """Draws the bits of every part after the last step, and cost and accuracy over the steps."""
-        if not self.history:
+        last = self.last
+        if not last:
             return
-        last = self.history[-1]
         lists = self.parts.lists(last['kbits'])
         pairs = [list(pair) for pair in zip(lists['layer_wbit'], lists['layer_abit'], strict=True)]
         plots.plot_strategy(pairs, self.kinds, [part.layer for part in self.parts.parts],

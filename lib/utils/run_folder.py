@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from lib.record.disk import check_writable
-from lib.record.files import write_json
+from lib.record.files import temporaries, write_json
+from lib.record.lock import hold
 
 OWN_FILES = ('args.json', 'log.txt', 'results.json', 'strategy.json', 'strategy.txt', 'search.pth.tar',
              'checkpoint.pth.tar', 'model_best.pth.tar', 'epoch_*.pth.tar', 'actor.pkl', 'critic.pkl',
@@ -11,10 +12,13 @@ OWN_FILES = ('args.json', 'log.txt', 'results.json', 'strategy.json', 'strategy.
              'logs/events.out.tfevents.*', 'searches/*.json', 'finetuned/*.json', 'sensitivity_*.npz',
              'comparison.csv', 'comparison.json', 'comparison.md', 'pareto.png', 'search_log.csv', 'steps.png',
              'checkpoint/*.pt')
+KEPT_FILES = ('experiment_data/q_model/*', 'experiment_data/results/*')  # written too, and not replaced unasked
 
 
 def check_folder(folder, *, resume=False, overwrite=False):
     """Checks that a run may be written to `folder`; called before anything slow begins.
+
+    A folder that exists is locked until the end of the process.
 
     Args:
         folder: path of the run.
@@ -22,10 +26,13 @@ def check_folder(folder, *, resume=False, overwrite=False):
         overwrite: an earlier run in the folder is to be replaced.
 
     Raises:
-        FileExistsError: the folder holds another run and neither `resume` nor `overwrite` is given.
+        FileExistsError: the folder holds another run and neither `resume` nor `overwrite` is given, or another process
+            writes to it.
         WriteError: no file can be made in it.
     """
     check_writable(folder)
+    if Path(folder).is_dir():
+        hold(folder)
     held = _own_files(folder)
     if held and not resume and not overwrite:
         raise FileExistsError(f'{folder} already holds a run ({held[0].name} and {len(held) - 1} more files): give '
@@ -33,21 +40,32 @@ def check_folder(folder, *, resume=False, overwrite=False):
 
 
 def open_run(folder, args, *, resume=False):
-    """Makes the folder of a run that `check_folder` has passed and writes `args.json`.
+    """Makes the folder of a run that `check_folder` has passed, locks it and writes `args.json`.
 
     Unless the run is resumed, the files of an earlier run are removed; files of others in the folder are left alone.
+    Temporary files of runs that were killed are removed in any case.
 
     Args:
         folder: path of the run.
         args: dict of the run's settings.
-        resume: keep what is there.
+        resume: keep what is there, `args.json` too.
+
+    Raises:
+        FileExistsError: another process has made the folder since it was checked.
     """
-    if resume:
-        return
-    for path in _own_files(folder):
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if hold(folder) and not resume:
+        check_folder(folder)
+    for path in [*_temporary_files(folder), *([] if resume else _own_files(folder))]:
         path.unlink()
-    write_json(Path(folder) / 'args.json', args)
+    if not resume:
+        write_json(folder / 'args.json', args, seal=True)
 
 
 def _own_files(folder):
-    return [path for pattern in OWN_FILES for path in sorted(Path(folder).glob(pattern))]
+    return [path for pattern in OWN_FILES for path in sorted(Path(folder).glob(pattern)) if path.name[0] != '.']
+
+
+def _temporary_files(folder):
+    return [path for pattern in (*OWN_FILES, *KEPT_FILES) for path in temporaries(Path(folder) / pattern)]

@@ -43,14 +43,17 @@ class SearchLog:
         Args:
             record: dict with episode, reward, accuracy, loss, cost, ratio, ratios (of all budgets), w_ratio, strategy,
                 delta, images (forward, backward, of this process in the whole search so far), seconds, and value_loss
-                and policy_loss (None during warm-up, as delta where no agent searches).
+                and policy_loss (None during warm-up, as delta where no agent searches); `diverged`, where the episode
+                did, says where.
         """
         improved = self.best is None or record['reward'] > self.best['reward']
         record = {**record, 'best_reward': record['reward'] if improved else self.best['reward']}
         self.history.append(record)
         self._write_scalars(record)
         write_text(self.folder / 'log.txt', ''.join(map(self._line, self.history)) + self._footer())
-        if improved:
+        if record.get('diverged'):
+            logger.warning('episode %d diverged: %s', record['episode'], record['diverged'])
+        elif improved:
             save_strategy(self.folder, record['strategy'], self.layer_names, accuracy=record['accuracy'],
                           reward=record['reward'], ratio=record['ratio'], cost=record['cost'], ratios=record['ratios'],
                           episode=record['episode'], float_accuracy=self.float_accuracy, **self.about)
@@ -65,7 +68,7 @@ class SearchLog:
         return (f"#{record['episode']}: reward {record['reward']:.4f} accuracy {record['accuracy']:.3f} "
                 f"{self.about['cost_name']} {record['cost']:.6g} {self.about['cost_unit']} "
                 f"ratio {record['ratio']:.4f} {others}best_reward {record['best_reward']:.4f}{losses}"
-                f"{delta} {record['seconds']:.1f} s\n")
+                f"{delta}{' diverged' if record.get('diverged') else ''} {record['seconds']:.1f} s\n")
 
     def _footer(self):
         best = self.best

@@ -214,3 +214,26 @@ def test_a_screen_needs_something_to_save(tiny_net, tiny_loaders):
         kmeans_env(tiny_net, tiny_loaders, screen=8, finetune_flag=False)
     with pytest.raises(ValueError, match='--reward_cost'):
         kmeans_env(tiny_net, tiny_loaders, screen=8, reward_cost=True)
+
+
+@pytest.mark.parametrize('settings', [{}, {'reward_cost': True}, {'reward_on': 'train'}, {'bn_batches': 2}])
+@pytest.mark.parametrize('make', [kmeans_env, linear_env])
+def test_an_episode_that_diverges_is_the_worst_and_leaves_nothing(make, settings, tiny_net, tiny_loaders):
+    other, strategy = copy.deepcopy(tiny_net), [[8, -1], [3, 3], [3, 3], [8, 8]] if make is linear_env else [3, 3, 3, 3]
+    expected = make(other, tiny_loaders, **settings).evaluate_strategy(strategy, 1)
+    env = make(tiny_net, tiny_loaders, **settings)
+    env.finetune_lr, before = 1e30, env.finetune_lr
+    worst = env.evaluate_strategy(strategy, 0)
+    assert worst.accuracy == 0 and worst.loss is None and 'nan' in worst.diverged
+    assert worst.reward == pytest.approx(-0.1 * env.float_accuracy)
+    assert worst.reward < expected.reward
+    env.finetune_lr = before
+    assert env.evaluate_strategy(strategy, 1) == expected
+    assert expected.diverged is None
+
+
+def test_an_episode_that_diverges_teaches_the_screen_nothing(tiny_net, tiny_loaders):
+    tiny_loaders[1].batch_size = tiny_loaders[1].batch
+    env = kmeans_env(tiny_net, tiny_loaders, screen=16, finetune_lr=1e30)
+    assert env.evaluate_strategy([3, 3, 3, 3]).diverged
+    assert env.screen.pairs == []

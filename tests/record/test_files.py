@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lib.record.disk import WriteError, check_space, check_writable
-from lib.record.files import atomic_path, parse_json, read_json, read_text
+from lib.record.files import atomic_path, parse_json, read_json, read_text, temporaries, write_text
 
 LARGE = 1 << 20
 WRITERS = {'torch': lambda path: torch.save({'a': torch.zeros(LARGE)}, path),
@@ -103,3 +103,25 @@ def test_room_on_the_disk(tmp_path, monkeypatch):
     check_space(tmp_path / 'new', 999_999, 'a checkpoint')
     with pytest.raises(WriteError, match='too full: a checkpoint takes 1 MB, 1 MB are free'):
         check_space(tmp_path / 'new', 1_000_000, 'a checkpoint')
+
+
+@pytest.mark.parametrize(('umask', 'mode'), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_mode_that_the_umask_leaves(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / 'a.txt', 'text')
+    finally:
+        os.umask(before)
+    assert (tmp_path / 'a.txt').stat().st_mode & 0o777 == mode
+
+
+def test_temporary_files_are_told_from_those_of_others(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / 'args.json') as temporary:
+        os.link(temporary, tmp_path / 'kept')
+        name = temporary.name
+        raise KeyboardInterrupt
+    ours = [name, '.args.json.k3_x9abc.json', '.epoch_3.pth.tar.0a1b2c3d.tar']  # of today, and of mkstemp before
+    for other in (*ours, 'args.json', '.args.json.backup.json', '.args.json.12345678.txt', '.args.json.old'):
+        (tmp_path / other).write_text('')
+    found = [path.name for pattern in ('args.json', 'epoch_*.pth.tar') for path in temporaries(tmp_path / pattern)]
+    assert sorted(found) == sorted(ours)

@@ -99,11 +99,11 @@ def test_a_killed_comparison_goes_on_to_the_same_numbers(call, short, tmp_path, 
     options, whole = short
     write, left = record.write_json, [writes]
 
-    def crash(path, value):
+    def crash(path, value, **options):
         left[0] -= 1
         if left[0] == 0:
             raise Crash
-        write(path, value)
+        write(path, value, **options)
 
     folder = tmp_path / 'killed'
     with monkeypatch.context() as patch, pytest.raises(Crash):
@@ -137,6 +137,8 @@ def test_the_linear_flow_under_latency(succeed, linear, weights, table, tmp_path
             cwd=tmp_path)
     found = rows(folder)
     assert [row['searcher'] for row in found] == list(ALL)
+    images = {row['searcher']: int(row['forwards']) for row in found}
+    assert images['uniform'] == 24 and images['random'] == 4 * 24  # the ranges, which all share, are paid by nobody
     for row in found:
         strategy = json.loads(row['strategy'])
         assert strategy[0] == [8, -1] and strategy[-1] == [8, 8]

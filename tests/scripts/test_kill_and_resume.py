@@ -61,12 +61,17 @@ def check_same_training(resumed, whole):
     assert (resumed / 'training.png').is_file()
 
 
-def stop(process, checkpoint, how):
-    """Waits until `checkpoint` is there and a random moment longer, then stops the process by signal `how`."""
+def wait_for(process, checkpoint):
+    """Waits until `checkpoint` is there."""
     end = time.monotonic() + 120
     while not checkpoint.is_file():
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.005)
+
+
+def stop(process, checkpoint, how):
+    """Waits until `checkpoint` is there and a random moment longer, then stops the process by signal `how`."""
+    wait_for(process, checkpoint)
     time.sleep(random.uniform(0, 0.1))
     process.send_signal(how)
     return process.communicate(timeout=60)
@@ -120,6 +125,20 @@ def test_an_interrupted_fine_tuning_says_how_to_resume(home, finetune_options, k
     assert process.returncode not in (0, -signal.SIGKILL)
     succeed('finetune.py', '--resume', hint(err), cwd=tmp_path)
     check_same_training(tmp_path / 'run', home / 'tuned_k')
+
+
+def test_a_second_process_in_the_folder_of_a_search(kmeans_options, start, call, succeed, tmp_path):
+    """It is refused while the first one runs, and goes on when that was killed."""
+    run = tmp_path / 'resnet20_digits'
+    options = (*kmeans_options, '--train_episode', '500', '--output', tmp_path)
+    process = start('rl_quantize.py', *options, cwd=tmp_path)
+    wait_for(process, run / 'search.pth.tar')
+    for more in (('--resume', run), (*options, '--overwrite')):
+        done = call('rl_quantize.py', *more, cwd=tmp_path)
+        assert done.code and 'is being written by process' in done.err, done.err
+    stop(process, run / 'search.pth.tar', signal.SIGKILL)
+    succeed('rl_quantize.py', '--resume', run, '--train_episode', len(history(run)), cwd=tmp_path)
+    assert not list(run.glob('.*')), 'neither a lock nor a temporary file is left'
 
 
 # ---- in this process, stopped at exact points

@@ -240,6 +240,39 @@ def test_killed_and_resumed_is_never_stopped(searched, succeed, call, place, mon
     assert (folder / 'results.json').read_bytes() == (searched.folder / 'results.json').read_bytes()
 
 
+def test_a_step_that_diverges_is_taken_back(searched, succeed, call, place, monkeypatch):
+    """It counts as the worst; the next one starts from the network before it, also after a resume."""
+    from lib.utils import fit
+    train_epoch = fit.train_epoch
+
+    def spoilt(model, loader, optimizer, epoch, *args, **options):
+        if epoch == 1:  # of step 2
+            for parameter in model.parameters():
+                parameter.data.fill_(math.nan)
+        return train_epoch(model, loader, optimizer, epoch, *args, **options)
+    monkeypatch.setattr(fit, 'train_epoch', spoilt)
+    options = (*searched.options[:-1], 'wild')
+    done = succeed('progressive_search.py', *options, cwd=place)
+    assert 'step 2 diverged: ' in done.out
+    folder = place / 'wild' / 'net_digits_progressive'
+    first, second, third = (read_checkpoint(folder / 'checkpoint' / f'{step}.pt') for step in (1, 2, 3))
+    assert equal(first['state_dict'], second['state_dict']) and first['kbits'] == second['kbits']
+    assert (second['history'][1]['test_acc'], second['acc']) == (0.0, first['acc'])
+    assert sum(third['kbits']) == sum(first['kbits']) - LAYERS // 2
+    (folder / 'checkpoint' / '3.pt').unlink()
+    succeed('progressive_search.py', '--resume', folder, cwd=place)
+    again = read_checkpoint(folder / 'checkpoint' / '3.pt')
+    assert equal(again['state_dict'], third['state_dict']) and again['kbits'] == third['kbits']
+    monkeypatch.setattr(fit, 'train_epoch', train_epoch)
+    done = call('progressive_search.py', *options, '--lr', '1e30', '--suffix', 'all', cwd=place)
+    assert done.code and 'steps diverged' in done.err and '--lr below 1e+30' in done.err
+
+
+def test_fewer_steps_than_are_done_are_refused(searched, refused):
+    assert 'has 3 steps already, --step 2 are fewer: give at least 3' in refused('--resume', searched.folder, '--step',
+                                                                                '2')
+
+
 def test_a_finished_search_takes_more_steps_only(searched, refused, call, succeed, place):
     assert 'already holds a run' in refused(*searched.options)
     assert '--lam was 4, now 9' in refused('--resume', searched.folder, '--lam', '9')

@@ -12,6 +12,7 @@ from lib.search.space import Space
 from lib.simulator.budget import Constraint
 from lib.simulator.cost import CostTable
 from lib.simulator.counting import model_size
+from lib.utils.quantize_utils import LinearQuantization, convert_to_quantized
 
 WEIGHTS = [30, 200, 90, 400]
 
@@ -181,3 +182,14 @@ def test_images_are_counted(tiny_net, tiny_loaders):
     counter.close()
     tiny_net(images)
     assert counter.counts == (17, 22)
+
+
+def test_images_for_calibration_are_not_counted(tiny_net, tiny_loaders):
+    """They depend on what was calibrated before, as in a resumed search."""
+    images = tiny_loaders[0].first_batch()
+    counter, strategy = ImageCounter(convert_to_quantized(tiny_net, images)), [[8, -1], [4, 4], [4, 4], [8, 8]]
+    for cache in ({}, {}, None):
+        LinearQuantization(tiny_net, strategy, images, cache=cache)
+    assert counter.counts == (0, 0)
+    tiny_net(images)
+    assert counter.counts == (16, 16)
