@@ -99,7 +99,7 @@ def parse(parser, argv=None, configure=None):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger('matplotlib').setLevel(logging.ERROR)  # it warns of a home that it cannot write to
     if missing := missing_settings(parser, args, saved):
-        logger.warning('%s has no line for --%s: their defaults are taken', settings_path(args), ', --'.join(missing))
+        logger.warning('%s has no line for --%s: the defaults are taken', settings_path(args), ', --'.join(missing))
     if getattr(args, 'gpu_id', None) is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
     return args

@@ -78,6 +78,15 @@ def results_folder(args):
     return run_folder(args) / 'experiment_data' / 'results'
 
 
+def open_results(args):
+    """Makes the folder of results and locks it: two commands would lose each other's points of a sweep."""
+    from lib.record.lock import hold
+    folder = results_folder(args)
+    folder.mkdir(parents=True, exist_ok=True)
+    hold(folder)
+    return folder
+
+
 def engine_config(args, **changes):
     """Returns the `ArrayConfig` of the options, with some fields changed.
 

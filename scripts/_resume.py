@@ -205,7 +205,7 @@ def begin_run(args, folder, inputs, *, given=None, strategy=None, growing=(), ad
         return identity
     if record:
         check_inputs(args, record['inputs'], inputs, {*unread, *UNREAD})
-    now = {name: plain_value(getattr(args, name)) for name in args.changed if name in (*MOVABLE, *added)}
+    now = {name: plain_value(getattr(args, name)) for name in args.changed if name in added}
     open_run(folder, saved, resume=True)
     if now:
         saved.update(now)

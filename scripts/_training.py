@@ -96,6 +96,7 @@ def train(args, model, loaders, saved, device, *, quantization, about, rate=None
         progress = {'start_epoch': getattr(args, 'start_epoch', 0)}
         if saved:
             progress = resume_training(args, saved, quantization.kind, optimizer, precision)
+            check_epochs(args, progress['start_epoch'])
         identity = on_main(begin, args, folder, quantization.strategy, about, loaders, costs, start_value(saved, 'run'))
         with remedy(args, folder):
             metrics, best = fit(model, loaders, optimizer, folder, epochs=args.epochs, rate=rate or rate_of(args),
@@ -198,10 +199,14 @@ def resume_training(args, saved, kind, optimizer, precision):
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'{args.resume} is no checkpoint that this training can go on from ({error}): evaluate it '
                          'with --eval, or start a new run from its weights with --weights') from error
+    return {'start_epoch': done, 'best': best}
+
+
+def check_epochs(args, done):
+    """Raises ValueError where more epochs are done than --epochs asks for."""
     if done > args.epochs:
         raise ValueError(f'{args.resume} has {done} epochs already, --epochs {args.epochs} are fewer: give at least '
                          f'{done}, or start another run')
-    return {'start_epoch': done, 'best': best}
 
 
 def resume_hint(args):

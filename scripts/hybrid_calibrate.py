@@ -4,7 +4,15 @@ Known patterns are programmed, random inputs sent; what the columns say is compa
 """
 
 from _common import logger, make_parser, run
-from _engine import add_engine_options, add_run_folder_option, describe_engine, driver_of, engine_config, results_folder
+from _engine import (
+    add_engine_options,
+    add_run_folder_option,
+    describe_engine,
+    driver_of,
+    engine_config,
+    open_results,
+    results_folder,
+)
 from _options import MAX_SEED, at_least
 from _options import BooleanOption as Bool
 
@@ -39,6 +47,7 @@ def main(args):
     check_target(folder / 'calibration.json', config, args.overwrite)
     check_writable(folder)
     describe_engine(args, config)
+    open_results(args)
     calibration = calibrate_columns(config, driver, patterns=args.patterns, vectors=args.vectors, seed=args.seed)
     report(calibration)
     plot_calibration(calibration, folder / 'calibration.png')

@@ -15,6 +15,7 @@ from _engine import (
     engine_config,
     engine_factory,
     network_defaults,
+    open_results,
     read_calibration,
     read_float,
     read_quantized,
@@ -91,6 +92,7 @@ def main(args):
         check_fits(operands, each)
     describe_engine(args, config)
     setup, accuracies = start(args, model, operands, loaders, about, shape)
+    open_results(args)
     if not sweeps:
         compare(setup, config, calibration, accuracies, about)
     for field, configs in sweeps.items():

@@ -207,11 +207,13 @@ class Search:
 
         One that diverges leaves the network and its bits as they were.
         """
+        from lib.record.finite import check_finite
         before, bits = copy.deepcopy(self.model.state_dict()), self.bits
         name = 'hession_info' if self.args.info == 'hession' else 'acc_info'
         row = {'hession_info': None, 'acc_info': None, name: self.choose(step), 'cost': self.cost, 'kbits': self.bits}
         try:
             train_accuracy, test_accuracy = self.fine_tune(step)
+            check_finite(self.model.state_dict(), f'step {step}')
             return {**row, 'train_acc': train_accuracy, 'test_acc': test_accuracy}
         except FloatingPointError as error:
             self.bits = self.parts.bits = bits

@@ -93,7 +93,7 @@ def test_a_line_that_is_missing_is_no_default(copied, refused, call, read_json, 
     assert 'has no line' not in call(SEARCH, '--resume', folder, cwd=tmp_path).out
     del settings['use_top5']
     (folder / 'args.json').write_text(json.dumps({**settings, 'val_size': 64}))
-    assert 'has no line for --use_top5: their defaults' in call(SEARCH, '--resume', folder, cwd=tmp_path).out
+    assert 'has no line for --use_top5: the defaults' in call(SEARCH, '--resume', folder, cwd=tmp_path).out
 
 
 # ---- inputs
@@ -112,7 +112,8 @@ def test_weights_may_move_and_not_change(succeed, refused, kmeans_options, weigh
             '--resume', folder, '--train_episode', '2')
     moved = shutil.copy(weights, tmp_path / 'moved.pth.tar')
     succeed(SEARCH, '--resume', folder, '--train_episode', '2', '--weights', moved, cwd=tmp_path)
-    succeed(SEARCH, '--resume', folder, '--train_episode', '3', cwd=tmp_path)  # it knows the new place
+    shutil.move(moved, mine)
+    succeed(SEARCH, '--resume', folder, '--train_episode', '3', cwd=tmp_path)  # it is where it was
     history = read_checkpoint(folder / 'search.pth.tar')['history']
     assert len(history) == 3
 
@@ -132,7 +133,8 @@ def test_a_table_may_move_and_not_change(succeed, refused, linear_options, table
     numbers = np.load(tmp_path / 'elsewhere.npy')
     np.save(tmp_path / 'elsewhere.npy', numbers + 1)  # a bare table, as the original's
     (tmp_path / 'elsewhere.json').unlink()
-    refused(folder, ['--cost', 'elsewhere.npy', 'something else'], *again[:-1], '3')
+    refused(folder, ['--cost', 'elsewhere.npy', 'something else'], *again[:-1], '3', '--cost',
+            tmp_path / 'elsewhere.npy')
 
 
 def test_the_state_of_another_search(copied, refused, succeed, kmeans_options, tmp_path):
