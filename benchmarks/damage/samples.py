@@ -1,4 +1,4 @@
-"""A file of every kind: runs of all scripts, what a person writes, what comes from others, what earlier versions wrote."""
+"""A file of every kind: runs of all scripts, what a person writes, what is from others, what earlier versions wrote."""
 
 import csv
 import json

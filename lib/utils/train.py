@@ -140,8 +140,6 @@ def evaluate(model, loader, criterion, device, *, precision=None, title='valid')
 @torch.no_grad()
 def blame(model, images):
     """Says what is not finite first: the images, weights, or the output of a module, by one more forward pass."""
-    if not torch.isfinite(images).all():
-        return 'the images hold values that are not finite'
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             return f'parameter {name} holds values that are not finite'
@@ -156,6 +154,8 @@ def blame(model, images):
     finally:
         for hook in hooks:
             hook.remove()
+    if not torch.isfinite(images).all():  # looked at last: all processes make the pass, whoever has such images
+        return 'the images hold values that are not finite'
     return f'the first output that is not finite comes from layer {found[0]}' if found else \
         'all layers are finite, the loss alone is not'
 

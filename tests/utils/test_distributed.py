@@ -193,7 +193,7 @@ def test_an_error_in_one_process_ends_all_with_the_same_message(pair):
     assert wrong[0] == 'ValueError' and wrong[2]
     assert training[0] == 'FloatingPointError' and 'at batch 0 of train' in training[1]
     assert synchronised[0] == evaluation[0] == 'FloatingPointError'
-    assert 'comes from layer conv' in second[3][1]
+    assert 'the images hold values that are not finite' in second[3][1]
     assert lengths[1].startswith('the processes have 2, 1 batches')
     assert [error[2] for error in second] == [True, False, False, False, False, False]
 
