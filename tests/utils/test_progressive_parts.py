@@ -232,11 +232,9 @@ def test_the_record_of_a_search(tmp_path):
     row = dict(zip(COLUMNS, (1, 2.0, 7, 0.5, None, 0.2, 80.0, 81.5, 0.001), strict=True), kbits=[7, 8] * 18)
     log = ProgressiveLog(tmp_path, **options)
     log.add(row)
-    log.close()
     log = ProgressiveLog(tmp_path, **options, history=log.history)
     log.add({**row, 'step': 2, 'hession_info': None, 'acc_info': 77.0})
     log.plot()
-    log.close()
     lines = (tmp_path / 'search_log.csv').read_text().splitlines()
     assert lines[0] == ','.join([*COLUMNS, *(f'kbits{i}' for i in range(1, 37))])
     assert lines[1:] == ['1,2.0,7,0.5,,0.2,80.0,81.5,0.001' + ',7,8' * 18, '2,2.0,7,,77.0,0.2,80.0,81.5,0.001' +
