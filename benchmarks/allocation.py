@@ -15,8 +15,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import models  # noqa: E402
+from lib.data.tensor_loader import TensorLoader  # noqa: E402
 from lib.env.linear_quantize_env import LinearQuantizeEnv  # noqa: E402
 from lib.env.quantize_env import QuantizeEnv  # noqa: E402
+from lib.network.records import profile_layers  # noqa: E402
 from lib.search.allocation import greedy_allocation, ilp_allocation  # noqa: E402
 from lib.search.sensitivity import measure_sensitivity  # noqa: E402
 from lib.search.space import Space  # noqa: E402
@@ -24,9 +26,7 @@ from lib.simulator.backends import find_hardware  # noqa: E402
 from lib.simulator.budget import Constraint  # noqa: E402
 from lib.simulator.counting import model_size  # noqa: E402
 from lib.simulator.hardware import make_table  # noqa: E402
-from lib.utils.profile import profile_layers  # noqa: E402
 from lib.utils.quantize_utils import convert_to_quantized, weight_counts  # noqa: E402
-from lib.utils.tensor_loader import TensorLoader  # noqa: E402
 
 CASES = [('resnet20', 32, 512), ('mobilenetv2', 224, 32)]  # network, side of the images, images
 

@@ -16,8 +16,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import models  # noqa: E402
+from lib.training.loop import loss_function  # noqa: E402
 from lib.utils.quantize_utils import LinearQuantization, convert_to_quantized, quantized_layers  # noqa: E402
-from lib.utils.train import loss_function  # noqa: E402
 
 CASES = [('mobilenetv2', 0.5, 32, 32), ('mobilenetv2', 1.0, 96, 8), ('mobilenetv3', 1.0, 32, 32),
          ('resnet20', 1.0, 32, 64), ('resnet18', 1.0, 64, 8)]  # network, width, image side, batch

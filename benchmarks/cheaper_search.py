@@ -16,8 +16,8 @@ from matplotlib.patches import Patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.utils.checkpoint import read_checkpoint  # noqa: E402
-from lib.utils.plots import SERIES, new_figure, save_figure  # noqa: E402
+from lib.record.checkpoint import read_checkpoint  # noqa: E402
+from lib.record.plots import SERIES, new_figure, save_figure  # noqa: E402
 
 VARIANTS = {'plain': 'plain agent', 'reuse': 'results kept', 'screen': 'screen', 'warm_start': 'warm start',
             'all': 'all three'}

@@ -17,8 +17,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.simulator.analog_array import ArrayConfig  # noqa: E402
-from lib.simulator.dot_product import ConvMVMEngine, make_engine  # noqa: E402
+from lib.engine.array import ArrayConfig  # noqa: E402
+from lib.engine.dot_product import ConvMVMEngine, make_engine  # noqa: E402
 
 LAYERS = ([(3, 16, 32, 1)] + [(16, 16, 32, 1)] * 6 + [(16, 32, 32, 2)] + [(32, 32, 16, 1)] * 5 + [(32, 64, 16, 2)]
           + [(64, 64, 8, 1)] * 5)  # in, out, side of the input, stride

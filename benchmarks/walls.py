@@ -12,13 +12,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import models  # noqa: E402
+from lib.network.records import profile_layers  # noqa: E402
+from lib.record.strategy import uniform_strategy  # noqa: E402
 from lib.simulator.backends import find_hardware  # noqa: E402
 from lib.simulator.budget import WALLS, Constraint, fit  # noqa: E402
 from lib.simulator.counting import size_of  # noqa: E402
 from lib.simulator.hardware import make_table  # noqa: E402
 from lib.simulator.inventory import Inventory  # noqa: E402
-from lib.utils.profile import profile_layers  # noqa: E402
-from lib.utils.strategy import uniform_strategy  # noqa: E402
 
 MACHINES = ('edge', 'cloud', 'bitfusion')
 

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 
-# Okabe and Ito's palette, as in lib/utils/plots.py.
+# Okabe and Ito's palette, as in lib/record/plots.py.
 BLUE, ORANGE, GREEN, PINK, RED = '#0072B2', '#E69F00', '#009E73', '#CC79A7', '#D55E00'
 INK, SOFT, LINE, PANEL = '#222222', '#5A5A5A', '#9A9A9A', '#F5F6F8'
 COLORS = {'conv': BLUE, 'depthwise': ORANGE, 'pointwise': GREEN, 'linear': PINK}

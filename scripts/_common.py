@@ -192,5 +192,5 @@ def run(main, parser, resume_hint=None, argv=None, configure=None):
         for line in parser.said:
             logger.info('%s', line)
         main(args)
-    if 'lib.utils.distributed' in sys.modules:
-        sys.modules['lib.utils.distributed'].finish()
+    if 'lib.runtime.distributed' in sys.modules:
+        sys.modules['lib.runtime.distributed'].finish()

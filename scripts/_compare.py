@@ -93,9 +93,10 @@ def finetune(args, env, loaders, strategy, seed):
     """Returns the `Metrics` on the test images after --final_epochs from the float weights; of these for None."""
     import torch
 
-    from lib.utils.batch_norm import reestimate_batch_norm
-    from lib.utils.train import evaluate, train_one_epoch
-    from lib.utils.utils import seed_everything, set_learning_rate
+    from lib.runtime.seeds import seed_everything
+    from lib.training.batch_norm import reestimate_batch_norm
+    from lib.training.loop import evaluate, train_one_epoch
+    from lib.utils.utils import set_learning_rate
     shared = {'precision': env.precision}
     if strategy is None:
         with env.float_network() as model:

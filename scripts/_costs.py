@@ -39,10 +39,10 @@ def find_layers(args, model, shape, is_pruned=False, before=False):
 
     `before`: as searches counted them that were begun before float layers had a price.
     """
+    from lib.network.coverage import as_before, take_inventory
+    from lib.network.records import profile_network
+    from lib.network.report import describe_layers
     from lib.simulator.counting import size_of
-    from lib.utils.coverage import as_before, take_inventory
-    from lib.utils.layer_report import describe_layers
-    from lib.utils.profile import profile_network
 
     linear, profile = is_linear(args), profile_network(model, shape)
     inventory = take_inventory(model, profile, linear, is_pruned=is_pruned)
@@ -59,8 +59,8 @@ def find_layers(args, model, shape, is_pruned=False, before=False):
 
 def say_coverage(inventory, what=None):
     """Says what the strategy covers; what stays float is a warning where it is much."""
-    from lib.utils.coverage import coverage_lines
-    from lib.utils.distributed import is_main
+    from lib.network.coverage import coverage_lines
+    from lib.runtime.distributed import is_main
     share, *low = coverage_lines(inventory, what)
     logger.info('%s', share)
     for line in low if is_main() else ():
@@ -69,7 +69,7 @@ def say_coverage(inventory, what=None):
 
 def coverage_of(model, shape, kind='qat'):
     """Says what the active quantizers of a network cover; returns it as an entry of results.json, none if `float`."""
-    from lib.utils.coverage import active_inventory
+    from lib.network.coverage import active_inventory
     if kind == 'float':
         return {}
     inventory = active_inventory(model, shape)
@@ -129,8 +129,8 @@ def ratio(text):
 
 def constraint_on(cost, ratio, linear, option, ends=(0, -1)):
     """Returns the `Constraint` of a ratio, or exactly what K bits in every layer cost; `ends`: first and last layer."""
+    from lib.record.strategy import uniform_strategy
     from lib.simulator.budget import Constraint
-    from lib.utils.strategy import uniform_strategy
     if isinstance(ratio, float):
         return Constraint.of_ratio(cost, ratio, option)
     strategy = uniform_strategy(cost.num_layers, int(ratio.removeprefix('uniform:')), linear=linear, ends=ends)
@@ -184,9 +184,9 @@ def _lookup_table(args, name, layers):
     from dataclasses import replace
     from functools import partial
 
+    from lib.runtime.distributed import on_main
     from lib.simulator.table_cache import find_or_make
     from lib.simulator.table_files import load_table
-    from lib.utils.distributed import on_main
     floats = layers.inventory.floats
     if name.endswith('.npy'):
         return price_floats(load_table(name, layers.records), floats)

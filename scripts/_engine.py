@@ -93,7 +93,7 @@ def engine_config(args, **changes):
     Raises:
         FileNotFoundError, ValueError: a file is missing or no YAML, a field is unknown or has a wrong value.
     """
-    from lib.simulator.analog_array import ArrayConfig
+    from lib.engine.array import ArrayConfig
     values, source = _file_settings(args)
     given = {field: getattr(args, option_of(field)) for field in FIELDS}
     given = {field: value for field, value in given.items() if value is not None}
@@ -132,7 +132,7 @@ def _read_yaml(path, option, section=False):
 
 def engine_factory(args, config, calibration=None):
     """Returns the `EngineFactory` of the options for a configuration."""
-    from lib.simulator.dot_product import make_engine
+    from lib.engine.dot_product import make_engine
     return make_engine(config, args.backend, driver_of(args), calibration)
 
 
@@ -142,7 +142,7 @@ def driver_of(args):
     Raises:
         ValueError: it does not go with --backend, or its file fails.
     """
-    from lib.utils.user_code import load_object
+    from lib.runtime.user_code import load_object
     if (args.backend == 'hardware') != bool(args.driver):
         raise ValueError('--backend hardware and --driver FILE.py:build, which makes its arrays, belong together')
     return load_object(args.driver, '--driver') if args.driver else None
@@ -154,8 +154,8 @@ def read_calibration(path):
     Raises:
         FileNotFoundError, ValueError: it is missing, or no such file.
     """
+    from lib.engine.calibration import Calibration
     from lib.record.files import is_file, read_json
-    from lib.simulator.column_calibration import Calibration
     if not is_file(path):
         raise FileNotFoundError(f'--calibration {path}: there is no such file; hybrid_calibrate.py makes it')
     try:
@@ -203,7 +203,7 @@ def read_quantized(args, device):
     """Returns (quantized network in evaluation mode, image shape, what the checkpoint says of it)."""
     from _export import read_network
 
-    from lib.utils.checkpoint import read_checkpoint
+    from lib.record.checkpoint import read_checkpoint
     saved = read_checkpoint(args.resume)
     if not isinstance(saved, dict) or 'hybrid' not in saved:
         model, shape, about = read_network(args)
@@ -219,7 +219,7 @@ def read_float(args, about, shape, device):
     from _setup import build_model
     from _weights import describe
 
-    from lib.utils.checkpoint import load_weights, read_checkpoint, weights_for
+    from lib.record.checkpoint import load_weights, read_checkpoint, weights_for
     model = build_model(args, about['classes'], shape, device)
     weights = weights_for(model, read_checkpoint(args.float_weights), args.float_weights)
     load_weights(model, weights.state_dict, args.float_weights)

@@ -51,7 +51,7 @@ def measure(setup, config, calibration=None):
     Returns:
         (what is known of the point as plain values, {layer name: its engine}, `NetworkErrors`).
     """
-    from lib.utils.engine_run import NetworkErrors, batches_of, engine_maker, on_engine, predict, sample_codes
+    from lib.engine.network_run import NetworkErrors, batches_of, engine_maker, on_engine, predict, sample_codes
     args, model, operands = setup.args, setup.model, setup.operands
     start = time.perf_counter()
     calibration = calibrated(args, config) if args.calibrate else calibration
@@ -89,7 +89,7 @@ def calibrated(args, config):
     """Returns the `Calibration` of an engine, made now."""
     from _engine import driver_of
 
-    from lib.simulator.column_calibration import calibrate_columns
+    from lib.engine.calibration import calibrate_columns
     return calibrate_columns(config, driver_of(args), patterns=args.patterns, vectors=args.vectors, seed=args.seed)
 
 
@@ -130,8 +130,8 @@ def run_sweep(setup, field, configs, top1_digital, top1_float):
         configs: {value: `ArrayConfig`}.
         top1_digital, top1_float: of the figure; None: not known.
     """
+    from lib.engine.plots import plot_sweep
     from lib.record.files import write_json
-    from lib.utils.engine_plots import plot_sweep
     path = results_folder(setup.args) / f'sweep_{field}.json'
     known, points = read_points(path), []
     for value, config in configs.items():

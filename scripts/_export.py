@@ -48,7 +48,7 @@ def read_network(args):
     Raises:
         ValueError: the checkpoint is of no quantized network that has an integer form.
     """
-    from lib.utils.checkpoint import read_checkpoint
+    from lib.record.checkpoint import read_checkpoint
     from lib.utils.quantize_utils import LinearQuantization
     saved = read_checkpoint(args.resume)
     kind = saved.get('quantization') if isinstance(saved, dict) else None
@@ -74,7 +74,7 @@ def compare(args, model, network, loader):
     """Evaluates both networks on validation images; returns what report.json says of it."""
     import torch
 
-    from lib.utils.integer_compare import compare_codes
+    from lib.integer.compare import compare_codes
     hits = agreed = images = fake_hits = 0
     codes = None
     loader.sample(args.images)
@@ -97,7 +97,7 @@ def compare(args, model, network, loader):
 
 def self_check(model, network):
     """Compares both networks on noise; returns what report.json says of it."""
-    from lib.utils.integer_compare import check_on_noise
+    from lib.integer.compare import check_on_noise
     found = check_on_noise(model, network)
     logger.info('%d images of noise: the same prediction for %.2f %%; the logits differ by %.2g %% of how they vary',
                 found.images, found.agreement, 100 * found.difference)
@@ -134,9 +134,9 @@ def report_codes(codes):
 
 def report_cycles(args, model, network, shape):
     """Simulates the machines of --hardware and prints their cycles; returns what report.json says of it."""
+    from lib.integer.cost import simulate
+    from lib.network.records import profile_layers
     from lib.simulator.backends import find_hardware
-    from lib.utils.integer_cost import simulate
-    from lib.utils.profile import profile_layers
     records, result = profile_layers(model, shape), {}
     for name in args.hardware or ['edge']:
         hardware = find_hardware(name)

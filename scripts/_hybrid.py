@@ -51,7 +51,7 @@ def configure(args, parser):
 
     A checkpoint to evaluate has settings of its own.
     """
-    from lib.utils.hybrid_config import DATASETS, read_config
+    from lib.hybrid.config import DATASETS, read_config
     if args.resume:
         return checkpoint_settings(args, parser) if Path(args.resume).is_file() else {}
     try:
@@ -107,7 +107,7 @@ def apply_strategy(args, model, shape):
 
     from _qat import layers_with_strategy, strategy_of_layers
 
-    from lib.utils.hybrid_plan import layers_of_strategy
+    from lib.hybrid.plan import layers_of_strategy
     config = deepcopy(args.hybrid)
     if args.strategy is not None:
         inventory = layers_with_strategy(model, shape)
@@ -120,8 +120,8 @@ def apply_strategy(args, model, shape):
 
 def make_checked_plan(args, model, config):
     """Returns the `Plan` of a configuration; engine settings are checked, too."""
-    from lib.simulator.analog_array import ArrayConfig
-    from lib.utils.hybrid_plan import make_plan
+    from lib.engine.array import ArrayConfig
+    from lib.hybrid.plan import make_plan
     try:
         ArrayConfig.from_dict(config['mvm'])
     except ValueError as error:
@@ -137,8 +137,8 @@ def rebuild_network(args, saved, shape):
         saved: the checkpoint.
         shape: (C, H, W) of an image.
     """
-    from lib.utils.hybrid import rebuild
-    from lib.utils.hybrid_plan import Plan
+    from lib.hybrid.placement import rebuild
+    from lib.hybrid.plan import Plan
     args.network_options = saved['hybrid']['network']
     model = build_model(args, saved['classes'], shape, 'cpu')
     rebuild(model, Plan(**saved['plan']), probe(model, shape), quantized=saved['hybrid']['stage'] == 'quantized')
@@ -148,7 +148,7 @@ def rebuild_network(args, saved, shape):
 
 def rate_of_run(config, history, lr):
     """Returns the `PlateauRate` of a configuration."""
-    from lib.utils.plateau import PlateauRate
+    from lib.training.plateau import PlateauRate
     training = config['training']
     return PlateauRate(lr, min_lr=training['min_lr'], warmup_epochs=training['warmup_epochs'],
                        warmup_lr=training['warmup_lr'], factor=training['lr_reduction_factor'],
@@ -158,7 +158,7 @@ def rate_of_run(config, history, lr):
 
 def float_accuracy(args, model, loaders, device):
     """Returns the top-1 of the float weights that a run begins with, in percent, or None where they are random."""
-    from lib.utils.train import Precision, evaluate, loss_function
+    from lib.training.loop import Precision, evaluate, loss_function
     start, source = read_weights(args, args.pretrained)
     if start is None:
         return None
@@ -176,7 +176,7 @@ def quantize_after_training(args, model, plan, config, device):
     """Folds, places the ACIQ quantizers and calibrates them on training images without augmentation."""
     import torch
 
-    from lib.utils.hybrid import calibrate_after_training, fold, place_after_training
+    from lib.hybrid.placement import calibrate_after_training, fold, place_after_training
     images = probe(model, args.input_shape)
     model.eval()
     with torch.no_grad():
@@ -204,7 +204,7 @@ def calibration_batches(args, config, device):
     """
     import torch
 
-    from lib.utils.utils import derived_seed
+    from lib.runtime.seeds import derived_seed
     ptq = config['ptq']
     loader = loaders_of(args, device, train_size=1, val_size=ptq['calibration_num'], shard=(0, 1))[1]
     images = torch.cat([batch for batch, _ in loader]).to(device)
@@ -220,9 +220,9 @@ def save_quantized(folder, model, quantization, about, metrics):
     import numpy as np
     import yaml
 
+    from lib.hybrid.placement import integer_weights
+    from lib.record.checkpoint import save_checkpoint
     from lib.record.files import atomic_path, write_text
-    from lib.utils.checkpoint import save_checkpoint
-    from lib.utils.hybrid import integer_weights
     target = Path(folder) / 'experiment_data' / 'q_model'
     with atomic_path(target / 'weights.npz') as temporary:
         np.savez_compressed(temporary, **integer_weights(model))

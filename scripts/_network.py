@@ -74,8 +74,8 @@ def describe_network(args, shape):
     Raises:
         ValueError: the network is unknown, does not take this input, or has no convolution or linear layer.
     """
-    from lib.utils.coverage import take_inventory
-    from lib.utils.profile import profile_network
+    from lib.network.coverage import take_inventory
+    from lib.network.records import profile_network
     model = network_of(args)
     if not args.model_file:
         model = model.to('meta')  # shapes are all that counts: nothing is computed

@@ -90,8 +90,8 @@ def first_bits(args, parts, start):
     """
     import numpy as np
 
+    from lib.runtime.seeds import derived_seed
     from lib.search.progressive import draw
-    from lib.utils.utils import derived_seed
     theirs = isinstance(start, dict) and start.get('qat', {}).get('parts') and start['strategy']
     if theirs and args.k_bits is None and args.pre_k_bits is None and len(theirs['layer_wbit']) == len(parts.parts):
         bits, source = parts.joined(**theirs), args.weights

@@ -122,7 +122,7 @@ def start_from_resumed(args, archtype):
     """Takes a --resume that holds no quantized training as --weights, as main/train.py does; returns what to say."""
     if archtype != 'quant' or not args.archtype or not args.resume or args.evaluate:
         return []
-    from lib.utils.checkpoint import read_checkpoint
+    from lib.record.checkpoint import read_checkpoint
     try:
         saved = read_checkpoint(args.resume)
     except (ValueError, OSError):
@@ -158,9 +158,9 @@ def first_lists(args, model, shape):
     """Returns the bit lists of --k_bits; with a --ratio below 1 of --k_bits and --pre_k_bits at random."""
     import numpy as np
 
+    from lib.qat.parts import find_parts
+    from lib.runtime.seeds import derived_seed
     from lib.search.progressive import draw
-    from lib.utils.progressive import find_parts
-    from lib.utils.utils import derived_seed
     if args.ratio == 1:
         return {'layer_wbit': args.k_bits, 'layer_abit': args.k_bits}
     parts = find_parts(model, shape)

@@ -33,7 +33,7 @@ QUANTIZER_KEY = re.compile(r'(^|[._])(range|step|_extra_state)$')  # in a state 
 
 def bit_list(text):
     """Option type: a list of bits."""
-    from lib.utils.bit_lists import parse_bit_list
+    from lib.qat.bit_lists import parse_bit_list
     try:
         return parse_bit_list(text)
     except ValueError as error:
@@ -96,7 +96,7 @@ def configure(args, parser):
     For another network than the configuration's, these are without its shape, its bits and its folder. The parser
     refuses an unknown configuration, key or value.
     """
-    from lib.utils.user_code import load_object
+    from lib.runtime.user_code import load_object
     theirs = args.archtype and args.config == parser.get_default('config')
     args.config = f'{PROQHA_CONFIG}:quant' if theirs else args.config
     try:
@@ -113,7 +113,7 @@ def configure(args, parser):
 
 def named_config(name):
     """Returns a configuration of run/qat/config_train.py."""
-    from lib.utils.user_code import load_object
+    from lib.runtime.user_code import load_object
     configs = load_object(f'{CONFIGS}:CONFIGS', '--config')
     if name not in configs:
         raise ValueError(f'--config {name}: expected FILE.py:NAME or one of {", ".join(configs)}')
@@ -155,7 +155,7 @@ def quantize(model, settings, strategy, shape, network):
         shape: (C, H, W) of an image.
         network: its name, for messages.
     """
-    from lib.utils.qat import Quantizers, quantize_blocks, quantize_layers
+    from lib.qat.placement import Quantizers, quantize_blocks, quantize_layers
     quantizers = Quantizers.from_dict(settings['quantizers'])
     if settings.get('parts'):
         return quantize_by_parts(model, quantizers, strategy, shape, network, settings.get('ends'))[1]
@@ -171,7 +171,7 @@ def quantize_by_parts(model, quantizers, strategy, shape, network, ends):
     A number of bits may stand for each of the two lists. `ends`, of the settings: 'called', or None of a checkpoint
     from when the first and the last layer were those of the definition.
     """
-    from lib.utils.progressive import quantize_parts
+    from lib.qat.parts import quantize_parts
     parts = quantize_parts(model, strategy['layer_wbit'], strategy['layer_abit'], quantizers, probe(model, shape),
                            network, in_order=ends == 'called')
     return parts, parts.lists(parts.bits)
@@ -233,7 +233,7 @@ def load_quantized(args, model, start, source, settings, strategy, float_names):
 
 def kept_quantizers(start, settings, strategy):
     """Returns which quantizers' clips and steps a checkpoint passes on to this run: 'weights', 'activations'."""
-    from lib.utils.bit_lists import is_quantized
+    from lib.qat.bit_lists import is_quantized
     if not isinstance(start, dict) or 'qat' not in start:
         return []
     theirs, ours = start['qat']['quantizers'], settings['quantizers']
@@ -264,7 +264,7 @@ def choose_bits(args, model, saved, shape):
 
 def strategy_of_layers(args, inventory, input_bits):
     """Returns --strategy as pairs, one per layer of an `Inventory`; `input_bits` stand beside weight bits alone."""
-    from lib.utils.strategy import find_strategy
+    from lib.record.strategy import find_strategy
     strategy = find_strategy(args.strategy, inventory.names, linear=True, either=True, published=STRATEGIES,
                              network=args.arch, ends=inventory.ends)
     logger.info('--strategy %.80s: bits of %d layers, the bit lists of the configuration are not used', args.strategy,
@@ -274,5 +274,5 @@ def strategy_of_layers(args, inventory, input_bits):
 
 def layers_with_strategy(model, shape):
     """Returns the `Inventory` of a float network whose layers --strategy has entries for: those of the linear flow."""
-    from lib.utils.coverage import inventory_of
+    from lib.network.coverage import inventory_of
     return inventory_of(model, shape, linear=True)

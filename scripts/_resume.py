@@ -155,8 +155,8 @@ def inputs_of(args, splits, *, counts=(), costs=(), pretrained=False):
     """
     from _weights import published_file
 
+    from lib.data.digest import data_digest
     from lib.record.digest import digest_of_file
-    from lib.utils.data_digest import data_digest
     weights = args.weights or (pretrained and published_file(args))
     named = {'weights': weights and str(weights),
              **{name: getattr(args, name, None) for name in ('model_file', 'dataset_file', 'strategy', 'config')}}
@@ -190,8 +190,8 @@ def begin_run(args, folder, inputs, *, given=None, strategy=None, growing=(), ad
         ValueError: a resumed run was begun from something else, or with other options.
     """
     from lib.record.files import write_json
+    from lib.record.folder import open_run
     from lib.record.settings import read_settings, with_record
-    from lib.utils.run_folder import open_run
     saved, record = read_settings(settings_path(args)) if has_settings(args) else (None, None)
     if saved is None:
         if args.resume:

@@ -97,7 +97,7 @@ def make_env(args, device, option='--preserve_ratio', before=False):
     """
     from lib.env.linear_quantize_env import LinearQuantizeEnv
     from lib.env.quantize_env import QuantizeEnv
-    from lib.utils.train import Precision
+    from lib.training.loop import Precision
 
     linear = is_linear(args)
     for other in ('is_pruned',) if linear else ('fold_bn',):

@@ -28,7 +28,7 @@ def find_device(name):
 
 def start_device(args):
     """Joins the processes that torchrun started, if it did; returns the torch device of this process."""
-    from lib.utils import distributed
+    from lib.runtime import distributed
     return distributed.start(find_device(args.device))
 
 
@@ -60,7 +60,7 @@ def image_size(args):
 
 def data_options(args, device):
     """Returns the keyword arguments of `create_loaders` and `create_search_loaders` alike."""
-    from lib.utils import distributed
+    from lib.runtime import distributed
     return {'batch_size': getattr(args, 'train_batch', args.test_batch), 'test_batch_size': args.test_batch,
             'workers': args.workers, 'seed': args.seed, 'download': args.download, 'image_size': image_size(args),
             'pin_memory': device.type == 'cuda', 'dataset_file': args.dataset_file, 'num_classes': args.num_classes,
@@ -75,8 +75,8 @@ def loaders_of(args, device, **parts):
     `parts`: `train_size` and `val_size` make it two parts of the training images, for a search; `splits` says what to
     read, and what loaders come back; any of `data_options` goes before the options.
     """
+    from lib.runtime.distributed import main_first, together
     from lib.utils.data_utils import create_loaders, create_search_loaders
-    from lib.utils.distributed import main_first, together
     create = create_search_loaders if 'train_size' in parts else create_loaders
     run = main_first if args.download else together  # who comes later finds what was downloaded
     with may_have_moved(args, 'dataset_root'):
@@ -92,7 +92,7 @@ def build_network(args, classes):
     from functools import partial
 
     import models
-    from lib.utils.user_code import load_model
+    from lib.runtime.user_code import load_model
     if args.model_file:
         if args.mode or args.width_mult != 1:
             raise ValueError('--width_mult and --mode belong to networks of --arch: leave them out with --model_file')
@@ -129,7 +129,7 @@ def single_images(*loaders):
 
 def check_model(args, model, shape, classes, loaders=()):
     """Raises ValueError, with the options that help, where the network does not take the images of the loaders."""
-    from lib.utils.network_check import check_network
+    from lib.network.check import check_network
     single = single_images(*loaders)
     try:
         check_network(model, shape, classes, single)
@@ -187,7 +187,7 @@ def fold(model, shape, quiet=False):
     """Folds the BatchNorms of the network into the layers before them, in place, and says which are left."""
     from torch import nn
 
-    from lib.utils.folding import fold_batch_norms
+    from lib.network.batch_norm_folding import fold_batch_norms
     pairs = fold_batch_norms(model, probe(model, shape))
     left = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not quiet:

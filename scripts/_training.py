@@ -13,9 +13,9 @@ GROWING = ('epochs',)  # what a resumed training may change
 
 def read_resumed(args):
     """Returns the checkpoint of --resume or None, after checking that the run may be written to its folder."""
-    from lib.utils.checkpoint import read_checkpoint
-    from lib.utils.distributed import on_main
-    from lib.utils.run_folder import check_folder
+    from lib.record.checkpoint import read_checkpoint
+    from lib.record.folder import check_folder
+    from lib.runtime.distributed import on_main
     if not args.evaluate:
         check_unchanged(args, allowed=GROWING)
         on_main(check_folder, training_folder(args), resume=bool(args.resume), overwrite=args.overwrite)
@@ -84,10 +84,10 @@ def train(args, model, loaders, saved, device, *, quantization, about, rate=None
         start: checkpoint of the weights to begin with.
         options: further ones of `fit`.
     """
-    from lib.utils.batch_norm import reestimate_batch_norm
-    from lib.utils.distributed import is_main, on_main
-    from lib.utils.fit import fit, write_results
-    from lib.utils.train import Precision, evaluate, loss_function
+    from lib.runtime.distributed import is_main, on_main
+    from lib.training.batch_norm import reestimate_batch_norm
+    from lib.training.fit import fit, write_results
+    from lib.training.loop import Precision, evaluate, loss_function
 
     precision, folder = Precision(device, args.half, args.channels_last), training_folder(args)
     metrics, best = None, -1.0
@@ -135,7 +135,7 @@ def begin(args, folder, strategy, about, loaders, costs, run):
     Returns:
         What checkpoints say of the run; {} of one without a record.
     """
-    from lib.utils.strategy import save_strategy
+    from lib.record.strategy import save_strategy
     counts = [loader.num_images for loader in loaders]
     inputs = inputs_of(args, ('train', 'val'), counts=counts, costs=costs, pretrained=args.pretrained)
     identity = begin_run(args, folder, inputs, strategy=strategy, growing=GROWING, unread=('weights',), run=run)

@@ -19,8 +19,8 @@ def read_weights(args, pretrained):
     Raises:
         FileNotFoundError: there is none; the message names the file that is wanted and where to put it.
     """
-    from lib.utils.checkpoint import read_checkpoint
-    from lib.utils.distributed import main_first
+    from lib.record.checkpoint import read_checkpoint
+    from lib.runtime.distributed import main_first
     if args.weights:
         with may_have_moved(args, 'weights'):
             return read_checkpoint(args.weights), args.weights
@@ -56,7 +56,7 @@ def published_file(args):
 
 def checkpoint_settings(args, parser):
     """Returns the defaults that a checkpoint without an args.json beside it gives."""
-    from lib.utils.checkpoint import read_checkpoint
+    from lib.record.checkpoint import read_checkpoint
     if not args.resume:
         parser.error('give the checkpoint by --resume')
     try:
@@ -98,8 +98,8 @@ def read_download(url, name):
     """
     import torch
 
+    from lib.record.checkpoint import read_checkpoint
     from lib.record.digest import digest_of_file
-    from lib.utils.checkpoint import read_checkpoint
     path = Path(torch.hub.get_dir()) / 'checkpoints' / url.rpartition('/')[2]
     try:
         if not path.exists():
@@ -128,9 +128,9 @@ def prepare(args, model, shape, checkpoint, source, linear):
     Returns:
         The network.
     """
-    from lib.utils.batch_norm import batch_norms
-    from lib.utils.distributed import world_size
-    from lib.utils.sync_batch_norm import synchronise_batch_norm
+    from lib.network.hooks import batch_norms
+    from lib.network.sync_batch_norm import synchronise_batch_norm
+    from lib.runtime.distributed import world_size
     folded = isinstance(checkpoint, dict) and checkpoint.get('folded') is True
     if folded and not linear:
         raise ValueError(f'{source} has its BatchNorms folded into the weights, as only the linear flow has it: add '
@@ -158,7 +158,7 @@ def prepare(args, model, shape, checkpoint, source, linear):
 
 def script_of_quantizers(checkpoint):
     """Returns the script whose quantizers, which no other has, are in the network of a checkpoint, or None."""
-    from lib.utils.bit_lists import is_quantized
+    from lib.qat.bit_lists import is_quantized
     if not isinstance(checkpoint, dict):
         return None
     if checkpoint.get('quantization') == 'hybrid':
@@ -174,7 +174,7 @@ def load(args, model, checkpoint, source):
 
 def put(args, model, weights, source):
     """Loads `Weights` into the network and says what was taken."""
-    from lib.utils.checkpoint import load_weights
+    from lib.record.checkpoint import load_weights
     reset = load_weights(model, weights.state_dict, source, reset_classifier=args.reset_classifier)
     if reset:
         logger.info('layer %s starts from random weights (--reset_classifier)', reset)
@@ -184,7 +184,7 @@ def put(args, model, weights, source):
 
 def find(args, model, checkpoint, source):
     """Returns the `Weights` of a checkpoint for the network: of --weights the average, if --ema asks for it."""
-    from lib.utils.checkpoint import weights_for
+    from lib.record.checkpoint import weights_for
     average = bool(getattr(args, 'ema', False)) and source == args.weights
     try:
         return weights_for(model, checkpoint, source, average=average)

@@ -54,7 +54,7 @@ def layers_of(row, folder):
 
 def main(args):
     """Prices every run on every machine and prints the table."""
-    from lib.utils.coverage import coverage_lines
+    from lib.network.coverage import coverage_lines
     runs = [read_run(text) for text in args.runs]
     if floats := [row['label'] for row in runs if not row.get('strategy')]:
         raise ValueError(f'{", ".join(floats)}: a float network has no strategy to price')
@@ -106,7 +106,7 @@ def markdown(runs, tables, ratios):
 def write(folder, lines, runs, tables, ratios):
     """Writes the table and its heat map."""
     from lib.record.files import write_text
-    from lib.utils.table_plots import plot_matrix
+    from lib.simulator.table_plots import plot_matrix
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / 'hardware.md', '\n'.join(lines) + '\n')
     labels = [f'{row["label"]}\ntop-1 {row["top1"]:.2f} %' for row in runs]

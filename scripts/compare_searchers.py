@@ -67,8 +67,8 @@ def make_compare_parser():
 
 def main(args):
     """Searches and fine-tunes whatever is not done yet; writes tables after every result, the figure after a budget."""
+    from lib.record.folder import check_folder
     from lib.simulator.inventory import PRICING
-    from lib.utils.run_folder import check_folder
 
     folder, device = Path(args.resume or args.output), start_device(args)
     check_options(args)
@@ -93,7 +93,7 @@ def pricing_of(folder):
 
 def check_options(args):
     """Drops what is given twice; raises ValueError for what a comparison cannot do."""
-    from lib.utils.distributed import world_size
+    from lib.runtime.distributed import world_size
     if world_size() > 1:
         raise ValueError(f'a comparison works in one process, these are {world_size()}: start it without torchrun')
     if args.screen:

@@ -35,8 +35,8 @@ def main(args):
     """Lowers, compares, simulates and saves."""
     import torch
 
+    from lib.integer.lowering import lower
     from lib.record.disk import check_writable
-    from lib.utils.integer_graph import lower
 
     if not args.integer:
         raise ValueError('say what to export: --integer writes weights and requantization constants as integers')

@@ -155,7 +155,7 @@ def choose_strategy(args, start, source, layer_names, *, linear, found=None, end
     It is that of the checkpoint to resume; else that of --strategy, of the weights' checkpoint, that of the centroids
     `found` in the weights, or the network's in STRATEGIES.
     """
-    from lib.utils.strategy import check_strategy, find_strategy
+    from lib.record.strategy import check_strategy, find_strategy
 
     default, saved = ('q' if linear else '') + network_name(args), start_value(start, 'strategy')
     if not args.resume and start_value(start, 'quantization') != ('linear' if linear else 'kmeans'):

@@ -35,10 +35,10 @@ def make_calibrate_parser():
 
 def main(args):
     """Calibrates, reports and writes calibration.json, calibration.csv and calibration.png."""
+    from lib.engine.calibration import calibrate_columns
+    from lib.engine.plots import plot_calibration
     from lib.record.disk import check_writable
     from lib.record.files import write_json
-    from lib.simulator.column_calibration import calibrate_columns
-    from lib.utils.engine_plots import plot_calibration
 
     if args.backend == 'ideal':
         raise ValueError('--backend ideal gives exact products: there is nothing to calibrate')

@@ -121,9 +121,9 @@ def check_calibration(args, config):
 
 def find_layers(args, model, loaders):
     """Returns {name: `LayerOperands`} of --layers, and says which layers stay digital."""
-    from lib.utils.conversion import all_layers, some
-    from lib.utils.operand_search import find_operands
-    from lib.utils.operands import choose_layers
+    from lib.engine.operand_search import find_operands
+    from lib.engine.operands import choose_layers
+    from lib.network.conversion import all_layers, some
     images = next(iter(loaders[1]))[0][:8].to(next(model.parameters()).device)
     operands, reasons = find_operands(model, images)
     chosen = choose_layers(args.layers, list(all_layers(model)), operands, reasons)
@@ -137,15 +137,15 @@ def find_layers(args, model, loaders):
 
 def check_fits(operands, config):
     """Raises ValueError, before anything slow begins, if arrays are too small for a layer; names it."""
-    from lib.simulator.dot_product import make_engine
-    from lib.utils.engine_run import LayerEngine
+    from lib.engine.dot_product import make_engine
+    from lib.engine.network_run import LayerEngine
     for operand in operands.values():
         LayerEngine(operand, make_engine(config, 'ideal'))  # cuts the weights into arrays and makes none
 
 
 def start(args, model, operands, loaders, about, shape):
     """Returns the `Setup` and {'digital': top-1, 'float': top-1 if its weights are given}."""
-    from lib.utils.engine_run import batches_of, predict
+    from lib.engine.network_run import batches_of, predict
     loaders[1].sample(args.images)
     labels, digital = predict(model, batches_of(loaders[1], args.engine_batch))
     accuracies = {'digital': percent(digital == labels)}
@@ -161,8 +161,8 @@ def start(args, model, operands, loaders, about, shape):
 
 def compare(setup, config, calibration, accuracies, about):
     """Measures the engine of the options and writes experiment.json, layers.csv and the figures of all layers."""
+    from lib.engine.plots import plot_layers
     from lib.record.files import write_json
-    from lib.utils.engine_plots import plot_layers
     args, folder = setup.args, results_folder(setup.args)
     fingerprint = setup.fingerprint(config, calibration)
     if not args.overwrite and saved_fingerprint(folder / 'experiment.json') == fingerprint:
@@ -220,7 +220,7 @@ def first_images(args, model, loader):
 
 def collect(args, model, operands, loader):
     """Writes the operands of layers for arrays in a laboratory."""
-    from lib.utils.operand_files import collect_operands
+    from lib.engine.operand_files import collect_operands
     if args.collect == 0:
         raise ValueError('--collect 0: expected a number of input columns, or -1 for all')
     images, _ = first_images(args, model, loader)
@@ -232,8 +232,8 @@ def collect(args, model, operands, loader):
 
 def replay_measured(args, model, operands, loader):
     """Goes on from measured dot products."""
-    from lib.utils.engine_run import predict
-    from lib.utils.operand_files import read_measured, replay
+    from lib.engine.network_run import predict
+    from lib.engine.operand_files import read_measured, replay
     images, labels = first_images(args, model, loader)
     measured = read_measured(args.replay, operands)
     classes = replay(model, operands, images, measured).argmax(1).cpu()

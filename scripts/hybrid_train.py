@@ -38,8 +38,8 @@ def make_hybrid_parser():
 
 def main(args):
     """Trains, folds, quantizes, evaluates and saves; only evaluates with --evaluate."""
-    from lib.utils.hybrid import HybridQuantization, rebuild
-    from lib.utils.hybrid_plan import Plan
+    from lib.hybrid.placement import HybridQuantization, rebuild
+    from lib.hybrid.plan import Plan
 
     device, saved = start_device(args), read_resumed(args)
     check_saved(args, saved)
@@ -76,9 +76,9 @@ def main(args):
 
 def synchronise_norms(args, model):
     """Makes the BatchNorms span all processes with --sync_bn; ValueError where some are folded in training."""
+    from lib.network.sync_batch_norm import synchronise_batch_norm
     from lib.quantize.folding import FoldingConv2d
-    from lib.utils.distributed import world_size
-    from lib.utils.sync_batch_norm import synchronise_batch_norm
+    from lib.runtime.distributed import world_size
     if not args.sync_bn or world_size() == 1:
         return
     if any(isinstance(module, FoldingConv2d) for module in model.modules()):
@@ -103,10 +103,10 @@ def check_saved(args, saved):
 
 def finish(args, model, plan, loaders, device, quantization, about):
     """Quantizes after training, evaluates and writes experiment_data/q_model and results.json."""
-    from lib.utils.distributed import is_main
-    from lib.utils.fit import write_results
-    from lib.utils.qat import weight_bits
-    from lib.utils.train import Precision, evaluate, loss_function
+    from lib.qat.placement import weight_bits
+    from lib.runtime.distributed import is_main
+    from lib.training.fit import write_results
+    from lib.training.loop import Precision, evaluate, loss_function
 
     quantize_after_training(args, model, plan, quantization.settings['config'], device)
     metrics = evaluate(model, loaders[1], loss_function(), device,

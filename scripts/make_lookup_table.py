@@ -94,7 +94,7 @@ def default_output(args, layers, hardware, metric):
 
 def main(args):
     """Makes, saves, describes and draws the table."""
-    from lib.utils.coverage import coverage_lines
+    from lib.network.coverage import coverage_lines
     if args.list_hardware:
         list_hardware()
         return
@@ -124,11 +124,11 @@ def from_hardware(args, inventory, about):
     """Returns (default path, table, lines of the summary, function that draws) of a hardware model."""
     from dataclasses import replace
 
+    from lib.simulator import table_plots
     from lib.simulator.backends import find_hardware
     from lib.simulator.hardware import check_metric, make_table, table_from_cells
     from lib.simulator.rest import noted
-    from lib.utils import table_plots
-    from lib.utils.table_summary import summarize_cells
+    from lib.simulator.table_report import summarize_cells
     if args.unit:
         raise ValueError(f'--unit {args.unit} belongs to --from_csv: hardware has a unit of its own, leave it out')
     hardware, metric = find_hardware(args.hardware or 'cloud'), args.metric or 'latency'
@@ -157,7 +157,7 @@ def from_hardware(args, inventory, about):
 
 def measure_whole(args, hardware, about):
     """Measures the whole network beside its layers; adds the result to `about` and returns the lines that say it."""
-    from lib.utils.whole_network import measure_whole_network
+    from lib.network.whole_network import measure_whole_network
     whole = measure_whole_network(network_of(args), tuple(about['resolution']), hardware)
     about['whole_network'] = whole.to_dict()
     return ['', f'measured together ({whole.arithmetic}): layers {whole.layers:.3f} ms, the same kernels in a row '
@@ -168,9 +168,9 @@ def measure_whole(args, hardware, about):
 
 def from_csv(args, inventory, about):
     """Returns (default path, table, lines of the summary, function that draws) of the user's own numbers."""
+    from lib.simulator import table_plots
     from lib.simulator.csv_table import read_csv_table
-    from lib.utils import table_plots
-    from lib.utils.table_summary import summarize_table
+    from lib.simulator.table_report import summarize_table
     unused = [f'--{name} {getattr(args, name)}' for name in ('hardware', 'metric', 'batch') if getattr(args, name)]
     if unused:
         raise ValueError(f'--from_csv takes the numbers in the file as they are: leave out {" and ".join(unused)}')

@@ -71,7 +71,7 @@ def main(args):
 
 def report(args, strategy, network, inventory, table, shape):
     """Returns everything about one strategy (None: float) of this `Inventory` as a dict of plain values."""
-    from lib.utils.coverage import coverage_lines
+    from lib.network.coverage import coverage_lines
     costs = counted_costs(inventory) | {table.name: table}
     sizes, eight = costs['model_size'], [[8, 8]] * len(inventory.layers)
     priced = {name: cost.cost(strategy or eight) for name, cost in costs.items()}
@@ -115,7 +115,7 @@ def choose(args, text, network):
     A strategy of pairs leaves out what the linear flow cannot quantize: layers that the forward pass never calls, and
     those with a forward of their own.
     """
-    from lib.utils.strategy import find_strategy
+    from lib.record.strategy import find_strategy
     if text is None:
         return None, network.kmeans
     kept = {True: network.linear, False: network.kmeans}

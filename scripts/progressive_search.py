@@ -31,8 +31,8 @@ def make_progressive_parser():
 
 def main(args):
     """Prepares the network and runs the search."""
-    from lib.utils.distributed import is_main, on_main
-    from lib.utils.run_folder import check_folder
+    from lib.record.folder import check_folder
+    from lib.runtime.distributed import is_main, on_main
 
     given = settings(args)
     args.arch = find_network(args)
@@ -77,7 +77,7 @@ def step_path(folder, step):
 
 def read_search(args, folder):
     """Returns the checkpoint of the last step of the search to resume, or None."""
-    from lib.utils.checkpoint import read_checkpoint
+    from lib.record.checkpoint import read_checkpoint
     if not args.resume:
         return None
     check_unchanged(args, allowed=GROWING)
@@ -116,9 +116,9 @@ class Search:
 
     def build(self, saved, start, source):
         """Makes the network, puts its quantizers in and loads the weights."""
-        from lib.utils.conversion import convertible_layers
-        from lib.utils.profile import profile_layers
-        from lib.utils.qat import Quantizers
+        from lib.network.conversion import convertible_layers
+        from lib.network.records import profile_layers
+        from lib.qat.placement import Quantizers
         args, shape = self.args, self.loader.input_shape
         loaders = (self.loader, self.held_out or self.test_loader)
         self.model = build_model(args, self.classes, shape, self.device, loaders)
@@ -144,7 +144,7 @@ class Search:
 
     def accuracy(self, loader):
         """Returns the top-1 accuracy of the network as it is, in percent."""
-        from lib.utils.train import Precision, evaluate, loss_function
+        from lib.training.loop import Precision, evaluate, loss_function
         precision = Precision(self.device, self.args.half, self.args.channels_last)
         return evaluate(self.model, loader, loss_function(), self.device, precision=precision).top1
 
@@ -152,8 +152,8 @@ class Search:
         """Takes the bits of the best candidate of a step; returns its score, of --info."""
         import numpy as np
 
+        from lib.runtime.seeds import derived_seed
         from lib.search.progressive import balanced_batch, best_candidate, gradient_score
-        from lib.utils.utils import derived_seed
         args = self.args
         if args.info == 'hession':
             batch = balanced_batch(self.loader, args.train_batch, derived_seed(args.seed, 'candidates', step))
@@ -178,9 +178,9 @@ class Search:
         """Trains the network at the present bits; returns (training accuracy of the last epoch, test accuracy)."""
         import torch
 
-        from lib.utils.fit import train_epoch
-        from lib.utils.progressive import ProgressiveTraining
-        from lib.utils.train import Precision
+        from lib.qat.parts import ProgressiveTraining
+        from lib.training.fit import train_epoch
+        from lib.training.loop import Precision
         from lib.utils.utils import learning_rate
         args, epochs = self.args, self.args.search_epochs
         precision = Precision(self.device, args.half, args.channels_last)
@@ -237,8 +237,8 @@ class Search:
 
 def run_steps(search, log, done):
     """Runs the steps that are left, saving everything after each of them, in the main process."""
+    from lib.record.checkpoint import save_checkpoint
     from lib.search.progressive import FLOOR
-    from lib.utils.checkpoint import save_checkpoint
     args = search.args
     for step in range(done + 1, args.step + 1):
         if args.cost and search.cost <= args.cost:
@@ -257,8 +257,8 @@ def run_steps(search, log, done):
 
 def make_log(search, history):
     """Returns the `ProgressiveLog`, continued after `history`."""
-    from lib.utils.progressive_log import ProgressiveLog
-    from lib.utils.qat import weight_bits
+    from lib.qat.placement import weight_bits
+    from lib.search.progressive_log import ProgressiveLog
     bits, full = weight_bits(search.model)
     logger.info('%s on %s: %d quantizers in %d layers with %d weights, cost %.4f, with float layers %.4f of the float '
                 'size; top-1 %.2f %%', search.args.arch, search.device, len(search.parts), len(search.parts.parts),
@@ -270,8 +270,8 @@ def make_log(search, history):
 
 def finish(search, log):
     """Draws the plots and writes the results of a finished search."""
+    from lib.qat.placement import weight_bits
     from lib.record.files import write_json
-    from lib.utils.qat import weight_bits
     log.plot()
     bits, full = weight_bits(search.model)
     if log.history and not log.last:

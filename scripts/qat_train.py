@@ -23,10 +23,10 @@ def make_qat_parser():
 
 def main(args):
     """Builds the network, puts the quantizers into it and trains; only evaluates with --evaluate."""
-    from lib.utils.conversion import quantized_layers
-    from lib.utils.distributed import world_size
-    from lib.utils.qat import QATQuantization, find_steps, weight_bits
-    from lib.utils.sync_batch_norm import synchronise_batch_norm
+    from lib.network.conversion import quantized_layers
+    from lib.network.sync_batch_norm import synchronise_batch_norm
+    from lib.qat.placement import QATQuantization, find_steps, weight_bits
+    from lib.runtime.distributed import world_size
 
     device, saved = start_device(args), read_resumed(args)
     settings = settings_of(args, saved)

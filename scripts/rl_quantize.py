@@ -75,8 +75,8 @@ def make_search_parser():
 
 def main(args):
     """Runs the search."""
-    from lib.utils.distributed import on_main
-    from lib.utils.run_folder import check_folder
+    from lib.record.folder import check_folder
+    from lib.runtime.distributed import on_main
 
     if args.constraint and isinstance(args.preserve_ratio, DefaultFloat):
         args.preserve_ratio = None
@@ -99,7 +99,7 @@ def main(args):
 
 def check_processes(args):
     """Raises ValueError for a searcher that measures on the images of one process, where there are several."""
-    from lib.utils.distributed import world_size
+    from lib.runtime.distributed import world_size
     measures = args.searcher not in ('ddpg', 'uniform', 'random', 'evolution') or args.warm_start != 'none'
     if world_size() > 1 and measures:
         raise ValueError(f'--searcher {args.searcher} --warm_start {args.warm_start} works in one process, these '
@@ -114,7 +114,7 @@ def run_path(args):
 
 def read_search(args, folder):
     """Returns the saved state of the search to resume, or None."""
-    from lib.utils.checkpoint import read_checkpoint
+    from lib.record.checkpoint import read_checkpoint
     if not args.resume:
         return None
     check_unchanged(args, allowed=GROWING)
@@ -156,10 +156,10 @@ def search(args, env, layers, searcher, counter, folder, saved, identity):
 
     One that diverges counts as the worst, and the search goes on.
     """
+    from lib.record.checkpoint import tensor_bytes
     from lib.record.disk import check_space
+    from lib.runtime.distributed import is_main
     from lib.simulator.counting import model_size
-    from lib.utils.checkpoint import tensor_bytes
-    from lib.utils.distributed import is_main
 
     history = saved['history'] if saved else []
     resume(searcher, history, saved)
@@ -219,7 +219,7 @@ def resume(searcher, history, saved):
 
 def make_log(args, env, layers, folder, history):
     """Returns the `SearchLog`, continued after `history`."""
-    from lib.utils.search_log import SearchLog
+    from lib.search.log import SearchLog
     about = {'arch': args.arch, 'dataset': args.dataset, 'preserve_ratio': env.constraints[0].ratio,
              'budgets': {budget.cost.name: budget.ratio for budget in env.constraints},
              'quantization': 'linear' if is_linear(args) else 'kmeans', 'cost_name': env.cost.name,
@@ -232,7 +232,7 @@ def make_log(args, env, layers, folder, history):
 
 def save_search(args, folder, agent, log, identity):
     """Saves what the search goes on from and, at every tenth of it, the agent's networks and the plots."""
-    from lib.utils.checkpoint import save_checkpoint
+    from lib.record.checkpoint import save_checkpoint
     state = {'agent': agent.state_dict()} if agent else {}
     state |= {'run': identity} if identity else {}
     if log.about['pricing'] > 1:  # a search that was begun before goes on as it was

@@ -87,8 +87,8 @@ def main(args):
     if not args.output:
         return
     from lib.record.files import file_stem, write_text
+    from lib.record.plots import plot_budget
     from lib.record.words import cost_words
-    from lib.utils.plots import plot_budget
     reference = next((row['top1'] for row in runs if row['quantization'] == 'float'), None)
     write_text(Path(args.output) / 'summary.md', '\n'.join(lines) + '\n')
     for name in sorted({row['cost_name'] for row in runs} - {'float'}):

@@ -60,7 +60,7 @@ def _search_again(home, file):
 
 def _state(home, file):
     """What a search goes on from."""
-    from lib.utils.checkpoint import read_checkpoint
+    from lib.record.checkpoint import read_checkpoint
     saved = read_checkpoint(file)
     if not isinstance(saved, dict):
         raise Refused(f'{file} is not the state of a search')  # as rl_quantize.py says it
@@ -68,7 +68,7 @@ def _state(home, file):
 
 
 def _checkpoint(home, file):
-    from lib.utils.checkpoint import read_checkpoint, state_dict_of
+    from lib.record.checkpoint import read_checkpoint, state_dict_of
     saved = read_checkpoint(file)
     state_dict_of(saved, file)
     return saved
@@ -96,7 +96,7 @@ def _settings(home, file):
 
 
 def _strategy(home, file):
-    from lib.utils.strategy import find_strategy
+    from lib.record.strategy import find_strategy
     names = stages.plain(home / 'names.json')
     return find_strategy(str(file), names, linear=False, published={}, network='resnet20')
 
@@ -124,7 +124,7 @@ def _hardware(home, file):
 
 
 def _hybrid(home, file):
-    from lib.utils.hybrid_config import read_config
+    from lib.hybrid.config import read_config
     return read_config(file)
 
 
@@ -138,7 +138,7 @@ def _calibration(home, file):
 
 
 def _integer(home, file):
-    from lib.utils.integer_network import IntegerNetwork
+    from lib.integer.network import IntegerNetwork
     network = IntegerNetwork.load(file)
     return network(torch.randn(2, *network.input_shape, generator=torch.Generator().manual_seed(0)))
 
@@ -148,18 +148,18 @@ def _points(home, file):
 
 
 def _measured(home, file):
-    from lib.utils.operand_files import read_measured
+    from lib.engine.operand_files import read_measured
     return read_measured(file.parent, [file.stem])
 
 
 def _image(home, file):
-    from lib.utils.image_folder import load_image
+    from lib.data.image_folder import load_image
     return np.asarray(load_image(str(file)))
 
 
 def _data_set(name, root):
     def read(home, file):
-        from lib.utils.datasets import dataset_spec
+        from lib.data.datasets import dataset_spec
         spec, found = dataset_spec(name), []
         for part in ('train', 'val'):
             split = spec.read(spec, home / root, part, False)

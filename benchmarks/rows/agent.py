@@ -5,13 +5,13 @@ import numpy as np
 from benchmarks import straightforward
 from benchmarks.rows.measure import Row, alternate, faster, seconds
 from benchmarks.rows.networks import network
+from lib.network.records import profile_layers
 from lib.rl.ddpg import DDPG
 from lib.simulator import budget
 from lib.simulator.backends import find_hardware
 from lib.simulator.budget import Constraint
 from lib.simulator.counting import model_size
 from lib.simulator.hardware import make_table
-from lib.utils.profile import profile_layers
 
 EPISODES, COST_SECONDS = 600, 1.0
 LAYERS = 53  # of MobileNetV2

@@ -10,15 +10,15 @@ from benchmarks.rows.agent import full_agent
 from benchmarks.rows.images import BATCH, photographs, plain_loaders, search_loaders
 from benchmarks.rows.measure import Row, alternate, seconds, timed, within
 from benchmarks.rows.networks import network, settle, trainer
+from lib.data.tensor_loader import Augment
 from lib.env.linear_quantize_env import LinearQuantizeEnv
 from lib.env.quantize_env import QuantizeEnv
+from lib.network.records import profile_layers
 from lib.simulator.budget import Constraint
 from lib.simulator.counting import bit_operations, model_size
+from lib.training.loop import evaluate, loss_function
 from lib.utils.data_utils import TensorLoader
-from lib.utils.profile import profile_layers
 from lib.utils.quantize_utils import convert_to_quantized, quantizable_layers, quantized_layers
-from lib.utils.tensor_loader import Augment
-from lib.utils.train import evaluate, loss_function
 
 KMEANS, LINEAR = 1.10, 1.40  # times the float passes
 AGENT = 0.04  # of a K-means episode

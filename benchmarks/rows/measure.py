@@ -11,7 +11,7 @@ import torch
 from torch.autograd import DeviceType
 
 from lib.record.files import write_text
-from lib.simulator.machine import machine_facts
+from lib.simulator.measured.machine import machine_facts
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATS, FEWER = 5, 3

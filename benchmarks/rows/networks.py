@@ -3,10 +3,10 @@
 import torch
 
 import models
-from lib.utils.batch_norm import batch_norms
-from lib.utils.checkpoint import load_weights, read_checkpoint
+from lib.network.hooks import batch_norms
+from lib.record.checkpoint import load_weights, read_checkpoint
+from lib.training.loop import loss_function, train_one_epoch
 from lib.utils.quantize_utils import quantizable_layers
-from lib.utils.train import loss_function, train_one_epoch
 
 TAIL = 4  # degrees of freedom of Student's t; trained weights have such tails, initial ones have none
 LR = 1e-3  # of the search
@@ -50,7 +50,7 @@ def batches(count, size, side, device='cpu', classes=1000, seed=0):
 @torch.no_grad()
 def settle(model, data):
     """Gives BatchNorms the statistics of a few batches, so that activations in evaluation are those of training."""
-    from lib.utils.batch_norm import reestimate_batch_norm
+    from lib.training.batch_norm import reestimate_batch_norm
     reestimate_batch_norm(model, data, len(data), data[0][0].device)
 
 

@@ -9,6 +9,7 @@ from benchmarks import straightforward
 from benchmarks.rows.measure import Row, alternate, distance, peak_bytes, seconds, timed, within
 from benchmarks.rows.networks import batches, network, settle, sgd, trainer
 from lib.quantize.kmeans import CodebookCache
+from lib.training.loop import evaluate, loss_function
 from lib.utils.quantize_utils import (
     KMeansQuantization,
     LinearQuantization,
@@ -17,7 +18,6 @@ from lib.utils.quantize_utils import (
     quantizable_layers,
     quantized_layers,
 )
-from lib.utils.train import evaluate, loss_function
 
 BATCH, SIDE, AGREEMENT = 32, 224, 4  # images in a batch, pixels, images that are compared
 CENTROIDS, EVALUATION, TRAINING, MEMORY, CALIBRATION = 1.05, 1.25, 1.35, 1.3, 4  # times the float network

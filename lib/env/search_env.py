@@ -12,13 +12,15 @@ import torch
 
 from lib.env.screen import Screen
 from lib.env.state import action_from_bits, bits_from_action, layer_features
+from lib.network.conversion import some
+from lib.network.hooks import batch_norms
+from lib.network.other_state import OtherState
+from lib.runtime.seeds import seed_everything
 from lib.simulator import budget
-from lib.utils.batch_norm import batch_norms, reestimate_batch_norm
-from lib.utils.conversion import some
-from lib.utils.other_state import OtherState
+from lib.training.batch_norm import reestimate_batch_norm
+from lib.training.loop import evaluate, loss_function, train_one_epoch
 from lib.utils.quantize_utils import Quantization
-from lib.utils.train import evaluate, loss_function, train_one_epoch
-from lib.utils.utils import seed_everything, set_learning_rate
+from lib.utils.utils import set_learning_rate
 
 logger = logging.getLogger(__name__)
 

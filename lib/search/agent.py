@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from lib.runtime.distributed import broadcast
 from lib.search.allocation import ilp_allocation
 from lib.search.searcher import Searcher
 from lib.search.space import Space
-from lib.utils.distributed import broadcast
 
 PERTURBATION = 1.0  # standard deviation of the logarithm of a layer's factor
 

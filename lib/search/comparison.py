@@ -6,8 +6,8 @@ import statistics
 from pathlib import Path
 
 from lib.record.files import write_json, write_text
+from lib.record.plots import BLUE, GREY, SERIES, float_line, new_figure, save_figure
 from lib.record.words import SEARCHERS, cost_words
-from lib.utils.plots import BLUE, GREY, SERIES, float_line, new_figure, save_figure
 
 COLUMNS = ('budget', 'searcher', 'seed', 'searched', 'ratio', 'search_accuracy', 'top1', 'evaluations', 'forwards',
            'backwards', 'seconds', 'strategy')

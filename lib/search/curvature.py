@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from lib.network.hooks import input_of
 from lib.quantize.quantizer import Quantizer
-from lib.utils.batches import seeded_generator
-from lib.utils.hooks import input_of
+from lib.runtime.seeds import seeded_generator
 
 
 class Curvature(NamedTuple):

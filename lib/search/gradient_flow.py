@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from lib.utils.hooks import input_of
+from lib.network.hooks import input_of
 
 
 class _Call:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from lib.network.other_state import kept_state
+from lib.runtime.distributed import broadcast, is_main
+from lib.runtime.seeds import derived_seed
 from lib.search.searcher import Searcher
-from lib.utils.distributed import broadcast, is_main
-from lib.utils.other_state import kept_state
-from lib.utils.utils import derived_seed
 
 FLOOR = 2  # fewest bits that the search goes down to
 POOL = 4  # batches of a shuffled epoch among whose images a balanced one is chosen

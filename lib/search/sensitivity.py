@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from lib.network.conversion import some
 from lib.record.arrays import read_npz, write_npz
 from lib.record.files import is_file, parse_json
 from lib.record.values import check_values, real, whole
+from lib.runtime import distributed
 from lib.search.curvature import SCALARS, differentiable, measure_curvature
 from lib.search.gradient_flow import blocked_layers
 from lib.simulator.cost import MAX_BIT, UNTOUCHED
-from lib.utils import distributed
-from lib.utils.conversion import some
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from lib.record.yaml_file import read_yaml
-from lib.simulator import bismo, bit_serial, bitfusion, crossbar, measured, roofline
+from lib.simulator import bismo, bit_serial, bitfusion, crossbar, roofline
 from lib.simulator.hardware import Hardware, with_parameters
+from lib.simulator.measured import backend as measured
 
 BACKENDS = {  # name: class; a new backend is its file and a line here
     'bit_serial': bit_serial.BitSerialArray,

@@ -10,7 +10,7 @@ from lib.record.files import is_file
 from lib.simulator.cost import CostTable
 from lib.simulator.hardware import Hardware, check_metric, make_table
 from lib.simulator.layer import LayerRecord
-from lib.simulator.machine import machine_facts
+from lib.simulator.measured.machine import machine_facts
 from lib.simulator.table_files import load_table, read_about, save_table
 
 logger = logging.getLogger(__name__)

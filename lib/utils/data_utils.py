@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import torch
 
-from lib.utils.crop_loader import CropLoader
-from lib.utils.datasets import DATASETS, DatasetSpec, Split, dataset_spec, num_classes
-from lib.utils.image_cache import decode_photographs, decode_views, fits_memory, photograph_bytes
-from lib.utils.item_loader import ImageFiles, ImageLoader
-from lib.utils.loader_options import LoaderOptions
-from lib.utils.tensor_loader import TensorLoader
-from lib.utils.transforms import fixed_view, renormalised, scaled_augment, train_transform, val_transform
-from lib.utils.user_data import UserBuild, UserImages, count_classes
+from lib.data.crop_loader import CropLoader
+from lib.data.datasets import DATASETS, DatasetSpec, Split, dataset_spec, num_classes
+from lib.data.image_cache import decode_photographs, decode_views, fits_memory, photograph_bytes
+from lib.data.item_loader import ImageFiles, ImageLoader
+from lib.data.loader_options import LoaderOptions
+from lib.data.tensor_loader import TensorLoader
+from lib.data.transforms import fixed_view, renormalised, scaled_augment, train_transform, val_transform
+from lib.data.user_data import UserBuild, UserImages, count_classes
 
 __all__ = ['DATASETS', 'DatasetSpec', 'ImageLoader', 'LoaderOptions', 'TensorLoader', 'create_loaders',
            'create_search_loaders', 'dataset_spec', 'num_classes', 'search_split', 'train_transform', 'val_transform']

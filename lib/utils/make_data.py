@@ -23,8 +23,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 if __name__ == '__main__':
     sys.path[0] = str(REPOSITORY)  # run as a command: not lib/utils, whose profile.py would hide Python's own
 
+from lib.data.link_tree import find_strangers, make_tree, refuse_overlap, some_names  # noqa: E402
 from lib.record.files import is_file, read_text  # noqa: E402  (needs the line above)
-from lib.utils.link_tree import find_strangers, make_tree, refuse_overlap, some_names  # noqa: E402
 
 SYNSET = 'n[0-9]{8}'
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')

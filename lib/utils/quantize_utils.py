@@ -5,14 +5,14 @@ import logging
 import torch
 from torch.nn import functional as F
 
+from lib.network.conversion import convert_to_quantized, quantizable_layers, quantized_layers, some
+from lib.network.not_finite import blaming
+from lib.network.other_state import kept_state
 from lib.quantize.kmeans import CentroidTrainer, Codebook, CodebookCache
 from lib.quantize.layers import QConv2d, QLinear, calibrating
 from lib.quantize.quantizer import Quantizer
-from lib.utils import distributed
-from lib.utils.batches import own_generators
-from lib.utils.conversion import convert_to_quantized, quantizable_layers, quantized_layers, some
-from lib.utils.other_state import kept_state
-from lib.utils.train import blaming
+from lib.runtime import distributed
+from lib.runtime.seeds import own_generators
 
 __all__ = ['KMeansQuantization', 'LinearQuantization', 'QConv2d', 'QLinear', 'Quantization', 'calibrate',
            'convert_to_quantized', 'quantizable_layers', 'quantized_layers', 'recognise_codebooks']

@@ -1,16 +1,12 @@
-"""Small tools that every script shares: metrics, learning rate schedules, seeds, text logs."""
+"""What users of the original know from here: metrics, learning rates, seeds, the log of a training."""
 
-import hashlib
 import math
-import random
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
-import torch
-
-from lib.record.files import is_file, read_text, write_text
-from lib.utils import distributed
+from lib.record.files import write_text  # noqa: F401
+from lib.record.table_log import TableLog  # noqa: F401
+from lib.runtime import distributed
+from lib.runtime.seeds import derived_seed, seed_everything  # noqa: F401
 
 
 @dataclass(frozen=True)
@@ -71,51 +67,3 @@ def set_learning_rate(optimizer, lr):
     """Gives every parameter group of `optimizer` the learning rate `lr`."""
     for group in optimizer.param_groups:
         group['lr'] = lr
-
-
-def derived_seed(*parts):
-    """Returns a 63-bit seed that depends on all `parts` (numbers and names), the same on every machine."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:8], 'little') >> 1
-
-
-def seed_everything(*parts):
-    """Seeds the global generators of Python, NumPy and torch from `parts`, e.g. (seed, 'epoch', 3).
-
-    Called at the start of every epoch and episode: a resumed run then draws what an uninterrupted one would. Of several
-    processes each has a seed of its own (dropout), the main one that of a single process.
-    """
-    seed = derived_seed(*parts, *([] if distributed.is_main() else [distributed.rank()]))
-    random.seed(seed)
-    np.random.seed(seed % 2 ** 32)  # noqa: NPY002  (for data set code of users that draws from the global generator)
-    torch.manual_seed(seed)
-
-
-class TableLog:
-    """The originals' `log.txt`: one tab-separated line an epoch under a line of column names."""
-
-    def __init__(self, path, columns, keep_rows=0):
-        """Starts the log, or continues it after its first `keep_rows` rows (later ones belong to a killed epoch).
-
-        Raises:
-            ValueError: the file is no such log.
-        """
-        self.path, self.rows = Path(path), [list(columns)]
-        if keep_rows and is_file(self.path):
-            lines = read_text(self.path, 'log of a training').split('\n')[1:1 + keep_rows]
-            self.rows += [line.split('\t') for line in lines if line]
-            try:
-                self.columns()
-            except (ValueError, IndexError) as error:
-                raise ValueError(f'{self.path} cannot be continued as the log of a training: expected {len(columns)} '
-                                 'numbers a line; move it away, and another is begun') from error
-
-    def append(self, values):
-        """Adds a row of numbers and writes the file atomically."""
-        self.rows.append([f'{value:.6f}' for value in values])
-        write_text(self.path, ''.join('\t'.join(row) + '\n' for row in self.rows))
-
-    def columns(self):
-        """Returns the logged numbers as {column name: list of floats}."""
-        names, *rows = self.rows
-        return {name: [float(row[i]) for row in rows] for i, name in enumerate(names)}

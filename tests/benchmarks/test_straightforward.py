@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from benchmarks import straightforward
 from lib.env.linear_quantize_env import LinearQuantizeEnv
 from lib.env.quantize_env import QuantizeEnv
+from lib.network.records import profile_layers
 from lib.quantize.calibrate import find_range
 from lib.quantize.kl import kl_threshold
 from lib.quantize.kmeans import CentroidTrainer, Codebook, fit_codebook
@@ -22,7 +23,6 @@ from lib.simulator.budget import Constraint
 from lib.simulator.cost import CostTable
 from lib.simulator.counting import bit_operations, model_size
 from lib.utils.data_utils import create_search_loaders, search_split
-from lib.utils.profile import profile_layers
 from lib.utils.quantize_utils import convert_to_quantized, quantizable_layers, quantized_layers
 
 

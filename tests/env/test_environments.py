@@ -7,13 +7,13 @@ import torch
 
 from lib.env.linear_quantize_env import LinearQuantizeEnv
 from lib.env.quantize_env import QuantizeEnv
+from lib.network.records import profile_layers
 from lib.simulator.backends import find_hardware
 from lib.simulator.budget import Constraint
 from lib.simulator.counting import model_size
 from lib.simulator.hardware import make_table
-from lib.utils.profile import profile_layers
+from lib.training.loop import evaluate, loss_function
 from lib.utils.quantize_utils import convert_to_quantized, quantizable_layers, quantized_layers, weight_counts
-from lib.utils.train import evaluate, loss_function
 
 SHAPE = (3, 8, 8)
 

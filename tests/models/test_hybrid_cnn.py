@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import models
-from lib.utils.profile import profile_layers
+from lib.network.records import profile_layers
 
 
 def test_counts():

@@ -10,7 +10,7 @@ import torchvision.models
 from torch import nn
 
 import models
-from lib.utils.conversion import convert_to_quantized, quantized_layers
+from lib.network.conversion import convert_to_quantized, quantized_layers
 from models.preactivation import Bottleneck, PreActResNet
 from tests.meta import on_meta
 

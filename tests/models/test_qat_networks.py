@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import models
+from lib.network.conversion import activation_quantizers
+from lib.qat.placement import Quantizers, quantize_blocks
 from lib.quantize import PACTActivationQuantizer
-from lib.utils.qat import Quantizers, activation_quantizers, quantize_blocks
 
 NETWORKS = ['toynet', 'mobilenetv2_cifar', 'resnet20_projection']
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lib.quantize.kmeans import Codebook
+from lib.record.checkpoint import read_checkpoint, save_checkpoint
 from lib.record.checkpoint_rules import EPISODE, STEP
 from lib.rl.ddpg import DDPG
-from lib.utils.checkpoint import read_checkpoint, save_checkpoint
 
 
 def training():

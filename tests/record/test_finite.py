@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib.quantize import DSQQuantizer
-from lib.utils.checkpoint import save_checkpoint
+from lib.record.checkpoint import save_checkpoint
 from tests.tiny import TinyNet
 
 

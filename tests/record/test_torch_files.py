@@ -18,8 +18,8 @@ import torch
 from easydict import EasyDict
 from torch import nn
 
+from lib.record.checkpoint import read_checkpoint, save_checkpoint
 from lib.record.torch_files import plain_reason, read_torch_file
-from lib.utils.checkpoint import read_checkpoint, save_checkpoint
 
 WEIGHTS = {'fc.weight': torch.arange(6.).reshape(2, 3), 'fc.bias': torch.tensor([0.5, -1.])}
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
-from lib.utils.checkpoint import load_weights, state_dict_of, weights_for
+from lib.record.checkpoint import load_weights, state_dict_of, weights_for
 
 
 def build():

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import pytest
 from matplotlib.figure import Figure
 
+from lib.data import datasets
 from lib.simulator import table_cache
-from lib.utils import datasets
 from tests.processes import Program
 
 SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
+from lib.record.strategy import uniform_strategy
 from lib.simulator.cost import CostTable
-from lib.utils.strategy import uniform_strategy
 from tests.scripts.conftest import SCRIPTS
 
 ALL = ('uniform', 'random', 'greedy', 'ilp', 'hessian', 'fisher', 'evolution', 'progressive', 'ddpg')

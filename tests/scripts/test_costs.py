@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import models
+from lib.network.records import profile_layers
+from lib.search import log as search_log
 from lib.simulator.backends import PRESETS
 from lib.simulator.cost import CostTable
 from lib.simulator.counting import activation_memory, bit_operations, model_size
 from lib.simulator.hardware import make_table
 from lib.simulator.layer import LayerRecord
 from lib.simulator.table_files import load_table
-from lib.utils import search_log
-from lib.utils.profile import profile_layers
 from tests.meta import on_meta
 
 SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'

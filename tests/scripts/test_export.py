@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from lib.utils.integer_network import IntegerNetwork
+from lib.integer.network import IntegerNetwork
 
 TRAIN = ('--dataset', 'digits', '--image_size', '8', '--device', 'cpu', '--epochs', '2', '--train_batch', '64',
          '--strides', '1', '2', '--num_layer_list', '1', '1', '--num_channel_list', '8', '16', '--stem_channel', '8',

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from lib.network.coverage import inventory_of
+from lib.runtime.user_code import load_model
 from lib.simulator.counting import COUNTED
-from lib.utils.coverage import inventory_of
-from lib.utils.user_code import load_model
 
 NETS = """
 import torch

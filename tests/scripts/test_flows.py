@@ -298,7 +298,7 @@ def test_summary_of_three_runs(home, kmeans_finetune, linear_finetune, succeed, 
 
 def test_uniform_bits_are_a_curve_that_a_search_has_to_break_through(home, succeed, call, monkeypatch, tmp_path, linear,
                                                                      weights):
-    from lib.utils import plots
+    from lib.record import plots
     drawn, budgets = {}, [f'uniform:{bits}' for bits in (2, 3, 8)]
     succeed('compare_searchers.py', *linear, '--weights', weights, '--cost', 'edge_latency', '--searchers', 'uniform',
             '--budgets', *budgets, '--min_bit', '2', '--seeds', '1', '--evaluations', '1', '--final_epochs', '0',

@@ -9,9 +9,9 @@ import torch
 import yaml
 
 import models
+from lib.engine.array import ArrayConfig
+from lib.engine.calibration import Calibration
 from lib.record.files import read_json
-from lib.simulator.analog_array import ArrayConfig
-from lib.simulator.column_calibration import Calibration
 from lib.utils.data_utils import create_loaders
 from lib.utils.quantize_utils import LinearQuantization, convert_to_quantized
 
@@ -291,7 +291,7 @@ def test_a_run_of_hybrid_train(call, succeed, tmp_path):
 
 def test_arrays_of_a_driver(experiment, tmp_path):
     (tmp_path / 'lab.py').write_text(
-        'from lib.simulator.analog_array import ArrayDriver\n\n\n'
+        'from lib.engine.array import ArrayDriver\n\n\n'
         'class Exact(ArrayDriver):\n'
         '    def program(self, cells):\n'
         '        self.matrix = (cells[0] - cells[1]).float()\n\n'

@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
-from lib.utils.checkpoint import read_checkpoint
-from lib.utils.hybrid_config import read_config
+from lib.hybrid.config import read_config
+from lib.record.checkpoint import read_checkpoint
 
 SCRIPT = 'hybrid_train.py'
 TINY = ('--dataset', 'digits', '--image_size', '8', '--workers', '0', '--device', 'cpu', '--train_batch', '256',
@@ -66,7 +66,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(run, call, succeed, place, mon
     class Crash(BaseException):
         pass
 
-    from lib.utils import fit
+    from lib.training import fit
     evaluate, calls = fit.evaluate, []
 
     def crash(*args, **kwargs):

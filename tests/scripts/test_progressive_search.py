@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import models
+from lib.qat.parts import quantize_parts
+from lib.qat.placement import Quantizers
+from lib.record.checkpoint import read_checkpoint
+from lib.runtime.seeds import derived_seed
 from lib.search.progressive import balanced_batch, draw, gradient_score, lower
-from lib.utils.checkpoint import read_checkpoint
 from lib.utils.data_utils import create_loaders
-from lib.utils.progressive import quantize_parts
-from lib.utils.qat import Quantizers
-from lib.utils.utils import derived_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = """
@@ -242,7 +242,7 @@ def test_killed_and_resumed_is_never_stopped(searched, succeed, call, place, mon
 
 def test_a_step_that_diverges_is_taken_back(searched, succeed, call, place, monkeypatch):
     """It counts as the worst; the next one starts from the network before it, also after a resume."""
-    from lib.utils import fit
+    from lib.training import fit
     train_epoch = fit.train_epoch
 
     def spoilt(model, loader, optimizer, epoch, *args, **options):
@@ -282,7 +282,7 @@ def test_a_finished_search_takes_more_steps_only(searched, refused, call, succee
 
 
 def test_the_rate_falls_with_every_batch_and_anew_in_each_step(baseline, succeed, place, monkeypatch):
-    from lib.utils import progressive
+    from lib.qat import parts as progressive
     rates, set_rate = [], progressive.set_learning_rate
     monkeypatch.setattr(progressive, 'set_learning_rate',
                         lambda optimizer, lr: rates.append(lr) or set_rate(optimizer, lr))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.utils.checkpoint import read_checkpoint
+from lib.record.checkpoint import read_checkpoint
 
 SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 # Of the original's README, with the default of its option.py for what its run.sh takes from its arguments.
@@ -113,8 +113,8 @@ def test_both_baselines_by_their_command_lines(succeed, call, tmp_path):
 def test_the_drawn_bits_are_those_of_the_search(parse):
     """progressive_search.py draws the same for --pre_k_bits; weights and activations alike."""
     import models
-    from lib.utils.progressive import quantize_parts
-    from lib.utils.qat import Quantizers
+    from lib.qat.parts import quantize_parts
+    from lib.qat.placement import Quantizers
     first_lists, first_bits = sys.modules['_proqha'].first_lists, __import__('_progressive').first_bits
     args = argparse.Namespace(k_bits=4, pre_k_bits=7, ratio=0.5, seed=3, weights=None)
     for name in ('preresnet20', 'postresnet18'):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import models
-from lib.utils.checkpoint import load_weights, read_checkpoint, state_dict_of
+from lib.record.checkpoint import load_weights, read_checkpoint, state_dict_of
 from lib.utils.quantize_utils import (
     KMeansQuantization,
     LinearQuantization,

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import models
+from lib.hybrid.config import read_config
 from lib.simulator.counting import model_size
 from lib.simulator.table_files import load_table
-from lib.utils.hybrid_config import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 NET = """

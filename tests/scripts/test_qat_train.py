@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import models
-from lib.utils.checkpoint import read_checkpoint
-from lib.utils.datasets import dataset_spec
-from lib.utils.qat import Quantizers, activation_quantizers, quantize_blocks
-from lib.utils.transforms import renormalised
+from lib.data.datasets import dataset_spec
+from lib.data.transforms import renormalised
+from lib.network.conversion import activation_quantizers
+from lib.qat.placement import Quantizers, quantize_blocks
+from lib.record.checkpoint import read_checkpoint
 from lib.utils.utils import learning_rate
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lib.utils.checkpoint import read_checkpoint, save_checkpoint
+from lib.record.checkpoint import read_checkpoint, save_checkpoint
 
 SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 SEARCH, TRAIN, TUNE = 'rl_quantize.py', 'pretrain.py', 'finetune.py'
@@ -208,7 +208,7 @@ def test_which_settings_may_move(module, name, before, now, record, may):
 
 
 def test_a_data_set_is_known_by_its_files(tmp_path):
-    from lib.utils.data_digest import data_digest
+    from lib.data.digest import data_digest
     for split in ('train', 'val'):
         for label in 'ab':
             folder = tmp_path / 'data' / split / label

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.utils.checkpoint import read_checkpoint
+from lib.record.checkpoint import read_checkpoint
 
 SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 

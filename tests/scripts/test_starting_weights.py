@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 import models
-from lib.utils.checkpoint import read_checkpoint
+from lib.record.checkpoint import read_checkpoint
 from lib.utils.quantize_utils import quantizable_layers
 
 SCRIPTS = str(Path(__file__).resolve().parents[2] / 'scripts')

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from lib.data.tensor_loader import TensorLoader
 from lib.search.progressive import (
     ProgressiveSearcher,
     balanced_batch,
@@ -20,7 +21,6 @@ from lib.search.progressive import (
 from lib.search.space import Space
 from lib.simulator.budget import Constraint
 from lib.simulator.cost import CostTable
-from lib.utils.tensor_loader import TensorLoader
 
 CLASSES = 4
 

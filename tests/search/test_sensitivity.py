@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lib.data.tensor_loader import TensorLoader
 from lib.env.linear_quantize_env import LinearQuantizeEnv
 from lib.env.quantize_env import QuantizeEnv
+from lib.network.records import profile_layers
 from lib.quantize.kmeans import fit_codebook
 from lib.record.arrays import read_npz, write_npz
 from lib.search import sensitivity
@@ -18,7 +20,6 @@ from lib.search.curvature import hessian, measure_curvature
 from lib.search.sensitivity import draw_images, measure_sensitivity, read_or_measure
 from lib.simulator.budget import Constraint
 from lib.simulator.counting import bit_operations, model_size
-from lib.utils.profile import profile_layers
 from lib.utils.quantize_utils import (
     calibrate,
     convert_to_quantized,
@@ -26,7 +27,6 @@ from lib.utils.quantize_utils import (
     quantized_layers,
     weight_counts,
 )
-from lib.utils.tensor_loader import TensorLoader
 
 SHAPE = (3, 8, 8)
 IMAGES = 20  # all of the validation loader

@@ -5,6 +5,7 @@ import random
 import pytest
 
 import models
+from lib.network.records import profile_layers
 from lib.simulator.counting import (
     COUNTED,
     activation_memory,
@@ -15,7 +16,6 @@ from lib.simulator.counting import (
 )
 from lib.simulator.inventory import Inventory
 from lib.simulator.layer import LayerRecord
-from lib.utils.profile import profile_layers
 from tests.meta import on_meta
 
 # Number of quantized weights and of their layers in ProQHA's own networks for ImageNet, counted in its code (Zhang et

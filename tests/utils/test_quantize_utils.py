@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from lib.env.quantize_env import QuantizeEnv
+from lib.network.records import profile_layers
 from lib.quantize.kmeans import Codebook
 from lib.simulator.budget import Constraint
 from lib.simulator.counting import model_size
-from lib.utils.profile import profile_layers
+from lib.training.loop import loss_function, train_one_epoch
 from lib.utils.quantize_utils import (
     KMeansQuantization,
     LinearQuantization,
@@ -20,7 +21,6 @@ from lib.utils.quantize_utils import (
     recognise_codebooks,
     weight_counts,
 )
-from lib.utils.train import loss_function, train_one_epoch
 
 PROBE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

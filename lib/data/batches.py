@@ -1,0 +1,136 @@
+"""Which images make up each batch of an epoch, which part of a batch each of several processes serves, and seeds."""
+
+
+import torch
+
+from lib.runtime.seeds import seeded_generator
+
+
+class EpochBatches:
+    """The batches of an epoch as positions of images, a pure function of (seed, epoch); the epoch is 0 at first.
+
+    Several processes share each batch: process r of `world` serves the images [n r // world, n (r + 1) // world) of a
+    batch of n, so that the parts in the order of the ranks are the batch of a single process.
+
+    Args:
+        count: number of images.
+        batch_size: images per batch, of all processes together; the last batch may be smaller.
+        shuffle: another order in each epoch.
+        seed: of the order.
+        drop_last: leave out a last batch that is smaller than the others.
+        shard: (rank, world).
+
+    Raises:
+        ValueError: a batch size below 1, a rank that is not in [0, world), or fewer images in all or in a batch than
+            processes.
+    """
+
+    def __init__(self, count, batch_size, *, shuffle, seed=0, drop_last=False, shard=(0, 1)):
+        rank, world = shard
+        if not 0 <= rank < world:
+            raise ValueError(f'shard {tuple(shard)}: expected (rank, number of processes) with 0 <= rank < processes')
+        if batch_size < 1:
+            raise ValueError(f'batch size {batch_size}: expected at least 1')
+        if count < world:
+            raise ValueError(f'{world} processes cannot share {count} images: start at most {count} processes')
+        if batch_size < world:
+            raise ValueError(f'{world} processes cannot share batches of {batch_size} images: take a batch size of at '
+                             f'least {world}, or at most {batch_size} processes')
+        self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, int(seed)
+        self.drop_last, self.rank, self.world, self.epoch = drop_last, rank, world, 0
+        self._sample = None
+
+    def sample(self, count):
+        """Serve, from now on, only `count` of the images, chosen at random and in random order, always the same.
+
+        Raises:
+            ValueError: fewer than the processes, more than there are, or the order is another in each epoch anyway.
+        """
+        if self.shuffle or not self.world <= count <= self.count:
+            raise ValueError(f'a sample of {count} images: expected {self.world} to {self.count}, of a validation set')
+        self._sample = torch.randperm(self.count, generator=seeded_generator('sample'))[:count]
+        self.count = count
+
+    def whole(self):
+        """Returns the batches that a single process would serve, a list of int64 (n,)."""
+        order = torch.arange(self.count) if self._sample is None else self._sample
+        if self.shuffle:
+            order = torch.randperm(self.count, generator=seeded_generator(self.seed, self.epoch, 'order'))
+        batches = order.split(self.batch_size)
+        return list(batches[:-1] if self.drop_last and len(batches[-1]) < self.batch_size else batches)
+
+    def _part(self, batch):
+        start, stop = (len(batch) * rank // self.world for rank in (self.rank, self.rank + 1))
+        return batch[start:stop]
+
+    def __len__(self):
+        full, rest = divmod(self.count, self.batch_size)
+        return full + (not self.drop_last and len(self._part(range(rest))) > 0)
+
+    @property
+    def smallest(self):
+        """Images of the smallest part of a batch that a process gets."""
+        sizes = {min(self.count, self.batch_size), 0 if self.drop_last else self.count % self.batch_size}
+        return min(size // self.world or 1 for size in sizes if size)
+
+    def __iter__(self):
+        """Yields this process's part of every batch of which it has one, int64 (n,) with n > 0."""
+        return (part for part in map(self._part, self.whole()) if len(part))
+
+
+class Loader:
+    """What all loaders share; one that serves the images at given positions (`_serve`) makes it complete.
+
+    Attributes:
+        batches: `EpochBatches`.
+        input_shape: (C, H, W) of every image served.
+    """
+
+    def __init__(self, batches, input_shape):
+        self.batches, self.input_shape = batches, tuple(input_shape)
+
+    @property
+    def num_images(self):
+        """Number of images of all processes together, those of a dropped last batch included."""
+        return self.batches.count
+
+    @property
+    def batch_size(self):
+        """Images per batch, of all processes together."""
+        return self.batches.batch_size
+
+    def set_epoch(self, epoch):
+        """Chooses the epoch that the next iteration serves."""
+        self.batches.epoch = int(epoch)
+
+    def sample(self, count):
+        """Serves, from now on, only a fixed random sample, mixed: a validation set is often sorted by class.
+
+        Args:
+            count: images, of all processes together; more than there are, or -1, stands for all.
+        """
+        self.batches.sample(self.num_images if count < 0 else min(count, self.num_images))
+
+    def first_batch(self):
+        """Returns the images of the epoch's first batch as a single process gets them; disturbs no iteration."""
+        return next(self._serve(self.batches.whole()[:1]))[0]
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return self._serve(self.batches)
+
+    def _serve(self, batches):
+        """Yields (images, labels) for each of `batches`, int64 (n,), of the epoch at the time of the first."""
+        raise NotImplementedError
+
+
+def drops_last(count, batch_size, world=1):
+    """Whether the last training batch is left out: it would leave a process one image, on which BatchNorm cannot train.
+
+    It never is where it is the only one.
+    """
+    return count > batch_size and 0 < count % batch_size < 2 * world
+
+

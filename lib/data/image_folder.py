@@ -1,0 +1,158 @@
+"""Image folders: finding the files of train/<class>/ and val/<class>/, saying what is wrong, decoding one file.
+
+A `spec` here is a row of `lib.data.datasets.DATASETS`; its name, its tree and how to obtain it go into the messages.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+from lib.data.link_tree import some_names
+from lib.record.files import read_text
+
+logger = logging.getLogger(__name__)
+
+
+def list_images(spec, root, split):
+    """Lists the images of `root`/split/<class>/..., and of Tiny ImageNet's val/images with `val_annotations.txt`.
+
+    Returns:
+        Paths (N strings) and labels (int64 (N,)): positions in `class_names`.
+
+    Raises:
+        ValueError: a folder is missing or empty, a class folder holds no image, train/ and val/ differ in classes,
+            or there are more class folders than the data set has.
+    """
+    root = existing_root(spec, root)
+    folder = root / split
+    classes = {name: label for label, name in enumerate(class_names(spec, root))}
+    if (split == 'train' or not (root / 'train').is_dir()) and len(classes) < (spec.folders or 0):
+        logger.warning('%s has %d of the %d class folders of %s: labels are positions among these',
+                       folder, len(classes), spec.folders, spec.name)
+    if split == 'val' and _is_annotated(folder):
+        samples = _annotated(folder, classes)
+    else:
+        _refuse_other_classes(folder, _subfolders(spec, folder), classes)
+        try:
+            samples = make_dataset(str(folder), classes, extensions=IMG_EXTENSIONS)
+        except FileNotFoundError as error:
+            raise ValueError(f'{folder}: {error}. Fill the empty class folder, or remove it from train and val') \
+                from error
+    return [path for path, _ in samples], torch.tensor([label for _, label in samples])
+
+
+def class_names(spec, root):
+    """Returns the sorted names of the class folders in `root`/train, or in `root`/val where there is no train/.
+
+    Raises:
+        ValueError: there are none, one is a link to nowhere, or there are more than the data set has.
+    """
+    root = existing_root(spec, root)
+    has_classes = (root / 'train').is_dir() or not (root / 'val').is_dir() or _is_annotated(root / 'val')
+    folder = root / ('train' if has_classes else 'val')
+    names = _subfolders(spec, folder)
+    if spec.folders and len(names) > spec.folders:
+        raise ValueError(f'{spec.name} has {spec.folders} class folders, but {folder} has {len(names)}: '
+                         "is it another data set? The data set 'folder' takes any image folder")
+    return names
+
+
+def existing_root(spec, root):
+    """Returns `root` as a `Path`, or raises a ValueError that says what is expected there and how to get it."""
+    if root is None:
+        raise ValueError(f'{spec.name} needs a root folder that holds {spec.tree}; {spec.obtain}')
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise ValueError(f'{spec.name}: the folder {root} does not exist; expected {spec.tree}; {spec.obtain}')
+    return root
+
+
+class BadImageError(ValueError):
+    """An image file that is missing or cannot be decoded; `path` is its path."""
+
+    def __init__(self, path, reason):
+        super().__init__(f'cannot decode the image {path} ({reason}): replace or remove it, or leave out all such '
+                         'images with --on_bad_image skip')
+        self.path = str(path)
+
+
+def load_image(path):
+    """Decodes an image file as RGB with 8 bits per channel; a `BadImageError` names the file that is broken."""
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except MemoryError:
+        raise  # no fault of the file
+    except Exception as error:  # a broken file makes Pillow's parsers raise nearly anything
+        raise BadImageError(path, error) from error
+
+
+def to_rgb(image):
+    """Converts a PIL image of any kind to RGB with 8 bits per channel.
+
+    Pillow's `convert` clips grey levels of 16 bits at 255, so that nearly all turn white; here their upper 8 bits are
+    taken, as Pillow does itself when it reads 16-bit colour.
+
+    Raises:
+        ValueError: pixels that are floating point numbers, or integers beyond 16 bits: their range is not known.
+    """
+    if image.mode == 'F':
+        raise ValueError('its pixels are floating point numbers: save it with 8 or 16 bits')
+    if image.mode.startswith('I'):  # 'I;16' and its relatives; 'I' where Pillow holds 16 bits in 32
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f'its grey levels are {levels.min()} to {levels.max()}: save it with 8 or 16 bits')
+        image = Image.fromarray((levels >> 8).astype(np.uint8))
+    return image.convert('RGB')
+
+
+def image_size(path):
+    """Returns (width, height) of an image file from its header; None where that cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception:  # as above; decoding says what is wrong
+        return None
+
+
+def _subfolders(spec, folder):
+    entries = [entry for entry in folder.iterdir() if entry.name[0] != '.'] if folder.is_dir() else []
+    dangling = [entry.name for entry in entries if not entry.exists()]
+    if dangling:
+        raise ValueError(f'{folder}: {some_names(dangling)} link to nowhere: make the links again')
+    names = sorted(entry.name for entry in entries if entry.is_dir())
+    if not names:
+        problem = 'has no class folders' if folder.is_dir() else 'does not exist'
+        raise ValueError(f'{spec.name}: {folder} {problem}; expected {spec.tree} in {folder.parent}; {spec.obtain}')
+    return names
+
+
+def _refuse_other_classes(folder, names, classes):
+    missing, strange = set(classes) - set(names), set(names) - set(classes)
+    if missing or strange:
+        raise ValueError(f'{folder} has other classes than train; missing: {some_names(missing) or "none"}; '
+                         f'not in train: {some_names(strange) or "none"}')
+
+
+def _is_annotated(folder):
+    return (folder / 'val_annotations.txt').is_file() and (folder / 'images').is_dir()
+
+
+def _annotated(folder, classes):
+    """Reads lines 'val_0.JPEG n03444034 ...' into pairs (path, label)."""
+    file = folder / 'val_annotations.txt'
+    samples = []
+    for line in filter(str.strip, read_text(file, 'list of validation images').splitlines()):
+        name, synset, *_ = [*line.split(), '']
+        if '/' in name or '\\' in name:
+            raise ValueError(f'{file}: {name!r:.60} is no name of a file in {folder / "images"}')
+        if synset not in classes:
+            raise ValueError(f'{file}: {name!r:.60} is of class {synset!r:.60}, for which train has no folder')
+        samples.append((str(folder / 'images' / name), classes[synset]))
+    if not samples:
+        raise ValueError(f'{file} is empty: expected a line "<file> <class> ..." for each image of {folder / "images"}')
+    return samples

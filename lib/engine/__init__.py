@@ -1,0 +1,1 @@
+"""Networks on compute-in-memory arrays."""

@@ -1,0 +1,195 @@
+"""What an analog array is to the dot-product engine: its parameters, and the interface of simulated and real ones."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
+
+from torch import Tensor
+
+from lib.engine.devices import DEVICES, Device
+from lib.simulator.units import parse_quantity
+
+MAPPINGS = ('balanced', 'offset')
+ADC_RANGES = ('granular', 'max', 'calibrated')
+
+
+def _choice(default, choices):
+    return field(default=default, metadata={'choices': choices})
+
+
+def _number(default, low, high=float('inf'), expected=''):
+    return field(default=default, metadata={'low': low, 'high': high, 'expected': expected})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayConfig:
+    """Parameters of an array of rows x columns cells with its converters.
+
+    Names are those of `lib.simulator.crossbar`, which prices what is simulated here. `None` for a noise or the on/off
+    ratio means what the device model says. Noises are standard deviations.
+
+    Raises:
+        ValueError: a parameter out of its range, or of no effect (names it).
+    """
+
+    rows: int = _number(128, 1, 2**16)
+    columns: int = _number(128, 1, 2**16)
+    cell_bits: int = _number(2, 1, 8, 'bits of a weight in one cell')
+    dac_bits: int = _number(1, 1, 8, 'bits of an input that go in at once')
+    adc_bits: int = _number(8, 0, 24, 'bits of a conversion, 0: sums are not converted, hence exact')
+    mapping: str = _choice('balanced', MAPPINGS)
+    adc_range: str = _choice('granular', ADC_RANGES)
+    device: str = _choice('none', tuple(DEVICES))
+    programming_noise: float | None = _number(None, 0, expected='part of g_max - g_min; none: of the device')
+    read_noise: float | None = _number(None, 0, expected='part of g_max - g_min, in every read; none: of the device')
+    on_off_ratio: float | None = _number(None, 0, expected='g_max / g_min, 0: off cells conduct nothing; none: of the '
+                                                           'device')
+    drift_seconds: float = _number(0.0, 0, expected='since the cells were programmed')
+    stuck_low: float = _number(0.0, 0, 1, 'part of the cells that stay at g_min')
+    stuck_high: float = _number(0.0, 0, 1, 'part of the cells that stay at g_max')
+    gain_mismatch: float = _number(0.0, 0, expected='of the converters, around 1')
+    offset_mismatch: float = _number(0.0, 0, expected='of the converters, part of the largest current of a column')
+    seed: int = _number(0, 0, 2**63 - 1)
+
+    def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            _check_field(f, value)
+            if 'choices' not in f.metadata and value is not None:  # 1 and 1.0 have one fingerprint
+                object.__setattr__(self, f.name, int(value) if f.type is int else float(value))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.mapping == 'balanced' and self.adc_bits == 1:
+            raise ValueError("adc_bits is 1, expected 0 or at least 2: the codes of a 'balanced' conversion are "
+                             '-n..n with n = 2^(adc_bits - 1) - 1, so the range of this one would be zero')
+        if self.mapping == 'balanced' and self.columns < 2:
+            raise ValueError("columns is 1, expected at least 2: a 'balanced' weight takes a pair of columns")
+        if self.stuck_low + self.stuck_high > 1:
+            raise ValueError(f'stuck_low + stuck_high is {self.stuck_low + self.stuck_high:g}, expected at most 1')
+        if 0 < (self.on_off_ratio or 0) <= 1:
+            raise ValueError(f'on_off_ratio is {self.on_off_ratio:g}, expected g_max / g_min above 1, or 0')
+        if self.drift_seconds and not DEVICES[self.device].drifts:
+            raise ValueError(f'drift_seconds is {self.drift_seconds:g}, but device {self.device!r} does not drift: '
+                             f"expected 0, or a device of {', '.join(n for n, d in DEVICES.items() if d.drifts)}")
+
+    @property
+    def signed(self) -> bool:
+        """Whether the arrays give differences of two currents, which can be negative."""
+        return self.mapping == 'balanced'
+
+    @property
+    def outputs(self) -> int:
+        """Values that one read of an array gives: one per column, or per pair of columns."""
+        return self.columns // 2 if self.signed else self.columns
+
+    def largest_sum(self, rows: int | None = None) -> int:
+        """Return the largest sum of a column of `rows` cells (default: all), in products of one step and one level."""
+        return (rows or self.rows) * (2**self.dac_bits - 1) * (2**self.cell_bits - 1)
+
+    def device_model(self) -> tuple[Device, float, float]:
+        """Return the device with its g_min and g_max in uS."""
+        device = DEVICES[self.device]
+        if self.on_off_ratio is None:
+            return device, device.g_min, device.g_max
+        return device, (device.g_max / self.on_off_ratio if self.on_off_ratio else 0.0), device.g_max
+
+    def to_dict(self) -> dict:
+        """Return all parameters as plain values, for JSON and YAML."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> 'ArrayConfig':
+        """Return the configuration of a mapping; what is missing has its default, numbers may be text (`1e6 s`).
+
+        Raises:
+            ValueError: unknown parameter, or a wrong value (by name).
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError(f'expected a mapping of array parameters, got {values!r:.80}')
+        known = {f.name: f for f in fields(cls)}
+        if unknown := [str(key) for key in values if key not in known]:
+            raise ValueError(f"arrays have no parameter {', '.join(unknown)}, expected {', '.join(known)}")
+        return cls(**{name: _parsed(known[name], value) for name, value in values.items()})
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that stand for all parameters."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+class ArrayDriver(ABC):
+    """One array, simulated or real, with its input drivers (DACs) and converters (ADCs).
+
+    The engine asks for one object per array, programs it once and then only reads. A set-up with fewer arrays than
+    objects keeps the cells in the object and programs the array again when another object is read.
+
+    All values are in products of one input step and one cell level: a cell at level 3 driven by an input 1 gives 3.
+    """
+
+    range: tuple[Tensor, Tensor] | None = None  # lowest and highest value of each column's converter, where known
+
+    @abstractmethod
+    def program(self, cells: Tensor) -> None:
+        """Write levels into the cells.
+
+        Args:
+            cells: (2, r, n) in 'balanced': the levels of G+ and G- of r rows and n pairs of columns; (1, r, n) in
+                'offset'. int64, 0..2^cell_bits - 1; r <= rows, n <= `ArrayConfig.outputs`. Rows and columns beyond are
+                not used.
+        """
+
+    @abstractmethod
+    def read(self, inputs: Tensor) -> Tensor:
+        """Return what the converters say for a batch of input vectors.
+
+        Args:
+            inputs: (B, r), whole numbers 0..2^dac_bits - 1 as floats.
+
+        Returns:
+            (B, n) estimates of inputs @ (G+ - G-), or of inputs @ G.
+        """
+
+    def currents(self, inputs: Tensor) -> Tensor:
+        """Return the values of `read` as they are before conversion, (B, n); for `calibrate_range`.
+
+        Raises:
+            ValueError: this array cannot be read without its converters.
+        """
+        raise ValueError(f'{type(self).__name__} has no currents(): the range of its converters cannot be calibrated '
+                         'from here: set it in the driver')
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Set the range of each column's converter, two tensors (n,).
+
+        Raises:
+            ValueError: this array has converters of a fixed range.
+        """
+        raise ValueError(f'{type(self).__name__} has no set_range(): the range of its converters is fixed')
+
+
+def _check_field(f, value) -> None:
+    choices = f.metadata.get('choices')
+    if choices:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"{f.name} is {value!r:.60}, expected {' or '.join(choices)}")
+        return
+    if value is None and f.default is None:
+        return
+    low, high, meaning = (f.metadata[key] for key in ('low', 'high', 'expected'))
+    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and low <= value <= high
+    if not fine or (f.type is int and value != int(value)):
+        kind = 'a whole number' if f.type is int else 'a number'
+        bounds = f'of at least {low}' if high == float('inf') else f'from {low} to {high}'
+        raise ValueError(f"{f.name} is {value!r:.60}, expected {kind} {bounds}{f' ({meaning})' if meaning else ''}")
+
+
+def _parsed(f, value):
+    if not isinstance(value, str) or 'choices' in f.metadata:
+        return value
+    try:
+        return parse_quantity(value, 's' if f.name == 'drift_seconds' else '')
+    except ValueError as error:
+        raise ValueError(f'{f.name}: {error}') from error

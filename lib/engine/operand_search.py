@@ -1,0 +1,147 @@
+"""Finds the layers of a quantized network that are products of integers, and the grid of each one's input."""
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from lib.engine.operands import InputGrid, LayerOperands, computing
+from lib.network.conversion import activation_quantizers, all_layers
+from lib.network.hooks import evaluating
+from lib.quantize.layers import QuantizedLayer
+
+# Functions that move or pick values: what comes out is on the grid of what goes in.
+MOVING = {'max_pool2d', 'boolean_dispatch', 'fn', 'adaptive_max_pool2d', 'flatten', 'unflatten', 'view', 'reshape',
+          'permute', 'transpose', 'movedim', 'contiguous', 'squeeze', 'unsqueeze', 'expand', 'flip', 'chunk', 'split',
+          'narrow', 'select', '__getitem__', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle', 'dropout',
+          'dropout2d', 'feature_dropout', 'cat', 'concat', 'clone', 'detach', 'stochastic_depth', 'roll'}
+MAX_BITS = 8  # of an operand of a dot-product engine
+OFF_GRID = 0.01  # of a step: values in single precision are on it within 2^-8 of a step for 16 bits
+
+
+@torch.no_grad()
+def find_operands(model, images):
+    """Finds which layers of a quantized network are products of integers, by one forward pass.
+
+    The quantizer that made a layer's input is the layer's own or any before it, as long as only pooling by the
+    maximum, reshaping, concatenation and the like lie between.
+
+    Args:
+        model: network with calibrated quantizers.
+        images: probe (N, C, H, W) on its device.
+
+    Returns:
+        ({name: `LayerOperands`}, {name: why not, as a predicate}) of all convolutions and linear layers, in the order
+        of `model.modules()`.
+
+    Raises:
+        ValueError: no layer is quantized.
+    """
+    layers = all_layers(model)
+    quantized = {name: layer for name, layer in layers.items() if _weights_obstacle(layer) is None}
+    if not quantized:
+        raise ValueError(f'none of the {len(layers)} convolutions and linear layers of {type(model).__name__} has '
+                         'quantized weights: a dot-product engine needs a network of finetune.py '
+                         '--linear_quantization, qat_train.py or hybrid_train.py')
+    grids, found, reasons = _input_grids(model, quantized, images), {}, {}
+    for name, layer in layers.items():
+        reason = _weights_obstacle(layer) or _grid_obstacle(grids[name])
+        if reason:
+            reasons[name] = reason
+        else:
+            weight = layer.weight_quantizer.to_affine(layer.weight)
+            found[name] = LayerOperands(name, layer, weight, grids[name][0])
+    return found, reasons
+
+
+def _weights_obstacle(layer):
+    if not isinstance(layer, QuantizedLayer) or not layer.weight_quantizer.active:
+        return 'has float weights'
+    if layer.w_bit > MAX_BITS:
+        return f'has weights of {layer.w_bit} bits, the engine takes 1 to {MAX_BITS}'
+    own = isinstance(layer, nn.Conv2d) and type(layer)._conv_forward is not nn.Conv2d._conv_forward
+    own = own or type(layer).forward is not QuantizedLayer.forward
+    return f'is a {type(layer).__name__} with a forward of its own' if own else None
+
+
+def _grid_obstacle(grids):
+    if not grids:
+        return 'is never called'
+    if None in grids:
+        return 'has an input that no quantizer put on a grid'
+    said = [grid for grid in grids if isinstance(grid, str)]
+    if said:
+        return said[0]
+    if len(set(grids)) > 1:
+        return 'is called with inputs on different grids'
+    bits = grids[0].bits
+    return f'has an input of {bits} bits, the engine takes 1 to {MAX_BITS}' if bits > MAX_BITS else None
+
+
+def _input_grids(model, layers, images):
+    """Returns {name: list with the `InputGrid`, None, or the reason why not, of every call}."""
+    grids, tracker = {name: [] for name in layers}, _GridTracker()
+
+    def compute(name, x, digital):
+        grids[name].append(_confirmed(tracker.grid_of(x), x))
+        return digital()
+
+    hooks = [quantizer.register_forward_hook(tracker.mark) for quantizer in activation_quantizers(model).values()]
+    try:
+        with computing(layers, compute), evaluating(model), tracker:
+            model(images.clone())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return grids
+
+
+def _confirmed(grid, x):
+    """Returns the grid of an input if its values are on it."""
+    if not isinstance(grid, InputGrid):
+        return grid
+    positions = grid.positions(x)
+    return grid if bool(((positions - positions.round()).abs() < OFF_GRID).all()) else None
+
+
+class _GridTracker(TorchFunctionMode):
+    """While active, follows the outputs of quantizers through functions that only move or pick values.
+
+    What is known of a tensor ends with the next change in place, which its version counter tells.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._grids = WeakTensorKeyDictionary()  # {tensor: (version, grid)}
+
+    def mark(self, quantizer, args, output):
+        """Forward hook of a quantizer."""
+        affine = quantizer.to_affine(args[0])
+        grid = InputGrid(affine.scale.item(), affine.zero_point.item(), affine.bits) \
+            if affine.scale.numel() == affine.zero_point.numel() == 1 else 'has an input with a scale per channel'
+        self._note(output, grid)
+
+    def grid_of(self, tensor):
+        """Returns what is known of a tensor, None: nothing."""
+        version, grid = self._grids.get(tensor, (None, None))
+        return grid if version == tensor._version else None
+
+    def _note(self, tensor, grid):
+        self._grids[tensor] = tensor._version, grid
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        grid = self._common(args, kwargs) if getattr(func, '__name__', '') in MOVING else None
+        output = func(*args, **kwargs)
+        if grid is not None:
+            for tensor in output if isinstance(output, (tuple, list)) else (output,):
+                if isinstance(tensor, torch.Tensor):
+                    self._note(tensor, grid)
+        return output
+
+    def _common(self, args, kwargs):
+        """Returns the grid of all tensors among the arguments, None if there is none."""
+        leaves = [leaf for arg in (*args, *kwargs.values())
+                  for leaf in (arg if isinstance(arg, (tuple, list)) else [arg])]
+        grids = {self.grid_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)}
+        return grids.pop() if len(grids) == 1 else None

@@ -1,0 +1,246 @@
+"""Which tensor of a network hybrid quantization gives which quantizer: from block lists, or layer by layer."""
+
+from dataclasses import asdict, dataclass, field
+
+from torch import nn
+
+from lib.hybrid.config import is_bits, is_bool, is_pair, is_slope
+from lib.network.conversion import all_layers
+from lib.network.hooks import names_of
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+QAT_BELOW = 4  # bits: with a strategy, fewer are trained with DSQ, others quantized after training with ACIQ
+FIRST = -1  # the block number that stands for the first layer
+SLOPES = ('learn_lower', 'learn_upper', 'learn_slope')
+
+
+@dataclass
+class Plan:
+    """The quantizers of a network, plain values: {name: {'method': 'dsq' or 'aciq', 'bits': ..., settings}}.
+
+    Attributes:
+        weights: of layers.
+        activations: behind ReLUs; `names` are all of one that is registered several times.
+        inputs: of layers.
+    """
+
+    weights: dict = field(default_factory=dict)
+    activations: dict = field(default_factory=dict)
+    inputs: dict = field(default_factory=dict)
+
+    def to_dict(self):
+        """Returns plain values, for checkpoints."""
+        return asdict(self)
+
+    def of(self, method):
+        """Returns the part of the plan that uses a method."""
+        return Plan(*({name: entry for name, entry in group.items() if entry['method'] == method}
+                      for group in (self.weights, self.activations, self.inputs)))
+
+    def __bool__(self):
+        return bool(self.weights or self.activations or self.inputs)
+
+
+def residual_blocks(model):
+    """Returns {name: block}: the outermost modules, but for plain containers, that hold two or more convolutions."""
+    found = {}
+
+    def visit(module, prefix):
+        for name, child in module.named_children():
+            path = f'{prefix}{name}'
+            convolutions = sum(isinstance(part, nn.Conv2d) for part in child.modules())
+            if convolutions > 1 and type(child) not in CONTAINERS:
+                found[path] = child
+            else:
+                visit(child, f'{path}.')
+
+    visit(model, '')
+    return found
+
+
+def make_plan(model, config, network='the network'):
+    """Returns the `Plan` that a configuration means for a network.
+
+    Args:
+        model: float network.
+        config: of `read_config`.
+        network: its name, for messages.
+
+    Raises:
+        ValueError: names a key of wrong length, a block or layer that the network has not, or a layer that is to be
+            quantized both in training and after it.
+    """
+    lists = [f'{section}.{key}' for section, key in (
+        ('qat', 'quantize_w_blocks'), ('qat', 'quantize_a_blocks'), ('ptq', 'post_quantize_w_layers'),
+        ('ptq', 'post_quantize_a_layers')) if config[section][key]]
+    if config['layers']:
+        if lists:
+            raise ValueError(f'the section layers says what each layer gets: leave {", ".join(lists)} empty')
+        return _plan_of_layers(model, config, network)
+    return _plan_of_blocks(model, config, network) if lists or config['ptq']['post_image_bit_width'] else Plan()
+
+
+def layers_of_strategy(strategy, names):
+    """Returns a strategy as the section `layers`: {name: [weight bits, input bits]}, -1 for float."""
+    return {name: list(entry) if isinstance(entry, (list, tuple)) else [entry, -1]
+            for name, entry in zip(names, strategy, strict=True)}
+
+
+def _plan_of_layers(model, config, network):
+    layers, plan = all_layers(model), Plan()
+    for name, entry in config['layers'].items():
+        if name not in layers:
+            raise ValueError(f'layers: {network} has no layer {name}; it has {", ".join(list(layers)[:4])}, ...')
+        pair = isinstance(entry, list) and len(entry) == 2
+        if not pair or not all(is_bits(bits) or bits in (-1, 32) for bits in entry):
+            raise ValueError(f'layers: {name} is {entry!r:.60}: expected [weight bits, input bits], each 1 to 8, or -1 '
+                             'for float')
+        for group, bits, dsq, aciq in ((plan.weights, entry[0], _dsq_weights, _aciq_weights),
+                                       (plan.inputs, entry[1], _dsq_activations, _aciq_activations)):
+            if is_bits(bits):
+                group[name] = dsq(config) if bits < QAT_BELOW else aciq(config)
+                group[name]['bits'] = bits
+    return plan
+
+
+def _plan_of_blocks(model, config, network):
+    sites = _Sites(model, network)
+    qat, ptq, plan = config['qat'], config['ptq'], Plan()
+    _add_qat(plan.weights, qat, 'w', sites.layers, _dsq_weights(config))
+    _add_qat(plan.activations, qat, 'a', sites.activations, _dsq_activations(config))
+    if ptq['post_quantize_w']:
+        _add_ptq(plan.weights, ptq, 'w', sites.layers, _aciq_weights(config))
+    if ptq['post_quantize_a']:
+        _add_ptq(plan.activations, ptq, 'a', sites.activations, _aciq_activations(config))
+    if ptq['post_image_bit_width']:
+        first = sites.layers(FIRST, 'post_image_bit_width')[0]
+        plan.inputs[first] = {**_aciq_activations(config), 'bits': ptq['post_image_bit_width']}
+    for name, entry in plan.activations.items():
+        if len(sites.names[name]) > 1:
+            entry['names'] = sites.names[name]
+    return plan
+
+
+class _Sites:
+    """The layers and activations that block numbers stand for; a module of several names is known by its first.
+
+    Attributes:
+        names: {first name: all names} of every module.
+    """
+
+    def __init__(self, model, network):
+        self.network, self.blocks = network, residual_blocks(model)
+        self.names = {names[0]: names for names in names_of(model).values()}
+        self._layers = self._find(model, nn.Conv2d)
+        self._activations = self._find(model, ACTIVATIONS)
+
+    def _find(self, model, kind):
+        names = [name for name, module in model.named_modules() if isinstance(module, kind)]
+        inside = [[name for name in names if any(each.startswith(f'{block}.') for each in self.names[name])]
+                  for block in self.blocks]
+        outside = [name for name in names if not any(name in part for part in inside)]
+        return {FIRST: outside[:1], **dict(enumerate(inside))}
+
+    def layers(self, block, key):
+        """Returns the names of a block's convolutions."""
+        return self._of(self._layers, block, key, 'convolution')
+
+    def activations(self, block, key):
+        """Returns the names of a block's ReLUs."""
+        return self._of(self._activations, block, key, 'ReLU')
+
+    def _of(self, found, block, key, what):
+        if block not in found:
+            known = f', 0 ({next(iter(self.blocks))}) to {len(self.blocks) - 1}' if self.blocks else \
+                ': give the bits layer by layer, in the section layers or by --strategy'
+            raise ValueError(f'{key}: there is no block {block}, {self.network} has {len(self.blocks)} residual '
+                             f'blocks{known}')
+        if not found[block]:
+            where = 'outside of the blocks' if block == FIRST else f'in block {block}'
+            raise ValueError(f'{key}: {self.network} has no {what} {where}')
+        return found[block]
+
+
+def _add_qat(group, qat, letter, sites, settings):
+    blocks_key = f'quantize_{letter}_blocks'
+    blocks = qat[blocks_key]
+    parts = [sites(block, f'qat.{blocks_key}') for block in blocks]
+    values = {name: _spread(qat[key], f'qat.{key}', f'qat.{blocks_key}', blocks, parts, leaf) for name, key, leaf in (
+        ('chosen', f'quantize_{letter}', is_bool), ('bits', f'{letter}_bit_width', is_bits),
+        ('range', f'q_{letter}_range', is_pair), ('slope', f'{letter}_slope', is_slope))}
+    for i, names in enumerate(parts):
+        for j, name in enumerate(names):
+            if not values['chosen'][i][j]:
+                continue
+            lower, upper = values['range'][i][j]
+            bits = values['bits'][i][j]
+            if letter == 'a' and bits == 1 and lower < 0:
+                raise ValueError(f'qat.q_a_range: {name} gets 1 bit in the signed range [{lower:g}, {upper:g}]: behind '
+                                 'a ReLU that is one level; take a range from 0 on, or 2 bits')
+            entry = {**settings, 'bits': bits, 'lower': lower, 'upper': upper, 'slope': values['slope'][i][j]}
+            if group.setdefault(name, entry) != entry:
+                raise ValueError(f'{name} is in several of the blocks of qat.{blocks_key}, which give it different '
+                                 'settings: give it the same in all of them')
+
+
+def _add_ptq(group, ptq, letter, sites, settings):
+    key = f'post_quantize_{letter}_layers'
+    blocks = ptq[key]
+    parts = [sites(block, f'ptq.{key}') for block in blocks]
+    bits_key = f'post_{letter}_bit_width'
+    bits = _spread(ptq[bits_key], f'ptq.{bits_key}', f'ptq.{key}', blocks, parts, is_bits)
+    for i, names in enumerate(parts):
+        for j, name in enumerate(names):
+            entry = {**settings, 'bits': bits[i][j]}
+            if name in group and group[name] != entry:
+                raise ValueError(f'{name} is in qat.quantize_{letter}_blocks and, as block {blocks[i]}, in ptq.{key}: '
+                                 'a layer is quantized in training or after it, and in all blocks alike; take it out '
+                                 'of one of them')
+            group[name] = entry
+
+
+def _spread(value, key, blocks_key, blocks, parts, leaf):
+    """Returns, per block, a list with one value for each of its parts."""
+    if leaf(value):
+        return [[value] * len(names) for names in parts]
+    if len(value) != len(blocks):
+        raise ValueError(f'{key} has {len(value)} entries, {blocks_key} lists {len(blocks)}: expected one value, or '
+                         'one entry for each of them')
+    rows = []
+    for block, names, entry in zip(blocks, parts, value, strict=True):
+        if leaf(entry):
+            entry = [entry] * len(names)
+        if len(entry) != len(names):
+            raise ValueError(f'{key}: the entry of block {block} has {len(entry)} values, the block has {len(names)} '
+                             f'parts: {", ".join(names)}')
+        rows.append(entry)
+    return rows
+
+
+def _dsq_weights(config):
+    qat = config['qat']
+    lower, upper = qat['q_w_range'] if is_pair(qat['q_w_range']) else (-0.2, 0.2)
+    return {'method': 'dsq', 'bits': None, 'fold': qat['fold_bn'], 'bounds': 'minmax', 'lower': lower, 'upper': upper,
+            'slope': qat['w_slope'] if is_slope(qat['w_slope']) else 2.0,
+            **{name: qat[name.replace('learn_', 'learn_w_')] for name in SLOPES}}
+
+
+def _dsq_activations(config):
+    qat = config['qat']
+    lower, upper = qat['q_a_range'] if is_pair(qat['q_a_range']) else (0, 2)
+    return {'method': 'dsq', 'bits': None, 'bounds': 'fixed', 'lower': lower, 'upper': upper,
+            'slope': qat['a_slope'] if is_slope(qat['a_slope']) else 2.0,
+            **{name: qat[name.replace('learn_', 'learn_a_')] for name in SLOPES}}
+
+
+def _aciq_weights(config):
+    ptq = config['ptq']
+    return {'method': 'aciq', 'bits': None, 'clipping': ptq['weight_method'],
+            **{name: ptq[name] for name in ('prior', 'per_channel', 'bit_alloc', 'bias_corr')}}
+
+
+def _aciq_activations(config):
+    return {'method': 'aciq', 'bits': None, 'clipping': config['ptq']['activation_method'],
+            'prior': config['ptq']['prior'], 'center': config['ptq']['relu_center'],
+            'spread': config['ptq']['relu_spread']}

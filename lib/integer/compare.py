@@ -1,0 +1,108 @@
+"""Compares an integer network with the fake-quantized network that it was lowered from, quantizer by quantizer."""
+
+from typing import NamedTuple
+
+import torch
+
+from lib.integer.network import noise_images
+from lib.network.hooks import evaluating
+from lib.quantize.layers import QuantizedLayer
+from lib.quantize.quantizer import Quantizer
+
+NOISE_IMAGES = 100
+
+
+class CodeDifference(NamedTuple):
+    """How the codes of one quantizer differ between the two networks.
+
+    `equal` is the share of equal codes and `largest` the largest difference where every operation is given the codes
+    that the fake-quantized network has there, so that it alone is judged; `equal_end_to_end` and `largest_end_to_end`
+    are those of the whole integer network, where differences add up.
+    """
+
+    equal: float
+    largest: int
+    equal_end_to_end: float
+    largest_end_to_end: int
+
+
+class NoiseCheck(NamedTuple):
+    """How the two networks agree on images of noise.
+
+    `agreement` is the share of equal predictions in percent. As noise is often of one class for a trained network,
+    `difference` says more: the difference of the logits relative to how they vary over the images.
+    """
+
+    images: int
+    agreement: float
+    difference: float
+
+
+@torch.no_grad()
+def check_on_noise(model, network, count=NOISE_IMAGES) -> NoiseCheck:
+    """Return the `NoiseCheck` of an `IntegerNetwork` and the fake-quantized network, on the CPU, that it comes from."""
+    images = noise_images(network.input_shape, count)
+    found = network(images, arithmetic='float64').double() * network.scale
+    with evaluating(model):
+        expected = torch.cat([model(part) for part in images.split(16)]).double()
+    spread = (expected - expected.mean(0)).square().mean().sqrt()
+    difference = (found - expected).square().mean().sqrt() / spread.clamp_min(network.scale)  # a unit of the logits
+    return NoiseCheck(count, 100 * (found.argmax(1) == expected.argmax(1)).double().mean().item(), difference.item())
+
+
+def compare_codes(model, network, images):
+    """Returns {name of a quantizer: `CodeDifference`} on a batch of images.
+
+    Args:
+        model: the fake-quantized network, on the CPU.
+        network: its `IntegerNetwork`.
+        images: (N, C, H, W).
+
+    Raises:
+        ValueError: the two have other quantizers.
+    """
+    expected = fake_quantized_codes(model, images.clone())  # which a network may change
+    missing = sorted(set(network.quantizers) ^ set(expected))
+    if missing:
+        raise ValueError(f'the networks differ in their quantizers ({", ".join(missing[:4])}): lower this very model')
+    names, single = {register: name for name, (register, _) in network.quantizers.items()}, {}
+
+    def watch(operation, result):
+        name = names.get(operation.output)
+        if name is not None:
+            single[name] = result
+            return expected[name]
+        return None
+
+    network.forward(network.encode(images), watch=watch)
+    whole = network.codes(images)
+    return {name: CodeDifference(*_difference(single[name], codes), *_difference(whole[name], codes))
+            for name, codes in expected.items()}
+
+
+def _difference(codes, expected):
+    difference = (codes - expected).abs()
+    return (difference == 0).double().mean().item(), int(difference.amax())
+
+
+@torch.no_grad()
+def fake_quantized_codes(model, images):
+    """Returns {name: int64 codes} of every active quantizer of activations that `model` calls; later calls get #2..."""
+    found = {}
+
+    def note(name):
+        def hook(quantizer, args):
+            calls = sum(other.partition('#')[0] == name for other in found)
+            found[name if not calls else f'{name}#{calls + 1}'] = quantizer.to_int(args[0])[0].long()
+        return hook
+
+    weights = {layer.weight_quantizer for layer in model.modules() if isinstance(layer, QuantizedLayer)}
+    hooks = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()
+             if isinstance(module, Quantizer) and module not in weights and module.active]
+    try:
+        with evaluating(model):
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

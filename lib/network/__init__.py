@@ -1,0 +1,1 @@
+"""Looks into a float network and changes it."""

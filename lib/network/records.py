@@ -1,0 +1,213 @@
+"""The layers of a network with their shapes, found by one forward pass."""
+
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from lib.network.hooks import evaluating, input_of
+from lib.network.operations import Operation, OperationMode, linear, memory_of, owned_tensors
+from lib.simulator.layer import LayerRecord, merge
+
+ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+POOLS = (*ADAPTIVE, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+
+
+class Profile(NamedTuple):
+    """What one image costs a network: every layer, every product outside of them, and what else one may count.
+
+    Attributes:
+        layers: a `LayerRecord` of every convolution and linear layer, in the order of `model.modules()`.
+        others: the `Operation`s outside of these: weights that a module multiplies by itself, other kinds of layers,
+            products of activations.
+        extras: 2 per input value of a BatchNorm, and the additions of the modules that average pools: what MADDS count
+            beside multiply-accumulates.
+        unread: names of the Parameters that nothing reads.
+    """
+
+    layers: list[LayerRecord]
+    others: list[Operation]
+    extras: int
+    unread: frozenset[str]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image, all of the network's."""
+        return sum(layer.macs for layer in self.layers) + sum(other.record.macs for other in self.others)
+
+
+def profile_layers(
+    model: nn.Module, input_shape: tuple[int, int, int], device: torch.device | str | None = None
+) -> list[LayerRecord]:
+    """Return the `layers` of `profile_network`."""
+    return profile_network(model, input_shape, device).layers
+
+
+def profile_network(
+    model: nn.Module, input_shape: tuple[int, int, int], device: torch.device | str | None = None
+) -> Profile:
+    """Return the `Profile` of a network.
+
+    One image of noise goes through the model in evaluation mode, without gradients; modes are restored and global
+    random states are not touched. A module shared under several names appears once. A layer that is called several
+    times has its first call's sizes and `calls` counts them (an internal batch, such as crops or windows, counts as so
+    many calls). Where calls differ in size, the record is one call whose `in_h` and `out_h` are the positions of all
+    calls together. A layer that is never called has `calls` = 0 and sizes 0.
+
+    Args:
+        model: any network that takes one image batch; on the meta device nothing is computed.
+        input_shape: (channels, height, width) of one image.
+        device: where the model lives; None = where its first parameter is.
+
+    Raises:
+        ValueError: the forward pass fails at this input shape.
+    """
+    recorder, fast_path = _Recorder(model), torch.backends.mha.get_fastpath_enabled()
+    hooks = recorder.register()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # it would hide the layers of a transformer from hooks
+        with evaluating(model), torch.no_grad(), OperationMode(recorder.take, recorder.see):
+            model(_image(model, input_shape, device))
+    except Exception as error:
+        shape = 'x'.join(str(size) for size in input_shape)
+        raise ValueError(
+            f'{type(model).__name__} fails on one image of {shape} (channels x height x width): {error}'
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for hook in hooks:
+            hook.remove()
+    return recorder.profile()
+
+
+class _Recorder:
+    """Follows a forward pass through the modules, and notes calls of layers and products outside of them."""
+
+    def __init__(self, model):
+        self.names = {module: name for name, module in model.named_modules()}
+        self.calls = {module: [] for module in self.names if isinstance(module, (nn.Conv2d, nn.Linear))}
+        self.orders = {}  # {layer: [number of its first call, of its last]}
+        self.owned = owned_tensors(model)
+        self.model, self.running = model, [(model, [])]  # [(module, products that it executed itself)], innermost last
+        self.others, self.extras, self.number, self.read = {}, 0, 0, set()
+
+    def register(self):
+        """Adds the hooks; returns their handles."""
+        return [handle for module in self.names for handle in (
+            module.register_forward_pre_hook(lambda module, _: self.running.append((module, []))),
+            module.register_forward_hook(self.leave, with_kwargs=True))]
+
+    def take(self, product):
+        """Notes a product for the innermost module that runs; those of weights that are being computed are none."""
+        if not any(isinstance(module, ParametrizationList) for module, _ in self.running):
+            self.running[-1][1].append(product)
+
+    def see(self, tensor):
+        """Notes that a tensor is read."""
+        self.read.add(memory_of(tensor))
+
+    def leave(self, module, args, kwargs, output):
+        """Notes what a module did that has just run."""
+        products = []
+        while len(self.running) > 1:  # one whose forward failed, and whose caller went on, is still there
+            running, own = self.running.pop()
+            products = own + products
+            if running is module:
+                break
+        if module in self.calls:
+            products = self.note_call(module, input_of(args, kwargs), output, products)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            self.extras += 2 * (input_of(args, kwargs)).numel()
+        elif isinstance(module, POOLS):
+            self.extras += _pool_additions(module, input_of(args, kwargs), output)
+        for product in products:
+            self.note_other(module, product)
+
+    def note_call(self, layer, inputs, output, products):
+        """Notes a call of a layer; returns the products in it that are others than its own."""
+        images, *sizes = _call_sizes(layer, inputs, output)
+        self.number += 1
+        self.orders[layer] = (self.orders.get(layer, (self.number,))[0], self.number)
+        macs = images * sizes[2] * sizes[3] * _num_weights(layer)
+        found = [sum(_macs(record) for record in product.records) for product in products]
+        if macs in found:  # a subclass may add products to the layer's own
+            del products[found.index(macs)]
+        elif sum(found) == macs or not products:
+            products = []  # it is cut into parts, or done by something else than torch's operations
+        else:
+            sizes = 0, 0, 0, 0  # its forward computes something else: what that is stands for itself
+        self.calls[layer].append((images, *sizes))
+        return products
+
+    def note_other(self, module, product):
+        """Adds a product to the operations outside of layers; equal ones are one record with several calls."""
+        owned = [self.owned.get(memory_of(tensor)) for tensor in product.operands]
+        if len(owned) > 1 and all(owned):
+            return  # nothing of an image is in it: a weight is computed, such as by spectral normalization
+        place = next((i for i, found in enumerate(owned) if found), 0)
+        name, weight = next(filter(None, owned), (self.names[module] or type(module).__name__, None))
+        for record in product.records:
+            if place:  # the weight stands first: its rows are the outputs
+                record = linear(record['out_channels'], record['in_channels'], record['in_h'], record['calls'])
+            key = (name, *(value for field, value in record.items() if field != 'calls'))
+            known = self.others.get(key)
+            calls = record['calls'] + (known.record.calls if known else 0)
+            self.others[key] = Operation(LayerRecord(name, **{**record, 'calls': calls}), weight)
+
+    def profile(self):
+        """Returns the `Profile`."""
+        for product in self.running[0][1]:  # in hooks of the network itself
+            self.note_other(self.model, product)
+        layers = [_record(self.names[layer], layer, calls, self.orders.get(layer))
+                  for layer, calls in self.calls.items()]
+        unread = frozenset(name for memory, (name, _) in self.owned.items() if memory not in self.read)
+        return Profile(layers, list(self.others.values()), self.extras, unread)
+
+
+def _macs(record) -> int:
+    return LayerRecord('', **record).macs
+
+
+def _pool_additions(pool, inputs, output) -> int:
+    """Return what thop counts for a pool that averages: its outputs; of an adaptive one all additions and a division.
+
+    A pool may have a `madds_as`, 'fixed' or 'function' (nothing), that says as what it counts.
+    """
+    kind = getattr(pool, 'madds_as', 'adaptive' if isinstance(pool, ADAPTIVE) else 'fixed')
+    sizes = zip(inputs.shape[2:], output.shape[2:], strict=True)
+    return output.numel() * {'adaptive': prod(a // b for a, b in sizes) + 1, 'fixed': 1, 'function': 0}[kind]
+
+
+def _image(model, input_shape, device) -> torch.Tensor:
+    """Return one image of noise, (1, C, H, W), from a generator of its own; zeros would make ranges of 0."""
+    parameter = next(model.parameters(), torch.empty(0))
+    noise = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(device=parameter.device if device is None else device, dtype=parameter.dtype)
+
+
+def _call_sizes(layer, inputs, output) -> tuple[int, int, int, int, int]:
+    """Return how many images a call processed, and their in_h, in_w, out_h, out_w."""
+    if isinstance(layer, nn.Linear):
+        positions = inputs.numel() // layer.in_features
+        return 1, positions, 1, positions, 1
+    output = output[0] if isinstance(output, (tuple, list)) else output
+    images = inputs.shape[0] if inputs.dim() == 4 else 1
+    return images, *inputs.shape[-2:], *output.shape[-2:]
+
+
+def _record(name, layer, calls, order) -> LayerRecord:
+    if isinstance(layer, nn.Linear):
+        shape = ('linear', layer.in_features, layer.out_features, (1, 1), (1, 1), 1)
+    else:
+        shape = ('conv', layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.groups)
+    return merge(name, [LayerRecord(name, *shape, *sizes, num_weights=_num_weights(layer), calls=images, order=order)
+                        for images, *sizes in calls or [(0, 0, 0, 0, 0)]])
+
+
+def _num_weights(layer) -> int:
+    """Return the size of the weight, which reading `layer.weight` may compute."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features * layer.out_features
+    return layer.out_channels * (layer.in_channels // layer.groups) * prod(layer.kernel_size)

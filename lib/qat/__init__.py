@@ -1,0 +1,1 @@
+"""Quantizers of quantization-aware training, put into a network."""

@@ -1,0 +1,229 @@
+"""The quantizers of the progressive search (ProQHA) in a network: where they sit, their bits, and what these cost."""
+
+from typing import NamedTuple
+
+import torch
+
+from lib.network.conversion import convert_to_quantized, convertible_layers
+from lib.network.coverage import count_weights
+from lib.network.records import profile_layers
+from lib.qat.bit_lists import check_bit_lists
+from lib.qat.placement import QATQuantization
+from lib.quantize import PACTActivationQuantizer, QConv2d, QLinear, Quantizer
+from lib.quantize.layers import quantized_type
+from lib.simulator.counting import proqha_float_layers
+from lib.utils.utils import set_learning_rate
+
+UNTOUCHED = [8, -1]  # entry of a strategy for a layer that stays float
+
+
+class Part(NamedTuple):
+    """A layer whose weights are quantized, and the module that is replaced by the quantizer of the activations.
+
+    `activation` is the name of a ReLU, or None where the layer's own input is quantized. `activation_first` says which
+    of the two comes first in a list of bits.
+    """
+
+    layer: str
+    activation: str | None = None
+    activation_first: bool = True
+
+
+class _Entry(NamedTuple):
+    name: str
+    layers: tuple
+    activations: tuple
+    implied: None = None
+
+
+class ClippedReLU(PACTActivationQuantizer):
+    """PACT in place of a ReLU: at 32 bits it still clips to [0, alpha], and alpha still learns, as in the original."""
+
+    def bits_changed(self):
+        self.range.requires_grad_(self.trainable)
+
+    def forward(self, x):
+        if self.active:
+            return super().forward(x)
+        clip = self.clip()
+        return torch.where(x >= clip, clip.to(x.dtype), x.relu())  # NaN stays NaN
+
+
+def find_parts(model, shape, in_order=True):
+    """Returns the parts of a network, in module order.
+
+    They are what its `quantized_parts()` says. Of a network without it: every layer that can be quantized, but the
+    first, the last, 1x1 convolutions beside a block, and a MobileNet's last 1x1 convolution; with their inputs.
+
+    Args:
+        model: float network, or one that was converted.
+        shape: (C, H, W) of an image.
+        in_order: whether the first and the last layer are those of the calls; else of the definition.
+
+    Raises:
+        ValueError: nothing is left to quantize.
+    """
+    if hasattr(model, 'quantized_parts'):
+        return [Part(*part) for part in model.quantized_parts()]
+    records = profile_layers(model, shape)
+    left = proqha_float_layers(records, in_order)
+    parts = [Part(name) for name in convertible_layers(model, records) if name not in left]
+    if not parts:
+        raise ValueError(f'{type(model).__name__} has no layer to quantize: its {len(records)} convolutions and linear '
+                         'layers are the first and the last one or stand beside a block, and these stay float')
+    return parts
+
+
+class PartQuantizers:
+    """The quantizers of a network in the order of ProQHA's lists of bits: weights and activations, part by part.
+
+    Attributes:
+        parts: the `Part`s.
+        labels: what each entry of a list of bits belongs to, `layer1.0.conv1.weight` or the activation's name.
+        num_weights: number of weights per part.
+    """
+
+    def __init__(self, model, parts):
+        """Finds the quantizers that `quantize_parts` put into the model."""
+        self.parts, self._quantizers, self.labels, self._is_weight = list(parts), [], [], []
+        counts = count_weights({part.layer: model.get_submodule(part.layer) for part in self.parts})
+        self.num_weights = [counts[part.layer] for part in self.parts]
+        for part in self.parts:
+            layer = model.get_submodule(part.layer)
+            activation = model.get_submodule(part.activation) if part.activation else layer.input_quantizer
+            pair = [(False, activation, part.activation or f'{part.layer}.input'),
+                    (True, layer.weight_quantizer, f'{part.layer}.weight')]
+            for is_weight, quantizer, label in pair if part.activation_first else reversed(pair):
+                self._is_weight.append(is_weight)
+                self._quantizers.append(quantizer)
+                self.labels.append(label)
+
+    def __len__(self):
+        return len(self._quantizers)
+
+    @property
+    def bits(self):
+        """Bits of every quantizer; may be set."""
+        return [quantizer.bits for quantizer in self._quantizers]
+
+    @bits.setter
+    def bits(self, bits):
+        for quantizer, value in zip(self._quantizers, bits, strict=True):
+            if quantizer.bits != value:
+                quantizer.bits = value
+
+    def lists(self, bits):
+        """Returns a list of bits as {'layer_wbit': [...], 'layer_abit': [...]}, an entry per part each."""
+        return {'layer_wbit': self._of(bits, True), 'layer_abit': self._of(bits, False)}
+
+    def joined(self, layer_wbit, layer_abit):
+        """Returns the list of bits that `lists` takes apart."""
+        weights, activations = iter(layer_wbit), iter(layer_abit)
+        return [next(weights if is_weight else activations) for is_weight in self._is_weight]
+
+    def _of(self, bits, weights):
+        return [value for value, is_weight in zip(bits, self._is_weight, strict=True) if is_weight == weights]
+
+    def cost(self, bits, *, odd_positions=False):
+        """Returns ProQHA's cost: bits of the weights of all parts over the same weights at 32 bits, in (0, 1].
+
+        `odd_positions` is the original's rule, which takes every second entry for that of the weights: those of the
+        activations, where they come after the layer.
+        """
+        weight_bits = list(bits)[1::2] if odd_positions else self._of(bits, True)
+        total = sum(count * value for count, value in zip(self.num_weights, weight_bits, strict=True))
+        return total / (32 * sum(self.num_weights))
+
+    def strategy(self, bits, layer_names):
+        """Returns [weight bits, bits of the input] for each of these layers, as the linear flow means them.
+
+        Layers that stay float get [8, -1]. Where activations are quantized behind the layers, the input of a layer is
+        the activation of the part before it.
+        """
+        lists = self.lists(bits)
+        inputs = [value if part.activation_first else before for part, value, before in
+                  zip(self.parts, lists['layer_abit'], [-1, *lists['layer_abit']], strict=False)]
+        entries = {part.layer: [w_bit, a_bit] for part, w_bit, a_bit in
+                   zip(self.parts, lists['layer_wbit'], inputs, strict=True)}
+        return [entries.get(name, list(UNTOUCHED)) for name in layer_names]
+
+
+def quantize_parts(model, layer_wbit, layer_abit, quantizers, images, network='the network', in_order=True):
+    """Puts quantizers into the parts of a float network, in place; all else stays float.
+
+    Weights at 32 bits are left alone; a learned clip in place of a ReLU still clips at 32 bits.
+
+    Args:
+        model: float network.
+        layer_wbit, layer_abit: bits per part, or an int for all parts.
+        quantizers: a `Quantizers`.
+        images: probe (N, C, H, W) on the model's device.
+        network: its name, for messages.
+        in_order: see `find_parts`.
+
+    Returns:
+        `PartQuantizers`.
+
+    Raises:
+        ValueError: the network has no parts, the lists do not fit it, or a signed quantizer would replace a ReLU.
+    """
+    parts = find_parts(model, tuple(images.shape[1:]), in_order)
+    entries = [_Entry(part.layer, (part.layer,), (part.activation or f'{part.layer} input',)) for part in parts]
+    lists = [[bits] * len(parts) if isinstance(bits, int) else bits for bits in (layer_wbit, layer_abit)]
+    lists = check_bit_lists(entries, *lists, network)
+    if any(part.activation is None for part in parts):
+        _convert(model, {part.layer for part in parts}, images)
+    for part, w_bit, a_bit in zip(parts, *lists, strict=True):
+        layer = model.get_submodule(part.layer)
+        if part.activation is None:
+            layer.weight_quantizer = quantizers.weight(w_bit)
+            layer.input_quantizer = quantizers.activation(a_bit, signed=layer.input_quantizer.signed)
+        else:
+            quantized_type(layer).convert(layer, weight_quantizer=quantizers.weight(w_bit), input_quantizer=Quantizer())
+            parent, _, attribute = part.activation.rpartition('.')
+            setattr(model.get_submodule(parent), attribute, in_place_of_relu(quantizers, a_bit))
+    model.to(images.device).train(model.training)
+    return PartQuantizers(model, parts)
+
+
+def _convert(model, chosen, images):
+    """Converts a network; the layers that are not chosen get quantizers that do nothing and hold nothing."""
+    convert_to_quantized(model, images, quiet=True)
+    for name, layer in model.named_modules():
+        if isinstance(layer, (QConv2d, QLinear)) and name not in chosen:
+            layer.weight_quantizer, layer.input_quantizer = Quantizer(), Quantizer()
+
+
+def in_place_of_relu(quantizers, bits):
+    """Returns the quantizer of activations that also is the activation function."""
+    if quantizers.activations == 'mpact':
+        raise ValueError('mpact keeps negative values, so it cannot take the place of a ReLU: give --act_quantizer '
+                         'pact, fixed_pact, dorefa, lsq or linear')
+    if quantizers.activations == 'pact':
+        return ClippedReLU(bits, alpha=quantizers.alpha, gradient=quantizers.gradient)
+    if bits >= 32:
+        return torch.nn.ReLU()
+    return quantizers.activation(bits, signed=False)
+
+
+class ProgressiveTraining(QATQuantization):
+    """Fine-tuning of one step of the search: a learning rate for every batch, and a limit for the gradient's norm."""
+
+    def __init__(self, model, strategy, settings, *, optimizer, rates, clip, unscale):
+        """Takes over a prepared network.
+
+        Args:
+            model, strategy, settings: as in `QATQuantization`.
+            optimizer: the optimizer of this step of the search.
+            rates: iterable of learning rates, one per batch.
+            clip: largest L2 norm of the gradient of all parameters.
+            unscale: function that takes the factor of mixed precision out of the gradients.
+        """
+        super().__init__(model, strategy, settings, clip_decay=0)
+        self.optimizer, self.rates, self.clip, self.unscale = optimizer, iter(rates), clip, unscale
+
+    def before_step(self):
+        """Sets the learning rate and clips the gradient."""
+        set_learning_rate(self.optimizer, next(self.rates))
+        self.unscale()
+        torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip)

@@ -1,0 +1,237 @@
+"""Quantization-aware training: DoReFa, PACT and LSQ quantizers in a network, each where it belongs."""
+
+import logging
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lib.network.conversion import activation_quantizers, convert_to_quantized, quantized_layers
+from lib.network.coverage import active_layers, count_weights, float_weights
+from lib.network.not_finite import blaming
+from lib.network.records import profile_layers
+from lib.qat.bit_lists import check_bit_lists, check_bits, is_quantized
+from lib.quantize import (
+    DoReFaActivationQuantizer,
+    DoReFaWeightQuantizer,
+    LinearActivationQuantizer,
+    LinearWeightQuantizer,
+    LSQQuantizer,
+    PACTActivationQuantizer,
+    Quantizer,
+)
+from lib.quantize.layers import quantized_type
+from lib.simulator.layer import ends as ends_of
+from lib.utils.quantize_utils import Quantization, synchronise_signs
+
+logger = logging.getLogger(__name__)
+
+WEIGHT_QUANTIZERS = {
+    'dorefa': DoReFaWeightQuantizer,
+    'dorefa_symmetric': partial(DoReFaWeightQuantizer, symmetric=True),
+    'lsq': partial(LSQQuantizer, signed=True),
+    'linear': LinearWeightQuantizer,
+}
+ACTIVATION_QUANTIZERS = ('dorefa', 'pact', 'mpact', 'fixed_pact', 'lsq', 'linear')
+BLOCKS = 'blocks.'  # the prefix of the modules that are no ends of the network
+
+
+@dataclass(frozen=True)
+class Quantizers:
+    """Which quantizers a network gets.
+
+    Attributes:
+        weights: a name of `WEIGHT_QUANTIZERS`.
+        activations: a name of `ACTIVATION_QUANTIZERS`. `mpact` is signed everywhere, `pact`, `fixed_pact` and `dorefa`
+            are unsigned; the image, or an input that is found to be signed, gets a signed clip instead.
+        alpha, end_alpha: the clips to start with, inside the blocks and at the ends of the network; those that
+            `fixed_pact` keeps.
+        gradient: of a learned clip inside its range, 'paper' (0) or 'ste'.
+        rescale: `dorefa`: expand activations again by what they were scaled with.
+        branch_out: quantize shortcuts that hold a convolution on their own before the sum.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+
+    weights: str = 'dorefa_symmetric'
+    activations: str = 'mpact'
+    alpha: float = 10.0
+    end_alpha: float = 6.0
+    gradient: str = 'paper'
+    rescale: bool = True
+    branch_out: bool = True
+
+    def __post_init__(self):
+        for what, known in (('weights', WEIGHT_QUANTIZERS), ('activations', ACTIVATION_QUANTIZERS),
+                            ('gradient', ('paper', 'ste'))):
+            if getattr(self, what) not in known:
+                raise ValueError(f'{what}: {getattr(self, what)!r} is not known; expected one of {", ".join(known)}')
+
+    @classmethod
+    def from_dict(cls, values):
+        """Returns the quantizers that `to_dict` described."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    def to_dict(self):
+        """Returns plain values, for checkpoints."""
+        return asdict(self)
+
+    def weight(self, bits):
+        """Returns a new weight quantizer."""
+        return WEIGHT_QUANTIZERS[self.weights](bits)
+
+    def activation(self, bits, *, signed=False, end=False):
+        """Returns a new activation quantizer for a tensor that is signed (None: not known yet), at an `end` or not."""
+        alpha = self.end_alpha if end else self.alpha
+        if self.activations == 'lsq':
+            return LSQQuantizer(bits, signed=signed, per='features')
+        if self.activations == 'linear':
+            return LinearActivationQuantizer(bits, signed=signed, initial_range=alpha)
+        if self.activations == 'mpact' or signed:
+            return PACTActivationQuantizer(bits, signed=True, alpha=alpha, gradient=self.gradient)
+        if self.activations == 'dorefa':
+            return DoReFaActivationQuantizer(bits, rescale=self.rescale)
+        learned = self.activations == 'pact'
+        return PACTActivationQuantizer(bits, alpha=alpha, trainable=learned, gradient=self.gradient)
+
+
+def quantize_blocks(model, layer_wbit, layer_abit, quantizers, network='the network'):
+    """Puts quantizers into a network with bit lists, in place.
+
+    Args:
+        model: float network with `bit_entries()`.
+        layer_wbit, layer_abit: a number of bits per entry.
+        quantizers: a `Quantizers`.
+        network: its name, for messages.
+
+    Returns:
+        The complete lists.
+
+    Raises:
+        ValueError: the network has no entries, or a list does not fit it.
+    """
+    if not hasattr(model, 'bit_entries'):
+        raise ValueError(f'{network} has no blocks that bit lists could belong to: give the bits of its layers by '
+                         '--strategy, or take toynet, mobilenetv2_cifar or resnet20_projection')
+    entries = model.bit_entries()
+    layer_wbit, layer_abit = check_bit_lists(entries, layer_wbit, layer_abit, network)
+    for entry, w_bit, a_bit in zip(entries, layer_wbit, layer_abit, strict=True):
+        for name in entry.layers if w_bit < 32 else ():  # at 32 bits everywhere it stays the float network
+            layer = model.get_submodule(name)
+            quantized_type(layer).convert(layer, weight_quantizer=quantizers.weight(w_bit), input_quantizer=Quantizer())
+        for name in entry.activations if a_bit < 32 else ():
+            if quantizers.branch_out or '.shortcut.' not in name:
+                _place(model, name, a_bit, quantizers)
+    return layer_wbit, layer_abit
+
+
+def _place(model, name, bits, quantizers):
+    parent, _, attribute = name.rpartition('.')
+    # A learned step finds the sign itself; of all others only the image is known to be signed.
+    signed = None if quantizers.activations in ('lsq', 'linear') else name == 'image'
+    quantizer = quantizers.activation(bits, signed=signed, end=not name.startswith(BLOCKS))
+    device = next(model.parameters()).device
+    setattr(model.get_submodule(parent), attribute, quantizer.to(device).train(model.training))
+
+
+def quantize_layers(model, strategy, quantizers, images, *, input_bits=32):
+    """Puts quantizers into every layer of any network, in place: weights and inputs, as the searches here mean them.
+
+    Args:
+        model: float network.
+        strategy: weight bits per layer, or pairs [w_bit, a_bit]; -1 is float.
+        quantizers: a `Quantizers`.
+        images: probe (N, C, H, W) that tells which inputs are signed.
+        input_bits: bits of all inputs where the strategy has none.
+
+    Returns:
+        The strategy in pairs.
+
+    Raises:
+        ValueError: the strategy does not fit.
+    """
+    convert_to_quantized(model, images)
+    layers = quantized_layers(model)
+    records = {record.name: record for record in profile_layers(model, tuple(images.shape[1:]))}
+    ends = ends_of([records[name] for name in layers])
+    pairs = [list(entry) if isinstance(entry, (list, tuple)) else [entry, input_bits] for entry in strategy]
+    if len(pairs) != len(layers):
+        raise ValueError(f'the strategy has {len(pairs)} entries, the network has {len(layers)} layers that can be '
+                         f'quantized ({next(iter(layers))} ...)')
+    for i, ((name, layer), (w_bit, a_bit)) in enumerate(zip(layers.items(), pairs, strict=True)):
+        for bits in (w_bit, a_bit):
+            check_bits(32 if bits == -1 else bits, f'the strategy: entry {i} ({name})')
+        end = i in ends
+        layer.weight_quantizer = quantizers.weight(w_bit)
+        layer.input_quantizer = quantizers.activation(a_bit, signed=layer.input_quantizer.signed, end=end)
+        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
+            quantizer.to(layer.weight.device).train(layer.training)
+    return pairs
+
+
+class QATQuantization(Quantization):
+    """Training of a network that `quantize_blocks` or `quantize_layers` prepared; the clips are trained with it.
+
+    Its `kind` is 'qat', or 'float' where the strategy quantizes nothing.
+    """
+
+    def __init__(self, model, strategy, settings, *, clip_decay=2e-4):
+        """Takes over a prepared network.
+
+        Args:
+            model: the network.
+            strategy: {'layer_wbit': [...], 'layer_abit': [...]} or a list of pairs.
+            settings: what rebuilds the network with its quantizers, plain values; kept in checkpoints.
+            clip_decay: L2 penalty: clip_decay * sum of alpha^2 over the learned clips is added to the loss, beside the
+                optimizer's weight decay.
+        """
+        super().__init__(model, strategy)
+        self.kind = 'qat' if is_quantized(strategy) else 'float'
+        self.settings, self.clip_decay = settings, clip_decay
+        self._clips = [quantizer.range for quantizer in activation_quantizers(model).values()
+                       if isinstance(quantizer, PACTActivationQuantizer) and quantizer.trainable]
+
+    def loss(self, logits, labels):
+        """Returns cross entropy and the penalty of the clips."""
+        loss = super().loss(logits, labels)
+        if not self.clip_decay or not self._clips:
+            return loss
+        return loss + self.clip_decay * sum(clip.square().sum() for clip in self._clips)
+
+    def synchronise(self):
+        """Gives every process the weights, clips, steps and signs of the main one."""
+        super().synchronise()
+        synchronise_signs(activation_quantizers(self.model).values())
+
+    def state(self):
+        """Returns what a checkpoint carries: strategy and settings."""
+        return {**super().state(), 'qat': self.settings}
+
+
+@torch.no_grad()
+def find_steps(model, images):
+    """Lets quantizers that begin with what the first batch tells, steps and signs, find it; changes nothing else.
+
+    Args:
+        model: prepared network.
+        images: a training batch (N, C, H, W) on its device.
+    """
+    training, norms = model.training, [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    statistics = deepcopy([norm.state_dict() for norm in norms])
+    model.train()  # activations are normalised by the batch, as they will be in training
+    with blaming(model, images):
+        model(images)
+    model.train(training)
+    for norm, values in zip(norms, statistics, strict=True):
+        norm.load_state_dict(values)
+
+
+def weight_bits(model):
+    """Returns (bits of all weights, the same at 32 bits); what stays float counts 32, a shared weight once."""
+    layers = active_layers(model)
+    counts, rest = count_weights(layers), sum(float_weights(model, layers).values())
+    return sum(layer.w_bit * counts[name] for name, layer in layers.items()) + 32 * rest, \
+        32 * (sum(counts.values()) + rest)

@@ -1,0 +1,1 @@
+"""Processes, seeds and the user's own code."""

@@ -1,0 +1,1 @@
+"""Epochs, and what a training needs around them."""

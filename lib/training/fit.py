@@ -1,0 +1,160 @@
+"""The epochs of a training run, resumable to the same numbers, and the record of them."""
+
+import logging
+import math
+import time
+from pathlib import Path
+
+from lib.record import plots
+from lib.record.checkpoint import save_checkpoint, tensor_bytes
+from lib.record.disk import check_space, free_space, megabytes
+from lib.record.files import write_json
+from lib.record.scalars import ScalarLog
+from lib.record.table_log import TableLog
+from lib.runtime import distributed
+from lib.runtime.seeds import seed_everything
+from lib.training.batch_norm import reestimate_batch_norm
+from lib.training.loop import evaluate, loss_function, train_one_epoch
+from lib.utils.quantize_utils import Quantization
+from lib.utils.utils import Metrics, set_learning_rate
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ('Learning Rate', 'Train Loss', 'Valid Loss', 'Train Acc.', 'Valid Acc.')
+UNKNOWN = Metrics(math.nan, math.nan, math.nan)
+SCALARS = ('learning_rate', 'train_loss', 'test_loss', 'train_accuracy', 'test_accuracy')
+
+
+class TrainingLog:
+    """Writes `log.txt`, scalars, checkpoints and the plot of a training run; of several processes only the main one."""
+
+    def __init__(self, folder, start_epoch=0):
+        """Starts the record in `folder`, or continues it after `start_epoch` epochs."""
+        self.folder = Path(folder)
+        self.table = TableLog(self.folder / 'log.txt', COLUMNS, keep_rows=start_epoch)
+        self.scalars = ScalarLog(self.folder / 'logs', purge_step=start_epoch)
+
+    def add(self, epoch, row, checkpoint, improved, keep=False):
+        """Adds an epoch.
+
+        Args:
+            epoch: counted from 0.
+            row: the values of `COLUMNS`; NaN where there was no evaluation.
+            checkpoint: what training goes on from, for `checkpoint.pth.tar`.
+            improved: it is the best so far, for `model_best.pth.tar` too.
+            keep: a copy of its own, `epoch_N.pth.tar`.
+        """
+        self.table.append(row)
+        for name, value in zip(SCALARS, row, strict=True):
+            self.scalars.add_scalar(name, value, epoch)
+        if improved:
+            save_checkpoint(self.folder / 'model_best.pth.tar', checkpoint)
+        if keep:
+            save_checkpoint(self.folder / f'epoch_{epoch + 1}.pth.tar', checkpoint)
+        save_checkpoint(self.folder / 'checkpoint.pth.tar', checkpoint)
+        self.scalars.flush()
+
+    def plot(self):
+        """Draws the training curves."""
+        if len(self.table.rows) > 1:
+            plots.plot_training(self.table.columns(), self.folder / 'training.png')
+
+
+def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, seed, start_epoch=0, best=-1.0,
+        quantization=None, about=None, bn_batches=0, evaluate_every=1, keep_every=0):
+    """Trains and validates epoch by epoch; the main process writes everything of a `TrainingLog` after each.
+
+    Args:
+        model: the network, on `device`.
+        loaders: (training loader, validation loader), of this process's part of the images.
+        optimizer: over what is trained.
+        folder: the run folder.
+        epochs: number of epochs in all.
+        rate: function of the epoch that gives its learning rate; if it has a method `observe`, that gets the validation
+            accuracy of each epoch, None where there was no evaluation.
+        device, precision: where and in which arithmetic the network runs.
+        seed: with the epoch, of everything random in it.
+        start_epoch: epochs already done.
+        best: best validation top-1 so far, in percent; -1 before the first epoch.
+        quantization: a `Quantization` of the model, or None for float training.
+        about: what a checkpoint carries beside weights, optimizer, accuracies and the quantization's state.
+        bn_batches: training batches on which BatchNorm statistics are estimated anew before each validation; 0: none.
+        evaluate_every: validate after every so many epochs, and after the last.
+        keep_every: keep the checkpoint of every so many epochs; 0: of none.
+
+    Returns:
+        (validation `Metrics` of the last epoch or None if no epoch was left, best top-1 of the epochs in which the
+        quantization was complete), in all processes.
+    """
+    metrics, quantization = None, quantization or Quantization(model)
+    quantization.synchronise()
+    log = TrainingLog(folder, start_epoch) if distributed.is_main() else None
+    distributed.on_main(check_disk, folder, checkpoint_bytes(model, optimizer), epochs - start_epoch)
+    for epoch in range(start_epoch, epochs):
+        start, lr = time.time(), rate(epoch)
+        train = train_epoch(model, loaders[0], optimizer, epoch, epochs, rate=lr, device=device, precision=precision,
+                            seed=seed, quantization=quantization)
+        if bn_batches:
+            reestimate_batch_norm(model, loaders[0], bn_batches, device, precision)
+        due = (epoch + 1) % evaluate_every == 0 or epoch + 1 == epochs
+        metrics = evaluate(model, loaders[1], loss_function(), device, precision=precision) if due else UNKNOWN
+        if hasattr(rate, 'observe'):
+            rate.observe(metrics.top1 if due else None)
+        improved = quantization.complete and metrics.top1 > best
+        best = metrics.top1 if improved else best
+        if log:
+            row = (lr, train.loss, metrics.loss, train.top1, metrics.top1)
+            checkpoint = {'epoch': epoch + 1, 'state_dict': model.state_dict(), 'acc': metrics.top1, 'best_acc': best,
+                          'top5': metrics.top5, 'optimizer': optimizer.state_dict(),
+                          'scaler': precision.scaler.state_dict(), **quantization.state(), **(about or {})}
+            log.add(epoch, row, checkpoint, improved, keep=keep_every and (epoch + 1) % keep_every == 0)
+            logger.info('epoch %d/%d: lr %.5f  train loss %.4f acc %.2f  valid loss %.4f acc %.2f  best %s  %.1f s',
+                        epoch + 1, epochs, *row[:2], row[3], row[2], row[4], f'{best:.2f}' if best >= 0 else '-',
+                        time.time() - start)
+    if log:
+        log.plot()
+    return metrics, best
+
+
+def checkpoint_bytes(model, optimizer):
+    """Returns about how many bytes a checkpoint takes: weights, buffers, and what the optimizer will keep of each."""
+    moments = 2 if 'betas' in optimizer.defaults else bool(optimizer.defaults.get('momentum'))
+    trained = sum(p.nbytes for group in optimizer.param_groups for p in group['params'])
+    return tensor_bytes(model.state_dict()) + moments * trained
+
+
+def check_disk(folder, size, epochs):
+    """Checks that the disk has room for checkpoints of `size` bytes, of which one more is there while it is written.
+
+    Raises:
+        WriteError: the first epoch could not be saved.
+    """
+    there = sum((Path(folder) / name).is_file() for name in ('checkpoint.pth.tar', 'model_best.pth.tar'))
+    missing = (max(2 - there, 1) if epochs else 0) * size
+    check_space(folder, missing, 'what an epoch saves')
+    free = free_space(folder)
+    if epochs > 1 and free < (3 - there) * size:
+        logger.warning('the disk of %s has %s free, and an epoch saves %s beside what is there: it will not last',
+                       folder, megabytes(free), megabytes(size))
+
+
+def train_epoch(model, loader, optimizer, epoch, epochs, *, rate, device, precision, seed, quantization):
+    """Trains one epoch and leaves the network ready to be validated; returns the training `Metrics`."""
+    seed_everything(seed, 'epoch', epoch)
+    loader.set_epoch(epoch)
+    quantization.before_epoch(epoch, epochs, optimizer)
+    set_learning_rate(optimizer, rate)
+    metrics = train_one_epoch(model, loader, quantization.loss, optimizer, device, quantization.after_step,
+                              before_step=quantization.before_step, precision=precision, title=f'epoch {epoch}')
+    quantization.synchronise()  # on GPUs the sums of centroids' gradients may round differently
+    quantization.after_epoch(optimizer)
+    return metrics
+
+
+def write_results(folder, metrics, best, **about):
+    """Writes `results.json`: the accuracies of the last epoch, the best top-1, and what they belong to.
+
+    The file marks a run as finished.
+    """
+    write_json(Path(folder) / 'results.json', {**about, 'top1': metrics.top1, 'top5': metrics.top5,
+                                               'loss': metrics.loss, 'best_top1': best}, seal=True)

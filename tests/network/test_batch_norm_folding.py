@@ -1,0 +1,340 @@
+"""Folding of whole networks: the same output, and nothing folded that may not be."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from lib.network.batch_norm_folding import fold_batch_norms, foldable_batch_norms
+from lib.network.hooks import batch_norms
+from lib.quantize.layers import calibrating
+from lib.utils.quantize_utils import convert_to_quantized, quantized_layers
+from models.mobilenetv3 import MobileNetV3
+from models.resnet_cifar import resnet20
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def with_statistics(net, images):
+    """The network with the statistics of its activations, and affine parameters that matter, in training mode."""
+    for norm in batch_norms(net).values():
+        norm.momentum = None
+        if norm.affine:
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.2)
+    with torch.no_grad():
+        net.train()(images)
+    return net
+
+
+@torch.no_grad()
+def fold_and_compare(net, images):
+    """Folds a network and checks that its output stays the same, to 1e-5 of its largest value, 1e-10 in float64."""
+    tolerance = 1e-10 if images.dtype == torch.float64 else 1e-5
+    expected = net.eval()(images)
+    expected = expected.clone() if isinstance(expected, torch.Tensor) else [tensor.clone() for tensor in expected]
+    pairs = fold_batch_norms(net.train(), images[:2])
+    assert all(module.training for module in net.modules())
+    output = net.eval()(images)
+    scale = max(tensor.abs().max().item() for tensor in expected)
+    for a, b in zip(output, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)
+    return pairs
+
+
+TORCHVISION = {
+    'resnet18': (20, 0),
+    'mobilenet_v2': (52, 0),
+    'densenet121': (59, 62),  # of each dense layer norm2 follows conv1, norm1 does not follow a convolution
+}
+
+
+@pytest.mark.parametrize('name', TORCHVISION)
+def test_torchvision(name):
+    net, images = torchvision.models.get_model(name, num_classes=10).double(), torch.randn(4, 3, 32, 32).double()
+    fresh = copy.deepcopy(net)  # in float32 a random MobileNetV2 itself is 3e-5 from its float64 output
+    pairs = fold_and_compare(with_statistics(net, images), images)
+    assert (len(pairs), len(batch_norms(net))) == TORCHVISION[name]
+    rebuilt = fresh.to('meta')
+    assert fold_batch_norms(rebuilt, images[:1].to('meta')) == pairs
+    rebuilt.to_empty(device='cpu').load_state_dict(net.state_dict(), strict=True)
+    assert torch.equal(rebuilt.eval()(images), net(images))
+
+
+def test_resnet18_agrees_with_torch():
+    net, images = torchvision.models.resnet18(num_classes=10), torch.randn(2, 3, 32, 32)
+    original = copy.deepcopy(with_statistics(net, images)).eval()
+    pairs = fold_batch_norms(net, images)
+    assert pairs[:3] == [('conv1', 'bn1'), ('layer1.0.conv1', 'layer1.0.bn1'), ('layer1.0.conv2', 'layer1.0.bn2')]
+    assert ('layer2.0.downsample.0', 'layer2.0.downsample.1') in pairs
+    for conv, norm in pairs:
+        expected = fuse_conv_bn_eval(original.get_submodule(conv), original.get_submodule(norm))
+        own = net.get_submodule(conv)
+        torch.testing.assert_close(own.weight, expected.weight)
+        torch.testing.assert_close(own.bias, expected.bias)
+        assert type(net.get_submodule(norm)) is nn.Identity
+
+
+@pytest.mark.parametrize('make, count', [(lambda: resnet20(), 19), (lambda: MobileNetV3(num_classes=10), 35)])
+def test_own_networks(make, count):
+    images = torch.randn(4, 3, 32, 32)
+    net = with_statistics(make(), images)
+    assert len(fold_and_compare(net, images)) == count and not batch_norms(net)
+
+
+def test_converted_networks_fold_alike():
+    images = torch.randn(4, 3, 32, 32)
+    net = with_statistics(resnet20(), images)
+    converted = convert_to_quantized(copy.deepcopy(net), images[:2])
+    assert fold_and_compare(converted, images) == fold_and_compare(net, images)
+    late = convert_to_quantized(net, images[:2]).state_dict()
+    assert all(torch.equal(value, late[key]) for key, value in converted.state_dict().items() if 'signed' not in key)
+    for layer in quantized_layers(converted).values():
+        layer.w_bit, layer.a_bit = 4, 4
+    with calibrating(converted, method='max'):
+        converted(images)
+    layer = converted.layer1[0].conv1
+    assert layer.weight_quantizer.range == layer.weight.abs().max()  # of the folded weight
+
+
+class Passing(torch.autograd.Function):
+    """An operation that no TorchFunctionMode sees."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+
+class Own(nn.Module):
+    """Convolutions `c` and BatchNorms `n`, used as a function of (net, x) says."""
+
+    def __init__(self, course, kinds=(nn.Conv2d, nn.BatchNorm2d)):
+        super().__init__()
+        conv, norm = kinds
+        self.c = nn.ModuleList(conv(4, 4, 1) for _ in range(2))
+        self.n = nn.ModuleList(norm(4) for _ in range(2))
+        self.act, self.drop, self.course, self.kept = nn.ReLU(inplace=True), nn.Dropout(), course, None
+
+    def forward(self, x):
+        return self.course(self, x)
+
+
+def inplace_residual(net, x):
+    y = net.act(net.n[0](net.c[0](x)))
+    z = net.n[1](net.c[1](y))
+    z += y
+    return net.act(z)
+
+
+def through_identity(net, x):
+    y = net.n[0](input=nn.Identity()(net.c[0](x)))
+    return y if y.shape[1] == 1 else net.n[1](net.c[1](y))
+
+
+def after_views(net, x):
+    return net.n[1](net.c[1](net.n[0](net.c[0](x)).flip(2).contiguous())).flatten(1)
+
+
+def data_of_last_output_dies(net, x):
+    for conv, norm in zip(net.c, net.n, strict=True):  # ids and memory of dead tensors are used again
+        x = torch.relu(norm(conv(x)))
+    return x
+
+
+def branch(net, x):
+    y = net.c[0](x)
+    return net.n[0](y) + y
+
+
+def two_norms(net, x):
+    y = net.c[0](x)
+    return net.n[0](y) + net.n[1](y)
+
+
+def returned_too(net, x):
+    y = net.c[0](x)
+    return net.n[0](y), y
+
+
+def remembered(net, x):
+    net.kept = net.c[0](x)
+    return net.n[0](net.kept)
+
+
+def next_layer_too(net, x):
+    y = net.c[0](x)
+    return net.n[0](y) + net.c[1](y)
+
+
+def inplace_before(net, x):
+    return net.n[0](net.c[0](x).relu_())
+
+
+def inplace_later(net, x):
+    y = net.c[0](x)
+    z = net.n[0](y)
+    return z + y.relu_()
+
+
+def view_before(net, x):
+    return net.n[0](net.c[0](x)[:, :, ::2])
+
+
+def data_of(net, x):
+    y = net.c[0](x)
+    return net.n[0](y) + y.data
+
+
+def custom_function(net, x):
+    y = net.c[0](x)
+    return net.n[0](y) + Passing.apply(y)
+
+
+def concatenated(net, x):
+    y = net.c[0](x)
+    return torch.cat([net.n[0](y), y], 1)
+
+
+def shared_norm(net, x):
+    return net.n[0](net.c[0](x)) + net.n[0](net.c[1](x))
+
+
+def conv_twice(net, x):
+    return net.n[1](net.c[0](torch.relu(net.n[0](net.c[0](x)))))
+
+
+def conv_twice_once_without(net, x):
+    return net.c[0](net.n[0](net.c[0](x)))
+
+
+def after_addition(net, x):
+    return net.n[0](net.c[0](x) + x)
+
+
+def before_conv(net, x):
+    return net.c[0](net.n[0](x))
+
+
+def functional(net, x):
+    n = net.n[0]
+    return F.batch_norm(net.c[0](x), n.running_mean, n.running_var, n.weight, n.bias)
+
+
+def weight_elsewhere(net, x):
+    return net.n[0](net.c[0](x)) + F.conv2d(x, net.c[0].weight)
+
+
+def batch_norm_of_itself(net, x):
+    return net.n[0](net.n[1](net.c[0](x)))
+
+
+COURSES = {
+    inplace_residual: [(0, 0), (1, 1)], through_identity: [(0, 0), (1, 1)], after_views: [(0, 0), (1, 1)],
+    data_of_last_output_dies: [(0, 0), (1, 1)], batch_norm_of_itself: [(0, 1)], branch: [], two_norms: [],
+    returned_too: [], remembered: [], next_layer_too: [], inplace_before: [], inplace_later: [], view_before: [],
+    data_of: [], custom_function: [], concatenated: [], shared_norm: [], conv_twice: [], conv_twice_once_without: [],
+    after_addition: [], before_conv: [], functional: [], weight_elsewhere: [],
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+@pytest.mark.parametrize('course', COURSES, ids=lambda course: course.__name__)
+def test_what_may_be_folded(course):
+    images = torch.randn(5, 4, 6, 6)
+    net = with_statistics(Own(course), images)
+    state = copy.deepcopy(net.state_dict())
+    net.kept = None
+    expected = [(f'c.{conv}', f'n.{norm}') for conv, norm in COURSES[course]]
+    assert foldable_batch_norms(net, images) == expected
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert not any(hasattr(p, '_consumers') for p in net.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    net.kept = None
+    assert fold_and_compare(net, images) == expected
+
+
+def test_marks_leave_no_trace_after_an_error():
+    net = Own(lambda net, x: net.n[0](net.c[0](x)) + torch.zeros(77))
+    with pytest.raises(RuntimeError):
+        fold_batch_norms(net, torch.randn(2, 4, 6, 6))
+    assert net.training and not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert not any(hasattr(p, '_consumers') for p in net.parameters())
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class Renamed(nn.Conv2d):
+    """A subclass with the forward of its base."""
+
+
+def straight(net, x):
+    return net.n[0](net.c[0](x))
+
+
+def test_layers_with_a_forward_of_their_own():
+    images = torch.randn(5, 4, 6, 6)
+    assert not fold_and_compare(with_statistics(Own(straight, (Doubled, nn.BatchNorm2d)), images), images)
+    assert fold_and_compare(with_statistics(Own(straight, (Renamed, nn.SyncBatchNorm)), images), images)
+    net = with_statistics(Own(straight), images)
+    net.c[0].forward = lambda x: F.conv2d(x, net.c[0].weight).sin()
+    assert not fold_and_compare(net, images)
+    net = with_statistics(Own(straight), images)
+    net.c[0].register_forward_hook(lambda module, args, output: output.sin())
+    assert not fold_and_compare(net, images)
+    net = with_statistics(Own(straight), images)
+    parametrizations.weight_norm(net.c[0])
+    assert not fold_and_compare(net, images)
+    net = with_statistics(Own(lambda net, x: straight(net, x) + net.c[1](x)), images)
+    net.c[1].weight = net.c[0].weight
+    assert not fold_and_compare(net, images)
+
+
+def test_linear_layers_and_their_dimensions():
+    kinds = (lambda *sizes: nn.Linear(*sizes[:2], bias=False), nn.BatchNorm1d)
+    images = torch.randn(9, 4)
+    assert fold_and_compare(with_statistics(Own(straight, kinds), images), images) == [('c.0', 'n.0')]
+    rows = torch.randn(9, 4, 4)  # here BatchNorm1d normalises the rows, not the features
+    assert fold_and_compare(with_statistics(Own(straight, kinds), rows), rows) == []
+    kinds = (nn.Conv1d, nn.BatchNorm1d)
+    unbatched = torch.randn(4, 4)  # (channels, length), which BatchNorm1d takes for (N, channels)
+    assert fold_batch_norms(with_statistics(Own(straight, kinds), unbatched), unbatched) == []
+
+
+def test_transposed_convolutions_and_norms_without_statistics():
+    images = torch.randn(3, 4, 6, 6)
+    kinds = (lambda *sizes: nn.ConvTranspose2d(4, 4, 3, groups=2), lambda size: nn.BatchNorm2d(size, affine=False))
+    assert fold_and_compare(with_statistics(Own(straight, kinds), images), images) == [('c.0', 'n.0')]
+    kinds = (nn.Conv2d, lambda size: nn.BatchNorm2d(size, track_running_stats=False))
+    assert fold_batch_norms(Own(straight, kinds), images) == []
+
+
+def test_modules_with_several_names():
+    images = torch.randn(5, 4, 6, 6)
+    net = with_statistics(Own(straight), images)
+    net.alias, net.norm_alias, net.n[1] = net.c[0], net.n[0], net.n[0]
+    assert fold_and_compare(net, images) == [('c.0', 'n.0')]
+    assert net.alias is net.c[0] and type(net.n[0]) is nn.Identity
+    assert net.norm_alias is net.n[0] and net.n[1] is net.n[0]
+
+
+def test_the_mode_stays():
+    images = torch.randn(5, 4, 6, 6)
+    net = with_statistics(Own(straight), images).eval()
+    net.n[1].train()
+    fold_batch_norms(net, images)
+    assert [name for name, module in net.named_modules() if module.training] == ['n.1']
+
+
+def test_a_network_without_batch_norm():
+    assert fold_batch_norms(nn.Sequential(nn.Conv2d(4, 4, 1)), torch.randn(1, 4, 3, 3)) == []
