@@ -2,12 +2,11 @@
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lib.engine.operands import InputGrid, LayerOperands, computing
 from lib.network.conversion import activation_quantizers, all_layers
-from lib.network.hooks import evaluating
+from lib.network.hooks import evaluating, hooked
+from lib.network.tracking import TensorTracker, arguments_of
 from lib.quantize.layers import QuantizedLayer
 
 # Functions that move or pick values: what comes out is on the grid of what goes in.
@@ -83,16 +82,12 @@ def _input_grids(model, layers, images):
     grids, tracker = {name: [] for name in layers}, _GridTracker()
 
     def compute(name, x, digital):
-        grids[name].append(_confirmed(tracker.grid_of(x), x))
+        grids[name].append(_confirmed(tracker.fact(x), x))
         return digital()
 
-    hooks = [quantizer.register_forward_hook(tracker.mark) for quantizer in activation_quantizers(model).values()]
-    try:
-        with computing(layers, compute), evaluating(model), tracker:
-            model(images.clone())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(activation_quantizers(model), after=tracker.mark), computing(layers, compute), evaluating(model), \
+            tracker:
+        model(images.clone())
     return grids
 
 
@@ -104,44 +99,19 @@ def _confirmed(grid, x):
     return grid if bool(((positions - positions.round()).abs() < OFF_GRID).all()) else None
 
 
-class _GridTracker(TorchFunctionMode):
-    """While active, follows the outputs of quantizers through functions that only move or pick values.
+class _GridTracker(TensorTracker):
+    """While active, follows the outputs of quantizers through functions that only move or pick values."""
 
-    What is known of a tensor ends with the next change in place, which its version counter tells.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self._grids = WeakTensorKeyDictionary()  # {tensor: (version, grid)}
-
-    def mark(self, quantizer, args, output):
-        """Forward hook of a quantizer."""
-        affine = quantizer.to_affine(args[0])
+    def mark(self, _name, quantizer, x, output):
+        """Note the grid of what a quantizer returned."""
+        affine = quantizer.to_affine(x)
         grid = InputGrid(affine.scale.item(), affine.zero_point.item(), affine.bits) \
             if affine.scale.numel() == affine.zero_point.numel() == 1 else 'has an input with a scale per channel'
-        self._note(output, grid)
+        self.note(output, grid)
 
-    def grid_of(self, tensor):
-        """Returns what is known of a tensor, None: nothing."""
-        version, grid = self._grids.get(tensor, (None, None))
-        return grid if version == tensor._version else None
-
-    def _note(self, tensor, grid):
-        self._grids[tensor] = tensor._version, grid
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        grid = self._common(args, kwargs) if getattr(func, '__name__', '') in MOVING else None
-        output = func(*args, **kwargs)
-        if grid is not None:
-            for tensor in output if isinstance(output, (tuple, list)) else (output,):
-                if isinstance(tensor, torch.Tensor):
-                    self._note(tensor, grid)
-        return output
-
-    def _common(self, args, kwargs):
-        """Returns the grid of all tensors among the arguments, None if there is none."""
-        leaves = [leaf for arg in (*args, *kwargs.values())
-                  for leaf in (arg if isinstance(arg, (tuple, list)) else [arg])]
-        grids = {self.grid_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)}
+    def derive(self, name, args, kwargs):
+        """Return the grid of all tensors among the arguments of a function that moves them, None if there is none."""
+        if name not in MOVING:
+            return None
+        grids = {self.fact(leaf) for leaf in arguments_of(args, kwargs) if isinstance(leaf, torch.Tensor)}
         return grids.pop() if len(grids) == 1 else None

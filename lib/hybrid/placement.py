@@ -9,7 +9,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from lib.network.batch_norm_folding import fold_batch_norms, foldable_batch_norms
 from lib.network.conversion import activation_quantizers, all_layers, quantized_layers
-from lib.network.not_finite import blaming
+from lib.network.hooks import evaluating, hooked, replace_module
+from lib.network.not_finite import locating
 from lib.network.signedness import probe_inputs
 from lib.quantize import ACIQActivationQuantizer, ACIQWeightQuantizer, DSQQuantizer, QConv2d, Quantizer
 from lib.quantize.folding import start_folding, stop_folding
@@ -121,29 +122,22 @@ def calibrate_after_training(model, plan, batches):
 
 def _ranges_of_batches(model, quantizers, batches):
     """Returns {name: [(clip, middle) of each batch]} of quantizers, which pass tensors on as they are meanwhile."""
-    found, calls = {name: [] for name in quantizers}, {quantizer: [] for quantizer in quantizers.values()}
+    found, calls = {name: [] for name in quantizers}, {name: [] for name in quantizers}
 
-    def record(quantizer, args, _output):
-        calls[quantizer].append(quantizer.statistics(args[0]))
-        return args[0]
+    def record(name, quantizer, x, _output):
+        calls[name].append(quantizer.statistics(x))
+        return x
 
-    hooks = [quantizer.register_forward_hook(record) for quantizer in calls]
-    training = model.training
-    model.eval()
-    try:
-        seen = 0
+    seen = 0
+    with hooked(quantizers, after=record), evaluating(model):
         for images in batches:
             seen += len(images)
-            with blaming(model, images):
+            with locating(model, images):
                 model(images)
-            for name, quantizer in quantizers.items():
-                if calls[quantizer]:
-                    found[name].append(_covering(calls[quantizer]))
-                    calls[quantizer].clear()
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+            for name, ranges in calls.items():
+                if ranges:
+                    found[name].append(_covering(ranges))
+                    ranges.clear()
     if not seen:
         raise ValueError('calibration saw no images: give calibration_num of at least 1')
     return found
@@ -280,9 +274,7 @@ def _behind(model, name, entry, quantizer):
     """Replaces an activation function by itself and the quantizer of its output, under all the names in its entry."""
     device = next(model.parameters()).device
     module = QuantizedActivation(model.get_submodule(name), _on(device, model, quantizer)).train(model.training)
-    for each in entry.get('names', [name]):  # plans of before have the first name only, and mean that
-        parent, _, attribute = each.rpartition('.')
-        setattr(model.get_submodule(parent), attribute, module)
+    replace_module(model, entry.get('names', [name]), module)  # old plans have the first name only, and mean that
 
 
 def _on(device, model, quantizer):

@@ -5,9 +5,8 @@ from typing import NamedTuple
 import torch
 
 from lib.integer.network import noise_images
-from lib.network.hooks import evaluating
-from lib.quantize.layers import QuantizedLayer
-from lib.quantize.quantizer import Quantizer
+from lib.network.conversion import activation_quantizers
+from lib.network.hooks import evaluating, hooked
 
 NOISE_IMAGES = 100
 
@@ -87,22 +86,13 @@ def _difference(codes, expected):
 
 @torch.no_grad()
 def fake_quantized_codes(model, images):
-    """Returns {name: int64 codes} of every active quantizer of activations that `model` calls; later calls get #2..."""
+    """Return {name: int64 codes} of every active quantizer of activations that `model` calls; later calls get #2..."""
     found = {}
 
-    def note(name):
-        def hook(quantizer, args):
-            calls = sum(other.partition('#')[0] == name for other in found)
-            found[name if not calls else f'{name}#{calls + 1}'] = quantizer.to_int(args[0])[0].long()
-        return hook
+    def note(name, quantizer, x):
+        calls = sum(other.partition('#')[0] == name for other in found)
+        found[name if not calls else f'{name}#{calls + 1}'] = quantizer.to_int(x)[0].long()
 
-    weights = {layer.weight_quantizer for layer in model.modules() if isinstance(layer, QuantizedLayer)}
-    hooks = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()
-             if isinstance(module, Quantizer) and module not in weights and module.active]
-    try:
-        with evaluating(model):
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(activation_quantizers(model), before=note), evaluating(model):
+        model(images)
     return found

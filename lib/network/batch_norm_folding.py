@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lib.network.hooks import batch_norms, evaluating, input_of, replace_modules
+from lib.network.hooks import batch_norms, evaluating, hooked, names_of, replace_module
 from lib.network.sync_batch_norm import SyncBatchNorm2d
 from lib.quantize.fold import fold_layer
 from lib.quantize.layers import QuantizedLayer
@@ -49,20 +49,18 @@ class ConsumerTracker(TorchDispatchMode):
         super().__init__()
         self.calls, self.inputs = {layer: [] for layer in layers}, {norm: [] for norm in norms}
         self.readers, self.output = {}, None
-        self._inside, self._hooks = None, []
+        self._inside = None
+        self._hooks = hooked({f'{i}': module for i, module in enumerate((*layers, *norms))}, self._before, self._after)
 
     def __enter__(self):
-        for module in (*self.calls, *self.inputs):
-            self._hooks += [module.register_forward_pre_hook(self._before, with_kwargs=True),
-                            module.register_forward_hook(self._after)]
+        self._hooks.__enter__()
         for layer in self.calls:
             for parameter in layer.parameters(recurse=False):
                 parameter._consumers = set()
         return super().__enter__()
 
     def __exit__(self, *error):
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.__exit__(*error)
         parameters = {layer: list(layer.parameters(recurse=False)) for layer in self.calls}
         self.readers = {layer: set().union(*(p._consumers for p in own)) for layer, own in parameters.items()}
         outputs = [call.output() for calls in self.calls.values() for call in calls]
@@ -78,12 +76,12 @@ class ConsumerTracker(TorchDispatchMode):
                     leaf._consumers.add(self._inside)
         return func(*args, **kwargs)
 
-    def _before(self, module, args, kwargs):
+    def _before(self, _name, module, x):
         if module in self.inputs:
-            self.inputs[module].append(getattr(input_of(args, kwargs), '_consumers', None))
+            self.inputs[module].append(getattr(x, '_consumers', None))
         self._inside = module
 
-    def _after(self, module, args, output):
+    def _after(self, _name, module, _x, output):
         self._inside = None
         if module in self.calls:
             output._consumers = set()
@@ -149,10 +147,9 @@ def fold_batch_norms(model: nn.Module, images: Tensor, leave=()) -> list[tuple[s
         (layer name, BatchNorm name) of those folded, in the order of `model.modules()`.
     """
     pairs = [pair for pair in foldable_batch_norms(model, images) if pair[0] not in leave]
-    identities = {}
+    names = names_of(model)
     for layer_name, norm_name in pairs:
         norm = model.get_submodule(norm_name)
         fold_layer(model.get_submodule(layer_name), norm)
-        identities[norm] = nn.Identity().train(norm.training)
-    replace_modules(model, identities)
+        replace_module(model, names[norm], nn.Identity().train(norm.training))
     return pairs

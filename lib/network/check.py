@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lib.network.conversion import all_layers
-from lib.network.hooks import evaluating
+from lib.network.hooks import hooked, in_mode
 from lib.network.other_state import kept_state
 
 
@@ -45,21 +45,13 @@ def _run(model, layers, input_shape, num_classes, mode, count) -> set[str]:
     """Run the model on `count` images in a mode and check what comes; return the names of the layers called."""
     called, odd = set(), []
 
-    def look(name):
-        def hook(layer, args, kwargs, output):
-            called.add(name)
-            if reason := _oddity(layer, args[0] if args else kwargs.get('input'), output):
-                odd.append(f'{name} ({type(layer).__name__}) {reason}')
-        return hook
+    def note(name, layer, x, output):
+        called.add(name)
+        if reason := _oddity(layer, x, output):
+            odd.append(f'{name} ({type(layer).__name__}) {reason}')
 
-    hooks = [layer.register_forward_hook(look(name), with_kwargs=True) for name, layer in layers.items()]
-    try:
-        with evaluating(model):
-            model.train(mode == 'training')
-            output = _forward(model, input_shape, mode, count)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(layers, after=note), in_mode(model, mode == 'training'):
+        output = _forward(model, input_shape, mode, count)
     _check_output(output, num_classes, mode, count)
     if odd:
         raise ValueError(f'the layer {odd[0]}, where an nn.Conv2d or nn.Linear takes and returns one tensor: derive '

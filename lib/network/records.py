@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lib.network.hooks import evaluating, input_of
+from lib.network.hooks import evaluating, hooked
 from lib.network.operations import Operation, OperationMode, linear, memory_of, owned_tensors
 from lib.simulator.layer import LayerRecord, merge
 
@@ -65,10 +65,10 @@ def profile_network(
         ValueError: the forward pass fails at this input shape.
     """
     recorder, fast_path = _Recorder(model), torch.backends.mha.get_fastpath_enabled()
-    hooks = recorder.register()
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # it would hide the layers of a transformer from hooks
-        with evaluating(model), torch.no_grad(), OperationMode(recorder.take, recorder.see):
+        with hooked(dict(model.named_modules()), recorder.enter, recorder.leave), evaluating(model), torch.no_grad(), \
+                OperationMode(recorder.take, recorder.see):
             model(_image(model, input_shape, device))
     except Exception as error:
         shape = 'x'.join(str(size) for size in input_shape)
@@ -77,8 +77,6 @@ def profile_network(
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for hook in hooks:
-            hook.remove()
     return recorder.profile()
 
 
@@ -93,23 +91,21 @@ class _Recorder:
         self.model, self.running = model, [(model, [])]  # [(module, products that it executed itself)], innermost last
         self.others, self.extras, self.number, self.read = {}, 0, 0, set()
 
-    def register(self):
-        """Adds the hooks; returns their handles."""
-        return [handle for module in self.names for handle in (
-            module.register_forward_pre_hook(lambda module, _: self.running.append((module, []))),
-            module.register_forward_hook(self.leave, with_kwargs=True))]
+    def enter(self, _name, module, _x):
+        """Note that a module begins to run."""
+        self.running.append((module, []))
 
     def take(self, product):
-        """Notes a product for the innermost module that runs; those of weights that are being computed are none."""
+        """Note a product for the innermost module that runs; those of weights that are being computed are none."""
         if not any(isinstance(module, ParametrizationList) for module, _ in self.running):
             self.running[-1][1].append(product)
 
     def see(self, tensor):
-        """Notes that a tensor is read."""
+        """Note that a tensor is read."""
         self.read.add(memory_of(tensor))
 
-    def leave(self, module, args, kwargs, output):
-        """Notes what a module did that has just run."""
+    def leave(self, _name, module, x, output):
+        """Note what a module did that has just run."""
         products = []
         while len(self.running) > 1:  # one whose forward failed, and whose caller went on, is still there
             running, own = self.running.pop()
@@ -117,16 +113,16 @@ class _Recorder:
             if running is module:
                 break
         if module in self.calls:
-            products = self.note_call(module, input_of(args, kwargs), output, products)
+            products = self.note_call(module, x, output, products)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            self.extras += 2 * (input_of(args, kwargs)).numel()
+            self.extras += 2 * x.numel()
         elif isinstance(module, POOLS):
-            self.extras += _pool_additions(module, input_of(args, kwargs), output)
+            self.extras += _pool_additions(module, x, output)
         for product in products:
             self.note_other(module, product)
 
     def note_call(self, layer, inputs, output, products):
-        """Notes a call of a layer; returns the products in it that are others than its own."""
+        """Note a call of a layer; return the products in it that are others than its own."""
         images, *sizes = _call_sizes(layer, inputs, output)
         self.number += 1
         self.orders[layer] = (self.orders.get(layer, (self.number,))[0], self.number)
@@ -142,7 +138,7 @@ class _Recorder:
         return products
 
     def note_other(self, module, product):
-        """Adds a product to the operations outside of layers; equal ones are one record with several calls."""
+        """Add a product to the operations outside of layers; equal ones are one record with several calls."""
         owned = [self.owned.get(memory_of(tensor)) for tensor in product.operands]
         if len(owned) > 1 and all(owned):
             return  # nothing of an image is in it: a weight is computed, such as by spectral normalization
@@ -157,7 +153,7 @@ class _Recorder:
             self.others[key] = Operation(LayerRecord(name, **{**record, 'calls': calls}), weight)
 
     def profile(self):
-        """Returns the `Profile`."""
+        """Return the `Profile`."""
         for product in self.running[0][1]:  # in hooks of the network itself
             self.note_other(self.model, product)
         layers = [_record(self.names[layer], layer, calls, self.orders.get(layer))

@@ -1,12 +1,13 @@
-"""Finds which layers get inputs that can be negative: by the structure of the network, else by a probe."""
+"""Which layers get inputs that can be negative: by the structure of the network, else by a probe."""
 
+from collections.abc import Mapping
 from numbers import Real
 
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch import Tensor, nn
 
-from lib.network.hooks import evaluating, input_of
+from lib.network.hooks import evaluating, hooked
+from lib.network.tracking import TensorTracker, arguments_of
 
 # Functions whose output is never negative, whatever comes in.
 NONNEGATIVE = {'relu', 'relu_', 'relu6', 'sigmoid', 'sigmoid_', 'hardsigmoid', 'softmax', 'abs', 'abs_', 'square',
@@ -21,46 +22,24 @@ MOVING = {'max_pool2d', 'boolean_dispatch', 'fn', 'avg_pool2d', 'adaptive_avg_po
           'expand', 'repeat', 'flip', 'chunk', 'split', 'unbind', 'narrow', 'select', 'unfold', 'pixel_shuffle',
           'pixel_unshuffle', 'channel_shuffle', 'mean', 'sum', 'amax', 'dropout', 'dropout2d', 'cat', 'concat', 'stack',
           'clone', 'detach', 'to', 'float', 'stochastic_depth', 'roll'}
-# Ways past the version counter of a tensor, by which its values may change unseen.
-BACK_DOORS = {torch.Tensor.data.__get__, torch.Tensor.numpy}
 
 
-class SignTracker(TorchFunctionMode):
+class SignTracker(TensorTracker):
     """While active, knows of tensors whose elements the structure of the network proves to be not negative.
 
     The proof follows pooling, reshaping, concatenation, sums and products of such tensors; what is not known here
-    counts as not proven. It ends with the next change in place, of the tensor or of any view of the same memory: their
-    common version counter tells.
+    counts as not proven.
     """
 
-    def __init__(self):
-        super().__init__()
-        self._versions = WeakTensorKeyDictionary()  # {tensor: version for which the proof holds}
+    def derive(self, name: str, args: tuple, kwargs: Mapping) -> bool | None:
+        """Return True where the output of a function is proven, None where it is not."""
+        return self._proves(name, args, kwargs) or None
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        proven = self._proves(getattr(func, '__name__', ''), args, kwargs)  # first: it may change what goes in
-        output = func(*args, **kwargs)
-        for tensor in output if isinstance(output, (tuple, list)) else (output,):
-            if isinstance(tensor, torch.Tensor):
-                self._note(tensor, proven)
-        if func in BACK_DOORS:
-            self._note(args[0], False)
-        return output
+    def is_proven(self, tensor: Tensor) -> bool:
+        """Return whether no element of `tensor` can be negative: proved, or not in its type."""
+        return tensor.dtype in (torch.bool, torch.uint8) or self.fact(tensor) is True
 
-    def is_proven(self, tensor):
-        """Whether no element of `tensor` can be negative: proved, or not in its type."""
-        if tensor.dtype in (torch.bool, torch.uint8):
-            return True
-        return not tensor.is_inference() and self._versions.get(tensor) == tensor._version
-
-    def _note(self, tensor, proven):
-        if proven and not tensor.is_inference():  # tensors of inference mode have no version
-            self._versions[tensor] = tensor._version
-        else:
-            self._versions.pop(tensor, None)
-
-    def _proves(self, name, args, kwargs):
+    def _proves(self, name, args, kwargs) -> bool:
         if name in NONNEGATIVE:
             return True
         if name in ('hardtanh', 'hardtanh_', 'clamp', 'clamp_', 'clip', 'clamp_min', 'clamp_min_'):
@@ -72,18 +51,17 @@ class SignTracker(TorchFunctionMode):
             return self.is_proven(args[0])
         if name not in ARITHMETIC | MOVING or 'out' in kwargs:
             return False
-        leaves = [leaf for arg in (*args, *kwargs.values())
-                  for leaf in (arg if isinstance(arg, (tuple, list)) else [arg])]
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        others = [leaf for leaf in leaves if not isinstance(leaf, (torch.Tensor, str, type(None)))]
+        leaves = arguments_of(args, kwargs)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        others = [leaf for leaf in leaves if not isinstance(leaf, (Tensor, str, type(None)))]
         if name in ARITHMETIC and not all(isinstance(leaf, Real) and leaf >= 0 for leaf in others):
             return False
         return bool(tensors) and all(map(self.is_proven, tensors))
 
 
 @torch.no_grad()
-def probe_inputs(model, layers, images):
-    """Runs `model` once on `images` and says which of `layers` are called, and with what sign of input.
+def probe_inputs(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> dict[str, bool | None]:
+    """Run `model` once on `images` and tell which of `layers` are called, and with what sign of input.
 
     Args:
         model: the network; its mode is restored afterwards.
@@ -96,20 +74,12 @@ def probe_inputs(model, layers, images):
     """
     signed, tracker = {}, SignTracker()
 
-    def look(name):
-        def hook(_, args, kwargs):
-            x = input_of(args, kwargs)
-            if not tracker.is_proven(x):
-                negative = not x.is_meta and bool((x < 0).any())
-                signed[name] = True if negative else signed.get(name) or None
-            signed.setdefault(name, False)
-        return hook
+    def note(name, _module, x):
+        if not tracker.is_proven(x):
+            negative = not x.is_meta and bool((x < 0).any())
+            signed[name] = True if negative else signed.get(name) or None
+        signed.setdefault(name, False)
 
-    hooks = [module.register_forward_pre_hook(look(name), with_kwargs=True) for name, module in layers.items()]
-    try:
-        with evaluating(model), tracker:
-            model(images.clone())  # the network may change its input in place
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(layers, before=note), evaluating(model), tracker:
+        model(images.clone())  # the network may change its input in place
     return signed

@@ -6,6 +6,7 @@ import torch
 
 from lib.network.conversion import convert_to_quantized, convertible_layers
 from lib.network.coverage import count_weights
+from lib.network.hooks import replace_module
 from lib.network.records import profile_layers
 from lib.qat.bit_lists import check_bit_lists
 from lib.qat.placement import QATQuantization
@@ -180,8 +181,7 @@ def quantize_parts(model, layer_wbit, layer_abit, quantizers, images, network='t
             layer.input_quantizer = quantizers.activation(a_bit, signed=layer.input_quantizer.signed)
         else:
             quantized_type(layer).convert(layer, weight_quantizer=quantizers.weight(w_bit), input_quantizer=Quantizer())
-            parent, _, attribute = part.activation.rpartition('.')
-            setattr(model.get_submodule(parent), attribute, in_place_of_relu(quantizers, a_bit))
+            replace_module(model, [part.activation], in_place_of_relu(quantizers, a_bit))
     model.to(images.device).train(model.training)
     return PartQuantizers(model, parts)
 

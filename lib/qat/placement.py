@@ -1,16 +1,16 @@
 """Quantization-aware training: DoReFa, PACT and LSQ quantizers in a network, each where it belongs."""
 
 import logging
-from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lib.network.conversion import activation_quantizers, convert_to_quantized, quantized_layers
 from lib.network.coverage import active_layers, count_weights, float_weights
-from lib.network.not_finite import blaming
+from lib.network.hooks import in_mode, replace_module
+from lib.network.not_finite import locating
+from lib.network.other_state import kept_state
 from lib.network.records import profile_layers
 from lib.qat.bit_lists import check_bit_lists, check_bits, is_quantized
 from lib.quantize import (
@@ -129,12 +129,11 @@ def quantize_blocks(model, layer_wbit, layer_abit, quantizers, network='the netw
 
 
 def _place(model, name, bits, quantizers):
-    parent, _, attribute = name.rpartition('.')
     # A learned step finds the sign itself; of all others only the image is known to be signed.
     signed = None if quantizers.activations in ('lsq', 'linear') else name == 'image'
     quantizer = quantizers.activation(bits, signed=signed, end=not name.startswith(BLOCKS))
     device = next(model.parameters()).device
-    setattr(model.get_submodule(parent), attribute, quantizer.to(device).train(model.training))
+    replace_module(model, [name], quantizer.to(device).train(model.training))
 
 
 def quantize_layers(model, strategy, quantizers, images, *, input_bits=32):
@@ -219,14 +218,9 @@ def find_steps(model, images):
         model: prepared network.
         images: a training batch (N, C, H, W) on its device.
     """
-    training, norms = model.training, [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    statistics = deepcopy([norm.state_dict() for norm in norms])
-    model.train()  # activations are normalised by the batch, as they will be in training
-    with blaming(model, images):
+    # In training mode activations are normalised by the batch, as they will be in training.
+    with kept_state(model, leave=(Quantizer,)), in_mode(model, training=True), locating(model, images):
         model(images)
-    model.train(training)
-    for norm, values in zip(norms, statistics, strict=True):
-        norm.load_state_dict(values)
 
 
 def weight_bits(model):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from lib.network.hooks import input_of
+from lib.network.hooks import hooked
 from lib.quantize.quantizer import Quantizer
 from lib.runtime.seeds import seeded_generator
 
@@ -120,17 +119,13 @@ def recorded_inputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[
     """
     inputs = {name: [] for name in layers}
 
-    def record(name, _layer, args, kwargs):
-        x = input_of(args, kwargs).clone()
+    def record(name, _layer, x):
+        x = x.clone()
         inputs[name].append(x if x.requires_grad else x.requires_grad_())
-        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, 'input': x})
+        return x
 
-    hooks = [layer.register_forward_pre_hook(partial(record, name), with_kwargs=True) for name, layer in layers.items()]
-    try:
+    with hooked(layers, before=record):
         yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def fisher(logits: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from lib.network.hooks import input_of
+from lib.network.hooks import hooked
 
 
 class _Call:
@@ -55,23 +55,17 @@ def _run(model, layers, images, disturbed=()) -> tuple[Tensor, list[_Call]]:
     """Return the logits and the calls of `layers`; the outputs of those of the numbers `disturbed` get noise."""
     calls, generator = [], torch.Generator().manual_seed(0)
 
-    def look(name):
-        def hook(_layer, args, kwargs, output):
-            calls.append(_Call(name, input_of(args, kwargs), output))
-            if len(calls) - 1 not in disturbed:
-                return None
-            noise = torch.randn(output.shape, generator=generator).to(output)
-            return output + noise * (output.detach().abs().mean() + 1e-3)
-        return hook
+    def note(name, _layer, x, output):
+        calls.append(_Call(name, x, output))
+        if len(calls) - 1 not in disturbed:
+            return None
+        noise = torch.randn(output.shape, generator=generator).to(output)
+        return output + noise * (output.detach().abs().mean() + 1e-3)
 
-    hooks = [layer.register_forward_hook(look(name), with_kwargs=True) for name, layer in layers.items()]
-    try:
-        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), torch.enable_grad():
-            torch.manual_seed(0)  # what is random in evaluation, too, is the same in every run
-            return model(images.clone()), calls
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(layers, after=note), torch.enable_grad(), \
+            torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        torch.manual_seed(0)  # what is random in evaluation, too, is the same in every run
+        return model(images.clone()), calls
 
 
 def _gradients(logits: Tensor, outputs: list[Tensor | None]) -> list[Tensor | None]:

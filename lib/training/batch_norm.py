@@ -14,8 +14,6 @@ from lib.training.loop import Precision
 
 logger = logging.getLogger(__name__)
 
-STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
-
 
 @torch.no_grad()
 def reestimate_batch_norm(
@@ -78,7 +76,7 @@ def _forward(model, loader, batches, device, precision) -> int:
 def _cumulative(norms) -> Iterator[None]:
     """Put BatchNorm layers into training mode, cumulative averages begun anew; restore the momenta on leaving."""
     momenta = {norm: norm.momentum for norm in norms}
-    before = {norm: [getattr(norm, key).clone() for key in STATISTICS] for norm in norms}
+    before = {norm: [tensor.clone() for tensor in distributed.running_statistics(norm)] for norm in norms}
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
@@ -94,10 +92,10 @@ def _cumulative(norms) -> Iterator[None]:
     _restore({norm: values for norm, values in before.items() if not norm.num_batches_tracked})
 
 
-def _restore(statistics):
+def _restore(statistics: dict[nn.Module, list[torch.Tensor]]) -> None:
     for norm, values in statistics.items():
-        for key, value in zip(STATISTICS, values, strict=True):
-            getattr(norm, key).copy_(value)
+        for tensor, value in zip(distributed.running_statistics(norm), values, strict=True):
+            tensor.copy_(value)
 
 
 def _average_over_processes(norms):

@@ -7,7 +7,8 @@ import torch
 from progress.bar import Bar
 from torch import nn
 
-from lib.network.not_finite import blame
+from lib.network.hooks import evaluating
+from lib.network.not_finite import where_not_finite
 from lib.runtime import distributed
 from lib.utils.utils import MetricCounter
 
@@ -101,7 +102,7 @@ def _check_lengths(loader, title):
 
 
 def _stop(model, images, value, where):
-    reason = blame(model, images)  # in all processes, for a synchronised BatchNorm waits for all
+    reason = where_not_finite(model, images)  # in all processes, for a synchronised BatchNorm waits for all
     distributed.agree(None if math.isfinite(value) else FloatingPointError(
         f'the loss became {value} at {where}: {reason}; lower the learning rate or raise the bits of that layer'))
 
@@ -119,21 +120,19 @@ def evaluate(model, loader, criterion, device, *, precision=None, title='valid')
         FloatingPointError: the loss is not finite, here or in another process; the first layer concerned is named.
         LostPeer: another process has ended.
     """
-    precision = precision or Precision(device)
-    training, error = model.training, None
-    model.eval()
-    counter = MetricCounter()
-    for step, (images, labels) in enumerate(_bar(title, loader)):
-        images, labels = precision.to(device, images, labels)
-        with precision.autocast():
-            logits = model(images)
-            loss = criterion(logits, labels).item()
-        if not math.isfinite(loss):
-            error = FloatingPointError(f'the loss is {loss} at batch {step} of {title}: {blame(model, images)}; begin '
-                                       'with weights and images that are finite, or train at a lower learning rate')
-            break
-        counter.add(loss, logits, labels)
-    model.train(training)
+    precision, error, counter = precision or Precision(device), None, MetricCounter()
+    with evaluating(model):
+        for step, (images, labels) in enumerate(_bar(title, loader)):
+            images, labels = precision.to(device, images, labels)
+            with precision.autocast():
+                logits = model(images)
+                loss = criterion(logits, labels).item()
+            if not math.isfinite(loss):
+                error = FloatingPointError(f'the loss is {loss} at batch {step} of {title}: '
+                                           f'{where_not_finite(model, images)}; begin with weights and images that are '
+                                           'finite, or train at a lower learning rate')
+                break
+            counter.add(loss, logits, labels)
     distributed.agree(error)
     return counter.result()
 

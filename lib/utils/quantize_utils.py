@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from lib.network.conversion import convert_to_quantized, quantizable_layers, quantized_layers, some
-from lib.network.not_finite import blaming
+from lib.network.hooks import evaluating
+from lib.network.not_finite import locating
 from lib.network.other_state import kept_state
 from lib.quantize.kmeans import CentroidTrainer, Codebook, CodebookCache
 from lib.quantize.layers import QConv2d, QLinear, calibrating
@@ -282,13 +283,8 @@ def calibrate(model, images, *, method='kl', cap=None, cache=None):
         cap: upper limit of the activation ranges (the original's is 6), or None.
         cache: ranges of earlier calibrations of the same weights on the same images; used and added to.
     """
-    training = model.training
-    model.eval()
-    try:
-        with calibrating(model, method=method, cap=cap, cache=cache) as needed:
-            if needed:
-                # A search that knows the ranges goes on without this pass, so it leaves no traces.
-                with kept_state(model, leave=(Quantizer,)), own_generators('calibrate'), blaming(model, images):
-                    model(images)
-    finally:
-        model.train(training)
+    with evaluating(model), calibrating(model, method=method, cap=cap, cache=cache) as needed:
+        if needed:
+            # A search that knows the ranges goes on without this pass, so it leaves no traces.
+            with kept_state(model, leave=(Quantizer,)), own_generators('calibrate'), locating(model, images):
+                model(images)
