@@ -1,7 +1,9 @@
 """Checkpoints: written with a digest, read with every check, and their weights loaded by name."""
 
+import hashlib
 import logging
 import re
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,6 @@ from torch import Tensor, nn
 from lib.record.checkpoint_rules import check_checkpoint
 from lib.record.files import atomic_path
 from lib.record.finite import check_finite
-from lib.record.tensor_digest import digest_of_tensors
 from lib.record.torch_files import read_torch_file
 from lib.record.weights import Weights, find_weights
 
@@ -69,6 +70,30 @@ def _digest(saved: dict) -> str | None:
         return digest_of_tensors(saved)
     except (RecursionError, RuntimeError, TypeError, ValueError):
         return None  # nested too deeply, or of tensors that no run of ours writes
+
+
+def digest_of_tensors(value: Any) -> str:
+    """Return the SHA-256 of tensors and plain values in nested containers, in hexadecimal.
+
+    Kinds of dicts and of sequences make no difference, the order of keys does. A tensor counts with its kind, shape and
+    CRC-32, which is fast enough for every epoch.
+    """
+    return hashlib.sha256(_token(value, {})).hexdigest()
+
+
+def _token(value: Any, known: dict[int, bytes]) -> bytes:
+    """Return what stands for a value in the text that is hashed; containers that come again are hashed once."""
+    if isinstance(value, (dict, list, tuple)):
+        if id(value) not in known:
+            known[id(value)] = b''  # of a container within itself
+            items = (item for pair in value.items() for item in pair) if isinstance(value, dict) else value
+            text = b','.join([_token(item, known) for item in items])
+            known[id(value)] = hashlib.sha256((b'{' if isinstance(value, dict) else b'[') + text).hexdigest().encode()
+        return known[id(value)]
+    if isinstance(value, torch.Tensor):
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return f'{value.dtype}{tuple(value.shape)}{zlib.crc32(data)}'.encode()
+    return f'{type(value).__name__} {value!r}'.encode()
 
 
 def state_dict_of(checkpoint: Any, path: str | Path = 'checkpoint', model: nn.Module | None = None) -> OrderedDict:

@@ -5,8 +5,11 @@ made without pyplot, so that neither the backend nor the settings of the caller'
 """
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -26,8 +29,9 @@ MAX_NAMES = 64  # more layer names than this do not fit under one figure
 
 # ---- bits per layer
 
-def plot_strategy(strategy, kinds, names, path, title=None):
-    """Draws the bits of every layer: weights upwards and, for pairs, activations downwards.
+def plot_strategy(strategy: list, kinds: list[str], names: list[str], path: str | Path, title: str | None = None
+                  ) -> None:
+    """Draw the bits of every layer: weights upwards and, for pairs, activations downwards.
 
     Args:
         strategy: ints (weight bits) or pairs [w_bit, a_bit], one per layer; a_bit -1 is drawn hatched at 8 bits.
@@ -61,9 +65,9 @@ def plot_strategy(strategy, kinds, names, path, title=None):
 
 def _draw_bits(ax, x, bits, color, direction=1):
     height = IMAGE_BITS if bits == -1 else bits
-    look = {'facecolor': 'white', 'hatch': '/////', 'edgecolor': color} if bits == -1 else \
+    style = {'facecolor': 'white', 'hatch': '/////', 'edgecolor': color} if bits == -1 else \
         {'facecolor': color, 'edgecolor': color, 'alpha': 1 if direction > 0 else .6}
-    ax.bar(x, direction * height, width=.78, linewidth=.6, **look)
+    ax.bar(x, direction * height, width=.78, linewidth=.6, **style)
     ax.annotate('–' if bits == -1 else f'{bits}', (x, direction * height), (0, 2 * direction), fontsize=6.5,
                 textcoords='offset points', ha='center', va='bottom' if direction > 0 else 'top', color='.25')
 
@@ -103,8 +107,9 @@ def _strategy_legend(figure, strategy, kinds, rows):
 
 # ---- the course of a search
 
-def plot_search(episodes, path, warmup, float_accuracy=None):
-    """Draws reward and accuracy over the episodes of a search, with running best and warm-up.
+def plot_search(episodes: list[dict], path: str | Path, warmup: int | None, float_accuracy: float | None = None
+                ) -> None:
+    """Draw reward and accuracy over the episodes of a search, with running best and warm-up.
 
     Args:
         episodes: dicts with `episode`, `reward`, `accuracy` (percent) and `best_reward`, in order.
@@ -131,8 +136,9 @@ def plot_search(episodes, path, warmup, float_accuracy=None):
     save_figure(figure, path)
 
 
-def plot_search_cloud(episodes, path, float_accuracy=None, xlabel='cost relative to its reference'):
-    """Draws every episode of a search as a point, accuracy against budget, coloured by episode.
+def plot_search_cloud(episodes: list[dict], path: str | Path, float_accuracy: float | None = None,
+                      xlabel: str = 'cost relative to its reference') -> None:
+    """Draw every episode of a search as a point, accuracy against budget, coloured by episode.
 
     Args:
         episodes: dicts with `episode`, `reward`, `ratio` and `accuracy` (percent).
@@ -187,8 +193,9 @@ def _accuracy_of_best(reward, accuracy):
 
 # ---- accuracy against budget
 
-def plot_budget(points, path, float_accuracy=None, xlabel='cost relative to its reference', curve=()):
-    """Draws accuracy against budget, one line per group, for instance uniform against searched strategies.
+def plot_budget(points: list[dict], path: str | Path, float_accuracy: float | None = None,
+                xlabel: str = 'cost relative to its reference', curve: Sequence[dict] = ()) -> None:
+    """Draw accuracy against budget, one line per group, for instance uniform against searched strategies.
 
     Args:
         points: dicts with `label` (written beside the point; may be empty), `ratio`, `accuracy` (percent), `group`.
@@ -202,15 +209,16 @@ def plot_budget(points, path, float_accuracy=None, xlabel='cost relative to its 
     """
     _column(points, 'ratio')
     figure, (ax,) = new_figure(5.6, 3.8)
-    labels = []  # (x, y, text, colour)
     groups = dict.fromkeys(point['group'] for point in points)
     looks = {group: (*SERIES[i % len(SERIES)], '-') for i, group in enumerate(groups)}
     looks |= {point['group']: (GREY, '.', '--') for point in curve}
-    for group, (color, marker, style) in looks.items():
+    for i, (group, (color, marker, style)) in enumerate(looks.items()):
         members = sorted((p for p in (*points, *curve) if p['group'] == group), key=lambda p: p['ratio'])
         ax.plot(_column(members, 'ratio'), _column(members, 'accuracy'), color=color, marker=marker, markersize=5.5,
                 linestyle=style, linewidth=1.3, label=group, zorder=2 if style == '--' else 3)
-        labels += [(p['ratio'], p['accuracy'], p['label'], color) for p in members if p['label']]
+        for p in (p for p in members if p['label']):  # above the points of one line, below those of the next
+            ax.annotate(p['label'], (p['ratio'], p['accuracy']), (0, 5 - 10 * (i % 2)), textcoords='offset points',
+                        fontsize=7, color=color, ha='center', va=('bottom', 'top')[i % 2])
     if float_accuracy is not None:
         float_line(ax, float_accuracy)
     ax.margins(x=.25, y=.12)  # the name of the float line is at the left
@@ -218,53 +226,13 @@ def plot_budget(points, path, float_accuracy=None, xlabel='cost relative to its 
     ax.set_ylabel('accuracy (%)')
     figure.legend(*ax.get_legend_handles_labels(), loc='outside upper center', frameon=False, fontsize=8,
                   ncols=3 if sum(map(len, looks)) < 60 else 2)
-    _place_labels(figure, ax, labels)
     save_figure(figure, path)
-
-
-def _place_labels(figure, ax, labels):
-    """Writes each text at the place around its point that covers least of other texts (above all), points and lines."""
-    figure.draw_without_rendering()  # the layout has to be final before anything can be measured
-    figure.set_layout_engine('none')
-    frame = ax.get_window_extent().extents
-    lines = [box for line in ax.lines for box in _boxes_along(ax, line)]
-    texts = [text.get_window_extent().extents for text in ax.texts]
-    around = [(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1)]
-    for x, y, text, color in labels:
-        trials = [ax.annotate(text, (x, y), (far * 7 * dx, far * 6 * dy), textcoords='offset points', fontsize=7,
-                              color=color, ha=('center', 'left', 'right')[dx], va=('center', 'bottom', 'top')[dy])
-                  for far in (1, 2) for dx, dy in around]
-        boxes = [trial.get_window_extent().extents for trial in trials]
-        crowding = [sum(_overlap(box, line) for line in lines) + 10 * sum(_overlap(box, other) for other in texts)
-                    + 10 * _outside(box, frame) for box in boxes]
-        best = int(np.argmin(crowding))
-        texts.append(boxes[best])
-        for trial in trials[:best] + trials[best + 1:]:
-            trial.remove()
-
-
-def _boxes_along(ax, line, half=3):
-    """Covers a drawn line by little squares, in pixels."""
-    corners = line.get_transform().transform(line.get_xydata())
-    along = np.concatenate([np.linspace(one, two, 40) for one, two in zip(corners[:-1], corners[1:], strict=True)]
-                           or [corners])
-    return [(x - half, y - half, x + half, y + half) for x, y in along]
-
-
-def _overlap(one, other):
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(width, 0) * max(height, 0)
-
-
-def _outside(box, frame):
-    return (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, frame)
 
 
 # ---- training
 
-def plot_training(columns, path):
-    """Draws loss and accuracy of training and validation against the epoch.
+def plot_training(columns: dict[str, list], path: str | Path) -> None:
+    """Draw loss and accuracy of training and validation against the epoch.
 
     Args:
         columns: the columns of `log.txt`, {'Train Loss': [...], 'Valid Loss': [...], 'Train Acc.': [...],
@@ -296,8 +264,8 @@ def plot_training(columns, path):
 
 # ---- shared
 
-def new_figure(width, height, rows=1, columns=1):
-    """Returns a figure of that many inches and its axes in one look."""
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+    """Return a figure of that many inches and its axes in one look."""
     figure = Figure(figsize=(width, height), layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, sharex=rows > 1, squeeze=False).ravel()
@@ -312,15 +280,15 @@ def new_figure(width, height, rows=1, columns=1):
     return figure, axes
 
 
-def float_line(ax, accuracy):
-    """Draws the accuracy of the float network, in percent, as a line."""
+def float_line(ax: Axes, accuracy: float) -> None:
+    """Draw the accuracy of the float network, in percent, as a line."""
     ax.axhline(accuracy, color='.3', linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     ax.annotate(f'float {accuracy:.2f} %', (0, accuracy), (4, 2), xycoords=ax.get_yaxis_transform(),
                 textcoords='offset points', va='bottom', fontsize=7, color='.3')
 
 
-def whole_numbers():
-    """Returns the places of ticks on an axis that counts."""
+def whole_numbers() -> MaxNLocator:
+    """Return the places of ticks on an axis that counts."""
     return MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 
@@ -330,6 +298,7 @@ def _column(rows, key):
     return np.array([row[key] for row in rows], dtype=float)
 
 
-def save_figure(figure, path):
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure atomically, in the format of its suffix."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format=temporary.suffix[1:] or 'png')

@@ -16,8 +16,7 @@ import safetensors.torch
 import torch
 
 from lib.record.files import file_size
-from lib.record.pickled_names import LEGACY, pickled_names, resave
-from lib.record.safe_types import safe_types
+from lib.record.pickles import LEGACY, pickled_names, resave, safe_types
 
 HEAD = 512  # bytes by which a file is recognised
 EXPANSION, ROOM = 100, 1 << 26  # what a file unpacks to is at most so many times as large as the file, or so many bytes

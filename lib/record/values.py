@@ -1,7 +1,8 @@
 """What is expected of a value that was read: its kind and range, and the words for a message."""
 
 import math
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
 
@@ -10,6 +11,20 @@ class Rule(NamedTuple):
 
     accepts: Callable[[Any], bool]
     expected: str
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise ValueError, naming the value, unless it will do."""
+        if not self.accepts(value):
+            raise ValueError(f'{name} is {_shown(value)}, expected {self.expected}')
+
+
+def _shown(value: Any) -> str:
+    """Return a value in words: large ones by their kind and size."""
+    if hasattr(value, 'shape'):
+        return f'a tensor of shape {tuple(value.shape)}'
+    if isinstance(value, Mapping) and value:
+        return f'a dict of {len(value)} entries, {reprlib.repr(next(iter(value)))} first'
+    return reprlib.repr(value)
 
 
 def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
@@ -26,7 +41,8 @@ def real(low: float = -math.inf, high: float = math.inf) -> Rule:
 
 def whole(low: int = 0, high: int = 2**53) -> Rule:
     """Return the rule of an int from `low` to `high`."""
-    return Rule(lambda value: type(value) is int and low <= value <= high, f'a whole number from {low} to {high}')
+    return Rule(lambda value: type(value) is int and low <= value <= high,
+                f'a whole number from {low} ' + ('on' if high == 2**53 else f'to {high}'))
 
 
 def one_of(*kinds: type) -> Rule:
@@ -34,11 +50,21 @@ def one_of(*kinds: type) -> Rule:
     return Rule(lambda value: isinstance(value, kinds), f"a {' or a '.join(kind.__name__ for kind in kinds)}")
 
 
-def list_of(rule: Rule, length: int | None = None) -> Rule:
+def member_of(values: Container[str], words: str) -> Rule:
+    """Return the rule of a text that is one of some."""
+    return Rule(lambda value: isinstance(value, str) and value in values, words)
+
+
+def dict_with(words: str, *keys: str) -> Rule:
+    """Return the rule of a dict that has these keys, and perhaps others."""
+    return Rule(lambda value: isinstance(value, dict) and set(keys) <= value.keys(), words)
+
+
+def list_of(rule: Rule, length: int | None = None, words: str | None = None) -> Rule:
     """Return the rule of a list, of a length if one is given, whose entries all follow a rule."""
     return Rule(lambda value: isinstance(value, list) and length in (None, len(value))
                 and all(map(rule.accepts, value)),
-                f"a list of {'' if length is None else f'{length} times '}{rule.expected}")
+                words or f"a list of {'' if length is None else f'{length} times '}{rule.expected}")
 
 
 def optional(rule: Rule) -> Rule:
@@ -52,7 +78,7 @@ STRATEGY = list_of(Rule(lambda entry: _is_bits(entry) or isinstance(entry, list)
                         and all(map(_is_bits, entry)), 'bits, or pairs of bits'))
 
 
-def _is_bits(value) -> bool:
+def _is_bits(value: Any) -> bool:
     return type(value) is int and -1 <= value <= 32
 
 
@@ -61,5 +87,4 @@ def check_values(values: Mapping, rules: Mapping[str, Rule], source: str) -> Non
     for key, rule in rules.items():
         if key not in values and not rule.accepts(None):
             raise ValueError(f'{source} has no {key}, expected {rule.expected}')
-        if not rule.accepts(values.get(key)):
-            raise ValueError(f'{source}: {key} is {values[key]!r:.60}, expected {rule.expected}')
+        rule.check(f'{source}: {key}', values.get(key))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.record.pickled_names import STATE_KEYS
+from lib.record.pickles import STATE_KEYS
 
 PREFIXES = ('', 'model.', 'net.', 'network.', 'backbone.', 'encoder.')  # of equally good ones the first is taken
 WRAPPERS = ('module', '_orig_mod')

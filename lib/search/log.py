@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lib.record import plots
 from lib.record.files import write_text
-from lib.record.scalars import ScalarLog
+from lib.record.logs import ScalarLog
 from lib.record.strategy import save_strategy
 from lib.record.words import cost_words
 

@@ -9,8 +9,7 @@ from lib.record import plots
 from lib.record.checkpoint import save_checkpoint, tensor_bytes
 from lib.record.disk import check_space, free_space, megabytes
 from lib.record.files import write_json
-from lib.record.scalars import ScalarLog
-from lib.record.table_log import TableLog
+from lib.record.logs import ScalarLog, TableLog
 from lib.runtime import distributed
 from lib.runtime.seeds import seed_everything
 from lib.training.batch_norm import reestimate_batch_norm

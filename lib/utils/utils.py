@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from lib.record.files import write_text  # noqa: F401
-from lib.record.table_log import TableLog  # noqa: F401
+from lib.record.logs import TableLog  # noqa: F401
 from lib.runtime import distributed
 from lib.runtime.seeds import derived_seed, seed_everything  # noqa: F401
 

@@ -6,7 +6,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-from lib.record.scalars import ScalarLog
+from lib.record.logs import ScalarLog
 
 
 def events(path):

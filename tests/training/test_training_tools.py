@@ -8,7 +8,7 @@ from torch import nn
 
 from lib.qat.placement import Quantizers, find_steps, quantize_layers
 from lib.quantize import LSQQuantizer
-from lib.record.table_log import TableLog
+from lib.record.logs import TableLog
 from lib.runtime.seeds import derived_seed, seed_everything
 from lib.training.fit import fit
 from lib.training.loop import Precision, evaluate, loss_function, train_one_epoch
