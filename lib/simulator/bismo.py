@@ -55,7 +55,7 @@ class Bismo(Hardware):
     rhs_depth: int = parameter('Bn: entries of Dk bits per RHS row in its buffer', default=1024)
     port_bits: int = parameter('what the read port and the write port move per cycle, each', 'bits', default=64)
     accumulator_bits: int = parameter('of a result', 'bits', default=32)
-    result_tiles: int = parameter('tiles of Dm x Dn results that wait for the write port', default=2)
+    result_tiles: int = parameter('tiles of Dm x Dn results that wait for the write port', default=2, maximum=256)
     pipeline_registers: int = parameter('cycles of the array besides its memories and compressor', default=3, minimum=0)
     clock_mhz: float = parameter('clock', 'MHz')
     weights_as: str = parameter('operand that the weights are; best: for each layer and bits whatever is faster',

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from sys import float_info
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -13,7 +12,8 @@ from lib.simulator.layer import LayerRecord
 from lib.simulator.units import parse_quantity
 
 MAX_COUNT = 2**40  # of anything that is counted in a machine
-MAX_BATCH = 2**24
+MAX_NUMBER = 1e18  # of any other parameter
+MAX_BATCH = 2**16
 MAX_NAME = 100  # characters; tables and figures are named after it
 METRICS = ('latency', 'energy')
 NANOJOULE = 'nJ'  # the unit of every energy table
@@ -33,10 +33,11 @@ class LayerCost(NamedTuple):
         return LayerCost(self.latency * n, self.energy * n, self.bound, self.traffic_bits * n, self.facts)
 
 
-def parameter(meaning: str, unit: str = '', *, default=MISSING, minimum: float | None = None, choices=None):
-    """Return a dataclass field: what it means, its unit, and its range (default: above 0)."""
+def parameter(meaning: str, unit: str = '', *, default=MISSING, minimum: float | None = None,
+              maximum: float | None = None, choices=None):
+    """Return a dataclass field: what it means, its unit, and its range (default: above 0, to what no machine has)."""
     return field(default=default, kw_only=True, metadata={
-        'meaning': meaning, 'unit': unit, 'minimum': minimum, 'choices': choices})
+        'meaning': meaning, 'unit': unit, 'minimum': minimum, 'maximum': maximum, 'choices': choices})
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Hardware(ABC):
     metrics: ClassVar[tuple[str, ...]] = METRICS
 
     name: str = parameter('name, the first part of the name of its tables', default='')
-    batch: int = parameter('images that are processed together', default=1)
+    batch: int = parameter('images that are processed together', default=1, maximum=MAX_BATCH)
     status: str = parameter('exact, fitted, nominal or measured: how far to trust the parameters', default='')
 
     def __post_init__(self):
@@ -65,6 +66,8 @@ class Hardware(ABC):
             _check_parameter(self.backend if f.name == 'name' else self.name, f, getattr(self, f.name))
             if f.type in (int, 'int'):
                 object.__setattr__(self, f.name, int(getattr(self, f.name)))  # 32.0 is fine, but counts are counts
+            elif f.type in (float, 'float') and abs(getattr(self, f.name)) > 2**20:
+                object.__setattr__(self, f.name, float(getattr(self, f.name)))  # products of ints could wrap around
 
     @abstractmethod
     def layer_cost(self, layer: LayerRecord, w_bit: int, a_bit: int) -> LayerCost:
@@ -94,10 +97,17 @@ class Hardware(ABC):
         known = {}
         for layer in layers:
             if layer.calls and shape_of(layer) not in known:
-                known[shape_of(layer)] = [[self.layer_cost(layer, w_bit, a_bit) for a_bit in bits] for w_bit in bits]
+                known[shape_of(layer)] = [[self._priced(layer, w_bit, a_bit) for a_bit in bits] for w_bit in bits]
         never_called = [[LayerCost(0, 0, '', 0)] * MAX_BIT] * MAX_BIT
         return [[[cell.times(layer.calls) for cell in row] for row in known.get(shape_of(layer), never_called)]
                 for layer in layers]
+
+    def _priced(self, layer, w_bit, a_bit) -> LayerCost:
+        try:
+            return self.layer_cost(layer, w_bit, a_bit)
+        except (ArithmeticError, MemoryError) as error:
+            raise ValueError(f'{self.name}: {layer.name} cannot be priced ({type(error).__name__}: {error}): a '
+                             'parameter is too large or too small') from error
 
     def cell_meaning(self, metric: str) -> str:
         """Return what a cell of a table holds, in a sentence."""
@@ -205,15 +215,15 @@ def _check_parameter(owner: str, f, value) -> None:
             fine = len(value) <= MAX_NAME and value.isprintable() and not (set('/\\') & set(value) or value[0] == '.')
             expected = f'at most {MAX_NAME} characters without / or \\, for it becomes part of the names of files'
     else:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= float_info.max
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float('inf')
         minimum = meta['minimum']
         fine = number and (value > 0 if minimum is None else value >= minimum)
         fine = fine and (wanted != 'int' or value == int(value))
-        maximum = (MAX_BATCH if f.name == 'batch' else MAX_COUNT) if wanted == 'int' else float_info.max
+        maximum = meta['maximum'] or (MAX_COUNT if wanted == 'int' else MAX_NUMBER)
         fine = fine and value <= maximum
         expected = 'a whole number' if wanted == 'int' else 'a number'
         expected += ' above 0' if minimum is None else f' of at least {minimum:g}'
-        expected += f' and at most {maximum}' if number and value > maximum else ''
+        expected += f' and at most {maximum:g}' if number and value > maximum else ''
     if not fine:
         unit = f" {meta['unit']}" if meta['unit'] else ''
         raise ValueError(f"{owner}: {f.name} is {value!r:.60}, expected {expected}{unit} ({meta['meaning']})")

@@ -244,7 +244,7 @@ def test_units_are_converted(chip):
     ('preset: edge\nclock_mhz: .nan\n', ['clock_mhz is nan']), ('preset: edge\nclock_mhz: .inf\n', ['inf']),
     ('preset: edge\nclock_mhz: 1e999\n', ['clock_mhz', 'too large']),
     (f'preset: edge\nclock_mhz: {"9" * 400}\n', ['999', 'too large']),
-    ('preset: edge\nbatch: 10000000000000000000000000\n', ['batch is 1', 'at most 16777216']),
+    ('preset: edge\nbatch: 10000000000000000000000000\n', ['batch is 1', 'at most 65536']),
     ('preset: edge\ndepth: 1e25 bits\n', ['depth']),
     ('preset: edge\nname: x/../../evil\n', ["'x/../../evil'", 'without /']),
     ('preset: edge\nname: ..\n', ["'..'"]), ('preset: edge\nname: "a\\nb"\n', ["'a\\nb'"]),
@@ -280,3 +280,20 @@ def test_names_that_are_no_hardware(tmp_path):
     for name in (tmp_path / 'none.yaml', tmp_path / 'none.yml'):
         with pytest.raises(FileNotFoundError, match='hardware file .*none.* does not exist'):
             find_hardware(name)
+
+
+@pytest.mark.parametrize('name', ['edge', 'bismo_pynq', 'bitfusion', 't4', 'isaac'])
+def test_extreme_parameters_give_finite_costs_or_one_line(name):
+    """Nothing wraps around: a cost of energy grows with every energy."""
+    layers, preset = [conv()], PRESETS[name]
+    usual = make_table(layers, preset, 'energy').reference
+    for f in fields(preset):
+        for value in (1e-300, 10**17, 2**40) if f.type not in (str, 'str') else ():
+            try:
+                cost = make_table(layers, replace(preset, **{f.name: value}), 'energy')
+            except ValueError as error:
+                assert '\n' not in str(error) and len(str(error)) < 600
+                continue
+            assert np.isfinite(cost.table).all()
+            if f.name.endswith('_energy') and value > 1:
+                assert cost.reference > usual
