@@ -14,7 +14,7 @@ another machine than HAQ's simulator (bit_serial.py), which has two read ports a
 The cycles are exactly those of this schedule. That ports never stall and that software adds nothing is assumed.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, log2
@@ -108,15 +108,17 @@ class Bismo(Hardware):
         ]
 
     def _cost(self, repeats, passes) -> LayerCost:
-        cycles = repeats * sum(pass_cycles(one, self.pipeline_latency, self.result_tiles) for one in passes)
-        tiles = [one.rhs_slices * one.lhs_slices for one in passes]
+        passes = [(one, times * repeats, times * repeats * one.rhs_slices * one.lhs_slices)
+                  for one, times in Counter(passes).items()]  # all but the last are equal
+        cycles = sum(times * pass_cycles(one, self.pipeline_latency, self.result_tiles) for one, times, _ in passes)
         busy = {
-            'compute': sum(count * one.execute for count, one in zip(tiles, passes, strict=True)),
-            'read port': sum(one.rhs_slices * (one.fetch_rhs + one.lhs_slices * one.fetch_lhs) for one in passes),
-            'write port': sum(count * one.write for count, one in zip(tiles, passes, strict=True)),
+            'compute': sum(tiles * one.execute for one, _, tiles in passes),
+            'read port': sum(times * one.rhs_slices * one.fetch_rhs + tiles * one.fetch_lhs
+                             for one, times, tiles in passes),
+            'write port': sum(tiles * one.write for one, _, tiles in passes),
         }
-        traffic = repeats * (busy['read port'] + busy['write port']) * self.port_bits
-        binary_ops = repeats * busy['compute'] * 2 * self.lhs_rows * self.rhs_rows * self.chunk_bits
+        traffic = (busy['read port'] + busy['write port']) * self.port_bits
+        binary_ops = busy['compute'] * 2 * self.lhs_rows * self.rhs_rows * self.chunk_bits
         picojoules = binary_ops * self.op_energy + traffic * self.dram_energy
         energy = picojoules / 1e3 + self.board_power * cycles / self.clock_mhz * 1e3
         return LayerCost(cycles, energy, max(busy, key=busy.get), traffic)
