@@ -10,7 +10,7 @@ from math import isfinite
 from torch import Tensor
 
 from lib.engine.devices import DEVICES, Device
-from lib.simulator.units import parse_quantity
+from lib.record.units import parse_quantity
 
 MAPPINGS = ('balanced', 'offset')
 ADC_RANGES = ('granular', 'max', 'calibrated')

@@ -1,150 +1,106 @@
 """The configuration of hybrid quantization: its sections and keys, their defaults, and what values they take."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lib.record.files import is_file
+from lib.record.values import BITS, BOOL, RANGE, Rule, above, is_number, member_of, optional, real, whole
 from lib.record.yaml_file import parse_yaml, read_yaml
 
 
 class Key(NamedTuple):
-    """A key of the configuration: its default, whether a value will do, and what is expected, in words."""
+    """A key of the configuration: its default, and what values it takes."""
 
-    default: object
-    accepts: Callable[[object], bool]
-    expected: str
-
-
-def is_number(value) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float('inf')
+    default: Any
+    rule: Rule
 
 
-def is_pair(value) -> bool:
-    """Whether a value is a range, [lower, upper]."""
-    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value)) and value[0] < value[1]
+def _choice(*words: str) -> Rule:
+    return member_of(words, f'one of {", ".join(words)}')
 
 
-def is_bits(value) -> bool:
-    """Whether a value is a width that a layer can get, 1 to 8."""
-    return type(value) is int and 1 <= value <= 8
+def _text(expected: str) -> Rule:
+    return Rule(lambda value: isinstance(value, str) and value != '', expected)
 
 
-def is_slope(value) -> bool:
-    """Whether a value is a slope of DSQ."""
-    return is_number(value) and value > 0
+def _places(first: int) -> Rule:
+    return Rule(lambda value: isinstance(value, list) and all(type(i) is int and i >= first for i in value)
+                and len(set(value)) == len(value),
+                f'a list of different block numbers from {first} on' + (' (-1: the first layer)' if first < 0 else ''))
 
 
-def is_bool(value) -> bool:
-    """Whether a value is true or false."""
-    return isinstance(value, bool)
+def _per_part(rule: Rule) -> Rule:
+    """One value, or one per block, or per block one for each of its parts."""
+    def accepts(value):
+        return rule.accepts(value) or isinstance(value, list) and all(
+            rule.accepts(entry) or isinstance(entry, list) and all(map(rule.accepts, entry)) for entry in value)
+    return Rule(accepts, f'{rule.expected}, a list with one per listed block, or in it lists with one per part')
 
 
-def _nested(leaf):
-    """Accept one value, or one per block, or per block one for each of its parts."""
-    return lambda value: leaf(value) or (isinstance(value, list) and all(
-        leaf(entry) or (isinstance(entry, list) and all(map(leaf, entry))) for entry in value))
-
-
-def _yes(default):
-    return Key(default, is_bool, 'true or false')
-
-
-def _whole(default, minimum=0):
-    return Key(default, lambda value: type(value) is int and minimum <= value < 2**31,
-               f'a whole number from {minimum} on, below 2^31')
-
-
-def _real(default, minimum=0.0):
-    return Key(default, lambda value: is_number(value) and value >= minimum, f'a number from {minimum:g} on')
-
-
-def _positive(default):
-    return Key(default, is_slope, 'a number above 0')
-
-
-def _pair(default):
-    return Key(default, is_pair, 'a range [lower, upper]')
-
-
-def _word(default, *words):
-    return Key(default, lambda value: value in words, f'one of {", ".join(map(str, words))}')
-
-
-def _text(default, expected='a text'):
-    return Key(default, lambda value: isinstance(value, str) and value or value is None is default, expected)
-
-
-def _places(first):
-    return Key([], lambda value: isinstance(value, list) and all(type(i) is int and i >= first for i in value)
-               and len(set(value)) == len(value),
-               f'a list of different block numbers from {first} on' + (' (-1: the first layer)' if first < 0 else ''))
-
-
-def _per_part(default, leaf, what):
-    return Key(default, _nested(leaf), f'{what}, a list with one per listed block, or in it lists with one per part')
-
-
-BITS, SLOPE, RANGE = 'a number of bits from 1 to 8', 'a slope above 0', 'a range [lower, upper]'
+COUNT, POSITIVE_COUNT = whole(0, 2**31 - 1), whole(1, 2**31 - 1)
+POSITIVE, NOT_NEGATIVE, SLOPE = above(0), real(0), Rule(above(0).accepts, 'a slope above 0')
+FACTOR = Rule(lambda value: is_number(value) and 0 < value < 1, 'a number between 0 and 1')
 DATASETS = {'MNIST': 'mnist', 'FashionMNIST': 'fashion_mnist', 'CIFAR-10': 'cifar10', 'CIFAR-100': 'cifar100',
             'ImageNet-100': 'imagenet100', 'ImageNet': 'imagenet'}
 
 SECTIONS = {
     'environment': {
-        'device': _word('auto', 'auto', 'CPU', 'GPU', 'cpu', 'cuda'),
-        'data_directory': _text('data/cifar10', 'the folder of the data set'),
-        'dataset': _text('CIFAR-10', f'{", ".join(DATASETS)}, or a name that --dataset takes'),
-        'checkpoints_directory': _text('checkpoints/hybrid', 'the folder of the run'),
+        'device': Key('auto', _choice('auto', 'CPU', 'GPU', 'cpu', 'cuda')),
+        'data_directory': Key('data/cifar10', _text('the folder of the data set')),
+        'dataset': Key('CIFAR-10', _text(f'{", ".join(DATASETS)}, or a name that --dataset takes')),
+        'checkpoints_directory': Key('checkpoints/hybrid', _text('the folder of the run')),
     },
     'model': {
-        'arch': _text(None, 'the name of a network'),
-        'blocks': Key(None, lambda value: value is None or isinstance(value, list),
-                      'a list of [input channels, output channels, stride]'),
-        'kernel_size': _whole(3, 1),
-        'bottleneck_type': _yes(False),
+        'arch': Key(None, optional(_text('the name of a network'))),
+        'blocks': Key(None, Rule(lambda value: value is None or isinstance(value, list),
+                                 'a list of [input channels, output channels, stride]')),
+        'kernel_size': Key(3, POSITIVE_COUNT),
+        'bottleneck_type': Key(False, BOOL),
     },
     'qat': {
-        'quantize_w': _per_part(True, is_bool, 'true or false'),
-        'quantize_w_blocks': _places(0),
-        'w_bit_width': _per_part(2, is_bits, BITS),
-        'q_w_range': _per_part([-0.2, 0.2], is_pair, RANGE),
-        'w_slope': _per_part(2.0, is_slope, SLOPE),
-        'fold_bn': _yes(True),
-        'learn_w_lower': _yes(False), 'learn_w_upper': _yes(False), 'learn_w_slope': _yes(True),
-        'quantize_a': _per_part(True, is_bool, 'true or false'),
-        'quantize_a_blocks': _places(0),
-        'a_bit_width': _per_part(2, is_bits, BITS),
-        'q_a_range': _per_part([0, 2], is_pair, RANGE),
-        'a_slope': _per_part(2.0, is_slope, SLOPE),
-        'learn_a_lower': _yes(False), 'learn_a_upper': _yes(True), 'learn_a_slope': _yes(True),
-        'clip_a_upper_range': _pair([1, 6]), 'slope_a_range': _pair([0.1, 10]),
-        'clip_w_upper_range': _pair([-5, 5]), 'clip_w_lower_range': _pair([-5, 5]), 'slope_w_range': _pair([0.1, 10]),
+        'quantize_w': Key(True, _per_part(BOOL)),
+        'quantize_w_blocks': Key([], _places(0)),
+        'w_bit_width': Key(2, _per_part(BITS)),
+        'q_w_range': Key([-0.2, 0.2], _per_part(RANGE)),
+        'w_slope': Key(2.0, _per_part(SLOPE)),
+        'fold_bn': Key(True, BOOL),
+        'learn_w_lower': Key(False, BOOL), 'learn_w_upper': Key(False, BOOL), 'learn_w_slope': Key(True, BOOL),
+        'quantize_a': Key(True, _per_part(BOOL)),
+        'quantize_a_blocks': Key([], _places(0)),
+        'a_bit_width': Key(2, _per_part(BITS)),
+        'q_a_range': Key([0, 2], _per_part(RANGE)),
+        'a_slope': Key(2.0, _per_part(SLOPE)),
+        'learn_a_lower': Key(False, BOOL), 'learn_a_upper': Key(True, BOOL), 'learn_a_slope': Key(True, BOOL),
+        'clip_a_upper_range': Key([1, 6], RANGE), 'slope_a_range': Key([0.1, 10], RANGE),
+        'clip_w_upper_range': Key([-5, 5], RANGE), 'clip_w_lower_range': Key([-5, 5], RANGE),
+        'slope_w_range': Key([0.1, 10], RANGE),
     },
     'training': {
-        'epochs': _whole(200), 'warmup_epochs': _whole(10), 'batch_size': _whole(128, 1),
-        'lr': _positive(0.1), 'warmup_lr': _real(0.001), 'min_lr': _real(1e-4), 'lr_reduction_factor': Key(
-            0.5, lambda value: is_number(value) and 0 < value < 1, 'a number between 0 and 1'),
-        'lr_patience': _whole(3), 'metric_threshold': _real(1e-4), 'cool_down': _whole(0),
-        'warmup_slope': _positive(2.0), 'slope_warmup_epochs': _whole(20),
-        'evaluate_interval': _whole(1, 1), 'save_interval': _whole(10, 1), 'seed': _whole(1999),
-        'momentum': _real(0.9), 'weight_decay': _real(1e-4), 'clip_grad': _positive(10.0),
+        'epochs': Key(200, COUNT), 'warmup_epochs': Key(10, COUNT), 'batch_size': Key(128, POSITIVE_COUNT),
+        'lr': Key(0.1, POSITIVE), 'warmup_lr': Key(0.001, NOT_NEGATIVE), 'min_lr': Key(1e-4, NOT_NEGATIVE),
+        'lr_reduction_factor': Key(0.5, FACTOR),
+        'lr_patience': Key(3, COUNT), 'metric_threshold': Key(1e-4, NOT_NEGATIVE), 'cool_down': Key(0, COUNT),
+        'warmup_slope': Key(2.0, POSITIVE), 'slope_warmup_epochs': Key(20, COUNT),
+        'evaluate_interval': Key(1, POSITIVE_COUNT), 'save_interval': Key(10, POSITIVE_COUNT), 'seed': Key(1999, COUNT),
+        'momentum': Key(0.9, NOT_NEGATIVE), 'weight_decay': Key(1e-4, NOT_NEGATIVE), 'clip_grad': Key(10.0, POSITIVE),
     },
     'ptq': {
-        'post_quantize_w': _yes(False), 'post_w_bit_width': _per_part(4, is_bits, BITS),
-        'post_quantize_w_layers': _places(-1),
-        'post_quantize_a': _yes(False), 'post_a_bit_width': _per_part(4, is_bits, BITS),
-        'post_quantize_a_layers': _places(-1),
-        'post_image_bit_width': Key(None, lambda value: value is None or is_bits(value), f'{BITS}, or null'),
-        'weight_method': _word('minmax', 'minmax', 'aciq'),
-        'activation_method': _word('aciq', 'aciq', 'minmax'), 'prior': _word('laplace', 'laplace', 'gauss'),
-        'per_channel': _yes(False), 'bit_alloc': _yes(False), 'bias_corr': _yes(True),
-        'relu_spread': _word('before_relu', 'before_relu', 'after_relu'),
-        'relu_center': _word('none', 'none', 'mean'),
-        'calibration_epochs': _whole(10, 1), 'calibration_num': _whole(100, 1), 'calibration_batch_size': _whole(20, 1),
+        'post_quantize_w': Key(False, BOOL), 'post_w_bit_width': Key(4, _per_part(BITS)),
+        'post_quantize_w_layers': Key([], _places(-1)),
+        'post_quantize_a': Key(False, BOOL), 'post_a_bit_width': Key(4, _per_part(BITS)),
+        'post_quantize_a_layers': Key([], _places(-1)),
+        'post_image_bit_width': Key(None, optional(BITS)),
+        'weight_method': Key('minmax', _choice('minmax', 'aciq')),
+        'activation_method': Key('aciq', _choice('aciq', 'minmax')), 'prior': Key('laplace', _choice('laplace', 'gauss')),
+        'per_channel': Key(False, BOOL), 'bit_alloc': Key(False, BOOL), 'bias_corr': Key(True, BOOL),
+        'relu_spread': Key('before_relu', _choice('before_relu', 'after_relu')),
+        'relu_center': Key('none', _choice('none', 'mean')),
+        'calibration_epochs': Key(10, POSITIVE_COUNT), 'calibration_num': Key(100, POSITIVE_COUNT),
+        'calibration_batch_size': Key(20, POSITIVE_COUNT),
     },
     'layers': {},  # {layer name: [weight bits, input bits]}
     'mvm': {},  # settings of the dot-product engine
@@ -157,7 +113,7 @@ def default_config() -> dict:
     return {section: {name: deepcopy(key.default) for name, key in keys.items()} for section, keys in SECTIONS.items()}
 
 
-def read_config(path, overrides=()) -> dict:
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict:
     """Read a YAML file over the defaults.
 
     Args:
@@ -212,8 +168,7 @@ def _set(config, section, key, value, source):
     if isinstance(entry.default, float) and isinstance(value, str):  # YAML 1.1 takes 1e-4 for a text
         with suppress(ValueError):
             value = float(value)
-    if not entry.accepts(value):
-        raise ValueError(f'{source}: {section}.{key} is {value!r:.80}, expected {entry.expected}')
+    entry.rule.check(f'{source}: {section}.{key}', value)
     config[section][key] = value
 
 

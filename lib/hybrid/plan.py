@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass, field
 
 from torch import nn
 
-from lib.hybrid.config import is_bits, is_bool, is_pair, is_slope
+from lib.hybrid.config import SLOPE
 from lib.network.conversion import all_layers
 from lib.network.hooks import names_of
+from lib.record.values import BITS, BOOL, RANGE
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -93,12 +94,12 @@ def _plan_of_layers(model, config, network):
         if name not in layers:
             raise ValueError(f'layers: {network} has no layer {name}; it has {", ".join(list(layers)[:4])}, ...')
         pair = isinstance(entry, list) and len(entry) == 2
-        if not pair or not all(is_bits(bits) or bits in (-1, 32) for bits in entry):
+        if not pair or not all(BITS.accepts(bits) or bits in (-1, 32) for bits in entry):
             raise ValueError(f'layers: {name} is {entry!r:.60}: expected [weight bits, input bits], each 1 to 8, or -1 '
                              'for float')
         for group, bits, dsq, aciq in ((plan.weights, entry[0], _dsq_weights, _aciq_weights),
                                        (plan.inputs, entry[1], _dsq_activations, _aciq_activations)):
-            if is_bits(bits):
+            if BITS.accepts(bits):
                 group[name] = dsq(config) if bits < QAT_BELOW else aciq(config)
                 group[name]['bits'] = bits
     return plan
@@ -167,8 +168,8 @@ def _add_qat(group, qat, letter, sites, settings):
     blocks = qat[blocks_key]
     parts = [sites(block, f'qat.{blocks_key}') for block in blocks]
     values = {name: _spread(qat[key], f'qat.{key}', f'qat.{blocks_key}', blocks, parts, leaf) for name, key, leaf in (
-        ('chosen', f'quantize_{letter}', is_bool), ('bits', f'{letter}_bit_width', is_bits),
-        ('range', f'q_{letter}_range', is_pair), ('slope', f'{letter}_slope', is_slope))}
+        ('chosen', f'quantize_{letter}', BOOL.accepts), ('bits', f'{letter}_bit_width', BITS.accepts),
+        ('range', f'q_{letter}_range', RANGE.accepts), ('slope', f'{letter}_slope', SLOPE.accepts))}
     for i, names in enumerate(parts):
         for j, name in enumerate(names):
             if not values['chosen'][i][j]:
@@ -189,7 +190,7 @@ def _add_ptq(group, ptq, letter, sites, settings):
     blocks = ptq[key]
     parts = [sites(block, f'ptq.{key}') for block in blocks]
     bits_key = f'post_{letter}_bit_width'
-    bits = _spread(ptq[bits_key], f'ptq.{bits_key}', f'ptq.{key}', blocks, parts, is_bits)
+    bits = _spread(ptq[bits_key], f'ptq.{bits_key}', f'ptq.{key}', blocks, parts, BITS.accepts)
     for i, names in enumerate(parts):
         for j, name in enumerate(names):
             entry = {**settings, 'bits': bits[i][j]}
@@ -220,17 +221,17 @@ def _spread(value, key, blocks_key, blocks, parts, leaf):
 
 def _dsq_weights(config):
     qat = config['qat']
-    lower, upper = qat['q_w_range'] if is_pair(qat['q_w_range']) else (-0.2, 0.2)
+    lower, upper = qat['q_w_range'] if RANGE.accepts(qat['q_w_range']) else (-0.2, 0.2)
     return {'method': 'dsq', 'bits': None, 'fold': qat['fold_bn'], 'bounds': 'minmax', 'lower': lower, 'upper': upper,
-            'slope': qat['w_slope'] if is_slope(qat['w_slope']) else 2.0,
+            'slope': qat['w_slope'] if SLOPE.accepts(qat['w_slope']) else 2.0,
             **{name: qat[name.replace('learn_', 'learn_w_')] for name in SLOPES}}
 
 
 def _dsq_activations(config):
     qat = config['qat']
-    lower, upper = qat['q_a_range'] if is_pair(qat['q_a_range']) else (0, 2)
+    lower, upper = qat['q_a_range'] if RANGE.accepts(qat['q_a_range']) else (0, 2)
     return {'method': 'dsq', 'bits': None, 'bounds': 'fixed', 'lower': lower, 'upper': upper,
-            'slope': qat['a_slope'] if is_slope(qat['a_slope']) else 2.0,
+            'slope': qat['a_slope'] if SLOPE.accepts(qat['a_slope']) else 2.0,
             **{name: qat[name.replace('learn_', 'learn_a_')] for name in SLOPES}}
 
 

@@ -39,6 +39,11 @@ def real(low: float = -math.inf, high: float = math.inf) -> Rule:
     return Rule(lambda value: is_number(value, low, high), f'a number{bounds}')
 
 
+def above(low: float) -> Rule:
+    """Return the rule of a finite number above `low`."""
+    return Rule(lambda value: is_number(value) and value > low, f'a number above {low:g}')
+
+
 def whole(low: int = 0, high: int = 2**53) -> Rule:
     """Return the rule of an int from `low` to `high`."""
     return Rule(lambda value: type(value) is int and low <= value <= high,
@@ -72,7 +77,11 @@ def optional(rule: Rule) -> Rule:
     return Rule(lambda value: value is None or rule.accepts(value), f'{rule.expected}, or nothing')
 
 
-TEXT = one_of(str)
+TEXT = Rule(lambda value: isinstance(value, str), 'a text')
+BOOL = Rule(lambda value: isinstance(value, bool), 'true or false')
+BITS = Rule(lambda value: type(value) is int and 1 <= value <= 8, 'a number of bits from 1 to 8')
+RANGE = Rule(lambda value: isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+             and value[0] < value[1], 'a range [lower, upper]')
 PERCENT = real(0, 100)
 STRATEGY = list_of(Rule(lambda entry: _is_bits(entry) or isinstance(entry, list) and len(entry) == 2
                         and all(map(_is_bits, entry)), 'bits, or pairs of bits'))

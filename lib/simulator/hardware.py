@@ -2,17 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from lib.record.parameters import Parameters, parameter, parse_parameters
+from lib.record.values import Rule
 from lib.simulator.cost import MAX_BIT, CostTable
 from lib.simulator.layer import LayerRecord
-from lib.simulator.units import parse_quantity
 
-MAX_COUNT = 2**40  # of anything that is counted in a machine
-MAX_NUMBER = 1e18  # of any other parameter
 MAX_BATCH = 2**16
 MAX_NAME = 100  # characters; tables and figures are named after it
 METRICS = ('latency', 'energy')
@@ -33,15 +32,8 @@ class LayerCost(NamedTuple):
         return LayerCost(self.latency * n, self.energy * n, self.bound, self.traffic_bits * n, self.facts)
 
 
-def parameter(meaning: str, unit: str = '', *, default=MISSING, minimum: float | None = None,
-              maximum: float | None = None, choices=None):
-    """Return a dataclass field: what it means, its unit, and its range (default: above 0, to what no machine has)."""
-    return field(default=default, kw_only=True, metadata={
-        'meaning': meaning, 'unit': unit, 'minimum': minimum, 'maximum': maximum, 'choices': choices})
-
-
 @dataclass(frozen=True)
-class Hardware(ABC):
+class Hardware(Parameters, ABC):
     """Base of the hardware models: a frozen set of parameters that prices one layer at one pair of bits.
 
     A backend is a subclass in a file of its own: its parameters as fields made by `parameter`, `layer_cost`, and its
@@ -62,12 +54,20 @@ class Hardware(ABC):
     def __post_init__(self):
         if not self.name:
             object.__setattr__(self, 'name', self.backend)
-        for f in fields(self):
-            _check_parameter(self.backend if f.name == 'name' else self.name, f, getattr(self, f.name))
-            if f.type in (int, 'int'):
-                object.__setattr__(self, f.name, int(getattr(self, f.name)))  # 32.0 is fine, but counts are counts
-            elif f.type in (float, 'float') and abs(getattr(self, f.name)) > 2**20:
-                object.__setattr__(self, f.name, float(getattr(self, f.name)))  # products of ints could wrap around
+        super().__post_init__()
+
+    def owner(self, name: str) -> str:
+        """See `Parameters.owner`."""
+        return self.backend if name == 'name' else self.name
+
+    def rule(self, f, value) -> Rule:
+        """See `Parameters.rule`; a name becomes part of the names of files."""
+        rule = super().rule(f, value)
+        if f.name != 'name' or not isinstance(value, str):
+            return rule
+        return Rule(lambda name: len(name) <= MAX_NAME and name.isprintable() and not set('/\\') & set(name)
+                    and name[0] != '.', f'at most {MAX_NAME} characters without / or \\, for it becomes part of the '
+                    'names of files')
 
     @abstractmethod
     def layer_cost(self, layer: LayerRecord, w_bit: int, a_bit: int) -> LayerCost:
@@ -124,7 +124,7 @@ class Hardware(ABC):
 
     def to_dict(self) -> dict:
         """Return backend and parameters as plain values, for JSON."""
-        return {'backend': self.backend, **asdict(self)}
+        return {'backend': self.backend, **super().to_dict()}
 
 
 def make_table(
@@ -188,42 +188,9 @@ def with_parameters(hardware: Hardware | type[Hardware], values: Mapping) -> Har
         ValueError: an unknown or missing parameter, a wrong unit, a value out of range; each by name.
     """
     cls = hardware if isinstance(hardware, type) else type(hardware)
-    known = {f.name: f for f in fields(cls)}
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"{cls.backend} has no parameter {', '.join(unknown)}, expected {', '.join(known)}")
-    parsed = {}
-    for name, value in values.items():
-        try:
-            number = value if known[name].type in (str, 'str') else parse_quantity(value, known[name].metadata['unit'])
-            parsed[name] = number
-        except ValueError as error:
-            raise ValueError(f'{name}: {error}') from error
+    parsed = parse_parameters(cls, values, f'{cls.backend} has')
     if not isinstance(hardware, type):
         return replace(hardware, **parsed)
-    if missing := [name for name, f in known.items() if f.default is MISSING and name not in parsed]:
+    if missing := [f.name for f in fields(cls) if f.default is MISSING and f.name not in parsed]:
         raise ValueError(f"{cls.backend} needs {', '.join(missing)} as well (or start from a preset)")
     return cls(**parsed)
-
-
-def _check_parameter(owner: str, f, value) -> None:
-    wanted, meta = f.type if isinstance(f.type, str) else f.type.__name__, f.metadata
-    if wanted == 'str':
-        fine, expected = isinstance(value, str), 'a text'
-        if meta['choices']:
-            fine, expected = value in meta['choices'], ' or '.join(meta['choices'])
-        elif fine and f.name == 'name':
-            fine = len(value) <= MAX_NAME and value.isprintable() and not (set('/\\') & set(value) or value[0] == '.')
-            expected = f'at most {MAX_NAME} characters without / or \\, for it becomes part of the names of files'
-    else:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float('inf')
-        minimum = meta['minimum']
-        fine = number and (value > 0 if minimum is None else value >= minimum)
-        fine = fine and (wanted != 'int' or value == int(value))
-        maximum = meta['maximum'] or (MAX_COUNT if wanted == 'int' else MAX_NUMBER)
-        fine = fine and value <= maximum
-        expected = 'a whole number' if wanted == 'int' else 'a number'
-        expected += ' above 0' if minimum is None else f' of at least {minimum:g}'
-        expected += f' and at most {maximum:g}' if number and value > maximum else ''
-    if not fine:
-        unit = f" {meta['unit']}" if meta['unit'] else ''
-        raise ValueError(f"{owner}: {f.name} is {value!r:.60}, expected {expected}{unit} ({meta['meaning']})")

@@ -33,7 +33,7 @@ def plan(name='hybrid_cnn', **sections):
 def test_every_default_is_a_value_that_its_key_takes():
     for section, keys in SECTIONS.items():
         for name, key in keys.items():
-            assert key.accepts(key.default), f'{section}.{name}'
+            assert key.rule.accepts(key.default), f'{section}.{name}'
 
 
 def test_a_file_changes_what_it_names_and_options_go_before_it(write):

@@ -5,7 +5,7 @@ from math import inf, isnan, nan
 
 import pytest
 
-from lib.simulator.units import UNITS, parse_quantity
+from lib.record.units import UNITS, parse_quantity
 
 
 @pytest.mark.parametrize(('text', 'unit', 'number'), [
