@@ -4,69 +4,55 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from math import isfinite
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
 from lib.engine.devices import DEVICES, Device
-from lib.record.units import parse_quantity
+from lib.record.parameters import parameter, parse_parameters
+from lib.simulator.crossbar import MAPPINGS, Array
 
-MAPPINGS = ('balanced', 'offset')
 ADC_RANGES = ('granular', 'max', 'calibrated')
 
 
-def _choice(default, choices):
-    return field(default=default, metadata={'choices': choices})
-
-
-def _number(default, low, high=float('inf'), expected=''):
-    return field(default=default, metadata={'low': low, 'high': high, 'expected': expected})
-
-
 @dataclass(frozen=True, kw_only=True)
-class ArrayConfig:
+class ArrayConfig(Array):
     """Parameters of an array of rows x columns cells with its converters.
 
-    Names are those of `lib.simulator.crossbar`, which prices what is simulated here. `None` for a noise or the on/off
-    ratio means what the device model says. Noises are standard deviations.
+    `None` for a noise or the on/off ratio means what the device model says. Noises are standard deviations.
 
     Raises:
         ValueError: a parameter out of its range, or of no effect (names it).
     """
 
-    rows: int = _number(128, 1, 2**16)
-    columns: int = _number(128, 1, 2**16)
-    cell_bits: int = _number(2, 1, 8, 'bits of a weight in one cell')
-    dac_bits: int = _number(1, 1, 8, 'bits of an input that go in at once')
-    adc_bits: int = _number(8, 0, 24, 'bits of a conversion, 0: sums are not converted, hence exact')
-    mapping: str = _choice('balanced', MAPPINGS)
-    adc_range: str = _choice('granular', ADC_RANGES)
-    device: str = _choice('none', tuple(DEVICES))
-    programming_noise: float | None = _number(None, 0, expected='part of g_max - g_min; none: of the device')
-    read_noise: float | None = _number(None, 0, expected='part of g_max - g_min, in every read; none: of the device')
-    on_off_ratio: float | None = _number(None, 0, expected='g_max / g_min, 0: off cells conduct nothing; none: of the '
-                                                           'device')
-    drift_seconds: float = _number(0.0, 0, expected='since the cells were programmed')
-    stuck_low: float = _number(0.0, 0, 1, 'part of the cells that stay at g_min')
-    stuck_high: float = _number(0.0, 0, 1, 'part of the cells that stay at g_max')
-    gain_mismatch: float = _number(0.0, 0, expected='of the converters, around 1')
-    offset_mismatch: float = _number(0.0, 0, expected='of the converters, part of the largest current of a column')
-    seed: int = _number(0, 0, 2**63 - 1)
+    adc_bits: int = parameter('bits of a conversion, 0: sums are not converted, hence exact', default=8, minimum=0,
+                              maximum=24)
+    mapping: str = parameter('of a weight to cells', default='balanced', choices=MAPPINGS)
+    adc_range: str = parameter('range of the converters', default='granular', choices=ADC_RANGES)
+    device: str = parameter('model of the cells', default='none', choices=tuple(DEVICES))
+    programming_noise: float | None = parameter('part of g_max - g_min; none: of the device', default=None, minimum=0)
+    read_noise: float | None = parameter('part of g_max - g_min, in every read; none: of the device', default=None,
+                                         minimum=0)
+    on_off_ratio: float | None = parameter('g_max / g_min, 0: off cells conduct nothing; none: of the device',
+                                           default=None, minimum=0)
+    drift_seconds: float = parameter('since the cells were programmed', 's', default=0.0, minimum=0)
+    stuck_low: float = parameter('part of the cells that stay at g_min', default=0.0, minimum=0, maximum=1)
+    stuck_high: float = parameter('part of the cells that stay at g_max', default=0.0, minimum=0, maximum=1)
+    gain_mismatch: float = parameter('of the converters, around 1', default=0.0, minimum=0)
+    offset_mismatch: float = parameter('of the converters, part of the largest current of a column', default=0.0,
+                                       minimum=0)
+    seed: int = parameter('of everything random', default=0, minimum=0, maximum=2**63 - 1)
 
     def __post_init__(self):
+        super().__post_init__()
         for f in fields(self):
             value = getattr(self, f.name)
-            _check_field(f, value)
-            if 'choices' not in f.metadata and value is not None:  # 1 and 1.0 have one fingerprint
-                object.__setattr__(self, f.name, int(value) if f.type is int else float(value))
-        self._check_together()
-
-    def _check_together(self) -> None:
-        if self.mapping == 'balanced' and self.adc_bits == 1:
+            if 'float' in str(f.type) and value is not None:  # 1 and 1.0 have one fingerprint
+                object.__setattr__(self, f.name, float(value))
+        if self.signed and self.adc_bits == 1:
             raise ValueError("adc_bits is 1, expected 0 or at least 2: the codes of a 'balanced' conversion are "
                              '-n..n with n = 2^(adc_bits - 1) - 1, so the range of this one would be zero')
-        if self.mapping == 'balanced' and self.columns < 2:
+        if self.signed and self.columns < 2:
             raise ValueError("columns is 1, expected at least 2: a 'balanced' weight takes a pair of columns")
         if self.stuck_low + self.stuck_high > 1:
             raise ValueError(f'stuck_low + stuck_high is {self.stuck_low + self.stuck_high:g}, expected at most 1')
@@ -97,10 +83,6 @@ class ArrayConfig:
             return device, device.g_min, device.g_max
         return device, (device.g_max / self.on_off_ratio if self.on_off_ratio else 0.0), device.g_max
 
-    def to_dict(self) -> dict:
-        """Return all parameters as plain values, for JSON and YAML."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping) -> 'ArrayConfig':
         """Return the configuration of a mapping; what is missing has its default, numbers may be text (`1e6 s`).
@@ -110,10 +92,7 @@ class ArrayConfig:
         """
         if not isinstance(values, Mapping):
             raise ValueError(f'expected a mapping of array parameters, got {values!r:.80}')
-        known = {f.name: f for f in fields(cls)}
-        if unknown := [str(key) for key in values if key not in known]:
-            raise ValueError(f"arrays have no parameter {', '.join(unknown)}, expected {', '.join(known)}")
-        return cls(**{name: _parsed(known[name], value) for name, value in values.items()})
+        return cls(**parse_parameters(cls, values, 'arrays have'))
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that stand for all parameters."""
@@ -168,28 +147,3 @@ class ArrayDriver(ABC):
             ValueError: this array has converters of a fixed range.
         """
         raise ValueError(f'{type(self).__name__} has no set_range(): the range of its converters is fixed')
-
-
-def _check_field(f, value) -> None:
-    choices = f.metadata.get('choices')
-    if choices:
-        if not isinstance(value, str) or value not in choices:
-            raise ValueError(f"{f.name} is {value!r:.60}, expected {' or '.join(choices)}")
-        return
-    if value is None and f.default is None:
-        return
-    low, high, meaning = (f.metadata[key] for key in ('low', 'high', 'expected'))
-    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and low <= value <= high
-    if not fine or (f.type is int and value != int(value)):
-        kind = 'a whole number' if f.type is int else 'a number'
-        bounds = f'of at least {low}' if high == float('inf') else f'from {low} to {high}'
-        raise ValueError(f"{f.name} is {value!r:.60}, expected {kind} {bounds}{f' ({meaning})' if meaning else ''}")
-
-
-def _parsed(f, value):
-    if not isinstance(value, str) or 'choices' in f.metadata:
-        return value
-    try:
-        return parse_quantity(value, 's' if f.name == 'drift_seconds' else '')
-    except ValueError as error:
-        raise ValueError(f'{f.name}: {error}') from error

@@ -13,25 +13,39 @@ from dataclasses import dataclass
 from math import ceil, log2, prod
 from typing import ClassVar
 
+from lib.record.parameters import Parameters, parameter
 from lib.simulator.gemm import ceil_div
-from lib.simulator.hardware import Hardware, LayerCost, parameter
+from lib.simulator.hardware import Hardware, LayerCost
 from lib.simulator.layer import LayerRecord
+
+MAPPINGS = ('balanced', 'offset')
 
 
 @dataclass(frozen=True)
-class Crossbar(Hardware):
+class Array(Parameters):
+    """An array of cells: the parameters that its price here and its products in `lib.engine` follow from."""
+
+    rows: int = parameter('R: inputs of an array', default=128, minimum=1, maximum=2**16)
+    columns: int = parameter('C: columns of an array', default=128, minimum=1, maximum=2**16)
+    cell_bits: int = parameter('c: bits of a weight in one cell', 'bits', default=2, minimum=1, maximum=8)
+    dac_bits: int = parameter('d: bits of an input that go in at once', 'bits', default=1, minimum=1, maximum=8)
+
+    def columns_of(self, bits: int) -> int:
+        """Return the columns of a weight of so many bits: a cell for each slice, two in the balanced mapping."""
+        slices = max(1, ceil_div(bits, self.cell_bits))
+        return 2 * slices if self.mapping == 'balanced' else slices
+
+
+@dataclass(frozen=True)
+class Crossbar(Array, Hardware):
     """Crossbars of one size with their converters."""
 
     backend: ClassVar[str] = 'crossbar'
     latency_unit: ClassVar[str] = 'ms'
 
-    rows: int = parameter('R: inputs of an array')
-    columns: int = parameter('C: columns of an array')
-    cell_bits: int = parameter('c: weight bits in one cell', 'bits')
-    dac_bits: int = parameter('d: bits of an input that go in at once', 'bits', default=1)
     adc_bits: int = parameter('of a conversion; 0: as many as no sum can overflow', 'bits', default=0, minimum=0)
     mapping: str = parameter('balanced: two cells of opposite sign hold w - 1 bits; offset: one holds W + 2^(w-1)',
-                             default='offset', choices=('balanced', 'offset'))
+                             default='offset', choices=MAPPINGS)
     columns_per_adc: int = parameter('columns that one converter reads in turn')
     read_ns: float = parameter('time of a read before its conversions', 'ns', minimum=0)
     conversion_ns: float = parameter('time of one conversion', 'ns')
@@ -65,10 +79,8 @@ class Crossbar(Hardware):
         return LayerCost(latency, energy, 'ADC' if conversions > self.read_ns else 'read', traffic)
 
     def columns_per_weight(self, w_bit: int) -> int:
-        """Return the cells of one weight: its slices of c bits, twice in the balanced mapping (at least one pair)."""
-        if self.mapping == 'offset':
-            return ceil_div(w_bit, self.cell_bits)
-        return 2 * max(1, ceil_div(w_bit - 1, self.cell_bits))
+        """Return the cells of one weight; in the balanced mapping a bit of it is the sign."""
+        return self.columns_of(w_bit - (self.mapping == 'balanced'))
 
     def num_arrays(self, layer: LayerRecord, w_bit: int) -> int:
         """Return the arrays of a layer, copies included.

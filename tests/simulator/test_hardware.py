@@ -7,11 +7,11 @@ from math import inf, isfinite, nan
 import numpy as np
 import pytest
 
+from lib.record.units import UNITS
 from lib.simulator import backends
 from lib.simulator.backends import BACKENDS, PRESETS, find_hardware
 from lib.simulator.hardware import Hardware, LayerCost, check_metric, make_table, parameter, with_parameters
 from lib.simulator.layer import LayerRecord
-from lib.record.units import UNITS
 
 MODELS = sorted(name for name, preset in PRESETS.items() if preset.backend != 'measured')
 COUNTED = {'calls': 0}
