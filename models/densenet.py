@@ -5,8 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from models._blocks import PreActivation, global_pool, init_weights
-from models._quantized_parts import QuantizedPart, pre_activation_parts
+from models._blocks import PreActivation, QuantizedPart, global_pool, init_weights, pre_activation_parts
 from models.registry import register
 
 GROWTH = 12
@@ -27,9 +26,6 @@ class DenseNet40(nn.Module):
     """DenseNet of growth 12 without bottlenecks and without compression; with 10 classes 1,059,298 parameters.
 
     Keys: `conv1`, `block1.0.norm`, `block1.0.conv`, ..., `transition1.unit.conv`, ..., `norm`, `linear`.
-
-    Args:
-        num_classes: outputs of the linear layer.
     """
 
     def __init__(self, num_classes: int = 10):
@@ -53,16 +49,16 @@ class DenseNet40(nn.Module):
         return self.linear(self.pool(self.relu(self.norm(x))).flatten(1))
 
     def quantized_parts(self) -> list[QuantizedPart]:
-        """The convolutions of dense blocks and transitions; stem and classifier stay float."""
+        """Return the convolutions of dense blocks and transitions; stem and classifier stay float."""
         return pre_activation_parts(self)
 
 
 def _dense(channels: int) -> tuple[DenseBlock, int]:
-    """A dense block, and the channels that leave it."""
+    """Return a dense block, and the channels that leave it."""
     layers = [PreActivation(channels + i * GROWTH, GROWTH, 3) for i in range(LAYERS)]
     return DenseBlock(*layers), channels + LAYERS * GROWTH
 
 
 def _transition(channels: int) -> nn.Sequential:
-    """1x1 convolution that keeps the channels, and the mean of 2x2 pixels."""
+    """Return a 1x1 convolution that keeps the channels, and the mean of 2x2 pixels."""
     return nn.Sequential(OrderedDict(unit=PreActivation(channels, channels), pool=nn.AvgPool2d(2)))

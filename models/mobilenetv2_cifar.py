@@ -2,38 +2,11 @@
 
 from torch import Tensor, nn
 
-from models._bit_entries import BitEntry
-from models._blocks import global_pool, init_weights
+from models._blocks import BitEntry, ConvNorm, global_pool, init_weights
+from models.mobilenetv2 import LAST_CHANNELS, ROWS, STEM_CHANNELS
 from models.registry import register
 
-STEM_CHANNELS = 32
-LAST_CHANNELS = 1280
-# (expansion t, output channels c, repeats n, stride s of the first repeat)
-ROWS = [
-    (1, 16, 1, 1),
-    (6, 24, 2, 1),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
-]
-
-
-class ConvNorm(nn.Module):
-    """Bias-free convolution, batch norm, activation if any, and the place of a quantizer."""
-
-    def __init__(
-        self, in_channels: int, channels: int, kernel: int = 1, stride: int = 1, groups: int = 1, activation=None
-    ):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
-        self.activation = nn.Identity() if activation is None else activation()
-        self.output = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.activation(self.norm(self.conv(x))))
+STRIDES = (1, 1, 2, 2, 1, 2, 1)  # of the first block of each row
 
 
 class Bottleneck(nn.Module):
@@ -60,9 +33,6 @@ class MobileNetV2Cifar(nn.Module):
     """MobileNetV2 with projection shortcuts; 2,383,050 parameters and 95,054,336 multiply-accumulates.
 
     Keys: `stem.conv`, `blocks.N.expand.conv`, `.depthwise.conv`, `.project.conv`, `.shortcut.conv`, `head.conv`, `fc`.
-
-    Args:
-        num_classes: outputs of the classifier.
     """
 
     def __init__(self, num_classes: int = 10):
@@ -70,7 +40,7 @@ class MobileNetV2Cifar(nn.Module):
         self.image = nn.Identity()
         self.stem = ConvNorm(3, STEM_CHANNELS, 3, activation=nn.ReLU)
         blocks, before = [], STEM_CHANNELS
-        for expansion, channels, repeats, first_stride in ROWS:
+        for (expansion, channels, repeats, _), first_stride in zip(ROWS, STRIDES, strict=True):
             for i in range(repeats):
                 blocks.append(Bottleneck(before, channels, first_stride if i == 0 else 1, expansion))
                 before = channels
@@ -85,7 +55,7 @@ class MobileNetV2Cifar(nn.Module):
         return self.fc(self.pool(x).flatten(1))
 
     def bit_entries(self) -> list[BitEntry]:
-        """Stem, blocks, classifier and head: a block's activations are its own, its output belongs to the next.
+        """Return stem, blocks, classifier and head: a block's activations are its own, its output belongs to the next.
 
         The output of the head itself is never quantized, only its average.
         """

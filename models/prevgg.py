@@ -1,11 +1,11 @@
 """VGG (Simonyan & Zisserman, 2015) with batch norm and ReLU before every convolution, as ProQHA used it."""
 
 from collections import OrderedDict
+from functools import partial
 
 from torch import Tensor, nn
 
-from models._blocks import PreActivation, init_weights
-from models._quantized_parts import QuantizedPart, pre_activation_parts
+from models._blocks import PreActivation, QuantizedPart, init_weights, pre_activation_parts
 from models.registry import register
 
 CHANNELS = (64, 128, 256, 512, 512)  # of the convolutions of the five stages
@@ -20,10 +20,6 @@ class PreActVGG(nn.Module):
 
     After the last pooling the classifier goes on in the same order, ReLU before linear layer, without batch norm. Keys:
     `features.stageN.M.norm`, `features.stageN.M.conv`, `classifier.linear1`, `classifier.linear2`, `classifier.output`.
-
-    Args:
-        depth: 11, 16 or 19.
-        num_classes: outputs of the last layer.
     """
 
     def __init__(self, depth: int, num_classes: int = 1000):
@@ -45,24 +41,10 @@ class PreActVGG(nn.Module):
         return self.classifier(self.pool(self.features(x)).flatten(1))
 
     def quantized_parts(self) -> list[QuantizedPart]:
-        """All convolutions but the first and both hidden linear layers; first convolution and classifier stay float."""
+        """Return all convolutions but the first, and both hidden linear layers; all else stays float."""
         hidden = [QuantizedPart(f'classifier.linear{i}', f'classifier.relu{i}') for i in (1, 2)]
         return pre_activation_parts(self)[1:] + hidden
 
 
-@register('prevgg11')
-def prevgg11(num_classes: int = 1000) -> PreActVGG:
-    """VGG-11 in pre-activation order."""
-    return PreActVGG(11, num_classes)
-
-
-@register('prevgg16')
-def prevgg16(num_classes: int = 1000) -> PreActVGG:
-    """VGG-16 in pre-activation order."""
-    return PreActVGG(16, num_classes)
-
-
-@register('prevgg19')
-def prevgg19(num_classes: int = 1000) -> PreActVGG:
-    """VGG-19 in pre-activation order."""
-    return PreActVGG(19, num_classes)
+for depth in STAGES:
+    register(f'prevgg{depth}')(partial(PreActVGG, depth))

@@ -1,13 +1,14 @@
 """ResNet-20 to -56 for 32x32 images (He et al., "Deep Residual Learning for Image Recognition", 2016, section 4.2)."""
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models._blocks import global_pool, init_weights
+from models._blocks import global_pool, init_weights, stages
 from models.registry import register
 
-# (channels, stride of the first block) of the three stages.
-STAGES = [(16, 1), (32, 2), (64, 2)]
+STAGES = [(16, 1), (32, 2), (64, 2)]  # (channels, stride of the first block)
 
 
 class PadShortcut(nn.Module):
@@ -24,6 +25,8 @@ class PadShortcut(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; the second ReLU follows the addition."""
 
+    shortcut_name = 'shortcut'
+
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
@@ -32,13 +35,17 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.branch = nn.Identity()
-        self.shortcut = PadShortcut(channels - in_channels) if stride != 1 else nn.Identity()
+        self.add_module(self.shortcut_name, self.make_shortcut(in_channels, channels, stride))
         self.relu2 = nn.ReLU()
 
+    def make_shortcut(self, in_channels: int, channels: int, stride: int) -> nn.Module | None:
+        """Return what the block's input goes through; None: nothing."""
+        return PadShortcut(channels - in_channels) if stride != 1 else nn.Identity()
+
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu1(self.bn1(self.conv1(x)))
+        y, shortcut = self.relu1(self.bn1(self.conv1(x))), getattr(self, self.shortcut_name)
         y = self.branch(self.bn2(self.conv2(y)))
-        return self.relu2(y + self.shortcut(x))
+        return self.relu2(y + (x if shortcut is None else shortcut(x)))
 
 
 class CifarResNet(nn.Module):
@@ -51,23 +58,23 @@ class CifarResNet(nn.Module):
         num_classes: outputs of the linear layer.
     """
 
+    fan = 'fan_out'  # of the initial weights
+
     def __init__(self, blocks_per_stage: int, num_classes: int = 10):
         super().__init__()
-        channels = STAGES[0][0]
-        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        first, last = STAGES[0][0], STAGES[-1][0]
+        self.conv1 = nn.Conv2d(3, first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
         self.relu = nn.ReLU()
-        stages = []
-        for out_channels, first_stride in STAGES:
-            blocks = []
-            for stride in [first_stride] + [1] * (blocks_per_stage - 1):
-                blocks.append(BasicBlock(channels, out_channels, stride))
-                channels = out_channels
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3 = stages
+        rows = [(channels, blocks_per_stage, stride) for channels, stride in STAGES]
+        self.layer1, self.layer2, self.layer3 = stages(self.make_block, first, rows)
         self.pool = global_pool()
-        self.linear = nn.Linear(channels, num_classes)
-        init_weights(self)
+        self.linear = nn.Linear(last, num_classes)
+        init_weights(self, mode=self.fan)
+
+    def make_block(self, in_channels: int, channels: int, stride: int) -> nn.Module:
+        """Return a block of a stage."""
+        return BasicBlock(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
@@ -75,25 +82,5 @@ class CifarResNet(nn.Module):
         return self.linear(self.pool(x).flatten(1))
 
 
-@register('resnet20', resolution=32)
-def resnet20(num_classes: int = 10) -> CifarResNet:
-    """CIFAR ResNet with 3 blocks per stage."""
-    return CifarResNet(3, num_classes)
-
-
-@register('resnet32', resolution=32)
-def resnet32(num_classes: int = 10) -> CifarResNet:
-    """CIFAR ResNet with 5 blocks per stage."""
-    return CifarResNet(5, num_classes)
-
-
-@register('resnet44', resolution=32)
-def resnet44(num_classes: int = 10) -> CifarResNet:
-    """CIFAR ResNet with 7 blocks per stage."""
-    return CifarResNet(7, num_classes)
-
-
-@register('resnet56', resolution=32)
-def resnet56(num_classes: int = 10) -> CifarResNet:
-    """CIFAR ResNet with 9 blocks per stage."""
-    return CifarResNet(9, num_classes)
+for depth in (20, 32, 44, 56):
+    register(f'resnet{depth}', resolution=32)(partial(CifarResNet, depth // 6))

@@ -1,26 +1,13 @@
 """ResNet-20 with a convolution on the shortcuts that change size, as the DoReFa/PACT system used it."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
-from models._bit_entries import BitEntry
-from models._blocks import global_pool, init_weights
+from models._blocks import BitEntry, ConvNorm, global_pool, init_weights, stages
 from models.registry import register
 
-# (channels, stride of the first block) of the three stages, each of three blocks.
-STAGES = [(16, 1), (32, 2), (64, 2)]
-
-
-class ProjectionShortcut(nn.Module):
-    """1x1 convolution and batch norm, and the place of a quantizer."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
-        self.output = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.norm(self.conv(x)))
+STAGES = [(16, 3, 1), (32, 3, 2), (64, 3, 2)]  # (channels, blocks, stride of the first block)
 
 
 class ProjectionBlock(nn.Module):
@@ -35,7 +22,7 @@ class ProjectionBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         resized = stride != 1 or in_channels != channels
-        self.shortcut = ProjectionShortcut(in_channels, channels, stride) if resized else None
+        self.shortcut = ConvNorm(in_channels, channels, stride=stride) if resized else None
         self.relu2 = nn.ReLU() if relu_after_add else nn.Identity()
         self.output = nn.Identity()
 
@@ -60,19 +47,15 @@ class ProjectionResNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, relu_after_add: bool = False):
         super().__init__()
-        before = STAGES[0][0]
-        self.conv1 = nn.Conv2d(3, before, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(before)
+        first, last = STAGES[0][0], STAGES[-1][0]
+        self.conv1 = nn.Conv2d(3, first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
         self.relu = nn.ReLU()
         self.stem_output = nn.Identity()
-        blocks = []
-        for channels, first_stride in STAGES:
-            for stride in (first_stride, 1, 1):
-                blocks.append(ProjectionBlock(before, channels, stride, relu_after_add))
-                before = channels
-        self.blocks = nn.Sequential(*blocks)
+        chains = stages(partial(ProjectionBlock, relu_after_add=relu_after_add), first, STAGES)
+        self.blocks = nn.Sequential(*(block for chain in chains for block in chain))
         self.pool = global_pool(madds_as='fixed')
-        self.fc = nn.Linear(before, num_classes)
+        self.fc = nn.Linear(last, num_classes)
         init_weights(self)
         self.fc.reset_parameters()  # DoReFa divides by the largest weight: small ones would learn all too fast
 
@@ -81,7 +64,7 @@ class ProjectionResNet(nn.Module):
         return self.fc(self.pool(x).flatten(1))
 
     def bit_entries(self) -> list[BitEntry]:
-        """Nine blocks, each with all its activations, the output too; stem and classifier may be left out."""
+        """Return nine blocks, each with all its activations, the output too; stem and classifier may be left out."""
         entries = [BitEntry('stem', ('conv1',), ('stem_output',), implied=(32, 32))]
         for i, block in enumerate(self.blocks):
             shortcut = block.shortcut is not None

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from models._bit_entries import BitEntry
-from models._blocks import global_pool, init_weights
+from models._blocks import BitEntry, ConvNorm, global_pool, init_weights
 from models.registry import register
 
 
@@ -46,19 +45,6 @@ class ToyBlock(nn.Module):
         y = self.depthwise_output(self.norm(self.depthwise(x)))
         y = self.project(self.expand_output(self.relu(self.expand(y))))
         return self.output(y + x)
-
-
-class ConvNorm(nn.Module):
-    """Convolution, batch norm and the place of a quantizer; no activation."""
-
-    def __init__(self, in_channels: int, channels: int, kernel: int):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
-        self.output = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.norm(self.conv(x)))
 
 
 @register('toynet', resolution=32)
@@ -112,7 +98,7 @@ class ToyNet(nn.Module):
         return self.fc(self.pool(x).flatten(1))
 
     def bit_entries(self) -> list[BitEntry]:
-        """Stem, blocks, header, classifier: a block's activations are its own, its output belongs to the next."""
+        """Return stem, blocks, header, classifier: a block's output belongs to the next entry."""
         entries = [BitEntry('stem', ('stem.conv',), ('image',))]
         before = 'stem.output'
         for i, block in enumerate(self.blocks):

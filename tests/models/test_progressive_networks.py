@@ -259,7 +259,8 @@ def test_four_stages(depth, small):
     """Depth 14: one bottleneck in each stage but two in the first."""
     basic = depth == 18
     name = 'preresnet18_cifar' if small else 'preresnet18'
-    model = models.create_model(name, num_classes=10) if basic else PreActResNet(Bottleneck, (2, 1, 1, 1), 10)
+    model = models.create_model(name, num_classes=10) if basic else \
+        PreActResNet(Bottleneck, (2, 1, 1, 1), num_classes=10)
     f = Functional(randomise(model))
     x = f.active(f.conv(images(64), 'conv1', 1 if small else 2), 'bn1')
     x = F.max_pool2d(x, 3, 2, 1)

@@ -15,7 +15,7 @@ from lib.network.hooks import batch_norms
 from lib.quantize.layers import calibrating
 from lib.utils.quantize_utils import convert_to_quantized, quantized_layers
 from models.mobilenetv3 import MobileNetV3
-from models.resnet_cifar import resnet20
+from models.resnet_cifar import CifarResNet
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,7 @@ def test_resnet18_agrees_with_torch():
         assert type(net.get_submodule(norm)) is nn.Identity
 
 
-@pytest.mark.parametrize('make, count', [(lambda: resnet20(), 19), (lambda: MobileNetV3(num_classes=10), 35)])
+@pytest.mark.parametrize('make, count', [(lambda: CifarResNet(3), 19), (lambda: MobileNetV3(num_classes=10), 35)])
 def test_own_networks(make, count):
     images = torch.randn(4, 3, 32, 32)
     net = with_statistics(make(), images)
@@ -92,7 +92,7 @@ def test_own_networks(make, count):
 
 def test_converted_networks_fold_alike():
     images = torch.randn(4, 3, 32, 32)
-    net = with_statistics(resnet20(), images)
+    net = with_statistics(CifarResNet(3), images)
     converted = convert_to_quantized(copy.deepcopy(net), images[:2])
     assert fold_and_compare(converted, images) == fold_and_compare(net, images)
     late = convert_to_quantized(net, images[:2]).state_dict()
