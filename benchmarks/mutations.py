@@ -36,7 +36,7 @@ from benchmarks.damage.kinds import KINDS  # noqa: E402
 from benchmarks.damage.mutate import mutated  # noqa: E402
 from benchmarks.damage.samples import make_home  # noqa: E402
 
-LIMIT, HARD_LIMIT = 20, 120  # seconds of a case: its reader is interrupted, its process is killed
+LIMIT, HARD_LIMIT = 60, 180  # seconds of a case: its reader is interrupted, its process is killed
 MEMORY = 3 << 30  # bytes beyond what the process has at first
 CHUNK = 500  # cases of one process
 

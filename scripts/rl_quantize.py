@@ -162,7 +162,7 @@ def search(args, env, layers, searcher, counter, folder, saved, identity):
     from lib.simulator.counting import model_size
 
     history = saved['history'] if saved else []
-    resume(searcher, history, saved)
+    resume(searcher, history, saved, folder / CHECKPOINT)
     if history:
         counter.counts = history[-1]['images']
     known = {str(record['strategy']): record for record in reversed(history)}
@@ -207,12 +207,15 @@ def agent_of(searcher):
     return getattr(searcher, 'agent', None)
 
 
-def resume(searcher, history, saved):
-    """Brings a new searcher to where the saved search was."""
+def resume(searcher, history, saved, path):
+    """Brings a new searcher to where the search was that is saved in the file `path`."""
     from lib.search.bench import replay
     known = [(record['strategy'], record['reward']) for record in history]
     if agent_of(searcher) and saved:
-        searcher.resume(known, saved['agent'])
+        try:
+            searcher.resume(known, saved['agent'])
+        except ValueError as error:
+            raise ValueError(f'{path}: {error}') from error
     else:
         replay(searcher, known)
 

@@ -275,7 +275,7 @@ def _of_torch(state: dict, optimizer: torch.optim.Adam) -> dict:
 def _load(part, state: dict, origin: str | os.PathLike) -> None:
     try:
         part.load_state_dict(copy.deepcopy(state))  # Adam would train the caller's tensors
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise ValueError(f'{origin} does not fit this agent; build it with the sizes of the saved one '
                          f'(num_states, hidden1, hidden2, capacity): {" ".join(str(error).split())}') from error
 

@@ -201,10 +201,11 @@ def _synsets_by_number(file):
         raise ValueError(f'{file} does not exist: it says which synset each number of the ground truth stands for; '
                          'both are in the folder data of ILSVRC2012_devkit_t12')
     from lib.record.arrays import read_mat  # only here, so that the command runs without NumPy and SciPy
+    found = read_mat(file, 'meta.mat of the development kit')
     try:
-        rows = read_mat(file, 'meta.mat of the development kit')['synsets']
+        rows = found['synsets']
         synsets = {int(number): str(synset) for number, synset in zip(rows['ILSVRC2012_ID'], rows['WNID'], strict=True)}
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f'{file} has no synsets with ILSVRC2012_ID and WNID: is it that of the development kit?') \
             from error
     if wrong := [synset for synset in synsets.values() if not re.fullmatch(SYNSET, synset)]:  # it names a folder

@@ -14,7 +14,7 @@ from benchmarks.damage.samples import make_files
 from benchmarks.mutations import FAILURES, Cases
 
 FOLDERS = ('float', 'save', 'tuned_k', 'tuned_l', 'table.npy', 'table.json')
-SLOW = ('old training', 'old search', 'results on machines', 'settings')  # commands; the rest takes milliseconds a case
+SLOW = ('old training', 'old settings', 'old search', 'results on machines')  # commands: seconds a case
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +29,7 @@ def place(home, kmeans_search, kmeans_finetune, linear_finetune, tmp_path_factor
 
 def test_damaged_files_are_refused_in_one_line_or_read_the_same(place):
     kinds = [kind for kind in KINDS if kind.name not in SLOW and any(any(place.glob(name)) for name in kind.files)]
-    assert len(kinds) > 15
+    assert len(kinds) > 20
     cases = Cases(place, kinds)
     failed = [(number, *result) for number in range(12 * len(kinds)) if (result := cases.run(number))[0] in FAILURES]
     assert not failed, '\n'.join(map(str, failed[:20]))
