@@ -188,16 +188,21 @@ def refresh(home, private):
 
 def supervise(home, seed, numbers, report):
     """Run cases in processes one after another; a process that hangs or dies costs the case it was at."""
-    with tempfile.TemporaryDirectory() as folder:
-        private = Path(folder) / 'home'
-        shutil.copytree(home, private, symlinks=True)
-        torch.set_num_threads(1)  # a process with threads is not to be forked
+    torch.set_num_threads(1)  # a process with threads is not to be forked
+    with private_copy(home) as private:
         cases = Cases(private, seed=seed, pristine=home)
         cases.read_all()
         while numbers:
             done = run_chunk(cases, numbers[:CHUNK], report)
             refresh(home, private)
             numbers = numbers[done:]
+
+
+@contextlib.contextmanager
+def private_copy(home):
+    """Yield a copy of the files, which are never damaged themselves."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield shutil.copytree(home, Path(folder) / 'home')
 
 
 def run_chunk(cases, numbers, report) -> int:
@@ -261,7 +266,8 @@ def main():
         shutil.rmtree(home, ignore_errors=True)
         make_home(home)
     if args.case is not None:
-        print(*Cases(home, seed=args.seed).run(args.case, show=True), sep='\n')
+        with private_copy(home) as private:
+            print(*Cases(private, seed=args.seed).run(args.case, show=True), sep='\n')
         return
     results = read_results(path)
     if args.again:

@@ -88,7 +88,7 @@ def read_search(args, folder):
     if not steps:
         return None  # killed before the end of its first step
     saved = read_checkpoint(step_path(folder, max(steps)))
-    if not {'kbits', 'history', 'step', 'qat'} <= saved.keys():
+    if not isinstance(saved, dict) or not {'kbits', 'history', 'step', 'qat'} <= saved.keys():
         raise ValueError(f'{step_path(folder, max(steps))} is no step of a progressive search: it has no bits')
     check_identity(args, saved, step_path(folder, max(steps)))
     if saved['step'] > args.step:

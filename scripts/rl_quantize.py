@@ -127,7 +127,8 @@ def read_search(args, folder):
     if not (folder / CHECKPOINT).is_file():
         return None  # killed before the end of its first episode
     saved = read_checkpoint(folder / CHECKPOINT)
-    if not {'history', *(['agent'] if args.searcher == 'ddpg' else [])} <= saved.keys():
+    needed = {'history', *(['agent'] if args.searcher == 'ddpg' else [])}
+    if not isinstance(saved, dict) or not needed <= saved.keys():
         raise ValueError(f'{folder / CHECKPOINT} is not the state of a search: it has no agent and no history')
     check_identity(args, saved, folder / CHECKPOINT)
     if len(saved['history']) > args.train_episode:

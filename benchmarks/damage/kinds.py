@@ -74,6 +74,15 @@ def _checkpoint(home, file):
     return saved
 
 
+def _weights(home, file):
+    """Weights of others, as a network takes them."""
+    import models
+    from lib.utils.checkpoint import load_weights, read_checkpoint, state_dict_of
+    model = models.create_model('resnet20', num_classes=10)
+    load_weights(model, state_dict_of(read_checkpoint(file), file, model), file)
+    return model.state_dict()
+
+
 def _agent(home, file):
     from lib.rl.ddpg import DDPG
     agent = DDPG(num_states=10 if file.parent.name[0] == 'q' else 9, hidden1=64, hidden2=48, capacity=4)
@@ -182,6 +191,16 @@ def _split(home, file):
         shutil.rmtree(home / 'dtd_target', ignore_errors=True)
 
 
+OLD = (  # runs of earlier versions: name, what is damaged, the command that reads it
+    ('tuned_k', 'checkpoint.pth.tar', 'finetune.py', 'checkpoint.pth.tar'),
+    ('tuned_k', 'args.json', 'finetune.py', 'checkpoint.pth.tar', '--eval'),
+    ('tuned_l', 'checkpoint.pth.tar', 'finetune.py', 'checkpoint.pth.tar', '--eval'),
+    ('qat', 'checkpoint.pth.tar', 'qat_train.py', 'checkpoint.pth.tar'),
+    ('qat', 'checkpoint.pth.tar', 'export.py', 'checkpoint.pth.tar', '--integer', '--images', '0', '--overwrite'),
+    ('hybrid', 'checkpoint.pth.tar', 'hybrid_train.py', 'checkpoint.pth.tar', '--eval'),
+    ('kmeans', 'search.pth.tar', 'rl_quantize.py', ''),
+    ('progressive', 'checkpoint/3.pt', 'progressive_search.py', ''),
+)
 KINDS = (
     Kind('float checkpoint', ('float/*.pth.tar',), _checkpoint),
     Kind('K-means checkpoint', ('tuned_k/*.pth.tar',), _checkpoint),
@@ -210,14 +229,11 @@ KINDS = (
     Kind('calibration', ('engine/experiment_data/results/calibration.json',), _calibration),
     Kind('results of the engine', ('qat/experiment_data/results/experiment.json',), _points),
     Kind('measured products', ('measured/*.npz',), _measured, ours=False),
-    Kind('safetensors', ('weights.safetensors',), _checkpoint, ours=False),
-    Kind('weights of others', ('theirs.pth', 'theirs_legacy.pth'), _checkpoint, ours=False),
-    Kind('old training', ('old/tuned/checkpoint.pth.tar',),
-         _command('finetune.py', '--resume', 'old/tuned/checkpoint.pth.tar'), ours=False),
-    Kind('old settings', ('old/tuned/args.json',),
-         _command('finetune.py', '--resume', 'old/tuned/checkpoint.pth.tar', '--eval'), ours=False),
-    Kind('old search', ('old/search/search.pth.tar',), _command('rl_quantize.py', '--resume', 'old/search'),
-         ours=False),
+    Kind('safetensors', ('weights.safetensors',), _weights, ours=False),
+    Kind('weights of others', ('theirs.pth', 'theirs_legacy.pth'), _weights, ours=False),
+    *(Kind(f'old {name}, {script.split("_")[0]}{" settings" * (file == "args.json")}', (f'old/{name}/{file}',),
+           _command(script, '--resume', f'old/{name}/{resume}', *options), ours=False)
+      for name, file, script, resume, *options in OLD),
     Kind('image', ('images/train/*/*', ), _image, ours=False),
     Kind('annotations', ('tiny/val/val_annotations.txt',), _data_set('tinyimagenet', 'tiny'), ours=False),
     Kind('MNIST', ('mnist/MNIST/raw/*',), _data_set('mnist', 'mnist'), ours=False),

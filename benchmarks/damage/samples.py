@@ -54,15 +54,15 @@ def make_files(home: Path) -> None:
 
 def make_old(home: Path) -> None:
     """Make runs as versions without digests wrote them."""
-    for source, target in (('tuned_k', 'tuned'), ('save/resnet20_digits_k*', 'search')):
-        folder = home / 'old' / target
-        shutil.copytree(next(home.glob(source)), folder)
-        for path in (folder / 'args.json', folder / 'strategy.json', folder / 'results.json'):
-            path.write_text(json.dumps({key: value for key, value in stages.plain(path).items()
-                                        if key not in ('digest', 'record')}))
-        for path in folder.glob('*.pth.tar'):
-            saved = torch.load(path, weights_only=True)
-            torch.save({key: value for key, value in saved.items() if key not in ('digest', 'run', 'sha256')}, path)
+    for name, stage in stages.RUNS.items():
+        if (home / stage.folder).is_dir():
+            shutil.copytree(home / stage.folder, home / 'old' / name)
+    for path in (home / 'old').rglob('*.json'):
+        path.write_text(json.dumps({key: value for key, value in stages.plain(path).items()
+                                    if key not in ('digest', 'record')}))
+    for path in (path for pattern in ('*.tar', '*.pt') for path in (home / 'old').rglob(pattern)):
+        saved = torch.load(path, weights_only=True)
+        torch.save({key: value for key, value in saved.items() if key not in ('digest', 'run')}, path)
 
 
 def make_data(home: Path) -> None:

@@ -14,7 +14,7 @@ from benchmarks.damage.samples import make_files
 from benchmarks.mutations import FAILURES, Cases
 
 FOLDERS = ('float', 'save', 'tuned_k', 'tuned_l', 'table.npy', 'table.json')
-SLOW = ('old training', 'old settings', 'old search', 'results on machines')  # commands: seconds a case
+SLOW = ('results on machines', *(kind.name for kind in KINDS if kind.name.startswith('old')))  # seconds a case
 
 
 @pytest.fixture(scope='module')
