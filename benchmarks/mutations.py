@@ -121,7 +121,7 @@ class Cases:
         except (Exception, Hang) as error:
             if show:
                 traceback.print_exc()
-            return *self._ended(error, file), what
+            return *self._ended(error, kind, file), what
         finally:
             file.write_bytes(original)
             self._put_back()
@@ -135,7 +135,7 @@ class Cases:
         if self.pristine:
             refresh(self.pristine, self.home)
 
-    def _ended(self, error, file):
+    def _ended(self, error, kind, file):
         """Return (outcome, message) of a reader that ended in an error."""
         message = str(error)
         if isinstance(error, Hang):
@@ -147,7 +147,7 @@ class Cases:
                 (code and line[-1] != ':'):  # two lines of Python that save weights anew
             return 'message', message
         folders = [str(parent) for parent in file.parents if self.home in parent.parents]
-        if not any(name in message for name in (file.name, file.stem, *folders)):
+        if kind.named and not any(name in message for name in (file.name, file.stem, *folders)):
             return 'message', f'names no file: {message}'
         return 'refused', message
 

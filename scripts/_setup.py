@@ -114,7 +114,7 @@ def check_parameters(make, what):
             count = sum(parameter.numel() for parameter in make().parameters())
     except NotImplementedError:  # one that cannot be built without numbers
         return
-    except (RuntimeError, OverflowError, MemoryError) as error:
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:
         raise ValueError(f'{what} cannot be built: {str(error).splitlines()[0]}') from error
     if count > MAX_PARAMETERS:
         raise ValueError(f'{what} would have {count:,} parameters, expected at most {MAX_PARAMETERS:,}: take fewer '

@@ -38,6 +38,7 @@ def make_hybrid_parser():
 
 def main(args):
     """Trains, folds, quantizes, evaluates and saves; only evaluates with --evaluate."""
+    from lib.hybrid.config import complete_config
     from lib.hybrid.placement import HybridQuantization, rebuild
     from lib.hybrid.plan import Plan
 
@@ -51,7 +52,8 @@ def main(args):
     settings = saved['hybrid'] if saved else {}
     args.network_options = settings.get('network', args.network_options)
     model = hybrid_model(args, classes, args.input_shape, device, loaders)
-    config = settings.get('config') or apply_strategy(args, model, args.input_shape)
+    config = complete_config(settings['config'], args.resume) if saved else \
+        apply_strategy(args, model, args.input_shape)
     plan = Plan(**saved['plan']) if saved else make_checked_plan(args, model, config)
     if not args.evaluate:
         check_calibration_images(plan, config, loaders[0].num_images)

@@ -134,6 +134,8 @@ class Search:
         else:
             say_own_weights(args, 'the network starts from random weights: give a trained one by --weights')
         self.bits = saved['kbits'] if saved else first_bits(args, self.parts, start)
+        if len(self.bits) != len(self.parts):
+            raise ValueError(f'{source} has bits for {len(self.bits)} quantizers, this network has {len(self.parts)}')
         self.parts.bits = self.bits
         self.covered = coverage_of(self.model, shape)
 

@@ -142,10 +142,10 @@ def check_history(env, saved, folder):
     for number, record in enumerate(saved['history']):
         try:
             strategy, ratio = record['strategy'], float(record['ratio'])
+            here = env.cost.ratio(strategy)
+            above = [budget.cost.name for budget in env.constraints if budget.cost.cost(strategy) > budget.limit]
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'{folder / CHECKPOINT}: episode {number} has no strategy and ratio') from error
-        here = env.cost.ratio(strategy)
-        above = [budget.cost.name for budget in env.constraints if budget.cost.cost(strategy) > budget.limit]
+            raise ValueError(f'{folder / CHECKPOINT}: episode {number} has no strategy and ratio ({error})') from error
         if above or not math.isclose(ratio, here):
             raise ValueError(f'{folder / CHECKPOINT} is of a search under other budgets: the ratio of episode {number} '
                              f'was {ratio:.6g} and is {here:.6g} here'
@@ -212,13 +212,13 @@ def resume(searcher, history, saved, path):
     """Brings a new searcher to where the search was that is saved in the file `path`."""
     from lib.search.bench import replay
     known = [(record['strategy'], record['reward']) for record in history]
-    if agent_of(searcher) and saved:
-        try:
+    try:
+        if agent_of(searcher) and saved:
             searcher.resume(known, saved['agent'])
-        except ValueError as error:
-            raise ValueError(f'{path}: {error}') from error
-    else:
-        replay(searcher, known)
+        else:
+            replay(searcher, known)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
 
 
 def make_log(args, env, layers, folder, history):

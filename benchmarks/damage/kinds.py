@@ -25,7 +25,8 @@ class Kind(NamedTuple):
 
     `files` are patterns below the home of the runs. `read` gets the home and the file, and returns its content. Of
     files that we wrote (`ours`) damage may not be read as something else; of those of a person, another value may be
-    meant, but what it costs is finite (`finite`).
+    meant, but what it costs is finite (`finite`). A message names the file, or else (`named` is False) the option in it
+    that will not do.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Kind(NamedTuple):
     read: Callable[[Path, Path], Any]
     ours: bool = True
     finite: bool = False
+    named: bool = True
 
 
 def _script(name):
@@ -232,7 +234,7 @@ KINDS = (
     Kind('safetensors', ('weights.safetensors',), _weights, ours=False),
     Kind('weights of others', ('theirs.pth', 'theirs_legacy.pth'), _weights, ours=False),
     *(Kind(f'old {name}, {script.split("_")[0]}{" settings" * (file == "args.json")}', (f'old/{name}/{file}',),
-           _command(script, '--resume', f'old/{name}/{resume}', *options), ours=False)
+           _command(script, '--resume', f'old/{name}/{resume}', *options), ours=False, named=file != 'args.json')
       for name, file, script, resume, *options in OLD),
     Kind('image', ('images/train/*/*', ), _image, ours=False),
     Kind('annotations', ('tiny/val/val_annotations.txt',), _data_set('tinyimagenet', 'tiny'), ours=False),

@@ -132,17 +132,26 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict:
     if not is_file(path):
         raise FileNotFoundError(f'--config {path}: there is no such file; run/hybrid/config.yaml is an example')
     given = read_yaml(path, 'configuration')
-    given = {} if given is None else given
+    config = complete_config({} if given is None else given, path)
+    for text in overrides:
+        _override(config, text)
+    return config
+
+
+def complete_config(given, source) -> dict:
+    """Return a configuration with every key present; `source`, a file, is named in messages.
+
+    Raises:
+        ValueError: a section or key is unknown, or a value will not do.
+    """
     if not isinstance(given, dict) or not all(isinstance(keys, dict) or keys is None for keys in given.values()):
-        raise ValueError(f'{path}: expected the sections {", ".join(SECTIONS)}, each with keys and values')
+        raise ValueError(f'{source}: expected the sections {", ".join(SECTIONS)}, each with keys and values')
     config = default_config()
     for section, keys in given.items():
         for key, value in (keys or {}).items():
-            _set(config, section, key, value, path)
+            _set(config, section, key, value, source)
         if section not in SECTIONS:
-            raise ValueError(f'{path}: there is no section {section}; known are {", ".join(SECTIONS)}')
-    for text in overrides:
-        _override(config, text)
+            raise ValueError(f'{source}: there is no section {section}; known are {", ".join(SECTIONS)}')
     return config
 
 
