@@ -6,6 +6,7 @@ from _common import logger
 from _options import BooleanOption as Bool
 from _options import at_least
 from _qat import quantize
+from _resume import in_file
 from _setup import build_model
 from _weights import load, prepare
 
@@ -58,9 +59,11 @@ def read_network(args):
     shape, strategy = tuple(saved['input']), saved['strategy']
     args.network_options = saved['qat']['network'] if kind == 'qat' else None
     args.sync_bn, args.reset_classifier = False, False
-    model = build_model(args, saved['classes'], shape, 'cpu')
+    with in_file(args.resume):
+        model = build_model(args, saved['classes'], shape, 'cpu')
+        if kind == 'qat':
+            quantize(model, saved['qat'], strategy, shape, args.arch)
     if kind == 'qat':
-        quantize(model, saved['qat'], strategy, shape, args.arch)
         load(args, model, saved, args.resume)
     else:
         args.fold_bn = False  # a folded checkpoint says so itself

@@ -5,6 +5,7 @@ from pathlib import Path
 from _common import ROOT, logger
 from _options import BooleanOption as Bool
 from _options import RepositoryPath, at_least, positive
+from _resume import in_file
 from _setup import build_model, loaders_of, probe
 from _weights import checkpoint_settings, load, read_weights
 
@@ -140,8 +141,9 @@ def rebuild_network(args, saved, shape):
     from lib.hybrid.placement import rebuild
     from lib.hybrid.plan import Plan
     args.network_options = saved['hybrid']['network']
-    model = build_model(args, saved['classes'], shape, 'cpu')
-    rebuild(model, Plan(**saved['plan']), probe(model, shape), quantized=saved['hybrid']['stage'] == 'quantized')
+    with in_file(args.resume):
+        model = build_model(args, saved['classes'], shape, 'cpu')
+        rebuild(model, Plan(**saved['plan']), probe(model, shape), quantized=saved['hybrid']['stage'] == 'quantized')
     load(args, model, saved, args.resume)
     return model.eval()
 

@@ -130,6 +130,17 @@ def may_have_moved(args, name):
         raise
 
 
+@contextlib.contextmanager
+def in_file(path):
+    """Puts a file before the message of a ValueError that comes of what it holds; None: of no file."""
+    try:
+        yield
+    except ValueError as error:
+        if path and str(path) not in str(error):
+            raise ValueError(f'{path}: {error}') from error
+        raise
+
+
 def pathless(text):
     """Returns a cost or a budget `COST=RATIO` without the path of its table, if it names one."""
     cost, equals, ratio = text.rpartition('=') if '=' in text else (text, '', '')

@@ -20,6 +20,7 @@ from _hybrid import (
     write_config,
 )
 from _options import add_data_options, add_model_options, add_run_options
+from _resume import in_file
 from _setup import probe, start_device
 from _training import about_run, read_images, read_resumed, resume_hint, train, training_folder
 from _weights import load
@@ -51,7 +52,8 @@ def main(args):
         return
     settings = saved['hybrid'] if saved else {}
     args.network_options = settings.get('network', args.network_options)
-    model = hybrid_model(args, classes, args.input_shape, device, loaders)
+    with in_file(args.resume):
+        model = hybrid_model(args, classes, args.input_shape, device, loaders)
     config = complete_config(settings['config'], args.resume) if saved else \
         apply_strategy(args, model, args.input_shape)
     plan = Plan(**saved['plan']) if saved else make_checked_plan(args, model, config)
@@ -59,7 +61,8 @@ def main(args):
         check_calibration_images(plan, config, loaders[0].num_images)
     accuracies = dict(saved.get('accuracies', {})) if saved else {'float': float_accuracy(args, model, loaders, device)}
     is_quantized = settings.get('stage') == 'quantized'
-    rebuild(model, plan, probe(model, args.input_shape), quantized=is_quantized)
+    with in_file(args.resume):
+        rebuild(model, plan, probe(model, args.input_shape), quantized=is_quantized)
     synchronise_norms(args, model)
     if saved:
         load(args, model, saved, args.resume)

@@ -15,7 +15,7 @@ from _costs import coverage_of
 from _progressive import add_progressive_options, check_target, first_bits, progressive_settings
 from _proqha import find_network
 from _qat import load_quantized, quantize_by_parts
-from _resume import begin_run, check_identity, check_unchanged, inputs_of, settings
+from _resume import begin_run, check_identity, check_unchanged, in_file, inputs_of, settings
 from _setup import build_model, loaders_of, start_device
 from _weights import load, read_weights, say_own_weights
 
@@ -102,7 +102,7 @@ class Search:
 
     def __init__(self, args, folder, device, saved):
         """Builds all; `saved` is the checkpoint of a step to go on from, or None."""
-        start, source = (saved, args.resume) if saved else read_weights(args, pretrained=False)
+        start, source = (saved, step_path(folder, saved['step'])) if saved else read_weights(args, pretrained=False)
         self.args, self.folder, self.device = args, folder, device
         self.settings = saved['qat'] if saved else progressive_settings(args, start)
         args.network_options, args.normalize = self.settings['network'], self.settings['normalize']
@@ -111,7 +111,8 @@ class Search:
         if args.info == 'acc':
             size = max(self.loader.num_images - args.val_size, 1)
             self.loader, self.held_out, _ = loaders_of(args, device, train_size=size, val_size=args.val_size)
-        self.build(saved, start, source)
+        with in_file(source if saved else None):
+            self.build(saved, start, source)
         self.start = self.identity = None  # cost and accuracy before the first step; what run it is
 
     def build(self, saved, start, source):
@@ -135,7 +136,7 @@ class Search:
             say_own_weights(args, 'the network starts from random weights: give a trained one by --weights')
         self.bits = saved['kbits'] if saved else first_bits(args, self.parts, start)
         if len(self.bits) != len(self.parts):
-            raise ValueError(f'{source} has bits for {len(self.bits)} quantizers, this network has {len(self.parts)}')
+            raise ValueError(f'kbits is for {len(self.bits)} quantizers, this network has {len(self.parts)}')
         self.parts.bits = self.bits
         self.covered = coverage_of(self.model, shape)
 

@@ -5,6 +5,7 @@ from _costs import coverage_of
 from _options import add_data_options, add_model_options, add_run_options, add_training_options
 from _proqha import add_baseline_options
 from _qat import add_qat_options, choose_bits, configure, load_start, quantize, settings_of
+from _resume import in_file
 from _setup import build_model, start_device
 from _training import about_run, calibration_images, read_images, read_resumed, resume_hint, train
 
@@ -33,9 +34,10 @@ def main(args):
     args.network_options, args.normalize = settings['network'], settings['normalize']
     *loaders, classes = read_images(args, device)
     shape = loaders[0].input_shape
-    model = build_model(args, classes, shape, device, loaders)
-    bits, float_names = choose_bits(args, model, saved, shape), set(model.state_dict())
-    strategy = quantize(model, settings, bits, shape, args.arch)
+    with in_file(args.resume):
+        model = build_model(args, classes, shape, device, loaders)
+        bits, float_names = choose_bits(args, model, saved, shape), set(model.state_dict())
+        strategy = quantize(model, settings, bits, shape, args.arch)
     load_start(args, model, saved, settings, strategy, float_names)
     if args.sync_bn and world_size() > 1:
         synchronise_batch_norm(model)

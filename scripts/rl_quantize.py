@@ -24,7 +24,7 @@ from _options import (
     add_run_options,
     at_least,
 )
-from _resume import check_identity, check_unchanged
+from _resume import check_identity, check_unchanged, in_file
 from _search import SEARCHERS, add_agent_options, add_search_options, begin, make_bench, make_env
 from _setup import is_linear, start_device
 
@@ -212,13 +212,11 @@ def resume(searcher, history, saved, path):
     """Brings a new searcher to where the search was that is saved in the file `path`."""
     from lib.search.bench import replay
     known = [(record['strategy'], record['reward']) for record in history]
-    try:
+    with in_file(path):
         if agent_of(searcher) and saved:
             searcher.resume(known, saved['agent'])
         else:
             replay(searcher, known)
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error
 
 
 def make_log(args, env, layers, folder, history):

@@ -79,7 +79,7 @@ def _checkpoint(home, file):
 def _weights(home, file):
     """Weights of others, as a network takes them."""
     import models
-    from lib.utils.checkpoint import load_weights, read_checkpoint, state_dict_of
+    from lib.record.checkpoint import load_weights, read_checkpoint, state_dict_of
     model = models.create_model('resnet20', num_classes=10)
     load_weights(model, state_dict_of(read_checkpoint(file), file, model), file)
     return model.state_dict()

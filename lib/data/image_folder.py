@@ -145,14 +145,16 @@ def _is_annotated(folder):
 def _annotated(folder, classes):
     """Reads lines 'val_0.JPEG n03444034 ...' into pairs (path, label)."""
     file = folder / 'val_annotations.txt'
-    samples = []
+    samples = {}
     for line in filter(str.strip, read_text(file, 'list of validation images').splitlines()):
         name, synset, *_ = [*line.split(), '']
         if '/' in name or '\\' in name:
             raise ValueError(f'{file}: {name!r:.60} is no name of a file in {folder / "images"}')
         if synset not in classes:
             raise ValueError(f'{file}: {name!r:.60} is of class {synset!r:.60}, for which train has no folder')
-        samples.append((str(folder / 'images' / name), classes[synset]))
+        if name in samples:
+            raise ValueError(f'{file}: {name!r:.60} stands there twice; unpack the data set again')
+        samples[name] = str(folder / 'images' / name), classes[synset]
     if not samples:
         raise ValueError(f'{file} is empty: expected a line "<file> <class> ..." for each image of {folder / "images"}')
-    return samples
+    return list(samples.values())

@@ -167,6 +167,9 @@ def _official_split(labels, number, images):
     if absent:
         raise ValueError(f'{len(absent)} images of official split {number} are not in {labels.parent / "images"}: '
                          f'{some_names(absent)}; unpack the whole of DTD, or give --split 0')
+    if left := set().union(*images.values()).difference(every):
+        raise ValueError(f'{len(left)} images of {labels.parent / "images"} are in no list of official split {number} '
+                         f'in {labels}: {some_names(left)}; unpack DTD again, or give --split 0')
     return {'train': listed['train'] + listed['val'], 'val': listed['test']}
 
 

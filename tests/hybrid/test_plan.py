@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 import models
-from lib.hybrid.config import SECTIONS, default_config, read_config
+from lib.hybrid.config import SECTIONS, complete_config, default_config, read_config
 from lib.hybrid.plan import layers_of_strategy, make_plan, residual_blocks
 from tests.meta import on_meta
 
@@ -65,6 +65,16 @@ def test_a_file_changes_what_it_names_and_options_go_before_it(write):
 def test_wrong_files_are_refused_by_name(write, text, message):
     with pytest.raises(ValueError, match=message):
         read_config(write(text))
+
+
+def test_the_configuration_of_a_checkpoint_is_checked_like_that_of_a_file():
+    given = default_config()
+    assert complete_config(given, 'a.pth') == given
+    given['qat'].pop('fold_bn')  # a key of later versions
+    assert complete_config(given, 'a.pth')['qat']['fold_bn'] is True
+    for wrong in ({'training': {'lr': 'x'}}, {'training': [1]}, {'other': {}}, {'qat': {'x': 1}}, []):
+        with pytest.raises(ValueError, match='a.pth: '):
+            complete_config(wrong, 'a.pth')
 
 
 def test_layers_whose_names_are_numbers_are_named_as_they_stand(write):

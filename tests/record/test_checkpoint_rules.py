@@ -42,6 +42,16 @@ def steps():
             'strategy': {'layer_wbit': [8], 'layer_abit': [7]}, 'qat': {'arch': 'a', 'network': {}, 'quantizers': {}}}
 
 
+def hybrid():
+    """As hybrid_train.py writes it."""
+    dsq = {'method': 'dsq', 'bits': 2, 'fold': True, 'bounds': 'minmax', 'lower': -0.2, 'upper': 1, 'slope': 2.0,
+           'learn_lower': False, 'learn_upper': True, 'learn_slope': True}
+    aciq = {'method': 'aciq', 'bits': 4, 'clipping': 'minmax', 'prior': 'laplace', 'per_channel': False}
+    return {'epoch': 1, 'state_dict': {'a': torch.ones(1)}, 'quantization': 'hybrid',
+            'plan': {'weights': {'conv': dsq}, 'activations': {'relu': aciq}, 'inputs': {}},
+            'hybrid': {'config': {'training': {'epochs': 1}}, 'network': None, 'stage': 'trained'}}
+
+
 NAN, INF = float('nan'), float('inf')
 CHANGES = [  # of which checkpoint, keys to the value, the new value or a function of the old one, what is said
     (training, ['best_acc'], NAN, 'best_acc is nan, expected a number from -1 to 100'),
@@ -78,6 +88,15 @@ CHANGES = [  # of which checkpoint, keys to the value, the new value or a functi
     (steps, ['history'], lambda h: h[:-1], 'history has 1 steps, step is 2'), (steps, ['step'], -1, 'step is -1'),
     (steps, ['kbits'], [8, 0], 'kbits is'), (steps, ['history', 0, 'cost'], -INF, 'cost is -inf'),
     (steps, ['strategy'], {'layer_wbit': [8]}, 'strategy is'), (steps, ['qat'], {}, 'qat is'),
+    (steps, ['qat', 'quantizers', 'k'], [], 'qat is'), (steps, ['qat', 'network'], {1: 2}, 'qat is'),
+    (steps, ['qat', 'network'], 3, 'qat is'), (hybrid, ['hybrid', 'config'], [], 'hybrid is'),
+    (hybrid, ['hybrid', 'network'], 'x', 'hybrid is'), (hybrid, ['hybrid', 'network'], {1: 2}, 'hybrid is'),
+    (hybrid, ['hybrid', 'stage'], 'done', 'hybrid is'), (hybrid, ['plan', 'weights'], [], 'plan is'),
+    (hybrid, ['plan', 'weights', 'conv', 'bits'], 2.5, 'plan is'),
+    (hybrid, ['plan', 'weights', 'conv', 'fold'], 'x', 'plan is'),
+    (hybrid, ['plan', 'weights', 'conv', 'lower'], None, 'plan is'),
+    (hybrid, ['plan', 'weights', 'conv', 'upper'], True, 'plan is'),
+    (hybrid, ['plan', 'activations', 'relu', 'clipping'], {}, 'plan is'),
     (steps, ['qat'], 3, 'qat is'), (steps, ['qat'], {'quantizers': {}}, 'expected arch and network'),
 ]
 
@@ -91,7 +110,7 @@ def changed(make, keys, value):
     return checkpoint
 
 
-@pytest.mark.parametrize('make', [training, search, steps])
+@pytest.mark.parametrize('make', [training, search, steps, hybrid])
 @pytest.mark.parametrize('save', [save_checkpoint, lambda path, value: torch.save(value, path)])
 def test_what_a_run_writes_is_read_with_and_without_a_digest(tmp_path, make, save):
     save(tmp_path / 'a.pth', make())

@@ -303,6 +303,22 @@ def test_another_size_is_refused():
         small_agent(capacity=51).load_state_dict(state)
 
 
+@pytest.mark.parametrize('part', ['actor', 'critic_target', 'actor_optimizer'])
+@pytest.mark.parametrize('value', ['x', [], 3, {1: 2}, {'param_groups': [[]], 'state': {}}, {'fc1.weight': 'x'}])
+def test_a_damaged_part_is_refused_by_name(part, value):
+    agent = small_agent()
+    with pytest.raises(ValueError, match=f'{part} does not fit this agent|this is no state of an agent'):
+        agent.load_state_dict({**agent.state_dict(), part: value})
+
+
+@pytest.mark.parametrize('value', ['x', [], 3, {1: 2}])
+def test_damaged_weights_are_refused_by_file(tmp_path, value):
+    small_agent().save_model(tmp_path)
+    torch.save(value, tmp_path / 'critic.pkl')
+    with pytest.raises(ValueError, match='critic.pkl'):
+        small_agent().load_weights(tmp_path)
+
+
 def flat(optimizer: torch.optim.Adam) -> dict:
     """The state of an optimizer as searches of before saved it: one tensor over all parameters."""
     state = optimizer.state_dict()

@@ -161,6 +161,17 @@ def test_checkpoints_of_others_and_finished_ones_are_refused(run, call, place, t
     assert done.code and 'is a checkpoint of a hybrid network' in done.err and not (place / 'again').exists()
 
 
+@pytest.mark.parametrize(('section', 'value', 'said'), [
+    ('training', {'lr': 'x'}, "training.lr is 'x'"), ('qat', 3, 'expected the sections'), ('engine', {}, 'no section'),
+])
+def test_a_damaged_configuration_of_an_earlier_version_is_named(run, call, place, tmp_path, section, value, said):
+    saved = torch.load(run[0] / 'checkpoint.pth.tar', weights_only=True)
+    saved['hybrid']['config'][section] = value
+    torch.save({key: saved[key] for key in saved if key not in ('digest', 'run')}, tmp_path / 'old.pth.tar')
+    done = call(SCRIPT, *TINY[:8], '--resume', tmp_path / 'old.pth.tar', '--eval', cwd=place)
+    assert done.code and said in done.err and 'old.pth.tar: ' in done.err and done.err.count('\n') == 1
+
+
 def test_yaml_of_a_run_can_be_used_again(run, place, succeed):
     folder, _ = run
     path = folder / 'experiment_data/q_model/config.yaml'

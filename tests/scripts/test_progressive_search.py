@@ -1,9 +1,11 @@
 """The progressive search as a user runs it: baseline, steps, choices, resuming, targets, messages."""
 
 import csv
+import json
 import math
 import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -279,6 +281,18 @@ def test_a_finished_search_takes_more_steps_only(searched, refused, call, succee
     assert 'no run is there (args.json is missing); give the folder' in refused('--resume', 'nowhere')
     done = succeed('progressive_search.py', '--resume', searched.folder, cwd=place)
     assert done.out.splitlines()[-1].startswith('3 steps: top-1 ')
+
+
+@pytest.mark.parametrize('change', [lambda saved: 3, lambda saved: {**saved, 'kbits': saved['kbits'][1:]},
+                                    lambda saved: {key: saved[key] for key in saved if key != 'kbits'}])
+def test_a_damaged_step_of_an_earlier_version_is_named(searched, refused, tmp_path, change):
+    folder = Path(shutil.copytree(searched.folder, tmp_path / 'old'))
+    saved = torch.load(folder / 'checkpoint' / '3.pt', weights_only=True)
+    torch.save(change({key: saved[key] for key in saved if key not in ('digest', 'run')}), folder / 'checkpoint/3.pt')
+    settings = json.loads((folder / 'args.json').read_text())
+    (folder / 'args.json').write_text(json.dumps({key: settings[key] for key in settings
+                                                  if key not in ('digest', 'record')}))
+    assert '3.pt' in refused('--resume', folder)
 
 
 def test_the_rate_falls_with_every_batch_and_anew_in_each_step(baseline, succeed, place, monkeypatch):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from lib.record.checkpoint import read_checkpoint, save_checkpoint
 
@@ -153,6 +154,26 @@ def test_the_state_of_another_search(copied, refused, succeed, kmeans_options, t
     del state['run']
     save_checkpoint(folder / 'search.pth.tar', state)
     refused(folder, ['search.pth.tar is of a search under other budgets'], SEARCH, '--resume', folder)
+
+
+@pytest.mark.parametrize(('keys', 'value'), [
+    ((), 3), ((), [1]), (('history', 1, 'strategy', 0), -1e300), (('history', 1, 'strategy', 0), 10 ** 400),
+    (('history', 0, 'strategy'), {}), (('agent', 'critic', 'fc2.bias'), 'x'), (('agent', 'actor_optimizer'), [[]]),
+    (('agent', 'rng'), None),
+])
+def test_a_damaged_state_of_an_earlier_version_is_named(copied, refused, keys, value):
+    folder = copied('save/resnet20_digits_k')
+    state = place = torch.load(folder / 'search.pth.tar', weights_only=True)
+    del state['digest'], state['run']
+    for key in keys[:-1]:
+        place = place[key]
+    if keys:
+        place[keys[-1]] = value
+    torch.save(state if keys else value, folder / 'search.pth.tar')
+    settings = json.loads((folder / 'args.json').read_text())
+    del settings['record'], settings['digest']
+    (folder / 'args.json').write_text(json.dumps(settings))
+    refused(folder, ['search.pth.tar'], SEARCH, '--resume', folder)
 
 
 def test_the_checkpoint_of_another_training(copied, refused, home):

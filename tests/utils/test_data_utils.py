@@ -162,6 +162,9 @@ def test_tiny_imagenet_in_its_own_form(tmp_path):
     (tmp_path / 'val' / 'val_annotations.txt').write_text('val_0.JPEG\tn99999999\n')
     with pytest.raises(ValueError, match="'val_0.JPEG' is of class 'n99999999'"):
         create_loaders('tinyimagenet', tmp_path, batch_size=4)
+    (tmp_path / 'val' / 'val_annotations.txt').write_text('\n'.join(lines + lines[1:2]))
+    with pytest.raises(ValueError, match="val_annotations.txt: 'val_1.JPEG' stands there twice"):
+        create_loaders('tinyimagenet', tmp_path, batch_size=4)
 
 
 def test_imagenet_subsets_keep_thousand_classes(tree, caplog):

@@ -124,13 +124,19 @@ def test_official_splits(dtd, tmp_path):
     add_labels(dtd, names, ['woven/woven_0001.jpg'], [])
     with pytest.raises(ValueError, match=r'1 images of official split 1 are not in .*woven/woven_0001.jpg'):
         split_dtd(dtd, tmp_path / 'three')
+    add_labels(dtd, names[:9], names[9:], [])
+    split_dtd(dtd, tmp_path / 'four')
+    add_labels(dtd, names[:9], names[9:-1], [])
+    with pytest.raises(ValueError, match=r'1 images of .*images are in no list of official split 1 .*dotted_0006.jpg'):
+        split_dtd(dtd, tmp_path / 'five')
 
 
 def test_another_split_in_the_target_is_refused_by_name_and_left_alone(dtd, tmp_path):
     target = tmp_path / 'DTD'
     split_dtd(dtd, target)
     image = sorted((dtd / 'images' / 'banded').glob('*.jpg'))
-    add_labels(dtd, [f'banded/{path.name}' for path in image[:5]], [], [f'banded/{path.name}' for path in image[5:]])
+    add_labels(dtd, [f'banded/{path.name}' for path in image[:5]], [f'dotted/dotted_{i:04d}.jpg' for i in range(7)],
+               [f'banded/{path.name}' for path in image[5:]])
     before = snapshot(target)
     with pytest.raises(ValueError, match=r'holds \d+ files or folders that would not be made now: train/banded/'):
         split_dtd(dtd, target)
@@ -307,7 +313,9 @@ def test_label_files_in_all_forms_agree(tmp_path):
     savemat(tmp_path / 'meta.mat', {'synsets': rows})
     with pytest.raises(ValueError, match=r"'\.\./\.\./escaped' is no synset, expected one such as n01751748"):
         read_labels(kit)
-    for wrong in ({'synsets': [1, 2]}, {'other': rows}, {'synsets': rows['words'][:1]}):
+    lists = ([1, 2], rows['words'][:1], np.array([('n01751748',)], [('WNID', 'O')]),
+             np.array([('x', 'n01751748')], [('ILSVRC2012_ID', 'O'), ('WNID', 'O')]))
+    for wrong in ({'other': rows}, *({'synsets': value} for value in lists)):
         savemat(tmp_path / 'meta.mat', wrong)
         with pytest.raises(ValueError, match='meta.mat has no synsets'):
             read_labels(kit)
