@@ -1,4 +1,4 @@
-"""Files of arrays: .npy, .npz with a digest of everything, MATLAB's .mat; what a file only claims is not allocated."""
+"""Files of arrays: .npy, and .npz with a digest of everything; what a file only claims is not allocated."""
 
 import io
 import json
@@ -106,22 +106,6 @@ def digest_of_arrays(arrays: Mapping) -> str:
 def json_array(value) -> np.ndarray:
     """Return a value as an array of the bytes of its JSON text, for an .npz file."""
     return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
-
-
-def read_mat(path: str | Path, what: str = 'MATLAB file', limit: int = 1 << 26) -> dict:
-    """Return the variables of a MATLAB file, {name: value}.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read.
-    """
-    from scipy.io import loadmat  # only here, so that who reads no such file needs no SciPy
-    data = read_bytes(path, what, limit)
-    try:
-        return loadmat(io.BytesIO(data), squeeze_me=True)
-    except Exception as error:  # SciPy's parser raises nearly anything
-        raise ValueError(f'{what} {path} cannot be read: it is truncated, damaged or of another kind '
-                         f'({_brief(error)})') from error
 
 
 def _brief(error) -> str:

@@ -7,16 +7,24 @@ from typing import Any
 import torch
 
 from lib.record.finite import not_finite
-from lib.record.values import TEXT, Rule, dict_with, is_number, list_of, member_of, one_of, real, whole
+from lib.record.values import (
+    STRATEGY,
+    TEXT,
+    Rule,
+    dict_with,
+    is_number,
+    list_of,
+    member_of,
+    one_of,
+    optional,
+    real,
+    whole,
+)
 
 NEEDED = {'kmeans': ('strategy',), 'linear': ('strategy',), 'qat': ('strategy', 'qat'),
           'hybrid': ('plan', 'hybrid'), 'float': ()}  # beside each kind of quantization
 BITS, MAX_BIT = (*range(1, 9), 16, 32), 8
 
-EPISODE = ('reward', 'accuracy', 'cost', 'ratio', 'seconds', 'loss', 'ratios', 'w_ratio', 'strategy', 'delta', 'images',
-           'value_loss', 'policy_loss', 'best_reward')  # keys of an episode; the first are numbers
-STEP = ('cost', 'train_acc', 'test_acc', 'lr', 'step_time', 'model_size', 'hession_info', 'acc_info', 'kbits')
-NUMBERS = 4
 PLANNED = {  # types of what a plan says of a tensor
     **dict.fromkeys(('fold', 'learn_lower', 'learn_upper', 'learn_slope', 'per_channel', 'bit_alloc', 'bias_corr'),
                     (bool,)),
@@ -112,6 +120,16 @@ RULES: dict[str, Rule] = {
     'start': dict_with('cost and accuracy before the first step', 'cost', 'test_acc'),
     'history': one_of(list),
 }
+FIGURE = optional(one_of(int, float))  # NaN where nothing was found
+EPISODE = {
+    **dict.fromkeys(('reward', 'accuracy', 'cost', 'ratio', 'seconds', 'w_ratio', 'best_reward'), NUMBER),
+    **dict.fromkeys(('loss', 'delta', 'value_loss', 'policy_loss'), FIGURE), 'strategy': STRATEGY,
+    'ratios': Rule(lambda value: isinstance(value, dict) and all(map(is_number, value.values())), 'ratios of costs'),
+    'images': Rule(lambda value: isinstance(value, (list, tuple)) and len(value) == 2
+                   and all(map(whole().accepts, value)), 'numbers of images, forward and backward')}
+STEP = {
+    **dict.fromkeys(('cost', 'train_acc', 'test_acc', 'lr', 'step_time', 'model_size'), NUMBER),
+    **dict.fromkeys(('hession_info', 'acc_info'), FIGURE), 'kbits': BIT_LIST}
 STRATEGIES = {
     'kmeans': list_of(whole(1, MAX_BIT), words=f'a list of 1 to {MAX_BIT} bits'),
     'linear': _pairs_of(range(1, MAX_BIT + 1), 'pairs of weight and activation bits'),
@@ -176,8 +194,12 @@ def _check_history(saved: dict) -> None:
         if record[key] != index:
             raise ValueError(f'{name} is {key} {reprlib.repr(record[key])}, expected {index}: records are missing '
                              'or twice')
-        for entry in entries[:NUMBERS]:
-            NUMBER.check(f'{name}.{entry}', record[entry])
+        for entry, rule in entries.items():
+            rule.check(f'{name}.{entry}', record[entry])
+        if key == 'episode' and (record['value_loss'] is None) != (record['policy_loss'] is None):
+            raise ValueError(f'{name} has one of value_loss and policy_loss, expected both or none')
+        if key == 'step' and (record['hession_info'] is None) == (record['acc_info'] is None):
+            raise ValueError(f'{name} has hession_info and acc_info, or neither, expected one')
     if 'step' in saved and saved['step'] != len(history):
         raise ValueError(f'history has {len(history)} steps, step is {saved["step"]}')
 

@@ -25,6 +25,7 @@ if __name__ == '__main__':
 
 from lib.data.link_tree import find_strangers, make_tree, refuse_overlap, some_names  # noqa: E402
 from lib.record.files import is_file, read_text  # noqa: E402  (needs the line above)
+from lib.record.mat import read_mat  # noqa: E402
 
 SYNSET = 'n[0-9]{8}'
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -203,12 +204,10 @@ def _synsets_by_number(file):
     if not is_file(file):
         raise ValueError(f'{file} does not exist: it says which synset each number of the ground truth stands for; '
                          'both are in the folder data of ILSVRC2012_devkit_t12')
-    from lib.record.arrays import read_mat  # only here, so that the command runs without NumPy and SciPy
     found = read_mat(file, 'meta.mat of the development kit')
     try:
-        rows = found['synsets']
-        synsets = {int(number): str(synset) for number, synset in zip(rows['ILSVRC2012_ID'], rows['WNID'], strict=True)}
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        synsets = {int(row['ILSVRC2012_ID'][0]): str(row['WNID']) for row in found['synsets']}
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f'{file} has no synsets with ILSVRC2012_ID and WNID: is it that of the development kit?') \
             from error
     if wrong := [synset for synset in synsets.values() if not re.fullmatch(SYNSET, synset)]:  # it names a folder

@@ -7,7 +7,7 @@ import torch
 
 from lib.quantize.kmeans import Codebook
 from lib.record.checkpoint import read_checkpoint, save_checkpoint
-from lib.record.checkpoint_rules import EPISODE, STEP
+from lib.record.checkpoint_rules import STEP
 from lib.rl.ddpg import DDPG
 
 
@@ -27,8 +27,9 @@ def training():
 def search():
     """As rl_quantize.py writes it: three episodes of two layers."""
     agent = DDPG(num_states=3, hidden1=4, hidden2=4, capacity=10)
-    history = [{**dict.fromkeys(EPISODE), 'episode': i, 'reward': -0.1 * i, 'accuracy': 90.0, 'cost': 5, 'ratio': 0.1,
-                'strategy': [3, 4]} for i in range(3)]
+    history = [{'episode': i, 'reward': -0.1 * i, 'accuracy': 90.0, 'cost': 5, 'ratio': 0.1, 'ratios': {'size': 0.1},
+                'strategy': [3, 4], 'loss': None, 'delta': 0.5, 'value_loss': None, 'policy_loss': None, 'w_ratio': 0.1,
+                'images': (64, 32), 'seconds': 0.1, 'best_reward': 0.0} for i in range(3)]
     for _ in range(6):
         agent.observe([0, 0, 0], 0.5, 1, [0, 0, 0], False)
     return {'agent': agent.state_dict(), 'history': history}
@@ -36,7 +37,7 @@ def search():
 
 def steps():
     """As progressive_search.py writes it."""
-    history = [{**dict.fromkeys(STEP, 0.5), 'step': i, 'kbits': [8, 7]} for i in (1, 2)]
+    history = [{**dict.fromkeys(STEP, 0.5), 'step': i, 'kbits': [8, 7], 'acc_info': None} for i in (1, 2)]
     return {'step': 2, 'state_dict': {'a': torch.ones(1)}, 'kbits': [8, 7], 'cost': 0.5, 'acc': 90.0,
             'test_prec1': 90.0, 'history': history, 'start': {'cost': 1.0, 'test_acc': 91.0}, 'quantization': 'qat',
             'strategy': {'layer_wbit': [8], 'layer_abit': [7]}, 'qat': {'arch': 'a', 'network': {}, 'quantizers': {}}}
@@ -88,6 +89,15 @@ CHANGES = [  # of which checkpoint, keys to the value, the new value or a functi
     (steps, ['history'], lambda h: h[:-1], 'history has 1 steps, step is 2'), (steps, ['step'], -1, 'step is -1'),
     (steps, ['kbits'], [8, 0], 'kbits is'), (steps, ['history', 0, 'cost'], -INF, 'cost is -inf'),
     (steps, ['strategy'], {'layer_wbit': [8]}, 'strategy is'), (steps, ['qat'], {}, 'qat is'),
+    (search, ['history', 2, 'images'], 0.5, r'history\[2\].images is 0.5, expected numbers of images'),
+    (search, ['history', 2, 'images'], (64, -1), 'images'), (search, ['history', 1, 'ratios'], {'size': 'x'}, 'ratios'),
+    (search, ['history', 1, 'ratios'], [0.1], 'ratios'), (search, ['history', 0, 'seconds'], 'x', 'seconds'),
+    (search, ['history', 0, 'delta'], 'x', 'delta'), (search, ['history', 0, 'strategy'], 'x', 'strategy'),
+    (search, ['history', 0, 'policy_loss'], 0.5, 'expected both or none'),
+    (steps, ['history', 1, 'kbits'], 0.5, r'history\[1\].kbits'),
+    (steps, ['history', 0, 'model_size'], [], 'model_size'),
+    (steps, ['history', 0, 'acc_info'], 1.0, 'expected one'),
+    (steps, ['history', 0, 'hession_info'], None, 'or neither'),
     (steps, ['qat', 'quantizers', 'k'], [], 'qat is'), (steps, ['qat', 'network'], {1: 2}, 'qat is'),
     (steps, ['qat', 'network'], 3, 'qat is'), (hybrid, ['hybrid', 'config'], [], 'hybrid is'),
     (hybrid, ['hybrid', 'network'], 'x', 'hybrid is'), (hybrid, ['hybrid', 'network'], {1: 2}, 'hybrid is'),

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import scipy.io
 
-from lib.record.arrays import parse_npy, read_mat, read_npy, read_npz, write_npz
+from lib.record.arrays import parse_npy, read_npy, read_npz, write_npz
 from lib.record.disk import is_writable
 from lib.record.files import is_file, parse_json, read_bytes, read_csv, read_json, sealed, write_json
+from lib.record.mat import read_mat
 from lib.record.yaml_file import parse_yaml, read_yaml
 
 ALIASES = 'a: &a [x, x, x, x, x, x, x, x, x]\n' + ''.join(
@@ -157,19 +158,50 @@ def test_an_archive_that_would_fill_the_memory_is_not_unpacked(tmp_path):
         read_npz(tmp_path / 'a.npz', limit=1 << 20)
 
 
-def test_matlab_files_are_read_or_refused(tmp_path):
+ROWS = np.array([(361, 'n09193705', 'Täler'), (490, 'n01751748', 'sea snake')],
+                [('ILSVRC2012_ID', 'f8'), ('WNID', 'O'), ('words', 'O')])
+
+
+def plain(value):
+    """What SciPy reads, in the form of `read_mat`."""
+    if value.dtype.names:
+        return [{name: plain(row[name]) for name in value.dtype.names} for row in value.ravel('F')]
+    return str(value[0]) if value.dtype.kind == 'U' else value.ravel('F').tolist()
+
+
+@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.parametrize('value', [[1, 2], [[1.5, 2], [3, 4]], np.arange(300, dtype=np.uint16), -7, 'text', ROWS,
+                                   ROWS[:1], {'a': ROWS, 'b': {'c': 'größer'}}, np.zeros((0, 3)), 2 ** 40])
+def test_matlab_files_are_read_as_scipy_reads_them(tmp_path, value, packed):
     path = tmp_path / 'meta.mat'
-    scipy.io.savemat(path, {'x': [1, 2]})
-    assert read_mat(path)['x'].tolist() == [1, 2]
-    whole, draw = path.read_bytes(), random.Random(0)
-    for _ in range(100):
-        damaged = bytearray(whole)
-        damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
-        path.write_bytes(damaged)
-        try:
-            read_mat(path)
-        except ValueError as error:
-            assert '\n' not in str(error)
+    scipy.io.savemat(path, {'x': value, 'name': 'n'}, do_compression=packed)
+    assert read_mat(path) == {'x': plain(scipy.io.loadmat(path)['x']), 'name': 'n'}
+
+
+def test_damaged_matlab_files_are_read_or_refused(tmp_path):
+    """Also those that make SciPy's reader crash: an element of no bytes where a number lies."""
+    path, draw = tmp_path / 'meta.mat', random.Random(0)
+    for packed in (False, True):
+        scipy.io.savemat(path, {'x': ROWS}, do_compression=packed)
+        whole = path.read_bytes()
+        damage = [(at, 0) for at in range(124, len(whole))]
+        damage += [(at, whole[at] ^ 1 << draw.randrange(8)) for at in range(124, len(whole))]
+        for at, byte in damage:
+            path.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1:])
+            try:
+                read_mat(path)
+            except ValueError as error:
+                assert '\n' not in str(error) and 'meta.mat cannot be read' in str(error)
+        for length in (0, 100, 130, len(whole) - 1):
+            path.write_bytes(whole[:length])
+            with pytest.raises(ValueError, match='meta.mat cannot be read'):
+                read_mat(path)
+
+
+def test_packed_matlab_files_do_not_fill_the_memory(tmp_path):
+    scipy.io.savemat(tmp_path / 'a.mat', {'x': np.zeros(1 << 20)}, do_compression=True)
+    with pytest.raises(ValueError, match='cut off or too large'):
+        read_mat(tmp_path / 'a.mat', limit=1 << 20)
 
 
 # ---- CSV and paths
