@@ -51,11 +51,11 @@ def add_agent_options(parser):
     group.add_argument('--lr_c', type=positive, default=1e-3, help='learning rate of the critic')
     group.add_argument('--lr_a', type=positive, default=1e-4, help='learning rate of the actor')
     group.add_argument('--warmup', type=at_least(0), default=20, help='episodes 0 to this one act at random')
-    group.add_argument('--discount', type=at_least(0, float), default=1.0, help='discount of the critic target')
+    group.add_argument('--discount', type=at_least(0, float, 1), default=1.0, help='discount of the critic target')
     group.add_argument('--bsize', type=at_least(1), default=64, help='transitions per update')
     group.add_argument('--rmsize', type=at_least(1, maximum=2**20), default=128,
                        help='replay capacity in transitions per layer')
-    group.add_argument('--tau', type=positive, default=0.01, help='rate of the soft target update')
+    group.add_argument('--tau', type=at_least(0, float, 1), default=0.01, help='rate of the soft target update')
     group.add_argument('--init_delta', type=at_least(0, float), default=0.5, help='exploration sigma when warm-up ends')
     group.add_argument('--delta_decay', type=positive, default=0.99, help='factor of sigma per episode')
     group.add_argument('--n_update', type=at_least(1), default=1, help='updates per stored transition')

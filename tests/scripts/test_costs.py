@@ -37,10 +37,6 @@ def build(num_classes):
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
 def small():
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-def fails():
-    raise RuntimeError('no such luck')
-def number():
-    return 4
 class Spare(nn.Module):
     def __init__(self):
         super().__init__()
@@ -184,40 +180,6 @@ def test_a_different_table_is_not_replaced_unasked(do, refuse, user):
     assert (user / 't.npy').read_bytes() == before
     do(*options, 'chip.yaml', '--overwrite')
     assert load_table(user / 't.npy').name == 'chip_latency'
-
-
-@pytest.mark.parametrize(('options', 'words'), [
-    (('--hardware', 'moon'), ["'moon'", 'bitfusion', 'cloud', 'edge', 't4', 'FILE.yaml']),
-    (('--hardware', 'measured', '--metric', 'energy'), ["no metric 'energy'", 'latency']),
-    (('--hardware', 'chip.yaml:energy'), ['chip.yaml:energy']), (('--hardware', 'nowhere.yaml'), ['nowhere.yaml']),
-    (('--hardware', 'wrong.yaml'), ['wrong.yaml', 'no parameter clock', 'clock_mhz']),
-    (('--hardware', 'broken.yaml'), ['broken.yaml', 'no valid YAML']),
-    (('--metric', 'area'), ['--metric', 'latency']), (('--batch', '0'), ['--batch']),
-    (('--model_file', 'net.py:nothing'), ['net.py defines no nothing']), (('--model_file', 'net.py'), ['FILE.py:NAME']),
-    (('--model_file', 'nowhere.py:build'), ['nowhere.py']), (('--model_file', 'net.py:fails'), ['no such luck']),
-    (('--model_file', 'net.py:number'), ['returned a int', 'nn.Module']),
-    (('--input_size', '28x28'), ['28x28', '1x28x28']), (('--input_size', '1x0x28'), ['1x0x28']),
-    (('--input_size', 'big'), ['big', '224']), (('--input_size', '3x28x28'), ['3x28x28', 'fails on one image']),
-    (('--input_size', '28'), ['3x28x28', 'fails on one image']),
-    (('--output', 'table.txt', '--hardware', 'measured'), ['.npy', 'table.txt']),
-    (('--from_csv', 'mine.csv'), ['--unit']),
-    (('--from_csv', 'mine.csv', '--unit', 'ms', '--output', ''), ['--output']),
-    (('--from_csv', 'nowhere.csv', '--unit', 'ms'), ['nowhere.csv']),
-    (('--from_csv', 'short.csv', '--unit', 'ms'), ['short.csv', 'no line for 3']),
-    (('--from_csv', 'negative.csv', '--unit', 'ms'), ['negative.csv, line 2', '-4']),
-    (('--from_csv', 'net.py', '--unit', 'ms'), ['net.py', 'no column layer']),
-    (('--from_csv', 'mine.csv', '--unit', 'ms', '--hardware', 'cloud', '--batch', '4'),
-     ['--hardware cloud and --batch 4', 'leave out']),
-    (('--from_csv', 'mine.csv', '--unit', 'J', '--metric', 'energy'), ['--metric energy', 'leave out']),
-    (('--hardware', 'edge', '--unit', 'ms'), ['--unit ms', '--from_csv']),
-])
-def test_a_table_that_cannot_be_made(refuse, user, options, words):
-    (user / 'wrong.yaml').write_text('preset: edge\nclock: 300\n')
-    (user / 'broken.yaml').write_text('preset: "edge\n')
-    (user / 'short.csv').write_text('layer,w_bit,a_bit,cost\n0,*,*,4\n')
-    (user / 'negative.csv').write_text('layer,w_bit,a_bit,cost\n0,*,*,-4\n')
-    done = refuse(TABLE, *OWN, '--output', 't.npy', *options, words=words)
-    assert done.out == '', 'nothing is measured or made before'
 
 
 # ---- measure.py
@@ -370,27 +332,6 @@ def test_layers_never_called_belong_to_strategies_of_weights_only(do, refuse):
         refuse(*options, '[[4, 4], [4, 4]]', '--compare', '[4, 4, 4]', form, words=['--compare', 'two of a kind'])
 
 
-@pytest.mark.parametrize(('options', 'words'), [
-    (('--strategy', '[4, 4, 4]'), ['3 entries', '4 quantizable layers', '0 ... 7']),
-    (('--strategy', '[[8, 8], [4, 4]]'), ['2 entries']), (('--strategy', '[4, 4, 4, 9]'), ['entry 3', '9']),
-    (('--strategy', '[4, 4, [4, 4], 4]'), ['entry 0', 'pairs']), (('--strategy', 'uniform:0'), ['uniform:0', '1 to 8']),
-    (('--strategy', 'uniform:'), ['uniform:K']), (('--strategy', 'nowhere.json'), ['nowhere.json', 'no such file']),
-    (('--strategy', 'six.json'), ['six.json', 'no list']), (('--strategy', 'other.json'), ['other.json', 'conv9']),
-    (('--strategy', 'uniform:4', '--compare', '[4, 4]'), ['2 entries']),
-    (('--compare', 'uniform:4'), ['--compare', '--strategy']), (('--json', '--csv'), ['--json', '--csv']),
-    (('--hardware', 'moon'), ["'moon'", 'bitfusion']),
-    (('--hardware', 'measured', '--metric', 'energy'), ["no metric 'energy'", 'latency']),
-    (('--model_file', 'net.py:nothing'), ['defines no nothing']), (('--input_size', '1x2'), ['1x2']),
-    (('--input_size', '3x28x28'), ['3x28x28', 'fails']), (('--batch', '-1'), ['--batch']),
-    (('--dataset', 'imagnet', '--arch', 'resnet20'), ['imagnet', 'digits']),
-])
-def test_what_cannot_be_measured(refuse, user, options, words):
-    (user / 'six.json').write_text('6')
-    (user / 'other.json').write_text(json.dumps({'strategy': [4] * 4, 'layers': ['conv9', '3', '4', '7']}))
-    own = OWN if '--arch' not in options else ()
-    assert refuse(MEASURE, *own, *options, words=words).out == ''
-
-
 # ---- several budgets in a search
 
 
@@ -459,36 +400,6 @@ def test_a_search_with_budgets_is_resumed(do, call, options, user, tmp_path, rea
     assert done.code != 0 and '--constraint was' in done.err and 'proqha=0.1' in done.err
 
 
-@pytest.mark.parametrize(('budgets', 'words'), [
-    (['size'], ['--constraint size: expected NAME=RATIO', 'size=0.3']), (['size='], ['expected NAME=RATIO']),
-    (['=0.3'], ['expected NAME=RATIO']), (['size=small'], ['expected NAME=RATIO']),
-    (['size=uniform:9'], ['expected NAME=RATIO']),
-    (['size=0.2', 'size=0.3'], ['model_size has two budgets']),
-    (['size=0.2', 'model_size=0.3'], ['model_size has two budgets']),
-    (['moon_latency=0.3'], ['moon_latency', 'bitfusion_energy', 'bitops']),
-    (['measured_energy=0.3'], ["measured has no metric 'energy'"]),
-    (['latency=0.5'], ['--constraint latency', 'which hardware', 'bitfusion_latency']),
-    (['edge.yaml=0.5'], ['edge.yaml', 'that of a preset']),
-    (['nowhere.yaml=0.5'], ['nowhere.yaml']), (['nowhere.npy=0.5'], ['nowhere.npy']),
-    (['size=0.01'], ['--constraint size 0.01 cannot be met', '0.03125']), (['size=nan'], ['cannot be met']),
-    (['size=-1'], ['cannot be met']),
-    (['memory=0.5'], ['--constraint memory', 'activation_memory', '1.00000']),  # K-means leaves activations alone
-    (['size=0.2', 'bitfusion_energy=0.3'], ['--constraint bitfusion_energy 0.3 cannot be met']),
-    (['up.npy=0.3', 'down.npy=3'], ['up.npy 0.3', 'down.npy 3', 'cannot be met together', 'up 0.5', 'down 5.0']),
-])
-def test_budgets_that_are_refused_beforehand(refuse, options, user, budgets, words):
-    cells = np.ones((20, 8, 8)) * np.arange(1, 9)[:, None]  # in weight bits; the other falls: 9 - w
-    np.save(user / 'up.npy', cells)
-    np.save(user / 'down.npy', cells[:, ::-1])
-    (user / 'edge.yaml').write_text('preset: edge\ndepth: 512\n')
-    refuse(*options, *(part for budget in budgets for part in ('--constraint', budget)), words=words)
-
-
-def test_the_ratio_of_the_search_is_a_budget_too(refuse, options):
-    refuse(*options, '--preserve_ratio', '0.3', '--constraint', 'size=0.2', words=['model_size has two budgets'])
-    refuse(*options, '--wall', 'low', '--constraint', 'size=0.2', words=['--wall', 'rounds', 'greedy'])
-
-
 @pytest.mark.parametrize('name', ['chip.yaml', 'low_energy.yaml'])
 def test_latency_and_energy_are_those_of_a_machine_in_a_file(do, options, user, name):
     (user / name).write_text(CHIP)
@@ -545,27 +456,3 @@ def test_a_folder_is_its_own_label_and_kmeans_strategies_are_priced_too(do, fini
     said = do(COMPARE, 'k', '--cost', 'edge_latency')
     ratio = make_table(digits_layers(), PRESETS['edge']).ratio([4] * 20)
     assert f'| k | 90.00 | **{ratio:.4f}** |' in said and 'plot' not in said
-
-
-@pytest.mark.parametrize(('runs', 'costs', 'words'), [
-    (['a=a'], ['moon_latency'], ['moon_latency', 'bitfusion_energy']), (['a=a'], ['edge'], ['unknown cost edge']),
-    (['a=a'], ['measured_energy'], ["no metric 'energy'"]), (['a=a'], ['nowhere.yaml'], ['nowhere.yaml']),
-    (['a=a'], ['edge_latency', 'nowhere.npy'], ['nowhere.npy']),
-    (['a=a'], [], ['--cost']), ([], ['edge_latency'], ['LABEL=FOLDER']),
-    (['x=nowhere'], ['edge_latency'], ['nowhere', 'finished']), (['f=float'], ['edge_latency'], ['f: a float network']),
-    (['a=a', 'o=other'], ['edge_latency'], ['o is a run of another network than a', 'resnet32']),
-    (['a=a', 'o=classes'], ['edge_latency'], ['o is a run of another network than a']),
-    (['a=a', 's=short'], ['edge_latency'], ['19 entries', '20 layers']),
-    (['s=bare'], ['edge_latency'], ['s: ', 'args.json']), (['s=broken'], ['edge_latency'], ['s: ', 'args.json']),
-])
-def test_runs_that_cannot_be_compared(refuse, finished, user, runs, costs, words):
-    finished('a', UNIFORM)
-    finished('float', None, quantization='float')
-    finished('other', [[4, 4]] * 32, '--arch', 'qresnet32')
-    finished('classes', UNIFORM, classes=7)
-    finished('short', UNIFORM[:-1])
-    finished('bare', UNIFORM)
-    (user / 'bare' / 'args.json').unlink()
-    finished('broken', UNIFORM)
-    (user / 'broken' / 'args.json').write_text('[1')
-    refuse(COMPARE, *runs, *(part for name in costs for part in ('--cost', name)), '--output', 'out', words=words)

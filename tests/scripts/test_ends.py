@@ -158,14 +158,6 @@ def test_a_loader_process_that_is_killed_ends_the_run_with_one_line(call, networ
     assert 'a loader process ended unexpectedly' in done.err and '--workers 0 needs no loader processes' in done.err
 
 
-def test_a_read_only_folder_is_found_before_the_work(call, pretrain_options, kmeans_options, tmp_path):
-    (tmp_path / 'file').touch()
-    for script, options, option in (('pretrain.py', (*pretrain_options, '-c', 'file/run'), '--checkpoint'),
-                                    ('rl_quantize.py', (*kmeans_options, '--output', 'file/run'), '--output')):
-        done = call(script, *options, cwd=tmp_path)
-        assert done.code == 1 and f'give another folder by {option}' in done.err and done.out == '', done
-
-
 def test_a_reader_that_goes_away_ends_the_output(tmp_path):
     for options, status in (('measure.py --arch resnet20 --dataset digits', 141), ('measure.py --help', 0)):
         command = f'{sys.executable} {SCRIPTS}/{options} | true; exit ${{PIPESTATUS[0]}}'

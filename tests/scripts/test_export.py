@@ -72,18 +72,6 @@ def test_nothing_is_overwritten_unasked(export, place):
     assert export('--images', '0', '--overwrite', output='twice').code == 0
 
 
-@pytest.mark.parametrize(('options', 'expected'), [
-    (('--format', '8,1'), 'does not fit'),
-    (('--format', 'x'), "'x'"),
-    (('--format', '16,20'), '16,20'),
-    (('--hardware', 'nothing'), 'nothing'),
-])
-def test_refused(export, place, options, expected):
-    done = export('--images', '0', *options, output='refused')
-    assert done.code == 1 and expected in done.err and 'Traceback' not in done.err
-    assert not (place / 'refused').exists()
-
-
 def test_a_constant_that_does_not_fit_names_layer_and_value(export):
     done = export('--images', '0', '--format', '8,1', output='refused')
     assert 'blocks.' in done.err and '<8,1>' in done.err and 'saturate' in done.err

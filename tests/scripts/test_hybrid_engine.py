@@ -101,24 +101,6 @@ def test_every_field_of_an_engine_has_an_option(call, tmp_path):
         assert f'(default: {said})' in text.split(f' --{option} ')[-1][:400], option
 
 
-@pytest.mark.parametrize(('options', 'expected'), [
-    (('--rows', '0'), 'rows is 0'),
-    (('--rows', 'many'), "'many'"),
-    (('--engine', 'missing.yaml'), 'missing.yaml: there is no such file'),
-    (('--engine', 'wrong.yaml'), 'engine settings of wrong.yaml: arrays have no parameter rowz'),
-    (('--engine', 'list.yaml'), 'expected engine settings'),
-    (('--backend', 'ideal'), 'nothing to calibrate'),
-    (('--backend', 'hardware'), '--driver'),
-    (('--patterns', '1'), 'at least 2'),
-])
-def test_calibration_refuses(call, tmp_path, options, expected):
-    (tmp_path / 'wrong.yaml').write_text('rowz: 3\n')
-    (tmp_path / 'list.yaml').write_text('[1, 2]\n')
-    done = call('hybrid_calibrate.py', '-c', 'run', *options, cwd=tmp_path)
-    assert done.code in (1, 2) and expected in done.err and 'Traceback' not in done.err
-    assert not (tmp_path / 'run').exists()
-
-
 # ---- experiments
 
 def test_an_ideal_engine_predicts_what_the_digital_network_does(experiment, place):
@@ -225,28 +207,6 @@ def test_operands_are_collected_and_measurements_replayed(experiment, tmp_path):
     assert done.code == 1 and 'replay the images that they were collected on' in done.err
     done, _ = experiment('--collect', '0')
     assert done.code == 1 and '--collect 0' in done.err
-
-
-@pytest.mark.parametrize(('options', 'expected'), [
-    (('--images', '0'), 'at least 1'),
-    (('--layers', 'nothing'), "'nothing' is no layer; the network has 0 stem.conv, 1 blocks.0.depthwise"),
-    (('--layers', '4'), 'blocks.1.downsample.conv has an input that no quantizer put on a grid'),
-    (('--sweep', 'bits=3'), "the engine has no 'bits', it has rows, columns"),
-    (('--sweep', 'adc_bits=3,x'), "'x' is no whole number"),
-    (('--sweep', 'read_noise=a'), "'a' is no number"),
-    (('--sweep', 'adc_bits'), 'expected adc_bits=VALUE'),
-    (('--sweep', 'rows=128,4'), 'layer stem.conv: an array of 4 rows'),
-    (('--sweep', 'adc_bits=8,1'), 'adc_bits is 1'),
-    (('--sweep', 'rows=64', '--backend', 'ideal'), 'its products are exact'),
-    (('--calibration', 'missing.json'), 'missing.json: there is no such file'),
-    (('--calibration', 'run/args.json'), 'is no calibration'),
-    (('--resume', 'missing.pth.tar'), 'missing.pth.tar does not exist'),
-    (('--float_weights', 'missing.pth.tar'), 'missing.pth.tar does not exist'),
-])
-def test_an_experiment_refuses(experiment, options, expected):
-    done, results = experiment(*options)
-    assert done.code in (1, 2) and expected in done.err and 'Traceback' not in done.err, done.err
-    assert not results.exists()
 
 
 def test_the_linear_flow_and_its_float_weights(call, tmp_path):

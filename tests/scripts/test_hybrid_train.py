@@ -125,30 +125,6 @@ def test_epochs_without_evaluation_are_left_out(place, succeed):
     assert accuracies[0] == 'nan' and 'nan' not in accuracies[1:]
 
 
-def write(place, text):
-    (place / 'wrong.yaml').write_text(text)
-    return place / 'wrong.yaml'
-
-
-@pytest.mark.parametrize(('options', 'message'), [
-    (('--config', 'missing.yaml'), 'missing.yaml: there is no such file'),
-    (('--set', 'w_bit_widht=2'), 'did you mean w_bit_width'),
-    (('--set', 'mvm.rows=0'), 'the section mvm: '),
-    (('--set', 'mvm.raws=8'), 'the section mvm: '),
-    (('--set', 'arch=resnet20'), 'model.arch names a network and model.blocks describes another'),
-    (('--set', 'blocks=[[4, 4, 1], [8, 8, 1]]'), 'block 1 takes 8 channels, block 0 gives 4'),
-    (('--set', 'kernel_size=2'), 'kernel_size is 2: expected an odd number'),
-    (('--set', 'quantize_w_blocks=[5]'), 'there is no block 5, hybrid_cnn has 2 residual blocks'),
-    (('--strategy', '[4, 4]'), 'has 2 entries, hybrid_cnn has'),
-    (('--set', 'calibration_num=1437'), 'training images, which are 1437: give --set ptq.calibration_num=1436'),
-    (('--eval',), 'give the checkpoint to evaluate by --resume'),
-])
-def test_wrong_input_is_named_and_destroys_nothing(place, call, options, message):
-    done = call(SCRIPT, *TINY, *BITS, '--epochs', 1, '-c', 'wrong', *options, cwd=place)
-    assert done.code and message in done.err and 'Traceback' not in done.err
-    assert not (place / 'wrong').exists()
-
-
 def test_checkpoints_of_others_and_finished_ones_are_refused(run, call, place, tmp_path):
     folder, _ = run
     done = call(SCRIPT, *TINY[:8], '--resume', folder / 'experiment_data/q_model/model.pth.tar', cwd=place)

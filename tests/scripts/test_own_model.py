@@ -127,22 +127,6 @@ def test_measure_prices_both_strategies(searched, folder, own, succeed, read_jso
     assert cost == pytest.approx(about['cost'])
 
 
-@pytest.mark.parametrize(('text', 'words'), [
-    ('def build(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(768, 7))',
-     'has 7 outputs, the data have 10 classes'),
-    ('class Two(nn.Linear):\n    def forward(self, x):\n        y = super().forward(x.flatten(1))\n'
-     '        return y, y\ndef build(num_classes):\n    return Two(768, num_classes)',
-     'returns a tuple of 2 in evaluation mode; expected logits (N, classes)'),
-    ('def build():\n    return nn.Sequential(nn.Conv2d(1, 2, 3))', 'on two images of 3x16x16'),
-    ('def build():\n    return nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))', 'nothing to quantize'),
-])
-def test_what_does_not_fit_is_said_in_one_line(text, words, tmp_path, call):
-    (tmp_path / 'bad.py').write_text(f'from torch import nn\n{text}\n')
-    done = call('pretrain.py', '--model_file', 'bad.py:build', *RUN, '-c', 'run', cwd=tmp_path)
-    assert done.code == 1 and words in done.err and done.err.count('\n') == 1, done.err
-    assert done.err.startswith('error: bad: ') and not (tmp_path / 'run').exists()
-
-
 def test_data_of_ones_own_of_another_shape(tmp_path, succeed, call):
     files = ('--model_file', EXAMPLE.with_name('grey_model.py:build'), '--dataset_file',
              EXAMPLE.with_name('own_data.py:build'), '--workers', '0', '--device', 'cpu', '--train_batch', '64')

@@ -334,26 +334,6 @@ def test_float_weights_come_by_name_and_clips_begin_at_ten(succeed, place):
     assert all(ours[f'blocks.{i}.1.range'].item() == 10 for i in range(5))
 
 
-@pytest.mark.parametrize(('options', 'said'), [
-    (('--step', '0'), 'argument --step: 0 is too small'), (('--lam', '-3'), 'argument --lam: -3 is too small'),
-    (('--interval', '3'), 'argument --interval: invalid choice: 3'), (('--ratio', '1.5'), 'above 0 and at most 1'),
-    (('--ratio', '0.05'), 'a ratio of 0.05 lowers 0 of 10 quantizers at a time'),
-    (('--cost', '0.05'), '--cost 0.05 cannot be reached: 2 bits everywhere cost 0.0625'),
-    (('--k_bits', '1'), '--k_bits: the search starts from 1 bits, expected 2 to 8'),
-    (('--info', 'hessian'), "argument --info: invalid choice: 'hessian'"), (('--val_size', '5000', '--info', 'acc'),
-                                                                            'cannot be made of'),
-    (('--weights', 'nowhere.pt'), 'does not exist'), (('--num_layers', '20', '--arch', 'toynet'), 'give one of them'),
-])
-def test_bad_input_is_refused_by_name(options, said, refused, place):
-    assert said in refused(*TINY, *options, '--output', 'never')
-    assert not (place / 'never').exists()
-
-
-def test_a_checkpoint_of_another_network_is_refused(baseline, refused):
-    said = refused('--arch', 'preresnet20', *DATA, '--weights', baseline.checkpoint, '--output', 'never')
-    assert 'does not fit the model' in said and 'check --arch' in said
-
-
 # ---- names of the original
 
 @pytest.fixture(scope='module')

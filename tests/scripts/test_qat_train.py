@@ -327,32 +327,6 @@ def test_weight_bits_of_a_kmeans_search_and_uniform_bits(succeed, place):
     assert 'resnet20_projection, dorefa_symmetric weights, mpact activations' in done.out
 
 
-@pytest.mark.parametrize(('options', 'said'), [
-    ((), 'layer_wbit has 13 entries, toynet takes 5: 0 stem (conv); 1 blocks.0 (depthwise, expand, project); 2'),
-    (('--layer_wbit', '8x5'), 'layer_abit has 13 entries, toynet takes 5: 0 stem (image); 1 blocks.0 (stem.output'),
-    (('--layer_wbit', '8x5', '--layer_abit', '32,9x4'), 'layer_abit: entry 1 (blocks.0) is 9: expected 1 to 8 or 16'),
-    (('--layer_wbit', '8,a'), "argument --layer_wbit: 8,a: 'a' is no number of bits; expected a list like"),
-    (('--strategy', '[[8, 8], [4, 4]]'), 'the list given to --strategy has 2 entries, toynet has 10 quantizable'),
-    (('--strategy', 'uniform:9'), 'has weight bits 9'), (('--strategy', 'nowhere.json'), 'no such file'),
-    (('--strategy', '[4, 4]', '--input_bits', '9'), 'has 2 entries'), (('--strategy', 'resnet50'), 'has 54 entries'),
-    (('--strategy', str([4] * 10), '--input_bits', '9'), 'entry 0 (stem.conv) is 9: expected 1 to 8 or 16 bits'),
-    (('--arch', 'resnet20', *LISTS), 'resnet20 does not know the option header_channel, num_channel_list'),
-    (('--relu_after_add',), 'toynet does not know the option relu_after_add'),
-    (('--strides', '1'), 'toynet: strides has 1 entries, num_layer_list 2, num_channel_list 2'),
-    (('--alpha', '0'), '0 is out of range'), (('--act_quantizer', 'relu'), 'invalid choice'),
-    (('--opt', 'lion'), "invalid choice: 'lion'"),
-])
-def test_what_does_not_fit_is_refused(options, said, refused):
-    assert said in refused('qat_train.py', *TINY, *options, '-c', 'never')
-
-
-def test_a_network_without_entries_needs_a_strategy(refused):
-    options = ('--dataset', 'digits', '--image_size', '8', '--arch', 'resnet20', '--device', 'cpu', '-c', 'never')
-    assert 'the bits are missing: give --layer_wbit and --layer_abit, --strategy' in refused('qat_train.py', *options)
-    said = refused('qat_train.py', *options, '--layer_wbit', '8x9', '--layer_abit', '8x9')
-    assert 'resnet20 has no blocks that bit lists could belong to' in said
-
-
 # ---- configurations
 
 @pytest.fixture(scope='module')

@@ -50,16 +50,6 @@ def copied(home, tmp_path, kmeans_search, linear_search, pretrained, kmeans_fine
 
 # ---- how far a run is
 
-@pytest.mark.parametrize(('script', 'name', 'file', 'options', 'words'), [
-    (SEARCH, 'save/resnet20_digits_k', '', ('--train_episode', '2'), ['4 episodes', '--train_episode 2', 'at least 4']),
-    (TRAIN, 'float', 'checkpoint.pth.tar', ('--epochs', '1'), ['2 epochs', '--epochs 1', 'at least 2']),
-    (TUNE, 'tuned_k', 'checkpoint.pth.tar', ('--epochs', '1'), ['2 epochs', '--epochs 1']),
-])
-def test_fewer_than_are_done(copied, refused, script, name, file, options, words):
-    folder = copied(name)
-    refused(folder, words, script, '--resume', folder / file, *options)
-
-
 # ---- args.json
 
 @pytest.mark.parametrize(('change', 'words'), [
