@@ -49,12 +49,11 @@ def prepare_training(model, plan, images):
     norms, dsq = dict(foldable_batch_norms(model, images)), plan.of('dsq')
     for name, entry in dsq.weights.items():
         layer = _quantized(model, name)
-        layer.weight_quantizer = _on(layer.weight.device, model, _dsq(entry))
+        layer.set_quantizers(weight=_dsq(entry))
         if entry['fold'] and name in norms and type(layer) is QConv2d:
             start_folding(layer, model.get_submodule(norms[name]))
     for name, entry in dsq.inputs.items():
-        layer = _quantized(model, name)
-        layer.input_quantizer = _on(layer.weight.device, model, _dsq(entry))
+        _quantized(model, name).set_quantizers(input=_dsq(entry))
     for name, entry in dsq.activations.items():
         _behind(model, name, entry, _dsq(entry))
 
@@ -80,13 +79,11 @@ def place_after_training(model, plan):
     """Puts the ACIQ quantizers of a plan into a network after `fold`, in place; they are not calibrated yet."""
     aciq = plan.of('aciq')
     for name, entry in aciq.weights.items():
-        layer = _quantized(model, name)
         settings = {key: entry[key] for key in ('prior', 'per_channel', 'bit_alloc', 'bias_corr')}
-        layer.weight_quantizer = _on(layer.weight.device, model, ACIQWeightQuantizer(
-            entry['bits'], method=entry['clipping'], **settings))
+        quantizer = ACIQWeightQuantizer(entry['bits'], method=entry['clipping'], **settings)
+        _quantized(model, name).set_quantizers(weight=quantizer)
     for name, entry in aciq.inputs.items():
-        layer = _quantized(model, name)
-        layer.input_quantizer = _on(layer.weight.device, model, _aciq(entry))
+        _quantized(model, name).set_quantizers(input=_aciq(entry))
     for name, entry in aciq.activations.items():
         _behind(model, name, entry, _aciq(entry))
 
@@ -272,13 +269,9 @@ def _quantized(model, name):
 
 def _behind(model, name, entry, quantizer):
     """Replaces an activation function by itself and the quantizer of its output, under all the names in its entry."""
-    device = next(model.parameters()).device
-    module = QuantizedActivation(model.get_submodule(name), _on(device, model, quantizer)).train(model.training)
+    module = QuantizedActivation(model.get_submodule(name), quantizer.to(next(model.parameters()).device))
+    module.train(model.training)
     replace_module(model, entry.get('names', [name]), module)  # old plans have the first name only, and mean that
-
-
-def _on(device, model, quantizer):
-    return quantizer.to(device).train(model.training)
 
 
 def _dsq(entry):

@@ -10,12 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.network.hooks import batch_norms, evaluating, hooked, names_of, replace_module
 from lib.network.sync_batch_norm import SyncBatchNorm2d
-from lib.quantize.fold import fold_layer
+from lib.quantize.folding import fold_layer
 from lib.quantize.layers import QuantizedLayer
 
 # What folding knows; a subclass with a forward of its own may compute anything.
-LAYER_FORWARDS = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
-                                            nn.ConvTranspose3d, nn.Linear, QuantizedLayer)}
+LAYER_FORWARDS = {kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, QuantizedLayer)}
 NORM_FORWARDS = {_BatchNorm.forward, nn.SyncBatchNorm.forward, SyncBatchNorm2d.forward}
 
 

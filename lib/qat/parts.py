@@ -177,8 +177,8 @@ def quantize_parts(model, layer_wbit, layer_abit, quantizers, images, network='t
     for part, w_bit, a_bit in zip(parts, *lists, strict=True):
         layer = model.get_submodule(part.layer)
         if part.activation is None:
-            layer.weight_quantizer = quantizers.weight(w_bit)
-            layer.input_quantizer = quantizers.activation(a_bit, signed=layer.input_quantizer.signed)
+            layer.set_quantizers(quantizers.weight(w_bit),
+                                 quantizers.activation(a_bit, signed=layer.input_quantizer.signed))
         else:
             quantized_type(layer).convert(layer, weight_quantizer=quantizers.weight(w_bit), input_quantizer=Quantizer())
             replace_module(model, [part.activation], in_place_of_relu(quantizers, a_bit))

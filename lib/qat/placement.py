@@ -163,11 +163,8 @@ def quantize_layers(model, strategy, quantizers, images, *, input_bits=32):
     for i, ((name, layer), (w_bit, a_bit)) in enumerate(zip(layers.items(), pairs, strict=True)):
         for bits in (w_bit, a_bit):
             check_bits(32 if bits == -1 else bits, f'the strategy: entry {i} ({name})')
-        end = i in ends
-        layer.weight_quantizer = quantizers.weight(w_bit)
-        layer.input_quantizer = quantizers.activation(a_bit, signed=layer.input_quantizer.signed, end=end)
-        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
-            quantizer.to(layer.weight.device).train(layer.training)
+        layer.set_quantizers(quantizers.weight(w_bit),
+                             quantizers.activation(a_bit, signed=layer.input_quantizer.signed, end=i in ends))
     return pairs
 
 

@@ -7,10 +7,18 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from lib.quantize.quantizer import MAX_BITS, Affine, Quantizer, straight_through, whole
+from lib.quantize.quantizer import (
+    MAX_QUANTIZER_BITS,
+    Affine,
+    Quantizer,
+    check_choice,
+    straight_through,
+    while_active,
+    whole,
+)
 
 PRIORS = ('laplace', 'gauss')
-METHODS = ('minmax', 'aciq')
+CLIPPINGS = ('minmax', 'aciq')
 MAX_CHANNEL_BITS = 8
 ALLOCATED_BITS = 4  # the paper allocates bits up to this mean
 MEDIAN_SAMPLE = 2**20
@@ -35,8 +43,8 @@ def aciq_constant(bits: int, prior: str = 'laplace', one_sided: bool = False) ->
     Raises:
         ValueError: bits out of range, or another prior.
     """
-    if not isinstance(bits, Integral) or isinstance(bits, bool) or not 1 <= bits <= MAX_BITS:
-        raise ValueError(f'bits is {bits!r}; expected 1..{MAX_BITS}')
+    if not isinstance(bits, Integral) or isinstance(bits, bool) or not 1 <= bits <= MAX_QUANTIZER_BITS:
+        raise ValueError(f'bits is {bits!r}; expected 1..{MAX_QUANTIZER_BITS}')
     check_choice('prior', prior, PRIORS)
     return _optimum(int(bits) + bool(one_sided), prior)
 
@@ -124,18 +132,12 @@ class ACIQWeightQuantizer(Quantizer):
         ValueError: another method or prior, or `bit_alloc` without `per_channel`.
     """
 
-    def __init__(
-        self,
-        bits: int | None = None,
-        *,
-        method: str = 'minmax',
-        prior: str = 'laplace',
-        per_channel: bool = False,
-        bit_alloc: bool = False,
-        bias_corr: bool = True,
-    ):
+    shown = ('bits', 'method', 'prior', 'per_channel', 'bit_alloc', 'bias_corr')
+
+    def __init__(self, bits: int | None = None, *, method: str = 'minmax', prior: str = 'laplace',
+                 per_channel: bool = False, bit_alloc: bool = False, bias_corr: bool = True):
         super().__init__(bits)
-        check_choice('method', method, METHODS)
+        check_choice('method', method, CLIPPINGS)
         check_choice('prior', prior, PRIORS)
         if bit_alloc and not per_channel:
             raise ValueError('bit_alloc gives each output channel bits of its own: set per_channel, too')
@@ -145,10 +147,9 @@ class ACIQWeightQuantizer(Quantizer):
             self.register_buffer(name, torch.zeros(1))
         for name in ('widths', 'found_bits'):
             self.register_buffer(name, torch.zeros(1, dtype=torch.int64))
-        self._map_is_found = False  # spares a device-to-host copy of `found_bits` in every forward
 
     def bits_changed(self):
-        self._map_is_found = False
+        self.is_found = False
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -161,27 +162,25 @@ class ACIQWeightQuantizer(Quantizer):
         if self.active:
             self._find_map(x)
 
-    @torch.no_grad()
+    @while_active
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.check_active()
         raise ValueError('ACIQ weights are scale * code + shift, no multiples of a scale; use to_affine')
 
-    @torch.no_grad()
+    @while_active
     def to_affine(self, x: Tensor) -> Affine:
         """Return codes, scale and zero point; `bits` is the largest width of a channel, 1 at least.
 
         What is a constant v has the codes 0, the scale |v| and the zero point -sign(v), or 1 and 0 for v = 0.
         """
-        self.check_active()
         codes = self._codes(x)
         return shifted_affine(codes, self.scale, self.shift, max(int(self.widths.max()), 1))
 
     def _codes(self, weight: Tensor) -> Tensor:
         """Return codes as floats in a new tensor."""
-        if not self._map_is_found:
+        if not self.is_found:
             if self.found_bits.item() != self.bits:
                 self._find_map(weight)
-            self._map_is_found = True
+            self.is_found = True
         if self.step.numel() not in (1, len(weight)):
             raise ValueError(f'the map has {self.step.numel()} channels and the weight {len(weight)}: calibrate')
         return shifted_codes(weight, self.step, self.offset, 2**self.widths - 1)
@@ -201,7 +200,7 @@ class ACIQWeightQuantizer(Quantizer):
             scale = torch.where(code_norm > 0, norm / code_norm, step)
             self._store(weight, scale=scale, shift=mean - scale * mean_code)
         self.found_bits.fill_(self.bits)
-        self._map_is_found = True
+        self.is_found = True
 
     def _channel_bits(self, rows: Tensor) -> Tensor:
         if self.bit_alloc and self.bits <= ALLOCATED_BITS:
@@ -231,17 +230,6 @@ class ACIQWeightQuantizer(Quantizer):
             if saved is not None and saved.shape != buffer.shape:  # another number of channels than found so far
                 setattr(self, name, buffer.new_zeros(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._map_is_found = False
-
-    def extra_repr(self) -> str:
-        return (f'{super().extra_repr()}, method={self.method!r}, prior={self.prior!r}, '
-                f'per_channel={self.per_channel}, bit_alloc={self.bit_alloc}, bias_corr={self.bias_corr}')
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]):
-    """Raise ValueError unless `value` of the option `name` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f'{name} is {value!r}; expected one of {", ".join(choices)}')
 
 
 def center_and_spread(rows: Tensor, prior: str) -> tuple[Tensor, Tensor]:

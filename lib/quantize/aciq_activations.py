@@ -5,8 +5,17 @@ import math
 import torch
 from torch import Tensor
 
-from lib.quantize.aciq import METHODS, PRIORS, aciq_constant, center_and_spread, check_choice
-from lib.quantize.quantizer import Affine, Grid, SignedQuantizer, signs, straight_through, whole
+from lib.quantize.aciq import CLIPPINGS, PRIORS, aciq_constant, center_and_spread
+from lib.quantize.quantizer import (
+    Affine,
+    Grid,
+    SignedQuantizer,
+    check_choice,
+    signs,
+    straight_through,
+    while_active,
+    whole,
+)
 
 CENTERS = ('none', 'mean')
 SPREADS = ('after_relu', 'before_relu')
@@ -45,25 +54,17 @@ class ACIQActivationQuantizer(SignedQuantizer):
         ValueError: another prior, center, spread or method.
     """
 
-    def __init__(
-        self,
-        bits: int | None = None,
-        *,
-        prior: str = 'laplace',
-        signed: bool | None = None,
-        center: str = 'none',
-        spread: str = 'after_relu',
-        method: str = 'aciq',
-    ):
+    shown = ('bits', 'method', 'prior', 'signed', 'center', 'spread')
+
+    def __init__(self, bits: int | None = None, *, prior: str = 'laplace', signed: bool | None = None,
+                 center: str = 'none', spread: str = 'after_relu', method: str = 'aciq'):
         super().__init__(bits)
-        check_choice('method', method, METHODS)
-        check_choice('prior', prior, PRIORS)
-        check_choice('center', center, CENTERS)
-        check_choice('spread', spread, SPREADS)
+        for name, value, choices in (('method', method, CLIPPINGS), ('prior', prior, PRIORS),
+                                     ('center', center, CENTERS), ('spread', spread, SPREADS)):
+            check_choice(name, value, choices)
         self.method, self.prior, self.center, self.spread, self.signed = method, prior, center, spread, signed
         self.register_buffer('clip', torch.zeros(1))
         self.register_buffer('middle', torch.zeros(1))
-        self._clip_is_found = False  # spares a device-to-host copy of the clip in every forward
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         self._prepare(x)
@@ -74,13 +75,12 @@ class ACIQActivationQuantizer(SignedQuantizer):
             return quantized
         return straight_through(x.clamp(*self._range()).to(x.dtype), quantized)
 
-    @torch.no_grad()
+    @while_active
     def statistics(self, x: Tensor) -> tuple[float, float]:
         """Return (clip, middle) for one batch `x`; the sign is found, or corrected, as by `calibrate`.
 
         The median of more than 2^20 values is that of a regular sample.
         """
-        self.check_active()
         self.correct_sign(x)
         return self._statistics(x)
 
@@ -91,7 +91,7 @@ class ACIQActivationQuantizer(SignedQuantizer):
             raise ValueError(f'clip is {clip!r} and middle {middle!r}: expected a clip of at least 0, both finite')
         self.clip.fill_(clip)
         self.middle.fill_(middle)
-        self._clip_is_found = False
+        self.is_found = False
 
     def calibrate(self, x: Tensor, *, method: str = 'kl', cap: float | None = None, grow: bool = False):
         """Set the range from one batch `x`, whatever the method; `cap` limits the clip.
@@ -106,25 +106,22 @@ class ACIQActivationQuantizer(SignedQuantizer):
         if not grow or clip > self.clip.item():
             self.set_clip(clip, middle)
 
-    @torch.no_grad()
+    @while_active
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.check_active()
         self._prepare(x)
         codes, step, zero = self._codes(x)
         if self.signed and self.bits == 1:
             return whole(codes.mul_(2).sub_(1)), step / 2
         return whole(codes.sub_(zero)), step
 
-    @torch.no_grad()
+    @while_active
     def to_affine(self, x: Tensor) -> Affine:
-        self.check_active()
         self._prepare(x)
         codes, step, zero = self._codes(x)
         return Affine(whole(codes, torch.int64), step.double(), zero.double(), self.bits)
 
-    @torch.no_grad()
+    @while_active
     def grid(self) -> Grid:
-        self.check_active()
         if self.signed is None or self.clip.item() == 0:
             raise ValueError('the clip is not known yet: calibrate, or run the network once')
         if self.signed and self.bits == 1:
@@ -135,10 +132,10 @@ class ACIQActivationQuantizer(SignedQuantizer):
     def _prepare(self, x: Tensor):
         """Find the sign and the clip in `x` if need be."""
         self._find_sign(x)
-        if not self._clip_is_found:
+        if not self.is_found:
             if self.clip.item() == 0:
                 self.set_clip(*self._statistics(x))
-            self._clip_is_found = self.clip.item() > 0
+            self.is_found = self.clip.item() > 0
 
     @torch.no_grad()
     def _statistics(self, x: Tensor) -> tuple[float, float]:
@@ -189,14 +186,6 @@ class ACIQActivationQuantizer(SignedQuantizer):
             return signs(x).add_(1).div_(2).to(step.dtype), step, zero
         codes = (x / torch.where(step > 0, step, torch.inf)).round_().add_(zero)
         return codes.clamp_(0, 2**self.bits - 1), step, zero
-
-    def _load_from_state_dict(self, *args):
-        super()._load_from_state_dict(*args)
-        self._clip_is_found = False
-
-    def extra_repr(self) -> str:
-        return (f'{super().extra_repr()}, method={self.method!r}, prior={self.prior!r}, signed={self.signed}, '
-                f'center={self.center!r}, spread={self.spread!r}')
 
 
 def _spread_before_relu(values: Tensor, prior: str) -> float:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lib.quantize.linear import choose_scale, max_code, quantize
 from lib.quantize.pact import MIN_ALPHA, PACTActivationQuantizer
-from lib.quantize.quantizer import Grid, Quantizer, signs, straight_through, whole
+from lib.quantize.quantizer import Grid, Quantizer, signs, straight_through, while_active, whole
 
 
 class DoReFaWeightQuantizer(Quantizer):
@@ -25,6 +25,8 @@ class DoReFaWeightQuantizer(Quantizer):
         symmetric: 2^k - 1 levels instead of 2^k.
     """
 
+    shown = ('bits', 'symmetric')
+
     def __init__(self, bits: int | None = None, *, symmetric: bool = False):
         super().__init__(bits)
         self.symmetric = symmetric
@@ -38,9 +40,8 @@ class DoReFaWeightQuantizer(Quantizer):
             quantized = codes.mul_(scale)
         return straight_through(squashed, quantized)
 
-    @torch.no_grad()
+    @while_active
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.check_active()
         if self.bits == 1:
             return whole(signs(x)), x.abs().mean().reshape(1)
         codes, scale = self._codes(_squash(x))
@@ -53,9 +54,6 @@ class DoReFaWeightQuantizer(Quantizer):
         if self.symmetric:
             return squashed.mul(top).round_(), scale
         return squashed.mul(top / 2).add_(top / 2).round_().mul_(2).sub_(top), scale
-
-    def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, symmetric={self.symmetric}'
 
 
 def _squash(weight: Tensor) -> Tensor:
@@ -77,6 +75,8 @@ class DoReFaActivationQuantizer(PACTActivationQuantizer):
     Raises:
         ValueError: the factor is not in (0, 1000].
     """
+
+    shown = ('bits', 'signed', 'rescale')
 
     def __init__(self, bits: int | None = None, *, factor: float = 0.1, rescale: bool = True):
         if not 0 < factor <= 1 / MIN_ALPHA:
@@ -101,6 +101,3 @@ class DoReFaActivationQuantizer(PACTActivationQuantizer):
     def grid(self) -> Grid:
         grid = super().grid()
         return grid if self.rescale else grid._replace(scale=1 / grid.high)
-
-    def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, rescale={self.rescale}'

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantize.pact import held_positive
-from lib.quantize.quantizer import Affine, Grid, Quantizer, whole
+from lib.quantize.quantizer import Affine, Grid, Quantizer, check_choice, while_active, whole
 
 BOUNDS = ('fixed', 'minmax')
 MIN_SLOPE = 0.01
@@ -58,21 +58,13 @@ class DSQQuantizer(Quantizer):
         ValueError: another word for `bounds`, bounds that are not finite or not in order, a slope of 0 or less.
     """
 
-    def __init__(
-        self,
-        bits: int | None = None,
-        *,
-        bounds: str = 'fixed',
-        lower: float | None = None,
-        upper: float | None = None,
-        slope: float = 5.0,
-        learn_lower: bool = False,
-        learn_upper: bool = False,
-        learn_slope: bool = False,
-    ):
+    shown = ('bits', 'bounds', 'learn_lower', 'learn_upper', 'learn_slope')
+
+    def __init__(self, bits: int | None = None, *, bounds: str = 'fixed', lower: float | None = None,
+                 upper: float | None = None, slope: float = 5.0, learn_lower: bool = False, learn_upper: bool = False,
+                 learn_slope: bool = False):
         super().__init__(bits)
-        if bounds not in BOUNDS:
-            raise ValueError(f'bounds is {bounds!r}; expected one of {", ".join(BOUNDS)}')
+        check_choice('bounds', bounds, BOUNDS)
         if not 0 < slope < math.inf:
             raise ValueError(f'slope is {slope!r}: expected more than 0')
         self.bounds = bounds
@@ -81,7 +73,6 @@ class DSQQuantizer(Quantizer):
         self.lower = nn.Parameter(torch.full((1,), float(lower)))
         self.upper = nn.Parameter(torch.full((1,), float(upper)))
         self.slope = nn.Parameter(torch.full((1,), float(slope)))
-        self._bounds_are_found = False  # spares a device-to-host copy of the bounds in every forward
         self.bits_changed()
 
     def _initial_bounds(self, lower: float | None, upper: float | None) -> tuple[float, float]:
@@ -113,38 +104,29 @@ class DSQQuantizer(Quantizer):
             self._bounds_in_use(x)
 
     @torch.no_grad()
-    def clamp_(
-        self,
-        *,
-        slope: tuple[float, float] | None = None,
-        lower: tuple[float, float] | None = None,
-        upper: tuple[float, float] | None = None,
-    ):
-        """Clamp what is learned to these (least, largest) values, in place: the guard after an optimizer's step."""
-        for name, limits in (('slope', slope), ('lower', lower), ('upper', upper)):
+    def clamp_(self, **limits_of: tuple[float, float]):
+        """Clamp learned `lower`, `upper` and `slope` to (least, largest), in place, after a step of the optimizer."""
+        for name, limits in limits_of.items():
             parameter = getattr(self, name)
-            if limits is not None and getattr(self, f'learn_{name}'):
+            if getattr(self, f'learn_{name}'):
                 parameter.copy_(torch.where(parameter.isinf(), parameter, parameter.clamp(*limits)))
 
-    @torch.no_grad()
+    @while_active
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (int32 codes, scale); ValueError where the lower bound is not 0."""
-        self.check_active()
         codes, lower, step = _codes(x, *self._bounds_in_use(x), self.bits)
         if lower.item() != 0:
             raise ValueError(f'the lower bound is {lower.item():g}: levels are no multiples of a scale; use to_affine')
         return whole(codes), step
 
-    @torch.no_grad()
+    @while_active
     def to_affine(self, x: Tensor) -> Affine:
-        self.check_active()
         codes, lower, step = _codes(x, *self._bounds_in_use(x), self.bits)
         scale = step.double()
         return Affine(whole(codes, torch.int64), scale, -lower.double() / scale, self.bits)
 
-    @torch.no_grad()
+    @while_active
     def grid(self) -> Grid:
-        self.check_active()
         if self.bounds != 'fixed':
             raise ValueError("the bounds are 'minmax', those of each tensor: there is no one map for all tensors")
         lower, _, step = _range(self.lower, self.upper, self.bits)
@@ -154,10 +136,10 @@ class DSQQuantizer(Quantizer):
 
     def _bounds_in_use(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return lower and upper bound, of shape [1], for the tensor `x`."""
-        if self.bounds == 'fixed' or (self._bounds_are_found and self.learn_lower and self.learn_upper):
+        if self.bounds == 'fixed' or (self.is_found and self.learn_lower and self.learn_upper):
             return self.lower, self.upper
         low, high = (bound.reshape(1) for bound in torch.aminmax(x.detach()))
-        if not self._bounds_are_found:
+        if not self.is_found:
             self._find_bounds(low, high)
         return self.lower if self.learn_lower else low, self.upper if self.learn_upper else high
 
@@ -165,15 +147,7 @@ class DSQQuantizer(Quantizer):
     def _find_bounds(self, low: Tensor, high: Tensor):
         for bound, value in ((self.lower, low), (self.upper, high)):
             bound.copy_(torch.where(bound.isinf(), value, bound))
-        self._bounds_are_found = True
-
-    def _load_from_state_dict(self, *args):
-        super()._load_from_state_dict(*args)
-        self._bounds_are_found = False
-
-    def extra_repr(self) -> str:
-        learned = [name for name in ('lower', 'upper', 'slope') if getattr(self, f'learn_{name}')]
-        return f'{super().extra_repr()}, bounds={self.bounds!r}, learned={learned}'
+        self.is_found = True
 
 
 def _range(lower: Tensor, upper: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ from copy import deepcopy
 from functools import cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,7 +17,7 @@ from lib.quantize.quantizer import Quantizer
 HISTORIC_KEYS = {'weight_range': 'weight_quantizer', 'activation_range': 'input_quantizer'}
 
 
-class Calibration(NamedTuple):
+class RangeChoice(NamedTuple):
     """How a layer chooses its ranges: `method` as in `find_range`; `cap`, an upper limit of the input's range.
 
     `again` is set once the layer was called: a layer that is called several times takes the largest of its ranges.
@@ -41,22 +42,15 @@ class QuantizedLayer(nn.Module):
         *args, **kwargs: those of the float layer.
     """
 
-    def __init__(
-        self,
-        *args,
-        w_bit: int | None = None,
-        a_bit: int | None = None,
-        weight_quantizer: Quantizer | None = None,
-        input_quantizer: Quantizer | None = None,
-        **kwargs,
-    ):
+    def __init__(self, *args, w_bit: int | None = None, a_bit: int | None = None,
+                 weight_quantizer: Quantizer | None = None, input_quantizer: Quantizer | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self._add_quantizers(w_bit, a_bit, weight_quantizer, input_quantizer)
 
     def _add_quantizers(self, w_bit=None, a_bit=None, weight_quantizer=None, input_quantizer=None):
         self.weight_quantizer = LinearWeightQuantizer() if weight_quantizer is None else weight_quantizer
         self.input_quantizer = LinearActivationQuantizer() if input_quantizer is None else input_quantizer
-        self.calibration: Calibration | None = None
+        self.calibration: RangeChoice | None = None
         if w_bit is not None:
             self.w_bit = w_bit
         if a_bit is not None:
@@ -96,9 +90,16 @@ class QuantizedLayer(nn.Module):
         device = layer.weight.device
         layer.__class__ = cls if type(layer) is cls.float_type else _mixed(cls, type(layer))
         layer._add_quantizers(**quantization)
-        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
-            quantizer.to(device).train(layer.training)
+        layer.set_quantizers(layer.weight_quantizer, layer.input_quantizer, device)
         return layer
+
+    def set_quantizers(self, weight: Quantizer | None = None, input: Quantizer | None = None,
+                       device: torch.device | None = None) -> None:
+        """Put in other quantizers, where not None, on the layer's device and in its mode."""
+        device = self.weight.device if device is None else device
+        for name, quantizer in (('weight_quantizer', weight), ('input_quantizer', input)):
+            if quantizer is not None:
+                setattr(self, name, quantizer.to(device).train(self.training))
 
     @property
     def w_bit(self) -> int | None:
@@ -157,7 +158,7 @@ class QLinear(QuantizedLayer, nn.Linear):
         return F.linear(input, weight, self.bias)
 
 
-OWN_NAMES = ('w_bit', 'a_bit', 'weight_quantizer', 'input_quantizer', 'calibration', 'compute')
+OWN_NAMES = ('w_bit', 'a_bit', 'weight_quantizer', 'input_quantizer', 'set_quantizers', 'calibration', 'compute')
 
 
 @cache
@@ -199,16 +200,15 @@ def is_calibrating(module: nn.Module) -> bool:
 
 
 @contextmanager
-def calibrating(
-    module: nn.Module, *, method: str = 'kl', cap: float | None = None, cache: dict | None = None
-) -> Iterator[bool]:
+def calibrating(module: nn.Module, *, method: str = 'kl', cap: float | None = None, cache: dict | None = None
+                ) -> Iterator[bool]:
     """Within this context every forward of `module` runs in float and sets the ranges of its quantized layers.
 
     Put the module in eval mode first: in training mode a calibration batch also moves BatchNorm statistics. Gives
     whether any range is still to be found, that is, whether a forward is needed.
 
     Args:
-        method, cap: see `Calibration`.
+        method, cap: see `RangeChoice`.
         cache: what earlier calibrations of the same weights on the same batch found, by layer, quantizer and bits (a
             search comes back to them in every episode); it is used and added to.
     """
@@ -222,7 +222,7 @@ def calibrating(
         for which in known:
             quantizers[which].load_state_dict(states[keys[which]])
         missing += [(keys[which], quantizer) for which, quantizer in quantizers.items() if which not in known]
-        layer.calibration = Calibration(method, cap, known=known)
+        layer.calibration = RangeChoice(method, cap, known=known)
     try:
         yield bool(missing)
         states.update({key: deepcopy(quantizer.state_dict()) for key, quantizer in missing})

@@ -7,9 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantize.blocks import blocks, dense, like
-from lib.quantize.calibrate import find_range
-from lib.quantize.kl import find_bounds, max_range
-from lib.quantize.quantizer import Grid, Quantizer, SignedQuantizer, signs, straight_through, whole
+from lib.quantize.quantizer import (
+    Grid,
+    Quantizer,
+    SignedQuantizer,
+    check_choice,
+    signs,
+    straight_through,
+    while_active,
+    whole,
+)
+from lib.quantize.ranges import find_bounds, find_range, max_range
 
 
 def max_code(bits: int, signed: bool) -> int:
@@ -70,7 +78,6 @@ class LinearWeightQuantizer(Quantizer):
     def __init__(self, bits: int | None = None):
         super().__init__(bits)
         self.register_buffer('range', torch.zeros(1))
-        self._range_is_set = False  # spares a device-to-host copy of the range in every forward
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         return straight_through(x, fake_quantize(x, self._scale(x.detach()), self.bits, signed=True))
@@ -85,26 +92,21 @@ class LinearWeightQuantizer(Quantizer):
             clip = find_range(x, self.bits, signed=True, method=method)
             clip = clip if cap is None else min(clip, cap)
             self.range.fill_(max(clip, self.range.item()) if grow else clip)
-            self._range_is_set = False
+            self.is_found = False
 
-    @torch.no_grad()
+    @while_active
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.check_active()
         scale = self._scale(x)
         return whole(quantize(x, scale, self.bits, signed=True)), scale
 
     def _scale(self, weight: Tensor) -> Tensor:
         if self.bits == 1:
             return weight.abs().mean().reshape(1)
-        if not self._range_is_set:
+        if not self.is_found:
             if self.range.item() <= 0:
                 self.range.fill_(max_range(weight))
-            self._range_is_set = self.range.item() > 0
+            self.is_found = self.range.item() > 0
         return choose_scale(self.range, self.bits, signed=True)
-
-    def _load_from_state_dict(self, *args):
-        super()._load_from_state_dict(*args)
-        self._range_is_set = False
 
 
 class LinearActivationQuantizer(SignedQuantizer):
@@ -132,18 +134,12 @@ class LinearActivationQuantizer(SignedQuantizer):
         range_gradient: 'clip' (faithful to HAQ) or 'exact'.
     """
 
-    def __init__(
-        self,
-        bits: int | None = None,
-        *,
-        signed: bool | None = None,
-        initial_range: float = 6.0,
-        trainable: bool = True,
-        range_gradient: str = 'clip',
-    ):
+    shown = ('bits', 'signed')
+
+    def __init__(self, bits: int | None = None, *, signed: bool | None = None, initial_range: float = 6.0,
+                 trainable: bool = True, range_gradient: str = 'clip'):
         super().__init__(bits)
-        if range_gradient not in ('clip', 'exact'):
-            raise ValueError(f"range_gradient is {range_gradient!r}; expected 'clip' or 'exact'")
+        check_choice('range_gradient', range_gradient, ('clip', 'exact'))
         self.signed = signed
         self.range_gradient = range_gradient
         self.range = nn.Parameter(torch.full((1,), float(initial_range)))
@@ -191,24 +187,19 @@ class LinearActivationQuantizer(SignedQuantizer):
         clip = clip if cap is None else min(clip, cap)
         self.range.fill_(max(clip, self.range.item()) if grow else clip)
 
-    @torch.no_grad()
+    @while_active
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.check_active()
         signed = self._find_sign(x)
         scale = choose_scale(self.clip(), self.bits, signed)
         return whole(quantize(x, scale, self.bits, signed)), scale
 
-    @torch.no_grad()
+    @while_active
     def grid(self) -> Grid:
-        self.check_active()
         if self.signed is None:
             raise ValueError('whether the input is signed is not known yet: calibrate, or run the network once')
         top, binary = max_code(self.bits, self.signed), self.signed and self.bits == 1
         step = choose_scale(self.clip(), self.bits, self.signed).item()
         return Grid(step, step, -top if self.signed else 0, top, binary)
-
-    def extra_repr(self) -> str:
-        return f'bits={self.bits}, signed={self.signed}'
 
 
 class _ClipAndRound(torch.autograd.Function):

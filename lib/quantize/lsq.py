@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.quantize.pact import held_positive
-from lib.quantize.quantizer import Grid, SignedQuantizer, signs, whole
+from lib.quantize.quantizer import Grid, SignedQuantizer, check_choice, signs, while_active, whole
 
 MIN_STEP = 1e-8
 
@@ -44,14 +44,14 @@ class LSQQuantizer(SignedQuantizer):
         ValueError: `per` is another word.
     """
 
+    shown = ('bits', 'signed', 'per')
+
     def __init__(self, bits: int | None = None, *, signed: bool | None = None, per: str = 'weights'):
         super().__init__(bits)
-        if per not in ('weights', 'features'):
-            raise ValueError(f"per is {per!r}; expected 'weights' or 'features'")
+        check_choice('per', per, ('weights', 'features'))
         self.per = per
         self.signed = True if signed is None and per == 'weights' else signed
         self.step = nn.Parameter(torch.zeros(1))
-        self._step_is_found = False  # spares a device-to-host copy of the step in every forward
         self.bits_changed()
 
     def bits_changed(self):
@@ -75,17 +75,15 @@ class LSQQuantizer(SignedQuantizer):
             step = self._initial_step(x)
             step = step if cap is None else min(step, cap / code_range(self.bits, self.signed)[1])
             self.step.fill_(max(step, abs(self.step.item())) if grow else step)
-            self._step_is_found = False
+            self.is_found = False
 
-    @torch.no_grad()
+    @while_active
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.check_active()
         step, signed = self._prepared(x)
         return whole(_codes(x, step, self.bits, signed)), step
 
-    @torch.no_grad()
+    @while_active
     def grid(self) -> Grid:
-        self.check_active()
         if self.signed is None or self.step.item() == 0:
             raise ValueError('the step is not known yet: calibrate, or run the network once')
         step = self._step_in_use().item()
@@ -94,11 +92,11 @@ class LSQQuantizer(SignedQuantizer):
     def _prepared(self, x: Tensor) -> tuple[Tensor, bool]:
         """Return the step in use and the sign, found in `x` if need be."""
         signed = self._find_sign(x)
-        if not self._step_is_found:
+        if not self.is_found:
             with torch.no_grad():
                 if self.step.item() == 0:
                     self.step.fill_(self._initial_step(x))
-                self._step_is_found = self.step.item() != 0
+                self.is_found = self.step.item() != 0
         return self._step_in_use(), signed
 
     def _step_in_use(self) -> Tensor:
@@ -116,13 +114,6 @@ class LSQQuantizer(SignedQuantizer):
     def _gradient_scale(self, x: Tensor) -> float:
         count = x.numel() if self.per == 'weights' else math.prod(x.shape[1:])
         return 1 / math.sqrt(count * code_range(self.bits, self.signed)[1])
-
-    def _load_from_state_dict(self, *args):
-        super()._load_from_state_dict(*args)
-        self._step_is_found = False
-
-    def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, signed={self.signed}, per={self.per!r}'
 
 
 def _codes(x: Tensor, step: Tensor, bits: int, signed: bool) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lib.quantize.linear import LinearActivationQuantizer
-from lib.quantize.quantizer import straight_through
+from lib.quantize.quantizer import check_choice, straight_through
 
 MIN_ALPHA = 1e-3
 GRADIENTS = {'paper': 'clip', 'ste': 'exact'}
@@ -42,17 +42,9 @@ class PACTActivationQuantizer(LinearActivationQuantizer):
         ValueError: alpha is below 0.001, or the gradient has another name.
     """
 
-    def __init__(
-        self,
-        bits: int | None = None,
-        *,
-        signed: bool = False,
-        alpha: float = 10.0,
-        trainable: bool = True,
-        gradient: str = 'paper',
-    ):
-        if gradient not in GRADIENTS:
-            raise ValueError(f'gradient is {gradient!r}; expected one of {", ".join(GRADIENTS)}')
+    def __init__(self, bits: int | None = None, *, signed: bool = False, alpha: float = 10.0, trainable: bool = True,
+                 gradient: str = 'paper'):
+        check_choice('gradient', gradient, GRADIENTS)
         if not MIN_ALPHA <= alpha < math.inf:
             raise ValueError(f'alpha is {alpha!r}: expected a clip of at least {MIN_ALPHA}')
         super().__init__(bits, signed=signed, initial_range=alpha, trainable=trainable,

@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Callable, Collection
+from functools import wraps
 from numbers import Integral
 from typing import NamedTuple
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-MAX_BITS = 16
+MAX_QUANTIZER_BITS = 16
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -42,6 +44,24 @@ def whole(codes: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
         raise ValueError(f'{int(codes.isnan().sum())} of {codes.numel()} values to be quantized to integers are NaN: '
                          'no code stands for them; look for where the network diverged')
     return codes.to(dtype)
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise ValueError unless `value` of the option `name` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f'{name} is {value!r}; expected one of {", ".join(choices)}')
+
+
+def while_active(method: Callable) -> Callable:
+    """Let a method of a quantizer run without gradients, and raise ValueError while the quantizer is not active."""
+    @wraps(method)
+    def checked(quantizer, *args):
+        if not quantizer.active:
+            raise ValueError(f'bits is {quantizer.bits}: a float tensor has no integer codes; set bits to 1..'
+                             f'{MAX_QUANTIZER_BITS} first')
+        with torch.no_grad():
+            return method(quantizer, *args)
+    return checked
 
 
 class Grid(NamedTuple):
@@ -81,11 +101,18 @@ class Quantizer(nn.Module):
     it stays NaN, and has no code.
 
     A subclass defines `fake_quantize` and `to_int`, and `calibrate` if it has something to find in the data.
+
+    Attributes:
+        shown: names of the attributes that `repr` shows.
+        is_found: what is to be found in the data was found: it spares a device-to-host copy in every forward. Reset
+            whenever a state dict is loaded.
     """
+
+    shown: tuple[str, ...] = ('bits',)
 
     def __init__(self, bits: int | None = None):
         super().__init__()
-        self._bits = _checked_bits(bits)
+        self._bits, self.is_found = _checked_bits(bits), False
 
     @property
     def bits(self) -> int | None:
@@ -125,7 +152,7 @@ class Quantizer(nn.Module):
         """
         raise NotImplementedError
 
-    @torch.no_grad()
+    @while_active
     def to_affine(self, x: Tensor) -> Affine:
         """Return `self(x)` as codes that are never negative; ValueError while not `active`.
 
@@ -146,18 +173,13 @@ class Quantizer(nn.Module):
         """Return the map from x to codes, where it is the same for every x; ValueError while not `active`."""
         raise NotImplementedError
 
-    def check_active(self):
-        if not self.active:
-            raise ValueError(
-                f'bits is {self.bits}: a float tensor has no integer codes; set bits to 1..{MAX_BITS} first'
-            )
-
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs):
         missing_keys = []  # a float network's state dict has none of ours
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        self.is_found = False
 
     def extra_repr(self) -> str:
-        return f'bits={self.bits}'
+        return ', '.join(f'{name}={getattr(self, name)!r}' for name in self.shown)
 
 
 class SignedQuantizer(Quantizer):
@@ -198,6 +220,7 @@ def _checked_bits(bits: int | None) -> int | None:
     if bits is None:
         return None
     is_integer = isinstance(bits, Integral) and not isinstance(bits, bool)
-    if is_integer and (bits == -1 or 1 <= bits <= MAX_BITS or bits >= 32):
+    if is_integer and (bits == -1 or 1 <= bits <= MAX_QUANTIZER_BITS or bits >= 32):
         return int(bits)
-    raise ValueError(f'bits is {bits!r}; expected 1..{MAX_BITS}, or None, -1 or at least 32 for a float tensor')
+    raise ValueError(f'bits is {bits!r}; expected 1..{MAX_QUANTIZER_BITS}, or None, -1 or at least 32 for a float '
+                     'tensor')

@@ -13,10 +13,9 @@ from benchmarks import straightforward
 from lib.env.linear_quantize_env import LinearQuantizeEnv
 from lib.env.quantize_env import QuantizeEnv
 from lib.network.records import profile_layers
-from lib.quantize.calibrate import find_range
-from lib.quantize.kl import kl_threshold
 from lib.quantize.kmeans import CentroidTrainer, Codebook, fit_codebook
 from lib.quantize.linear import LinearActivationQuantizer, LinearWeightQuantizer
+from lib.quantize.ranges import find_range, kl_threshold
 from lib.rl.ddpg import DDPG, truncated_normal
 from lib.simulator import budget
 from lib.simulator.budget import Constraint

@@ -314,7 +314,7 @@ def test_linear_layers_and_their_dimensions():
 def test_transposed_convolutions_and_norms_without_statistics():
     images = torch.randn(3, 4, 6, 6)
     kinds = (lambda *sizes: nn.ConvTranspose2d(4, 4, 3, groups=2), lambda size: nn.BatchNorm2d(size, affine=False))
-    assert fold_and_compare(with_statistics(Own(straight, kinds), images), images) == [('c.0', 'n.0')]
+    assert fold_and_compare(with_statistics(Own(straight, kinds), images), images) == []
     kinds = (nn.Conv2d, lambda size: nn.BatchNorm2d(size, track_running_stats=False))
     assert fold_batch_norms(Own(straight, kinds), images) == []
 

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from lib.quantize import calibrate, kl
-from lib.quantize.calibrate import find_range, mse_range
-from lib.quantize.kl import kl_threshold, max_range
+from lib.quantize import ranges
 from lib.quantize.linear import choose_scale, fake_quantize
+from lib.quantize.ranges import find_range, kl_threshold, max_range, mse_range
 
 SAMPLERS = {
     'normal': lambda rng, n: rng.normal(size=n),
@@ -69,9 +68,9 @@ HISTOGRAMS = {
 @pytest.mark.parametrize('name', HISTOGRAMS)
 @pytest.mark.parametrize('levels', [1, 2, 4, 8])
 def test_bounds_are_below_the_distances_and_lose_none(name, levels, monkeypatch):
-    monkeypatch.setattr(kl, 'FEW_BINS', 0)
+    monkeypatch.setattr(ranges, 'FEW_BINS', 0)
     counts = HISTOGRAMS[name](np.random.default_rng(3))
-    distances = kl._Distances(torch.from_numpy(counts / counts.sum()).cumsum(0), levels)
+    distances = ranges._Distances(torch.from_numpy(counts / counts.sum()).cumsum(0), levels)
     exact, bounds = distances.of(distances.thresholds), distances.bounds()
     assert (bounds <= exact * (1 + 1e-9) + 1e-12).all()
     assert (bounds > 0.1 * exact).float().mean() > 0.5  # not the trivial ones
@@ -79,7 +78,7 @@ def test_bounds_are_below_the_distances_and_lose_none(name, levels, monkeypatch)
 
 
 def test_kl_threshold_with_too_many_bins_uses_wider_ones(monkeypatch):
-    monkeypatch.setattr(kl, 'MAX_BINS', 60)
+    monkeypatch.setattr(ranges, 'MAX_BINS', 60)
     x = sample('laplace', 10_000)
     threshold, width = threshold_by_loop(x, 3, bins=60)
     assert kl_threshold(x, 3) / width == pytest.approx(threshold, abs=1e-4)
@@ -88,14 +87,14 @@ def test_kl_threshold_with_too_many_bins_uses_wider_ones(monkeypatch):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_values_at_the_edges_of_bins_are_counted_exactly(dtype):
     rng = np.random.default_rng(0)
-    for bins in (*rng.integers(2, kl.MAX_BINS, 12).tolist(), 4096, kl.MAX_BINS):
+    for bins in (*rng.integers(2, ranges.MAX_BINS, 12).tolist(), 4096, ranges.MAX_BINS):
         top = torch.tensor(rng.exponential(), dtype=dtype)
         edges = (torch.arange(bins + 1) * (top.double() / bins)).to(dtype)
         x = torch.cat([edges, *(torch.nextafter(edges, torch.full_like(edges, to)) for to in (0, math.inf)), top[None]])
         x = x[x <= top]
         exact = [min(Fraction(value) * bins // Fraction(top.item()), bins - 1) for value in x.tolist()]
         exact = torch.bincount(torch.tensor(exact), minlength=bins).double()
-        assert torch.equal(kl._histogram(x, bins, top.item()), exact)
+        assert torch.equal(ranges._histogram(x, bins, top.item()), exact)
 
 
 def test_kl_threshold_of_few_values_is_the_maximum():
@@ -139,7 +138,7 @@ def test_mse_range_of_one_signed_bit_is_the_mean():
 def test_mse_range_from_a_sample(monkeypatch):
     x = sample('laplace', 40_000)
     whole = mse_range(x, 4, True)
-    monkeypatch.setattr(calibrate, 'MSE_SAMPLE', 10_000)
+    monkeypatch.setattr(ranges, 'MSE_SAMPLE', 10_000)
     assert mse_range(x, 4, True) == pytest.approx(whole, rel=0.05)
     assert mse_range(x, 4, True) != whole
 
@@ -161,6 +160,6 @@ def test_refuses_what_has_no_range():
     with pytest.raises(ValueError, match='empty'):
         kl_threshold(torch.empty(0), 4)
     for bad in (float('nan'), float('inf'), -float('inf')):
-        for method in calibrate.METHODS:
+        for method in ranges.METHODS:
             with pytest.raises(ValueError, match='finite'):
                 find_range(torch.tensor([1.0, bad]), 3, signed=True, method=method)

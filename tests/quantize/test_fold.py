@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from lib.quantize import QConv2d, QLinear
-from lib.quantize.fold import fold_batch_norm, fold_layer, folded_parameters
+from lib.quantize.folding import fold_batch_norm, fold_layer, folded_parameters
 
 NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 LAYERS = [
@@ -18,8 +18,6 @@ LAYERS = [
     lambda bias: (nn.Conv2d(4, 8, (3, 2), stride=2, groups=4, bias=bias), (2, 4, 7, 7)),
     lambda bias: (nn.Conv2d(4, 5, 3, padding=1, padding_mode='reflect', bias=bias), (2, 4, 7, 7)),
     lambda bias: (nn.Conv3d(2, 3, 2, bias=bias), (2, 2, 4, 4, 4)),
-    lambda bias: (nn.ConvTranspose1d(4, 6, 3, bias=bias), (2, 4, 5)),
-    lambda bias: (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, bias=bias), (2, 4, 5, 5)),
     lambda bias: (nn.Linear(5, 3, bias=bias), (4, 5)),
     lambda bias: (QConv2d(4, 6, 3, bias=bias), (2, 4, 7, 7)),
     lambda bias: (QLinear(5, 3, bias=bias), (4, 5)),
@@ -79,7 +77,7 @@ def test_agrees_with_torch():
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize('make', [LAYERS[2], LAYERS[6], LAYERS[7]])
+@pytest.mark.parametrize('make', [LAYERS[2], LAYERS[4], LAYERS[5]])
 def test_gradients_are_those_of_both_layers(make):
     layer, shape = make(True)
     norm = norm_after(layer, shape)
@@ -94,8 +92,8 @@ def test_gradients_are_those_of_both_layers(make):
 
 def test_gradient_with_respect_to_the_statistics():
     tensors = [torch.rand(*shape, dtype=torch.float64, requires_grad=True)
-               for shape in ((4, 3, 2), (6,), (6,), (6,), (6,), (6,))]
-    assert torch.autograd.gradcheck(lambda *t: fold_batch_norm(*t, 0.1, transposed=True, groups=2), tensors)
+               for shape in ((6, 3, 2), (6,), (6,), (6,), (6,), (6,))]
+    assert torch.autograd.gradcheck(lambda *t: fold_batch_norm(*t, 0.1), tensors)
 
 
 def test_types_are_kept():
@@ -108,8 +106,8 @@ def test_types_are_kept():
 def test_refuses_what_cannot_be_folded():
     with pytest.raises(ValueError, match='6 output channels'):
         fold_layer(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(4))
-    with pytest.raises(ValueError, match='6 output channels'):
-        fold_layer(nn.ConvTranspose2d(4, 6, 1, groups=2), nn.BatchNorm2d(4))
+    with pytest.raises(ValueError, match='BatchNorm2d into a ConvTranspose2d'):
+        fold_layer(nn.ConvTranspose2d(4, 4, 1, groups=2), nn.BatchNorm2d(4))
     with pytest.raises(ValueError, match='running statistics'):
         fold_layer(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6, track_running_stats=False))
     with pytest.raises(ValueError, match='LayerNorm into a Linear'):

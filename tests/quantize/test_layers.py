@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib.quantize import Calibration, QConv2d, QLinear, Quantizer, calibrating, straight_through
+from lib.quantize import QConv2d, QLinear, Quantizer, RangeChoice, calibrating, straight_through
 
 FLOAT_LAYERS = [
     lambda: (nn.Conv2d(4, 6, 3, padding=1), (2, 4, 7, 7)),
@@ -179,7 +179,7 @@ def test_calibration_passes_floats_and_sets_the_ranges():
     plain, hidden = net(x), net[1](net[0](x))
     set_bits(net, 4, 8)
     with calibrating(net, method='max', cap=6):
-        assert net[0][0].calibration == Calibration('max', 6)
+        assert net[0][0].calibration == RangeChoice('max', 6)
         assert torch.equal(net(x), plain)
     first, last = net[0][0], net[2]
     assert first.calibration is None and last.calibration is None

@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from lib.quantize.calibrate import mse_range
-from lib.quantize.kl import kl_threshold
 from lib.quantize.linear import (
     LinearActivationQuantizer,
     LinearWeightQuantizer,
@@ -13,6 +11,7 @@ from lib.quantize.linear import (
     max_code,
     quantize,
 )
+from lib.quantize.ranges import kl_threshold, mse_range
 
 ALL_BITS = range(1, 9)
 
