@@ -79,7 +79,7 @@ class HybridCNN(nn.Module):
 
 
 def check_blocks(blocks, kernel_size: int, bottleneck_type: bool):
-    """Raises ValueError, naming the block, unless these make a network."""
+    """Raise ValueError, naming the block, unless these make a network."""
     if not isinstance(blocks, (list, tuple)) or not blocks:
         raise ValueError(f'blocks is {blocks!r:.60}: expected a list of [input channels, output channels, stride]')
     for i, block in enumerate(blocks):

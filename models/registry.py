@@ -60,7 +60,7 @@ def create_model(
     width_mult: float = 1.0,
     **options,
 ) -> nn.Module:
-    """Builds a network by name, with random weights; weights are loaded elsewhere.
+    """Build a network by name, with random weights; weights are loaded elsewhere.
 
     Args:
         name: one of `list_models()`; "q" + name is the quantized twin, `convert(create_model(name))`.

@@ -26,7 +26,7 @@ class SameConv2d(nn.Conv2d):
 
 
 def tensorflow_style(model: nn.Module) -> nn.Module:
-    """Gives a network SAME padding and BatchNorm eps 1e-3, in place; its images must be in [-1, 1].
+    """Give a network SAME padding and BatchNorm eps 1e-3, in place; its images must be in [-1, 1].
 
     Meant for networks that pad every convolution to keep or halve the size, such as the MobileNets. A convolution of
     stride 1 pads alike on both sides in both frameworks and is left as it is.

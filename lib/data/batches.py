@@ -1,5 +1,4 @@
-"""Which images make up each batch of an epoch, which part of a batch each of several processes serves, and seeds."""
-
+"""Which images make up each batch of an epoch, and which part of a batch each of several processes serves."""
 
 import torch
 
@@ -25,7 +24,8 @@ class EpochBatches:
             processes.
     """
 
-    def __init__(self, count, batch_size, *, shuffle, seed=0, drop_last=False, shard=(0, 1)):
+    def __init__(self, count: int, batch_size: int, *, shuffle: bool, seed: int = 0, drop_last: bool = False,
+                 shard: tuple[int, int] = (0, 1)):
         rank, world = shard
         if not 0 <= rank < world:
             raise ValueError(f'shard {tuple(shard)}: expected (rank, number of processes) with 0 <= rank < processes')
@@ -52,7 +52,7 @@ class EpochBatches:
         self.count = count
 
     def whole(self):
-        """Returns the batches that a single process would serve, a list of int64 (n,)."""
+        """Return the batches that a single process would serve, a list of int64 (n,)."""
         order = torch.arange(self.count) if self._sample is None else self._sample
         if self.shuffle:
             order = torch.randperm(self.count, generator=seeded_generator(self.seed, self.epoch, 'order'))
@@ -74,7 +74,7 @@ class EpochBatches:
         return min(size // self.world or 1 for size in sizes if size)
 
     def __iter__(self):
-        """Yields this process's part of every batch of which it has one, int64 (n,) with n > 0."""
+        """Yield this process's part of every batch of which it has one, int64 (n,) with n > 0."""
         return (part for part in map(self._part, self.whole()) if len(part))
 
 
@@ -100,11 +100,11 @@ class Loader:
         return self.batches.batch_size
 
     def set_epoch(self, epoch):
-        """Chooses the epoch that the next iteration serves."""
+        """Choose the epoch that the next iteration serves."""
         self.batches.epoch = int(epoch)
 
     def sample(self, count):
-        """Serves, from now on, only a fixed random sample, mixed: a validation set is often sorted by class.
+        """Serve, from now on, only a fixed random sample, mixed: a validation set is often sorted by class.
 
         Args:
             count: images, of all processes together; more than there are, or -1, stands for all.
@@ -112,7 +112,7 @@ class Loader:
         self.batches.sample(self.num_images if count < 0 else min(count, self.num_images))
 
     def first_batch(self):
-        """Returns the images of the epoch's first batch as a single process gets them; disturbs no iteration."""
+        """Return the images of the epoch's first batch as a single process gets them; disturbs no iteration."""
         return next(self._serve(self.batches.whole()[:1]))[0]
 
     def __len__(self):
@@ -122,7 +122,7 @@ class Loader:
         return self._serve(self.batches)
 
     def _serve(self, batches):
-        """Yields (images, labels) for each of `batches`, int64 (n,), of the epoch at the time of the first."""
+        """Yield (images, labels) for each of `batches`, int64 (n,), of the epoch at the time of the first."""
         raise NotImplementedError
 
 

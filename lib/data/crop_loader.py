@@ -2,11 +2,13 @@
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from lib.data.batches import EpochBatches, Loader
 from lib.data.tensor_loader import Normalise
@@ -27,16 +29,14 @@ class CropLoader(Loader):
         images: N arrays uint8 (H, W, 3), each of its own size.
         labels: int64 (N,).
         size: side of the images served.
-        mean, std: as of `TensorLoader`.
-        batch_size, seed, drop_last, shard: as of `EpochBatches`; the order is another in each epoch.
+        mean, std, device: as of `TensorLoader`.
         workers: threads that crop, resize and mirror, one batch ahead; 0: none, when a batch is asked for.
-        device: where a batch is normalised, and then lies.
+        **batches: those of `EpochBatches`; the order is another in each epoch.
     """
 
-    def __init__(self, images, labels, *, size, mean, std, batch_size, seed=0, drop_last=False, shard=(0, 1),
-                 workers=0, device='cpu'):
-        super().__init__(EpochBatches(len(images), batch_size, shuffle=True, seed=seed, drop_last=drop_last,
-                                      shard=shard), (3, size, size))
+    def __init__(self, images: Sequence[Tensor], labels: Tensor, *, size: int, mean: Sequence[float],
+                 std: Sequence[float], workers: int = 0, device: torch.device | str = 'cpu', **batches):
+        super().__init__(EpochBatches(len(images), shuffle=True, **batches), (3, size, size))
         self.images, self.labels, self.size, self.workers = images, labels, size, workers
         self.normalise = Normalise(mean, std, device)
 
@@ -48,7 +48,7 @@ class CropLoader(Loader):
             yield self.normalise(crops), self.labels[picked].to(self.normalise.device)
 
     def _cropped(self, batches, *augment):
-        """Yields the positions and the resized crops, uint8 (n, 3, size, size), of each batch."""
+        """Yield the positions and the resized crops, uint8 (n, 3, size, size), of each batch."""
         if not self.workers:
             for picked in batches:
                 crops = self._empty(len(picked))
@@ -84,15 +84,11 @@ def _finished(picked, crops, pieces):
     return picked, crops
 
 
-def random_boxes(heights, widths, generator):
-    """Draws the crops of torchvision's RandomResizedCrop for images of all these sizes at once.
+def random_boxes(heights: np.ndarray, widths: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Draw the crops of torchvision's RandomResizedCrop for images of all these sizes at once.
 
     The area is uniform in 0.08 to 1 of the image's and the aspect ratio log-uniform in 3/4 to 4/3; the first of ten
     tries that fits is placed at random, and where none fits it is the largest central crop of a ratio in that range.
-
-    Args:
-        heights, widths: integers (N,).
-        generator: `np.random.Generator`.
 
     Returns:
         int64 (N, 4): top, left, height, width.

@@ -24,7 +24,7 @@ class Split:
         return len(self.labels)
 
     def take(self, indices):
-        """Returns the part at `indices`, int64 (M,), in that order."""
+        """Return the part at `indices`, int64 (M,), in that order."""
         if isinstance(self.images, list):
             return Split([self.images[i] for i in indices.tolist()], self.labels[indices])
         return Split(self.images[indices], self.labels[indices])
@@ -64,14 +64,14 @@ class DatasetSpec:
 
 
 def dataset_spec(name):
-    """Returns the row of `DATASETS` for `name`; a ValueError lists the names."""
+    """Return the row of `DATASETS` for `name`; a ValueError lists the names."""
     if name not in DATASETS:
         raise ValueError(f'unknown data set {name!r}: expected one of {", ".join(DATASETS)}')
     return DATASETS[name]
 
 
 def num_classes(name, root=None):
-    """Returns the number of outputs that a network for the data set needs.
+    """Return the number of outputs that a network for the data set needs.
 
     It is 1000 for ImageNet's subsets too: they keep ImageNet's labels, so that its 1000-way heads serve unchanged.
     For `dtd` and `folder` it is the number of class folders in `root`/train (`dtd` without a root: 47).
@@ -87,12 +87,12 @@ def num_classes(name, root=None):
 
 
 def read_folder(spec, root, split, download=False):
-    """Lists an image folder; nothing is decoded yet, nothing can be downloaded."""
+    """List an image folder; nothing is decoded yet, nothing can be downloaded."""
     return Split(*list_images(spec, root, split))
 
 
 def read_digits(spec, root, split, download=False):
-    """Reads scikit-learn's 1,797 digits of 8 x 8 pixels and 17 grey levels: 1,437 for training, 360 for validation.
+    """Read scikit-learn's 1,797 digits of 8 x 8 pixels and 17 grey levels: 1,437 for training, 360 for validation.
 
     Every fifth image in the order of the labels is validation, so each class is split 80/20 to within one image.
     """
@@ -107,19 +107,19 @@ def read_digits(spec, root, split, download=False):
 
 
 def read_mnist(spec, root, split, download=False):
-    """Reads MNIST or Fashion-MNIST in torchvision's tree `root`/<class name>/raw."""
+    """Read MNIST or Fashion-MNIST in torchvision's tree `root`/<class name>/raw."""
     data = _torchvision(spec, root, download, train=split == 'train')
     return Split(_square(data.data.unsqueeze(1), spec.resolution), data.targets.long())
 
 
 def read_svhn(spec, root, split, download=False):
-    """Reads Street View House Numbers, `train_32x32.mat` and `test_32x32.mat` in `root`."""
+    """Read Street View House Numbers, `train_32x32.mat` and `test_32x32.mat` in `root`."""
     data = _torchvision(spec, root, download, split='train' if split == 'train' else 'test')
     return Split(torch.from_numpy(np.ascontiguousarray(data.data)), torch.from_numpy(data.labels).long())
 
 
 def read_cifar(spec, root, split, download=False):
-    """Reads CIFAR from torchvision's folder of pickles in `root` or, where that is not there, from an image folder.
+    """Read CIFAR from torchvision's folder of pickles in `root` or, where that is not there, from an image folder.
 
     In an image folder the labels are CIFAR's own as well: its class names are in alphabetical order. It is only
     listed here; the loaders decode what they need of it into memory.
@@ -134,7 +134,7 @@ def read_cifar(spec, root, split, download=False):
 
 
 def _torchvision(spec, root, download, **options):
-    """Builds torchvision's data set; says in one sentence what is missing."""
+    """Build torchvision's data set; says in one sentence what is missing."""
     root = Path(root).expanduser() if download and root is not None else existing_root(spec, root)
     try:
         return _TORCHVISION[spec.name](root, download=download, **options)
@@ -144,7 +144,7 @@ def _torchvision(spec, root, download, **options):
 
 
 def _square(images, size):
-    """Resizes (N, 1, h, w) of values 0..255 to uint8 (N, 3, size, size), bilinear; piecewise, for floats are large."""
+    """Resize (N, 1, h, w) of values 0..255 to uint8 (N, 3, size, size), bilinear; piecewise, for floats are large."""
     pieces = [F.interpolate(piece.float(), size=(size, size), mode='bilinear').round().to(torch.uint8)
               for piece in images.split(4096)]
     return torch.cat(pieces).expand(-1, 3, -1, -1).contiguous()

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def decode_photographs(split, cache_size, *, workers=0, skip=False):
-    """Decodes a `Split` of paths; shorter sides above `cache_size` become that.
+    """Decode a `Split` of paths; shorter sides above `cache_size` become that.
 
     Args:
         split: paths and labels.
@@ -41,7 +41,7 @@ def decode_photographs(split, cache_size, *, workers=0, skip=False):
 
 
 def decode_views(split, view, size, *, workers=0, skip=False):
-    """Decodes a `Split` of paths into one fixed view of each: images uint8 (N, 3, size, size).
+    """Decode a `Split` of paths into one fixed view of each: images uint8 (N, 3, size, size).
 
     Args:
         view: PIL image -> PIL image of size x size.
@@ -64,7 +64,7 @@ def decode_views(split, view, size, *, workers=0, skip=False):
 
 
 def _decode(split, store, workers, skip):
-    """Calls store(index, PIL image) for every image, in threads; returns the indices of those that could be decoded."""
+    """Call store(index, PIL image) for every image, in threads; returns the indices of those that could be decoded."""
     start, bad = time.perf_counter(), set()
 
     def decode(index):
@@ -90,14 +90,14 @@ def _decode(split, store, workers, skip):
 
 
 def photograph_bytes(paths, cache_size, workers=0):
-    """Returns the memory that `decode_photographs` takes, from the headers of the files."""
+    """Return the memory that `decode_photographs` takes, from the headers of the files."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
         sizes = [size for size in pool.map(image_size, paths) if size]
     return sum(3 * round(width * height * min(1, cache_size / min(width, height)) ** 2) for width, height in sizes)
 
 
 def fits_memory(cache, needed, count, *, name='images', world=1):
-    """Decides whether images go into memory, and logs what they take; several processes decide alike.
+    """Decide whether images go into memory, and logs what they take; several processes decide alike.
 
     Args:
         cache: 'auto': if they take at most half of the available memory; 'ram': always.
@@ -127,7 +127,7 @@ def fits_memory(cache, needed, count, *, name='images', world=1):
 
 
 def available_memory():
-    """Returns the bytes of memory that are available, None where the system does not say."""
+    """Return the bytes of memory that are available, None where the system does not say."""
     try:
         lines = Path('/proc/meminfo').read_text(encoding='ascii').splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable:'))

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def list_images(spec, root, split):
-    """Lists the images of `root`/split/<class>/..., and of Tiny ImageNet's val/images with `val_annotations.txt`.
+    """List the images of `root`/split/<class>/..., and of Tiny ImageNet's val/images with `val_annotations.txt`.
 
     Returns:
         Paths (N strings) and labels (int64 (N,)): positions in `class_names`.
@@ -46,7 +46,7 @@ def list_images(spec, root, split):
 
 
 def class_names(spec, root):
-    """Returns the sorted names of the class folders in `root`/train, or in `root`/val where there is no train/.
+    """Return the sorted names of the class folders in `root`/train, or in `root`/val where there is no train/.
 
     Raises:
         ValueError: there are none, one is a link to nowhere, or there are more than the data set has.
@@ -62,7 +62,7 @@ def class_names(spec, root):
 
 
 def existing_root(spec, root):
-    """Returns `root` as a `Path`, or raises a ValueError that says what is expected there and how to get it."""
+    """Return `root` as a `Path`, or raises a ValueError that says what is expected there and how to get it."""
     if root is None:
         raise ValueError(f'{spec.name} needs a root folder that holds {spec.tree}; {spec.obtain}')
     root = Path(root).expanduser()
@@ -81,7 +81,7 @@ class BadImageError(ValueError):
 
 
 def load_image(path):
-    """Decodes an image file as RGB with 8 bits per channel; a `BadImageError` names the file that is broken."""
+    """Decode an image file as RGB with 8 bits per channel; a `BadImageError` names the file that is broken."""
     try:
         with Image.open(path) as image:
             return to_rgb(image)
@@ -92,7 +92,7 @@ def load_image(path):
 
 
 def to_rgb(image):
-    """Converts a PIL image of any kind to RGB with 8 bits per channel.
+    """Convert a PIL image of any kind to RGB with 8 bits per channel.
 
     Pillow's `convert` clips grey levels of 16 bits at 255, so that nearly all turn white; here their upper 8 bits are
     taken, as Pillow does itself when it reads 16-bit colour.
@@ -111,7 +111,7 @@ def to_rgb(image):
 
 
 def image_size(path):
-    """Returns (width, height) of an image file from its header; None where that cannot be read."""
+    """Return (width, height) of an image file from its header; None where that cannot be read."""
     try:
         with Image.open(path) as image:
             return image.size
@@ -143,7 +143,7 @@ def _is_annotated(folder):
 
 
 def _annotated(folder, classes):
-    """Reads lines 'val_0.JPEG n03444034 ...' into pairs (path, label)."""
+    """Read lines 'val_0.JPEG n03444034 ...' into pairs (path, label)."""
     file = folder / 'val_annotations.txt'
     samples = {}
     for line in filter(str.strip, read_text(file, 'list of validation images').splitlines()):

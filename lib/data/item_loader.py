@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -36,32 +37,29 @@ class ImageLoader(Loader):
     Args:
         dataset: `ImageFiles` or `UserImages`; making an item may draw from the global generators of Python, NumPy and
             torch, which are seeded for each item and put back afterwards.
-        batch_size: images per batch, of all processes together.
         shuffle: another order in each epoch; it also marks the loader of training.
-        seed: of the order and the augmentation.
         workers: processes that make items, kept from epoch to epoch.
-        drop_last, shard: as of `EpochBatches`.
         pin_memory: as of `DataLoader`.
         skip: leave out files that cannot be decoded and say so once, instead of a ValueError. A training batch of
             which this leaves nothing or one image is left out, too, in a single process; several must all have one.
+        **batches: those of `EpochBatches`; its seed is that of the augmentation, too.
 
     Raises:
         ValueError: (while iterating) an item that cannot be made; with `skip`, no image is left.
     """
 
-    def __init__(self, dataset, *, batch_size, shuffle, seed=0, workers=0, drop_last=False, pin_memory=False,
-                 shard=(0, 1), skip=False):
-        super().__init__(EpochBatches(len(dataset), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last,
-                                      shard=shard), dataset.input_shape)
+    def __init__(self, dataset: Any, *, shuffle: bool, workers: int = 0, pin_memory: bool = False, skip: bool = False,
+                 **batches):
+        super().__init__(EpochBatches(len(dataset), shuffle=shuffle, **batches), dataset.input_shape)
         self.dataset, self.skip = dataset, skip
-        self._items, self._bad, self._reported = _SeededItems(dataset, int(seed)), set(), 0
+        self._items, self._bad, self._reported = _SeededItems(dataset, self.batches.seed), set(), 0
         # a generator of its own, for the default is to move the global one once per epoch
         self._loader = DataLoader(self._items, batch_sampler=_Keys(self.batches), collate_fn=_collate,
                                   num_workers=workers, persistent_workers=workers > 0, pin_memory=pin_memory,
                                   generator=torch.Generator())
 
     def first_batch(self):
-        """Returns the images of the epoch's first batch as a single process gets them; disturbs no iteration."""
+        """Return the images of the epoch's first batch as a single process gets them; disturbs no iteration."""
         epoch = self.batches.epoch
         keys = ([(index, epoch) for index in batch.tolist()] for batch in self.batches.whole())
         return next(self._without_failures((_collate([self._items[key] for key in batch]) for batch in keys), 1))[0]
@@ -70,7 +68,7 @@ class ImageLoader(Loader):
         return self._without_failures(self._loader, self.batches.world)
 
     def _without_failures(self, loader, world):
-        """Yields the (images, labels) of batches (images, labels, failures) of `loader`."""
+        """Yield the (images, labels) of batches (images, labels, failures) of `loader`."""
         training, served, position = self.batches.shuffle, 0, -1
         try:
             for position, (images, labels, failures) in enumerate(loader):
@@ -138,7 +136,7 @@ class _Keys:
 
 
 def _collate(items):
-    """Returns (images, labels, failures) of a batch; images and labels are None where no item could be made."""
+    """Return (images, labels, failures) of a batch; images and labels are None where no item could be made."""
     good = [item for item in items if not isinstance(item, _Failure)]
     failures = [item for item in items if isinstance(item, _Failure)]
     return *(default_collate(good) if good else (None, None)), failures

@@ -13,7 +13,7 @@ PARTIAL = '.partial.'  # beginning of the name of a copy that is not complete
 
 
 def make_tree(plan, target, *, copy=False):
-    """Makes `target`/path a relative link to (or a copy of) its source, for each {path: source} that is not there.
+    """Make `target`/path a relative link to (or a copy of) its source, for each {path: source} that is not there.
 
     Returns:
         How many were not there.
@@ -41,7 +41,7 @@ def make_tree(plan, target, *, copy=False):
 
 
 def find_strangers(plan, target):
-    """Returns the paths below `target`, relative to it, that are neither in `plan` nor folders on the way to it."""
+    """Return the paths below `target`, relative to it, that are neither in `plan` nor folders on the way to it."""
     folders = {parent for path in plan for parent in path.parents}
     found = []
     for where, subfolders, files in os.walk(target, followlinks=True):
@@ -53,7 +53,7 @@ def find_strangers(plan, target):
 
 
 def refuse_overlap(source, target):
-    """Raises a ValueError where `target` is `source` or lies in it, by links or by a file system that ignores case."""
+    """Raise a ValueError where `target` is `source` or lies in it, by links or by a file system that ignores case."""
     if target.exists() and target.samefile(source):
         raise ValueError(f'{source} and {target} are one folder (a file system that does not tell upper from lower '
                          f'case?): give another --target, e.g. {target}_split, and the scripts that as --dataset_root')
@@ -62,13 +62,13 @@ def refuse_overlap(source, target):
 
 
 def some_names(names, limit=5):
-    """Returns the first names in alphabetical order as text, and how many more there are."""
+    """Return the first names in alphabetical order as text, and how many more there are."""
     names = [name if name.isprintable() and len(name) <= 100 else f'{name!r:.100}' for name in sorted(map(str, names))]
     return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')
 
 
 def _copy(source, place, folder):
-    """Copies a file to `place` by way of a new file in `folder`, which is renamed when it is complete."""
+    """Copy a file to `place` by way of a new file in `folder`, which is renamed when it is complete."""
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=PARTIAL)  # never a link that somebody has put there
     os.close(handle)
     try:

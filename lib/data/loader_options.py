@@ -69,7 +69,7 @@ class LoaderOptions:
             self.workers = cpus
 
     def batches(self, count, training):
-        """Returns the arguments that all loaders of `count` images share."""
+        """Return the arguments that all loaders of `count` images share."""
         batch_size = self.batch_size if training else self.test_batch_size or self.batch_size
         return {'batch_size': batch_size, 'seed': self.seed, 'shard': self.shard,
                 'drop_last': training and drops_last(count, batch_size, self.shard[1])}

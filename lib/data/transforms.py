@@ -14,7 +14,7 @@ NORMALIZE = {
 
 
 def train_transform(spec, size):
-    """Returns the augmentation of an image file for training: PIL image -> float32 (3, size, size)."""
+    """Return the augmentation of an image file for training: PIL image -> float32 (3, size, size)."""
     if spec.augment is None:
         steps = [transforms.RandomResizedCrop(size)]
     else:
@@ -23,24 +23,24 @@ def train_transform(spec, size):
 
 
 def val_transform(spec, size):
-    """Returns the fixed view of an image file: PIL image -> float32 (3, size, size)."""
+    """Return the fixed view of an image file: PIL image -> float32 (3, size, size)."""
     return transforms.Compose([fixed_view(spec, size), *_to_tensor(spec)])
 
 
 def fixed_view(spec, size):
-    """Returns PIL image -> PIL image of size x size; photographs: the shorter side to 256/224 `size`, centre crop."""
+    """Return PIL image -> PIL image of size x size; photographs: the shorter side to 256/224 `size`, centre crop."""
     if spec.augment is None:
         return transforms.Compose([transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)])
     return transforms.Resize((size, size))
 
 
 def scaled_augment(spec, size):
-    """Returns the crop and mirroring that `train_transform` applies to fixed views of size x size pixels."""
+    """Return the crop and mirroring that `train_transform` applies to fixed views of size x size pixels."""
     return Augment(pad=round(spec.augment.pad * size / spec.resolution), flip=True)
 
 
 def renormalised(spec, normalize):
-    """Returns the row with another mean and standard deviation: 'imagenet', 'symmetric' ([-1, 1]) or None, its own."""
+    """Return the row with another mean and standard deviation: 'imagenet', 'symmetric' ([-1, 1]) or None, its own."""
     if normalize is None:
         return spec
     mean, std = NORMALIZE[normalize]

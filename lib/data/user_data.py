@@ -39,18 +39,18 @@ class UserBuild:
             raise ValueError(f'{OPTION} {file} is a {type(self.build).__name__}: expected a function build(split)')
 
     def takes(self, name):
-        """Whether the function has a parameter of this name."""
+        """Return whether the function has a parameter of this name."""
         try:
             return name in inspect.signature(self.build).parameters
         except (TypeError, ValueError):  # some functions that are not written in Python do not tell
             return False
 
     def source(self, split):
-        """Returns the call as messages name it, e.g. "my_data.py:build('train')"."""
+        """Return the call as messages name it, e.g. "my_data.py:build('train')"."""
         return f'{self.file}({split!r})'
 
     def __call__(self, split, *, augment):
-        """Returns the data set of 'train' or 'val', `augment` for training; a ValueError where it cannot serve."""
+        """Return the data set of 'train' or 'val', `augment` for training; a ValueError where it cannot serve."""
         offered = {'root': self.root, 'augment': augment}
         try:
             with own_generators('build'), importing_from(Path(self.file.rpartition(':')[0]).absolute().parent):
@@ -74,7 +74,7 @@ class UserBuild:
 
 
 def count_classes(file, dataset, given=None):
-    """Returns the number of classes: as given, or the data set's `num_classes`, or the length of its `classes`."""
+    """Return the number of classes: as given, or the data set's `num_classes`, or the length of its `classes`."""
     if given:
         return given
     if getattr(dataset, 'num_classes', None):
@@ -122,7 +122,7 @@ class UserImages:
         return image, label
 
     def raw(self, index):
-        """Returns the user's pair at a position of the part."""
+        """Return the user's pair at a position of the part."""
         try:
             item = self.dataset[self.indices[index]]
         except Exception as error:
@@ -133,7 +133,7 @@ class UserImages:
         return item
 
     def reads_differ(self, index=0, reads=8):
-        """Whether the image at a position comes out differently when it is read again: it is augmented."""
+        """Return whether the image at a position comes out differently when it is read again: it is augmented."""
         seen = set()
         for read in range(reads):
             with own_generators('read', read):

@@ -32,7 +32,7 @@ class QuantizedActivation(nn.Module):
 
 
 def prepare_training(model, plan, images):
-    """Puts the DSQ quantizers of a plan into a float network, in place.
+    """Put the DSQ quantizers of a plan into a float network, in place.
 
     Convolutions with such weights are trained with their BatchNorm folded in, where the plan says so and one follows
     that can be folded.
@@ -59,7 +59,7 @@ def prepare_training(model, plan, images):
 
 
 def fold(model, plan, images):
-    """Ends training: folds every BatchNorm that can be folded; what DSQ made of the weights stays, for it saw them so.
+    """End training: folds every BatchNorm that can be folded; what DSQ made of the weights stays, for it saw them so.
 
     The BatchNorm of a layer whose weights were trained without folding stays.
 
@@ -76,7 +76,7 @@ def fold(model, plan, images):
 
 
 def place_after_training(model, plan):
-    """Puts the ACIQ quantizers of a plan into a network after `fold`, in place; they are not calibrated yet."""
+    """Put the ACIQ quantizers of a plan into a network after `fold`, in place; they are not calibrated yet."""
     aciq = plan.of('aciq')
     for name, entry in aciq.weights.items():
         settings = {key: entry[key] for key in ('prior', 'per_channel', 'bit_alloc', 'bias_corr')}
@@ -90,7 +90,7 @@ def place_after_training(model, plan):
 
 @torch.no_grad()
 def calibrate_after_training(model, plan, batches):
-    """Finds what the ACIQ quantizers need: of weights first, then of activations, from images.
+    """Find what the ACIQ quantizers need: of weights first, then of activations, from images.
 
     While images pass, the activations to be calibrated stay float, all else is quantized. The range of each is the mean
     of those of the batches, and that of a batch covers all calls of the quantizer.
@@ -118,7 +118,7 @@ def calibrate_after_training(model, plan, batches):
 
 
 def _ranges_of_batches(model, quantizers, batches):
-    """Returns {name: [(clip, middle) of each batch]} of quantizers, which pass tensors on as they are meanwhile."""
+    """Return {name: [(clip, middle) of each batch]} of quantizers, which pass tensors on as they are meanwhile."""
     found, calls = {name: [] for name in quantizers}, {name: [] for name in quantizers}
 
     def record(name, quantizer, x, _output):
@@ -141,7 +141,7 @@ def _ranges_of_batches(model, quantizers, batches):
 
 
 def _covering(ranges):
-    """Returns (clip, middle) of the smallest range that covers some of them; with the middle 0, the largest."""
+    """Return (clip, middle) of the smallest range that covers some of them; with the middle 0, the largest."""
     if len(ranges) == 1:
         return ranges[0]
     low, high = min(middle - clip for clip, middle in ranges), max(middle + clip for clip, middle in ranges)
@@ -149,7 +149,7 @@ def _covering(ranges):
 
 
 def rebuild(model, plan, images, *, quantized):
-    """Gives a float network the modules of a checkpoint, whose state dict then fits.
+    """Give a float network the modules of a checkpoint, whose state dict then fits.
 
     Args:
         model: float network.
@@ -163,7 +163,7 @@ def rebuild(model, plan, images, *, quantized):
 
 
 def integer_weights(model):
-    """Returns {'layer.codes': ..., '.scale', '.zero_point', '.bias'} of every layer with quantized weights, as arrays.
+    """Return {'layer.codes': ..., '.scale', '.zero_point', '.bias'} of every layer with quantized weights, as arrays.
 
     A weight is scale * (code - zero_point); codes are uint8 in the layout of the layer.
     """
@@ -184,7 +184,7 @@ class HybridQuantization(Quantization):
     """Training of a network that `prepare_training` prepared; its `kind` is 'hybrid', or 'float' without DSQ."""
 
     def __init__(self, model, plan, settings, *, qat, training):
-        """Takes over a prepared network.
+        """Take over a prepared network.
 
         Args:
             model: the network.
@@ -204,7 +204,7 @@ class HybridQuantization(Quantization):
         self._slopes = [(quantizer, entry['slope']) for quantizer, entry, _ in placed if not entry['learn_slope']]
 
     def before_epoch(self, epoch, epochs, optimizer):
-        """Sets the slopes that are not learned: s(e) = s0 + (s1 - s0) e / E in the first E epochs."""
+        """Set the slopes that are not learned: s(e) = s0 + (s1 - s0) e / E in the first E epochs."""
         first, length = self.training_keys['warmup_slope'], self.training_keys['slope_warmup_epochs']
         share = min(epoch / length, 1.0) if length else 1.0
         with torch.no_grad():
@@ -212,25 +212,25 @@ class HybridQuantization(Quantization):
                 quantizer.slope.fill_(first + (last - first) * share)
 
     def before_step(self):
-        """Limits the norm of the gradient."""
+        """Limit the norm of the gradient."""
         clip_grad_norm_(self.model.parameters(), self.training_keys['clip_grad'])
 
     def after_step(self):
-        """Keeps learned bounds and slopes in their ranges."""
+        """Keep learned bounds and slopes in their ranges."""
         for quantizer, ranges in self._clamps:
             quantizer.clamp_(**ranges)
 
     def synchronise(self):
-        """Gives every process the weights, bounds, slopes and signs of the main one."""
+        """Give every process the weights, bounds, slopes and signs of the main one."""
         super().synchronise()
         synchronise_signs(activation_quantizers(self.model).values())
 
     def describe(self):
-        """Returns the kind of quantization and the plan, as plain values."""
+        """Return the kind of quantization and the plan, as plain values."""
         return {'quantization': self.kind, 'plan': self.plan.to_dict()}
 
     def state(self):
-        """Returns what a checkpoint carries: plan and settings."""
+        """Return what a checkpoint carries: plan and settings."""
         return {**self.describe(), 'hybrid': self.settings}
 
 
@@ -268,7 +268,7 @@ def _quantized(model, name):
 
 
 def _behind(model, name, entry, quantizer):
-    """Replaces an activation function by itself and the quantizer of its output, under all the names in its entry."""
+    """Replace an activation function by itself and the quantizer of its output, under all the names in its entry."""
     module = QuantizedActivation(model.get_submodule(name), quantizer.to(next(model.parameters()).device))
     module.train(model.training)
     replace_module(model, entry.get('names', [name]), module)  # old plans have the first name only, and mean that

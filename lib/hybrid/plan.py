@@ -31,11 +31,11 @@ class Plan:
     inputs: dict = field(default_factory=dict)
 
     def to_dict(self):
-        """Returns plain values, for checkpoints."""
+        """Return plain values, for checkpoints."""
         return asdict(self)
 
     def of(self, method):
-        """Returns the part of the plan that uses a method."""
+        """Return the part of the plan that uses a method."""
         return Plan(*({name: entry for name, entry in group.items() if entry['method'] == method}
                       for group in (self.weights, self.activations, self.inputs)))
 
@@ -44,7 +44,7 @@ class Plan:
 
 
 def residual_blocks(model):
-    """Returns {name: block}: the outermost modules, but for plain containers, that hold two or more convolutions."""
+    """Return {name: block}: the outermost modules, but for plain containers, that hold two or more convolutions."""
     found = {}
 
     def visit(module, prefix):
@@ -61,7 +61,7 @@ def residual_blocks(model):
 
 
 def make_plan(model, config, network='the network'):
-    """Returns the `Plan` that a configuration means for a network.
+    """Return the `Plan` that a configuration means for a network.
 
     Args:
         model: float network.
@@ -83,7 +83,7 @@ def make_plan(model, config, network='the network'):
 
 
 def layers_of_strategy(strategy, names):
-    """Returns a strategy as the section `layers`: {name: [weight bits, input bits]}, -1 for float."""
+    """Return a strategy as the section `layers`: {name: [weight bits, input bits]}, -1 for float."""
     return {name: list(entry) if isinstance(entry, (list, tuple)) else [entry, -1]
             for name, entry in zip(names, strategy, strict=True)}
 
@@ -144,11 +144,11 @@ class _Sites:
         return {FIRST: outside[:1], **dict(enumerate(inside))}
 
     def layers(self, block, key):
-        """Returns the names of a block's convolutions."""
+        """Return the names of a block's convolutions."""
         return self._of(self._layers, block, key, 'convolution')
 
     def activations(self, block, key):
-        """Returns the names of a block's ReLUs."""
+        """Return the names of a block's ReLUs."""
         return self._of(self._activations, block, key, 'ReLU')
 
     def _of(self, found, block, key, what):
@@ -202,7 +202,7 @@ def _add_ptq(group, ptq, letter, sites, settings):
 
 
 def _spread(value, key, blocks_key, blocks, parts, leaf):
-    """Returns, per block, a list with one value for each of its parts."""
+    """Return, per block, a list with one value for each of its parts."""
     if leaf(value):
         return [[value] * len(names) for names in parts]
     if len(value) != len(blocks):

@@ -16,7 +16,7 @@ class InPlaceProxy(fx.Proxy):
 
 
 class Aliases:
-    """Runs a graph node by node on noise and watches which tensors share memory.
+    """Run a graph node by node on noise and watches which tensors share memory.
 
     PyTorch counts the changes of a tensor's memory (`_version`), so whatever works in place is found: methods with an
     underscore, `+=`, `inplace=True`, `out=`, and modules that change their input.

@@ -50,7 +50,7 @@ def check_on_noise(model, network, count=NOISE_IMAGES) -> NoiseCheck:
 
 
 def compare_codes(model, network, images):
-    """Returns {name of a quantizer: `CodeDifference`} on a batch of images.
+    """Return {name of a quantizer: `CodeDifference`} on a batch of images.
 
     Args:
         model: the fake-quantized network, on the CPU.

@@ -18,7 +18,7 @@ class LayerCycles(NamedTuple):
 
 
 def simulate(network, records, hardware):
-    """Prices every multiplication of weights in an integer network.
+    """Price every multiplication of weights in an integer network.
 
     Bits are those of the integers themselves: a tensor that no quantizer made is as wide as its integers. The
     machines price operands of 1 to 8 bits; a wider one takes several passes, with 8 bits each and what is left in the
@@ -52,5 +52,5 @@ def simulate(network, records, hardware):
 
 
 def slices(bits):
-    """Returns the widths of the passes for an operand: 20 bits are 8, 8 and 4."""
+    """Return the widths of the passes for an operand: 20 bits are 8, 8 and 4."""
     return [MAX_BIT] * (bits // MAX_BIT) + ([bits % MAX_BIT] if bits % MAX_BIT else [])

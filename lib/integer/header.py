@@ -17,7 +17,7 @@ MEANINGS = {
 
 
 def header_lines(network):
-    """Returns the lines of a header: per operation a comment, its arrays in the smallest type, its numbers as macros.
+    """Return the lines of a header: per operation a comment, its arrays in the smallest type, its numbers as macros.
 
     Arrays are flat, in row-major order, with their shape in a comment. A multiplier or offset of one element holds for
     all channels.

@@ -14,7 +14,7 @@ CACHED = 2**16  # numbers of a tensor that stays in the processor's cache
 
 
 def conv(x, weight, *, stride, padding, dilation, groups):
-    """Returns the convolution of (N, C, H, W) with (O, C / groups, kh, kw), zero padding; options are pairs."""
+    """Return the convolution of (N, C, H, W) with (O, C / groups, kh, kw), zero padding; options are pairs."""
     kernel = tuple(weight.shape[-2:])
     if kernel == (1, 1) and groups == 1 and not any(padding):
         x = x[:, :, ::stride[0], ::stride[1]]
@@ -28,7 +28,7 @@ def conv(x, weight, *, stride, padding, dilation, groups):
 
 
 def _spread(weight, dilation):
-    """Returns the kernel with zeros where a dilated one does not look."""
+    """Return the kernel with zeros where a dilated one does not look."""
     shape = [reach * (size - 1) + 1 for size, reach in zip(weight.shape[2:], dilation, strict=True)]
     spread = weight.new_zeros(*weight.shape[:2], *shape)
     spread[:, :, ::dilation[0], ::dilation[1]] = weight
@@ -49,7 +49,7 @@ def _depthwise(x, weight, kernel, stride, padding, dilation):
 
 
 def _windows(x, kernel, stride, padding=(0, 0), dilation=(1, 1)):
-    """Yields (index in the kernel, the inputs (N, C, H', W') that it meets at every output position)."""
+    """Yield (index in the kernel, the inputs (N, C, H', W') that it meets at every output position)."""
     x = F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
     height, width = ((size - reach * (length - 1) - 1) // step + 1 for size, length, step, reach in
                      zip(x.shape[2:], kernel, stride, dilation, strict=True))
@@ -60,24 +60,24 @@ def _windows(x, kernel, stride, padding=(0, 0), dilation=(1, 1)):
 
 
 def linear(x, weight):
-    """Returns (N, I) times (O, I) transposed."""
+    """Return (N, I) times (O, I) transposed."""
     return x @ weight.t()
 
 
 def sum_pool(x, *, kernel, stride):
-    """Returns the sum over each window; the division is part of the next multiplier."""
+    """Return the sum over each window; the division is part of the next multiplier."""
     if tuple(kernel) == tuple(x.shape[2:]):
         return x.sum((2, 3), keepdim=True)
     return sum(part for _, part in _windows(x, kernel, stride))
 
 
 def max_pool(x, *, kernel, stride, padding, dilation):
-    """Returns the largest code of each window."""
+    """Return the largest code of each window."""
     return F.max_pool2d(x, kernel, stride, padding, dilation)
 
 
 def requantize(*inputs, shift, rounding, low=None, high=None, binary=False, **constants):
-    """Returns clip((x0 M0 + x1 M1 + ... + C) / 2^shift, low, high); a binary one the sign, +1 for 0 and above.
+    """Return clip((x0 M0 + x1 M1 + ... + C) / 2^shift, low, high); a binary one the sign, +1 for 0 and above.
 
     `constants` are `multiplier0`, `multiplier1`, ... and `offset`, one integer a channel or a single one.
     """
@@ -99,17 +99,17 @@ def _per_channel(vector, x):
 
 
 def flatten(x):
-    """Returns (N, C H W)."""
+    """Return (N, C H W)."""
     return x.flatten(1)
 
 
 def take(x, *, slices):
-    """Returns x[:, channels, rows, columns]; each slice is (start, stop, step)."""
+    """Return x[:, channels, rows, columns]; each slice is (start, stop, step)."""
     return x[(slice(None), *(slice(*part) for part in slices))]
 
 
 def pad(x, *, widths):
-    """Returns `x` with zeros around it, widths as those of `torch.nn.functional.pad`."""
+    """Return `x` with zeros around it, widths as those of `torch.nn.functional.pad`."""
     return F.pad(x, tuple(widths))
 
 

@@ -31,7 +31,7 @@ class Weight(NamedTuple):
 
 
 def room_for_accumulators(form) -> int:
-    """Returns the bits of int64 that multipliers of the format `form` leave to accumulators, sign not counted.
+    """Return the bits of int64 that multipliers of the format `form` leave to accumulators, sign not counted.
 
     None stands for the last layer: no multiplier follows.
     """
@@ -41,7 +41,7 @@ def room_for_accumulators(form) -> int:
 
 
 def integer_weight(name, layer, form) -> Weight:
-    """Returns the weight of a layer as integers; weights without bits become fixed point with a scale of 2^-exponent.
+    """Return the weight of a layer as integers; weights without bits become fixed point with a scale of 2^-exponent.
 
     The bits of those are at most 20, and no more than half of what `form`, the format of the multipliers behind the
     layer, leaves to inputs and weights together.
@@ -73,7 +73,7 @@ def _float_weight_bits(weight, form):
 
 
 def accumulate(program, name, layer, weight: Weight, term: Term, kind: str, shape, **options) -> Value:
-    """Adds the convolution or product of `layer` with the codes of `term`; the bias is an offset of the result."""
+    """Add the convolution or product of `layer` with the codes of `term`; the bias is an offset of the result."""
     codes, _, scale, exponent = weight
     low, high, bound = _bounds(codes, term.register, options.get('groups', 1))
     if bound >= INT64:
@@ -88,7 +88,7 @@ def accumulate(program, name, layer, weight: Weight, term: Term, kind: str, shap
 
 
 def _bounds(codes, register: Register, groups):
-    """Returns bounds of every accumulator and of its partial sums: the inputs count from 0, as padding is 0."""
+    """Return bounds of every accumulator and of its partial sums: the inputs count from 0, as padding is 0."""
     low, high = register.low.clamp(max=0), register.high.clamp(min=0)
     outputs = len(codes) // groups
     positive, negative = (part.flatten(2).sum(2) if part.dim() > 2 else part
@@ -106,7 +106,7 @@ def _bounds(codes, register: Register, groups):
 
 
 def input_word(name, weight: Weight, word, form):
-    """Returns with how many bits a wide input leaves an accumulator that the next multiplier does not push off int64.
+    """Return with how many bits a wide input leaves an accumulator that the next multiplier does not push off int64.
 
     Raises:
         ValueError: fewer than 12.
@@ -119,7 +119,7 @@ def input_word(name, weight: Weight, word, form):
 
 
 def plain_convolution(name, layer):
-    """Returns the padding of a convolution as a pair.
+    """Return the padding of a convolution as a pair.
 
     Raises:
         ValueError: it pads otherwise than with zeros, as much on both sides, or has a forward of its own.
@@ -139,12 +139,12 @@ def plain_convolution(name, layer):
 
 
 def is_layer(module):
-    """Whether `module` is a convolution or linear layer, quantized or not."""
+    """Return whether `module` is a convolution or linear layer, quantized or not."""
     return isinstance(module, (QuantizedLayer, nn.Conv2d, nn.Linear))
 
 
 def batch_norm(name, norm, value: Value) -> Value:
-    """Returns the value after a BatchNorm in evaluation: terms and offset times gamma / sqrt(var + eps), shifted."""
+    """Return the value after a BatchNorm in evaluation: terms and offset times gamma / sqrt(var + eps), shifted."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError(f'{name} has no running statistics: it depends on the batch and has no integer form')
     mean, var = norm.running_mean.cpu().double(), norm.running_var.cpu().double()

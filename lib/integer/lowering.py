@@ -32,7 +32,7 @@ BATCH = object()  # stands for x.size(0)
 
 def lower(model, input_shape, *, block_format='mantissa:24', end_format=None, rounding='round', saturate=False,
           wide_word=None):
-    """Returns the `IntegerNetwork` that computes what `model` computes in evaluation, up to rounding.
+    """Return the `IntegerNetwork` that computes what `model` computes in evaluation, up to rounding.
 
     A quantizer of activations is where integers are made: Y = clip((sum acc_i M_i + C) >> F), with batch norms, biases,
     residual sums, average pools, ReLU and ReLU6 before it merged into M, C and the clip. Where codes are needed and no
@@ -170,7 +170,7 @@ class _Lowering:
                           padding=padding, dilation=tuple(layer.dilation), groups=layer.groups)
 
     def quantize(self, name, quantizer, value):
-        """Returns the value as codes of `quantizer`."""
+        """Return the value as codes of `quantizer`."""
         if not quantizer.active:
             return value
         try:
@@ -193,7 +193,7 @@ class _Lowering:
     # Values
 
     def codes(self, name, value, word) -> Term:
-        """Returns a value as integers of at most `word` bits with one scale: its own, or those of a wide tensor."""
+        """Return a value as integers of at most `word` bits with one scale: its own, or those of a wide tensor."""
         for known in (value, value.wide):
             term = None if known is None else known.codes()
             if term is not None and term.register.magnitude.amax().item().bit_length() < word:
@@ -206,7 +206,7 @@ class _Lowering:
         return value.wide.codes()
 
     def linear(self, name, value):
-        """Returns a value without a pending clip, for operations that do not pass it."""
+        """Return a value without a pending clip, for operations that do not pass it."""
         if not value.clipped:
             return value
         self.codes(name, value, self.wide_word)
@@ -232,7 +232,7 @@ class _Lowering:
         return shapes.maximum(self.program, name, term, **options)
 
     def _logits(self, value):
-        """Returns register and scale of the output: the accumulator, with the bias if there is one."""
+        """Return register and scale of the output: the accumulator, with the bias if there is one."""
         value = self.linear('output', value)
         term = value.terms[0]
         scale = term.multiplier[0].item()
@@ -247,7 +247,7 @@ class _Lowering:
     # Functions and methods
 
     def _function(self, name, target, arguments, options):
-        """Returns the result of a function or method, None for one that is not known."""
+        """Return the result of a function or method, None for one that is not known."""
         value = arguments[0] if arguments else options.get('input')
         if target in ADDITIONS and len(arguments) == 2 and not options:
             return self.add(name, *arguments)
@@ -278,7 +278,7 @@ class _Lowering:
 
 
 def check_resolution(network, wide):
-    """Refuses a network whose wide tensors carry next to nothing, because the bounds far exceed what occurs.
+    """Refuse a network whose wide tensors carry next to nothing, because the bounds far exceed what occurs.
 
     Bounds grow from layer to layer where no quantizer and no ReLU6 ends them.
 

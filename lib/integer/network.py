@@ -53,7 +53,7 @@ class IntegerNetwork:
         self._arrays = {}
 
     def __call__(self, images, *, arithmetic='int64', batch=16):
-        """Returns int64 logits.
+        """Return int64 logits.
 
         Args:
             images: float tensor (N, C, H, W), on the CPU.
@@ -64,7 +64,7 @@ class IntegerNetwork:
         return torch.cat([self.forward(self.encode(part), arithmetic=arithmetic) for part in images.split(batch)])
 
     def encode(self, images):
-        """Returns images as fixed-point integers, round(x 2^fraction) in int64.
+        """Return images as fixed-point integers, round(x 2^fraction) in int64.
 
         Raises:
             ValueError: another shape, or a value beyond +-8 or not a number.
@@ -77,7 +77,7 @@ class IntegerNetwork:
         return (images.double() * 2.0**self.fraction).round().long()
 
     def forward(self, codes, *, arithmetic='int64', watch=None):
-        """Returns int64 logits of encoded images.
+        """Return int64 logits of encoded images.
 
         Args:
             codes: int64, from `encode`.
@@ -108,11 +108,11 @@ class IntegerNetwork:
         return KERNELS[operation.kind](*inputs, **self._arrays[index, dtype], **operation.options)
 
     def beyond_double(self):
-        """Returns the names of the operations that double precision could not hold exactly."""
+        """Return the names of the operations that double precision could not hold exactly."""
         return [operation.name for operation in self.operations if operation.bound > TYPES['float64'][torch.float64]]
 
     def codes(self, images, *, arithmetic='int64'):
-        """Returns {name of a quantizer: int64 codes}."""
+        """Return {name of a quantizer: int64 codes}."""
         found, names = {}, {register: name for name, (register, _) in self.quantizers.items()}
 
         def watch(operation, result):
@@ -123,7 +123,7 @@ class IntegerNetwork:
         return found
 
     def save(self, path):
-        """Writes the program and its integers to one .npz file, atomically."""
+        """Write the program and its integers to one .npz file, atomically."""
         arrays, operations = {}, []
         for i, operation in enumerate(self.operations):
             entry = {field.name: getattr(operation, field.name) for field in fields(Operation)}
@@ -137,7 +137,7 @@ class IntegerNetwork:
 
     @classmethod
     def load(cls, path):
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -159,7 +159,7 @@ class IntegerNetwork:
                              f'copy it again ({type(error).__name__}: {error})') from error
 
     def write_header(self, path):
-        """Writes all constants as a C header, with the meaning of every operation in comments, atomically."""
+        """Write all constants as a C header, with the meaning of every operation in comments, atomically."""
         write_text(path, '\n'.join(header_lines(self)) + '\n')
 
 
@@ -170,7 +170,7 @@ def noise_images(input_shape, count):
 
 
 def smallest(array):
-    """Returns a NumPy copy of an int64 tensor in the smallest integer type that holds it."""
+    """Return a NumPy copy of an int64 tensor in the smallest integer type that holds it."""
     array = array.numpy()
     low, high = (array.min(), array.max()) if array.size else (0, 0)
     kind = next(kind for kind in (np.int8, np.int16, np.int32, np.int64)

@@ -12,18 +12,18 @@ VIEWS = ('view', 'reshape', torch.reshape)
 
 
 def pair(size):
-    """Returns (size, size), or the two of a pair."""
+    """Return (size, size), or the two of a pair."""
     return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
 
 
 def windows(sizes, kernel, stride, padding=(0, 0), dilation=(1, 1)):
-    """Returns how many windows fit, for both dimensions."""
+    """Return how many windows fit, for both dimensions."""
     return tuple((size + 2 * edge - reach * (length - 1) - 1) // step + 1 for size, length, step, edge, reach
                  in zip(sizes, kernel, stride, padding, dilation, strict=True))
 
 
 def module_pool(name, module, shape):
-    """Returns (kind, options) of a pooling module, None for another one; ValueError where it has no integer form."""
+    """Return (kind, options) of a pooling module, None for another one; ValueError where it has no integer form."""
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return _adaptive(name, module.output_size, shape)
     if isinstance(module, nn.AvgPool2d):
@@ -70,7 +70,7 @@ def _maximum(name, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fa
 
 
 def average(program: Program, name, value: Value, kernel, stride) -> Value:
-    """Returns the average over windows: every term is summed, and its multiplier divided by their size."""
+    """Return the average over windows: every term is summed, and its multiplier divided by their size."""
     count = kernel[0] * kernel[1]
     if kernel == (1, 1) and stride == (1, 1):
         return value
@@ -84,7 +84,7 @@ def average(program: Program, name, value: Value, kernel, stride) -> Value:
 
 
 def maximum(program: Program, name, term: Term, kernel, stride, padding, dilation) -> Value:
-    """Returns the largest code of each window, at the same scale."""
+    """Return the largest code of each window, at the same scale."""
     register = term.register
     shape = (register.shape[0], *windows(register.shape[1:], kernel, stride, padding, dilation))
     out = program.add('max_pool', name, [register], shape, register.low, register.high, kernel=kernel, stride=stride,
@@ -93,7 +93,7 @@ def maximum(program: Program, name, term: Term, kernel, stride, padding, dilatio
 
 
 def flatten(program: Program, name, value: Value) -> Value:
-    """Returns the value as a vector; per-channel numbers are repeated for every position."""
+    """Return the value as a vector; per-channel numbers are repeated for every position."""
     if len(value.shape) == 1:
         return value
     positions = value.shape[1] * value.shape[2]
@@ -102,7 +102,7 @@ def flatten(program: Program, name, value: Value) -> Value:
 
 
 def take(program: Program, name, value: Value, key) -> Value:
-    """Returns value[key]; the key is a tuple of slices, the whole batch first."""
+    """Return value[key]; the key is a tuple of slices, the whole batch first."""
     key = key if isinstance(key, tuple) else (key,)
     if Ellipsis in key:
         at = key.index(Ellipsis)
@@ -125,7 +125,7 @@ def _moved(program, kind, name, value, shape, spread, **options):
 
 
 def pad(program: Program, name, term: Term, widths=None, mode='constant', value=None, **options) -> Value:
-    """Returns codes with zeros around them, `widths` as those of `torch.nn.functional.pad`."""
+    """Return codes with zeros around them, `widths` as those of `torch.nn.functional.pad`."""
     widths = tuple(options.get('pad', widths))
     if mode != 'constant' or value not in (None, 0) or min(widths) < 0 or len(widths) > 2 * len(term.register.shape):
         raise ValueError(f'{name} pads by {widths} ({mode}, {value}): only zeros around a tensor have an integer form')
@@ -139,7 +139,7 @@ def pad(program: Program, name, term: Term, widths=None, mode='constant', value=
 
 
 def flattens(target, arguments, options, batch):
-    """Whether a call keeps the images and makes vectors of them."""
+    """Return whether a call keeps the images and makes vectors of them."""
     if target in FLATTENS:
         return (*arguments, *options.values()) in ((1,), (1, -1))
     sizes = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], (tuple, list)) else arguments
@@ -147,7 +147,7 @@ def flattens(target, arguments, options, batch):
 
 
 def mean_axes(target, arguments, options):
-    """Returns whether a mean over height and width keeps the two axes, None for any other call."""
+    """Return whether a mean over height and width keeps the two axes, None for any other call."""
     axes, keep = (*arguments, None)[0], options.get('keepdim', arguments[1] if len(arguments) > 1 else False)
     axes = options.get('dim', axes)
     if target in MEANS and isinstance(axes, (tuple, list)) and sorted(axis % 4 for axis in axes) == [2, 3]:

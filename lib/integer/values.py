@@ -80,14 +80,14 @@ class Value:
         return self.low > -math.inf or self.high < math.inf
 
     def codes(self) -> Term | None:
-        """Returns the only term if it alone, with one scale for all channels, is the whole value."""
+        """Return the only term if it alone, with one scale for all channels, is the whole value."""
         term = self.terms[0]
         alone = len(self.terms) == 1 and not self.clipped and not self.offset.any()
         scale = term.multiplier[0]  # of a negative one, larger codes would be smaller values
         return term if alone and scale >= 0 and (term.multiplier == scale).all() else None
 
     def largest(self) -> float:
-        """Returns the largest magnitude that the bounds of the registers allow."""
+        """Return the largest magnitude that the bounds of the registers allow."""
         low = self.offset + sum(torch.minimum(t.multiplier * t.register.low, t.multiplier * t.register.high)
                                 for t in self.terms)
         high = self.offset + sum(torch.maximum(t.multiplier * t.register.low, t.multiplier * t.register.high)
@@ -96,7 +96,7 @@ class Value:
 
 
 def value_of(register: Register, scale: float, exponent: int = 0) -> Value:
-    """Returns the value register * scale."""
+    """Return the value register * scale."""
     channels = register.shape[0]
     return Value(register.shape, [Term(register, torch.full((channels,), scale, dtype=torch.float64), exponent)],
                  torch.zeros(channels, dtype=torch.float64))
@@ -111,14 +111,14 @@ class Program:
         self.registers = 0
 
     def register(self, shape, low, high) -> Register:
-        """Returns a new register; `low` and `high` are int64 vectors over the channels, or one integer for all."""
+        """Return a new register; `low` and `high` are int64 vectors over the channels, or one integer for all."""
         self.registers += 1
         low, high = (torch.as_tensor(bound).expand(shape[0]) for bound in (low, high))
         return Register(self.registers - 1, tuple(shape), low, high)
 
     def add(self, kind, name, inputs, shape, low, high, /, *, arrays=None, bound=0, note='', operand_bits=None,
             **options) -> Register:
-        """Appends an operation and returns its output; `bound` is the largest magnitude inside it."""
+        """Append an operation and returns its output; `bound` is the largest magnitude inside it."""
         output = self.register(shape, low, high)
         arrays = arrays or {}
         tensors = [*(register.magnitude for register in (*inputs, output)), *(array.abs() for array in arrays.values())]
@@ -128,7 +128,7 @@ class Program:
         return output
 
     def width(self, register: Register) -> int:
-        """Returns how many bits the integers of a register take; a sign alone, +-1, is one."""
+        """Return how many bits the integers of a register take; a sign alone, +-1, is one."""
         low, high = int(register.low.amin()), int(register.high.amax())
         made_by = [operation for operation in self.operations if operation.output == register.index]
         if made_by and made_by[0].options.get('binary'):
@@ -136,7 +136,7 @@ class Program:
         return max(high.bit_length(), 1) if low >= 0 else max(high.bit_length(), (-low - 1).bit_length()) + 1
 
     def requantize(self, value: Value, name: str, form, *, step: float, low=None, high=None, binary=False) -> Register:
-        """Adds round(value / step), clipped to the integers low .. high and by the clip of the value itself.
+        """Add round(value / step), clipped to the integers low .. high and by the clip of the value itself.
 
         Args:
             form: a `FixedPoint` or `Mantissa`; None, for wide results: the mantissa takes the bits that int64 leaves.
@@ -161,7 +161,7 @@ class Program:
                         note=f'step {step:.9g}, {form or "wide"}')
 
     def add_offset(self, register: Register, offset: Tensor, name: str) -> tuple[Register, int]:
-        """Adds (register + offset[channel]) * 2^k, rounded; returns the register and k.
+        """Add (register + offset[channel]) * 2^k, rounded; returns the register and k.
 
         The unit of an accumulator of few bits is coarse: up to 16 bits behind its point keep the offset.
         """
@@ -189,7 +189,7 @@ def _short(vector):
 
 
 def _range(value, multipliers, offset):
-    """Returns the bounds of acc * M + C, exactly; `_Constants` has shown that they fit int64."""
+    """Return the bounds of acc * M + C, exactly; `_Constants` has shown that they fit int64."""
     least, most = offset.clone(), offset.clone()
     for term, factor in zip(value.terms, multipliers, strict=True):
         ends = torch.stack([term.register.low * factor, term.register.high * factor])

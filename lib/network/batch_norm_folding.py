@@ -126,7 +126,7 @@ def foldable_batch_norms(model: nn.Module, images: Tensor) -> list[tuple[str, st
 
 
 def _is_private(tracker, layer, norm) -> bool:
-    """Whether `norm` alone takes the output of `layer`, and the layer alone its parameters."""
+    """Return whether `norm` alone takes the output of `layer`, and the layer alone its parameters."""
     call = tracker.calls[layer][0]
     return call.batched and call.consumers == {norm} and call.output() is None and tracker.readers[layer] == {layer}
 

@@ -14,12 +14,12 @@ NAMED = 8  # so many names are written out
 
 
 def all_layers(model):
-    """Returns {name: layer} of every convolution and linear layer, in the order of `model.modules()`."""
+    """Return {name: layer} of every convolution and linear layer, in the order of `model.modules()`."""
     return {name: module for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
 
 
 def quantizable_layers(model):
-    """Returns {name: layer} of every convolution and linear layer whose weight is a Parameter of its own.
+    """Return {name: layer} of every convolution and linear layer whose weight is a Parameter of its own.
 
     These the K-means flow clusters, in the order of `model.modules()`; also layers that are never called, because other
     code may read their weights. A weight that is computed (weight normalization and other parametrizations, pruning)
@@ -35,12 +35,12 @@ def quantizable_layers(model):
 
 
 def quantized_layers(model):
-    """Returns {name: layer} of every `QConv2d` and `QLinear`, in the order of `model.modules()`."""
+    """Return {name: layer} of every `QConv2d` and `QLinear`, in the order of `model.modules()`."""
     return {name: module for name, module in model.named_modules() if isinstance(module, (QConv2d, QLinear))}
 
 
 def convertible_layers(model, records):
-    """Returns {name: layer} of the layers that the linear flow quantizes: those called, and without an `obstacle`.
+    """Return {name: layer} of the layers that the linear flow quantizes: those called, and without an `obstacle`.
 
     Args:
         model: float or converted network.
@@ -52,12 +52,12 @@ def convertible_layers(model, records):
 
 
 def layers_of(model, records, linear):
-    """Returns {name: layer} of the layers that a strategy has entries for, of the linear or of the K-means flow."""
+    """Return {name: layer} of the layers that a strategy has entries for, of the linear or of the K-means flow."""
     return convertible_layers(model, records) if linear else quantizable_layers(model)
 
 
 def convert_to_quantized(model, images, *, quiet=False):
-    """Turns the convolution and linear layers of `model` into quantized ones, each of them in place.
+    """Turn the convolution and linear layers of `model` into quantized ones, each of them in place.
 
     One forward pass on `images` finds which layers are called, and whether their inputs are signed; what it cannot
     tell is found at calibration, from real images. A layer whose forward is never called (its weight is read by other
@@ -98,7 +98,7 @@ def convert_to_quantized(model, images, *, quiet=False):
 
 
 def some(names):
-    """Returns names separated by commas: all of a short list, the first ones and a count of a long one."""
+    """Return names separated by commas: all of a short list, the first ones and a count of a long one."""
     names = list(names)
     if len(names) <= NAMED:
         return ', '.join(names)
@@ -106,7 +106,7 @@ def some(names):
 
 
 def activation_quantizers(model):
-    """Returns {name: quantizer} of the quantizers of activations, on their own or of a layer's input."""
+    """Return {name: quantizer} of the quantizers of activations, on their own or of a layer's input."""
     weights = {id(layer.weight_quantizer) for layer in quantized_layers(model).values()}
     return {name: module for name, module in model.named_modules()
             if isinstance(module, Quantizer) and id(module) not in weights and module.active}

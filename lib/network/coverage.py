@@ -103,7 +103,7 @@ def float_weights(model: nn.Module, chosen: dict, unread: Container[str] = ()) -
 
 
 def _by_weight(model, chosen, records, floats, others):
-    """Returns the same three with everything that multiplies with the weight of a chosen layer in its record."""
+    """Return the same three with everything that multiplies with the weight of a chosen layer in its record."""
     users = {id(layer._parameters['weight']): name for name, layer in chosen.items()}
     groups = {name: [records[name]] for name in chosen}
     for name, layer in all_layers(model).items():

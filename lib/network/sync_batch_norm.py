@@ -44,7 +44,7 @@ TWINS = {nn.BatchNorm1d: SyncBatchNorm1d, nn.BatchNorm2d: SyncBatchNorm2d}
 
 
 def synchronise_batch_norm(model):
-    """Turns every `nn.BatchNorm1d` and `nn.BatchNorm2d` of `model` into its synchronised twin, in place.
+    """Turn every `nn.BatchNorm1d` and `nn.BatchNorm2d` of `model` into its synchronised twin, in place.
 
     The modules remain the same objects, with their parameters, hooks and parents. Subclasses with a forward of their
     own are left as they are.
@@ -93,7 +93,7 @@ class _Normalise(torch.autograd.Function):
 
 
 def global_moments(x):
-    """Returns mean and biased variance of each channel over all processes, (C,), and the values per channel, float64.
+    """Return mean and biased variance of each channel over all processes, (C,), and the values per channel, float64.
 
     Each process finds those of its own images about its own mean; they are merged by Chan, Golub and LeVeque (1979):
     M2 = sum over processes of M2_r + n_r (mean_r - mean)^2. Nothing is lost where the mean is large.

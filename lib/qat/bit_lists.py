@@ -8,7 +8,7 @@ ALLOWED = (*range(1, 9), 16, 32)
 
 
 def check_bit_lists(entries, layer_wbit, layer_abit, network='the network'):
-    """Checks the two lists against the entries of a network and fills in what may be left out.
+    """Check the two lists against the entries of a network and fills in what may be left out.
 
     Args:
         entries: the network's `bit_entries()`: rows with `name`, `layers`, `activations` and `implied`.
@@ -42,13 +42,13 @@ def _check(entries, bits, which, name, network):
 
 
 def check_bits(bits, where):
-    """Raises ValueError, saying `where`, unless these are bits that quantization-aware training takes."""
+    """Raise ValueError, saying `where`, unless these are bits that quantization-aware training takes."""
     if isinstance(bits, bool) or not isinstance(bits, Integral) or bits not in ALLOWED:
         raise ValueError(f'{where} is {bits!r}: expected 1 to 8 or 16 bits, or 32 to leave it float')
 
 
 def meaning(entries, which):
-    """Returns what each entry of `layer_wbit` (`which` 0) or `layer_abit` (1) stands for, in a line."""
+    """Return what each entry of `layer_wbit` (`which` 0) or `layer_abit` (1) stands for, in a line."""
     described = []
     for i, entry in enumerate(entries):
         names = entry.activations if which else entry.layers
@@ -70,7 +70,7 @@ def is_quantized(strategy):
 
 
 def parse_bit_list(text):
-    """Reads a list from the command line: `[32, 8, 8]`, `32,8,8`, or with repetitions, `32,8x10,16`.
+    """Read a list from the command line: `[32, 8, 8]`, `32,8,8`, or with repetitions, `32,8x10,16`.
 
     Raises:
         ValueError: it is none.

@@ -51,7 +51,7 @@ class ClippedReLU(PACTActivationQuantizer):
 
 
 def find_parts(model, shape, in_order=True):
-    """Returns the parts of a network, in module order.
+    """Return the parts of a network, in module order.
 
     They are what its `quantized_parts()` says. Of a network without it: every layer that can be quantized, but the
     first, the last, 1x1 convolutions beside a block, and a MobileNet's last 1x1 convolution; with their inputs.
@@ -85,7 +85,7 @@ class PartQuantizers:
     """
 
     def __init__(self, model, parts):
-        """Finds the quantizers that `quantize_parts` put into the model."""
+        """Find the quantizers that `quantize_parts` put into the model."""
         self.parts, self._quantizers, self.labels, self._is_weight = list(parts), [], [], []
         counts = count_weights({part.layer: model.get_submodule(part.layer) for part in self.parts})
         self.num_weights = [counts[part.layer] for part in self.parts]
@@ -114,11 +114,11 @@ class PartQuantizers:
                 quantizer.bits = value
 
     def lists(self, bits):
-        """Returns a list of bits as {'layer_wbit': [...], 'layer_abit': [...]}, an entry per part each."""
+        """Return a list of bits as {'layer_wbit': [...], 'layer_abit': [...]}, an entry per part each."""
         return {'layer_wbit': self._of(bits, True), 'layer_abit': self._of(bits, False)}
 
     def joined(self, layer_wbit, layer_abit):
-        """Returns the list of bits that `lists` takes apart."""
+        """Return the list of bits that `lists` takes apart."""
         weights, activations = iter(layer_wbit), iter(layer_abit)
         return [next(weights if is_weight else activations) for is_weight in self._is_weight]
 
@@ -126,7 +126,7 @@ class PartQuantizers:
         return [value for value, is_weight in zip(bits, self._is_weight, strict=True) if is_weight == weights]
 
     def cost(self, bits, *, odd_positions=False):
-        """Returns ProQHA's cost: bits of the weights of all parts over the same weights at 32 bits, in (0, 1].
+        """Return ProQHA's cost: bits of the weights of all parts over the same weights at 32 bits, in (0, 1].
 
         `odd_positions` is the original's rule, which takes every second entry for that of the weights: those of the
         activations, where they come after the layer.
@@ -136,7 +136,7 @@ class PartQuantizers:
         return total / (32 * sum(self.num_weights))
 
     def strategy(self, bits, layer_names):
-        """Returns [weight bits, bits of the input] for each of these layers, as the linear flow means them.
+        """Return [weight bits, bits of the input] for each of these layers, as the linear flow means them.
 
         Layers that stay float get [8, -1]. Where activations are quantized behind the layers, the input of a layer is
         the activation of the part before it.
@@ -150,7 +150,7 @@ class PartQuantizers:
 
 
 def quantize_parts(model, layer_wbit, layer_abit, quantizers, images, network='the network', in_order=True):
-    """Puts quantizers into the parts of a float network, in place; all else stays float.
+    """Put quantizers into the parts of a float network, in place; all else stays float.
 
     Weights at 32 bits are left alone; a learned clip in place of a ReLU still clips at 32 bits.
 
@@ -187,7 +187,7 @@ def quantize_parts(model, layer_wbit, layer_abit, quantizers, images, network='t
 
 
 def _convert(model, chosen, images):
-    """Converts a network; the layers that are not chosen get quantizers that do nothing and hold nothing."""
+    """Convert a network; the layers that are not chosen get quantizers that do nothing and hold nothing."""
     convert_to_quantized(model, images, quiet=True)
     for name, layer in model.named_modules():
         if isinstance(layer, (QConv2d, QLinear)) and name not in chosen:
@@ -195,7 +195,7 @@ def _convert(model, chosen, images):
 
 
 def in_place_of_relu(quantizers, bits):
-    """Returns the quantizer of activations that also is the activation function."""
+    """Return the quantizer of activations that also is the activation function."""
     if quantizers.activations == 'mpact':
         raise ValueError('mpact keeps negative values, so it cannot take the place of a ReLU: give --act_quantizer '
                          'pact, fixed_pact, dorefa, lsq or linear')
@@ -210,7 +210,7 @@ class ProgressiveTraining(QATQuantization):
     """Fine-tuning of one step of the search: a learning rate for every batch, and a limit for the gradient's norm."""
 
     def __init__(self, model, strategy, settings, *, optimizer, rates, clip, unscale):
-        """Takes over a prepared network.
+        """Take over a prepared network.
 
         Args:
             model, strategy, settings: as in `QATQuantization`.
@@ -223,7 +223,7 @@ class ProgressiveTraining(QATQuantization):
         self.optimizer, self.rates, self.clip, self.unscale = optimizer, iter(rates), clip, unscale
 
     def before_step(self):
-        """Sets the learning rate and clips the gradient."""
+        """Set the learning rate and clips the gradient."""
         set_learning_rate(self.optimizer, next(self.rates))
         self.unscale()
         torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip)

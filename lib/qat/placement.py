@@ -72,19 +72,19 @@ class Quantizers:
 
     @classmethod
     def from_dict(cls, values):
-        """Returns the quantizers that `to_dict` described."""
+        """Return the quantizers that `to_dict` described."""
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def to_dict(self):
-        """Returns plain values, for checkpoints."""
+        """Return plain values, for checkpoints."""
         return asdict(self)
 
     def weight(self, bits):
-        """Returns a new weight quantizer."""
+        """Return a new weight quantizer."""
         return WEIGHT_QUANTIZERS[self.weights](bits)
 
     def activation(self, bits, *, signed=False, end=False):
-        """Returns a new activation quantizer for a tensor that is signed (None: not known yet), at an `end` or not."""
+        """Return a new activation quantizer for a tensor that is signed (None: not known yet), at an `end` or not."""
         alpha = self.end_alpha if end else self.alpha
         if self.activations == 'lsq':
             return LSQQuantizer(bits, signed=signed, per='features')
@@ -99,7 +99,7 @@ class Quantizers:
 
 
 def quantize_blocks(model, layer_wbit, layer_abit, quantizers, network='the network'):
-    """Puts quantizers into a network with bit lists, in place.
+    """Put quantizers into a network with bit lists, in place.
 
     Args:
         model: float network with `bit_entries()`.
@@ -137,7 +137,7 @@ def _place(model, name, bits, quantizers):
 
 
 def quantize_layers(model, strategy, quantizers, images, *, input_bits=32):
-    """Puts quantizers into every layer of any network, in place: weights and inputs, as the searches here mean them.
+    """Put quantizers into every layer of any network, in place: weights and inputs, as the searches here mean them.
 
     Args:
         model: float network.
@@ -175,7 +175,7 @@ class QATQuantization(Quantization):
     """
 
     def __init__(self, model, strategy, settings, *, clip_decay=2e-4):
-        """Takes over a prepared network.
+        """Take over a prepared network.
 
         Args:
             model: the network.
@@ -191,25 +191,25 @@ class QATQuantization(Quantization):
                        if isinstance(quantizer, PACTActivationQuantizer) and quantizer.trainable]
 
     def loss(self, logits, labels):
-        """Returns cross entropy and the penalty of the clips."""
+        """Return cross entropy and the penalty of the clips."""
         loss = super().loss(logits, labels)
         if not self.clip_decay or not self._clips:
             return loss
         return loss + self.clip_decay * sum(clip.square().sum() for clip in self._clips)
 
     def synchronise(self):
-        """Gives every process the weights, clips, steps and signs of the main one."""
+        """Give every process the weights, clips, steps and signs of the main one."""
         super().synchronise()
         synchronise_signs(activation_quantizers(self.model).values())
 
     def state(self):
-        """Returns what a checkpoint carries: strategy and settings."""
+        """Return what a checkpoint carries: strategy and settings."""
         return {**super().state(), 'qat': self.settings}
 
 
 @torch.no_grad()
 def find_steps(model, images):
-    """Lets quantizers that begin with what the first batch tells, steps and signs, find it; changes nothing else.
+    """Let quantizers that begin with what the first batch tells, steps and signs, find it; changes nothing else.
 
     Args:
         model: prepared network.
@@ -221,7 +221,7 @@ def find_steps(model, images):
 
 
 def weight_bits(model):
-    """Returns (bits of all weights, the same at 32 bits); what stays float counts 32, a shared weight once."""
+    """Return (bits of all weights, the same at 32 bits); what stays float counts 32, a shared weight once."""
     layers = active_layers(model)
     counts, rest = count_weights(layers), sum(float_weights(model, layers).values())
     return sum(layer.w_bit * counts[name] for name, layer in layers.items()) + 32 * rest, \

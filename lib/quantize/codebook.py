@@ -40,7 +40,7 @@ class Codebook:
 
     @property
     def is_constant(self) -> bool:
-        """Whether several weights share the only centroid, so that they can never differ."""
+        """Return whether several weights share the only centroid, so that they can never differ."""
         return len(self.centroids) == 1 < self.labels.numel()
 
     def decode(self) -> Tensor:
@@ -66,7 +66,7 @@ class Codebook:
 
 
 class CentroidTrainer:
-    """Trains centroids in place of weights, as if after every step each cluster's weights became their mean.
+    """Train centroids in place of weights, as if after every step each cluster's weights became their mean.
 
     SGD with momentum and weight decay is linear, so the mean of the stepped weights is the centroid stepped with the
     *mean* of its members' gradients: the same numbers, with optimizer state for the centroids only. Pruned zeros stay.

@@ -125,7 +125,7 @@ class Quantizer(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether this quantizer changes its input at all."""
+        """Return whether this quantizer changes its input at all."""
         return self._bits is not None and 0 < self._bits < 32
 
     def bits_changed(self):

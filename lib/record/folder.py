@@ -16,7 +16,7 @@ KEPT_FILES = ('experiment_data/q_model/*', 'experiment_data/results/*')  # writt
 
 
 def check_folder(folder, *, resume=False, overwrite=False):
-    """Checks that a run may be written to `folder`; called before anything slow begins.
+    """Check that a run may be written to `folder`; called before anything slow begins.
 
     A folder that exists is locked until the end of the process.
 
@@ -40,7 +40,7 @@ def check_folder(folder, *, resume=False, overwrite=False):
 
 
 def open_run(folder, args, *, resume=False):
-    """Makes the folder of a run that `check_folder` has passed, locks it and writes `args.json`.
+    """Make the folder of a run that `check_folder` has passed, locks it and writes `args.json`.
 
     Unless the run is resumed, the files of an earlier run are removed; files of others in the folder are left alone.
     Temporary files of runs that were killed are removed in any case.

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class ScalarLog:
-    """Writes a TensorBoard event file.
+    """Write a TensorBoard event file.
 
     tensorboardX's own writer leaves that to a second thread and to the end of the interpreter, both of which print
     tracebacks where the disk is full. Here an event file that cannot be written costs one warning and nothing else.

@@ -37,14 +37,14 @@ class Inert:
 
 
 class _Dict:
-    """Makes an OrderedDict where the file has a dict of another class."""
+    """Make an OrderedDict where the file has a dict of another class."""
 
     def __new__(cls, *_args, **_kwargs):
         return OrderedDict()
 
 
 class _List:
-    """Makes a list where the file has a list of another class, or a deque."""
+    """Make a list where the file has a list of another class, or a deque."""
 
     def __new__(cls, *_args, **_kwargs):
         return []

@@ -13,7 +13,7 @@ MAX_BIT = 8
 
 
 def uniform_strategy(num_layers, bits, *, linear=False, ends=(0, -1)):
-    """Returns the same bits for every layer.
+    """Return the same bits for every layer.
 
     A linear one keeps the image as it is, `[8, -1]` in the first layer, and the last one at `[8, 8]`, as the search
     does; `ends` are their indices.
@@ -28,7 +28,7 @@ def uniform_strategy(num_layers, bits, *, linear=False, ends=(0, -1)):
 
 
 def check_strategy(strategy, layer_names, *, linear, source='the strategy', names_in_file=None, network='the network'):
-    """Checks that a strategy is one of this network and of this kind.
+    """Check that a strategy is one of this network and of this kind.
 
     Args:
         strategy: what was given.
@@ -190,6 +190,6 @@ def _as_list(value, source):
 
 
 def save_strategy(folder, strategy, layer_names, **about):
-    """Writes `strategy.json` (with layer names and `about`) and `strategy.txt` (the line to paste) to `folder`."""
+    """Write `strategy.json` (with layer names and `about`) and `strategy.txt` (the line to paste) to `folder`."""
     write_json(Path(folder) / 'strategy.json', {'strategy': strategy, 'layers': list(layer_names), **about}, seal=True)
     write_text(Path(folder) / 'strategy.txt', json.dumps(strategy) + '\n')

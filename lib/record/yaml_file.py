@@ -13,7 +13,7 @@ MAX_NODES = 100_000  # of a document once its aliases are written out
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes every key of a mapping as the text that stands there: `0`, `0.10`, `on` and `1:30` are names, too."""
+    """Take every key of a mapping as the text that stands there: `0`, `0.10`, `on` and `1:30` are names, too."""
 
     def construct_mapping(self, node, deep=False):
         self.flatten_mapping(node)  # <<: *defaults

@@ -29,7 +29,7 @@ class LostPeer(ConnectionError):
 
 
 def start(device):
-    """Joins the processes that torchrun started; does nothing where it started none, or only one.
+    """Join the processes that torchrun started; does nothing where it started none, or only one.
 
     Tensors on GPUs travel by NCCL and all others by gloo.
 
@@ -68,30 +68,30 @@ def _own_gpu(device, number):
 
 
 def finish():
-    """Leaves the other processes. For the end of a run that succeeded: after an error, ending is enough."""
+    """Leave the other processes. For the end of a run that succeeded: after an error, ending is enough."""
     _wrappers.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def world_size():
-    """Returns the number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank():
-    """Returns the number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main():
-    """Whether this process is number 0, which alone writes files and reports."""
+    """Return whether this process is number 0, which alone writes files and reports."""
     return rank() == 0
 
 
 @contextlib.contextmanager
 def watching():
-    """Turns the error of torch that tells of a process that is gone into a `LostPeer`."""
+    """Turn the error of torch that tells of a process that is gone into a `LostPeer`."""
     try:
         yield
     except RuntimeError as error:
@@ -102,7 +102,7 @@ def watching():
 
 
 def total(*numbers):
-    """Returns the sums of `numbers` over the processes, in float64: exact for integers up to 2^53."""
+    """Return the sums of `numbers` over the processes, in float64: exact for integers up to 2^53."""
     if world_size() == 1:
         return list(numbers)
     sums = torch.tensor(numbers, dtype=torch.float64)
@@ -112,7 +112,7 @@ def total(*numbers):
 
 
 def gather(tensor):
-    """Returns the tensors of all processes, which have one shape, as (processes, *shape)."""
+    """Return the tensors of all processes, which have one shape, as (processes, *shape)."""
     if world_size() == 1:
         return tensor[None]
     table = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -122,7 +122,7 @@ def gather(tensor):
 
 
 def add_up(tensor):
-    """Adds the tensors of all processes into `tensor`, with the same bits in all of them; returns it."""
+    """Add the tensors of all processes into `tensor`, with the same bits in all of them; returns it."""
     if world_size() > 1:
         with watching():
             dist.all_reduce(tensor)
@@ -130,7 +130,7 @@ def add_up(tensor):
 
 
 def broadcast(value):
-    """Returns the `value` of the main process: numbers, text, lists, tensors on the CPU."""
+    """Return the `value` of the main process: numbers, text, lists, tensors on the CPU."""
     if world_size() == 1:
         return value
     box = [value]
@@ -140,7 +140,7 @@ def broadcast(value):
 
 
 def broadcast_tensors(tensors):
-    """Gives `tensors` the values of the main process, in place; shapes and types are the same in all processes."""
+    """Give `tensors` the values of the main process, in place; shapes and types are the same in all processes."""
     if world_size() > 1:
         for flat in _joined(tensors):
             with watching():
@@ -148,7 +148,7 @@ def broadcast_tensors(tensors):
 
 
 def average_tensors(tensors):
-    """Gives floating-point `tensors` their mean over the processes, in place."""
+    """Give floating-point `tensors` their mean over the processes, in place."""
     if world_size() > 1:
         for flat in _joined(tensors):
             add_up(flat).div_(world_size())
@@ -156,7 +156,7 @@ def average_tensors(tensors):
 
 @torch.no_grad()
 def _joined(tensors):
-    """Yields, for each type and device, all tensors in one vector; what the caller makes of it is written back."""
+    """Yield, for each type and device, all tensors in one vector; what the caller makes of it is written back."""
     groups = {}
     for tensor in tensors:
         groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
@@ -168,7 +168,7 @@ def _joined(tensors):
 
 
 def agree(error=None):
-    """Goes on if no process has an error; else raises in every process: its own, or that of the lowest number.
+    """Go on if no process has an error; else raises in every process: its own, or that of the lowest number.
 
     What is raised for another process is marked, see `is_repeated`.
 
@@ -195,26 +195,26 @@ def _portable(error):
 
 
 def is_repeated(error):
-    """Whether `error` was raised for that of another process, which reports it."""
+    """Return whether `error` was raised for that of another process, which reports it."""
     return getattr(error, 'repeated', False)
 
 
 def on_main(function, *args, **options):
-    """Calls `function` in the main process; all get its result, which must be fit for `broadcast`, or its error."""
+    """Call `function` in the main process; all get its result, which must be fit for `broadcast`, or its error."""
     result, error = _attempt(function, *args, **options) if is_main() else (None, None)
     agree(error)
     return broadcast(result)
 
 
 def together(function, *args, **options):
-    """Calls `function` in all processes at once; returns what it returned here, or all raise the first error."""
+    """Call `function` in all processes at once; returns what it returned here, or all raise the first error."""
     result, error = _attempt(function, *args, **options)
     agree(error)
     return result
 
 
 def main_first(function, *args, **options):
-    """Calls `function` in the main process, then in the first one of every other machine, then in the rest.
+    """Call `function` in the main process, then in the first one of every other machine, then in the rest.
 
     For what leaves a file behind (a download, a lookup table): the later ones find it. An error in one turn is raised
     in all processes, and the turns after it do not come.
@@ -233,7 +233,7 @@ def main_first(function, *args, **options):
 
 
 def _attempt(function, *args, **options):
-    """Returns (result, None) or (None, exception)."""
+    """Return (result, None) or (None, exception)."""
     try:
         return function(*args, **options), None
     except Exception as error:
@@ -241,7 +241,7 @@ def _attempt(function, *args, **options):
 
 
 def data_parallel(model, images):
-    """Returns what a training step calls in place of `model`, so that gradients are averaged over the processes.
+    """Return what a training step calls in place of `model`, so that gradients are averaged over the processes.
 
     That is the model itself or, with several processes, its `DistributedDataParallel`, which is made once and again
     only where other parameters are trained. Weights and buffers of the main process are taken over when it is made.
@@ -263,7 +263,7 @@ def data_parallel(model, images):
 
 
 def _some_unused(model, images):
-    """Whether a trained parameter gets no gradient; BatchNorm and the random numbers stay as they are."""
+    """Return whether a trained parameter gets no gradient; BatchNorm and the random numbers stay as they are."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     statistics = running_statistics(model)
     before = [tensor.clone() for tensor in statistics]
@@ -276,12 +276,12 @@ def _some_unused(model, images):
 
 
 def running_statistics(model):
-    """Returns the tensors in which normalisation layers gather statistics: means, variances, counts."""
+    """Return the tensors in which normalisation layers gather statistics: means, variances, counts."""
     found = [getattr(module, name, None) for module in model.modules()
              for name in ('running_mean', 'running_var', 'num_batches_tracked')]
     return [tensor for tensor in found if tensor is not None]
 
 
 def average_running_statistics(model):
-    """Gives every BatchNorm the mean over the processes of its running mean and variance."""
+    """Give every BatchNorm the mean over the processes of its running mean and variance."""
     average_tensors([tensor for tensor in running_statistics(model) if tensor.is_floating_point()])

@@ -11,14 +11,14 @@ from lib.runtime import distributed
 
 
 def derived_seed(*parts):
-    """Returns a 63-bit seed that depends on all `parts` (numbers and names), the same on every machine."""
+    """Return a 63-bit seed that depends on all `parts` (numbers and names), the same on every machine."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], 'little') >> 1
 
 
 
 def seed_everything(*parts):
-    """Seeds the global generators of Python, NumPy and torch from `parts`, e.g. (seed, 'epoch', 3).
+    """Seed the global generators of Python, NumPy and torch from `parts`, e.g. (seed, 'epoch', 3).
 
     Called at the start of every epoch and episode: a resumed run then draws what an uninterrupted one would. Of several
     processes each has a seed of its own (dropout), the main one that of a single process.
@@ -31,14 +31,14 @@ def seed_everything(*parts):
 
 
 def seeded_generator(*parts):
-    """Returns a new CPU generator whose stream depends on all `parts` (integers and names) and on nothing else."""
+    """Return a new CPU generator whose stream depends on all `parts` (integers and names) and on nothing else."""
     return torch.Generator().manual_seed(derived_seed(*parts))
 
 
 
 @contextmanager
 def own_generators(*parts):
-    """Seeds Python's, NumPy's and torch's global CPU generators from `parts` for a while, and puts them back."""
+    """Seed Python's, NumPy's and torch's global CPU generators from `parts` for a while, and puts them back."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     seed = derived_seed(*parts)
     random.seed(seed)

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_object(spec, option):
-    """Returns the object of `FILE.py:NAME`; the file's folder is searched first for what it imports.
+    """Return the object of `FILE.py:NAME`; the file's folder is searched first for what it imports.
 
     Args:
         spec: what the user gave.
@@ -46,7 +46,7 @@ def load_object(spec, option):
 
 
 def load_model(spec, num_classes):
-    """Returns the network that `FILE.py:build` makes: `build(num_classes=N)` where it takes that, else `build()`.
+    """Return the network that `FILE.py:build` makes: `build(num_classes=N)` where it takes that, else `build()`.
 
     It comes without the wrapper of `torch.compile` or `DataParallel`, which would go on with the float layers.
 
@@ -66,7 +66,7 @@ def load_model(spec, num_classes):
 
 
 def _in_float32(model, spec):
-    """Returns the network in float32, as images and quantizers are; says so if it was in another type."""
+    """Return the network in float32, as images and quantizers are; says so if it was in another type."""
     if torch.get_default_dtype() != torch.float32:
         torch.set_default_dtype(torch.float32)  # the user's file may have set another one, for everything
     others = {str(p.dtype).removeprefix('torch.') for p in model.parameters() if p.is_floating_point()} - {'float32'}
@@ -84,7 +84,7 @@ def _unwrapped(model):
 
 @contextmanager
 def importing_from(folder):
-    """Lets imports search this folder first, and leaves no `__pycache__` in it: the folder is the user's."""
+    """Let imports search this folder first, and leaves no `__pycache__` in it: the folder is the user's."""
     sys.path.insert(0, str(folder))
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
@@ -96,5 +96,5 @@ def importing_from(folder):
 
 
 def describe_error(error):
-    """Returns kind and message of an error in one line."""
+    """Return kind and message of an error in one line."""
     return ' '.join(f'{type(error).__name__}: {error}'.split())

@@ -25,16 +25,16 @@ SCALARS = ('learning_rate', 'train_loss', 'test_loss', 'train_accuracy', 'test_a
 
 
 class TrainingLog:
-    """Writes `log.txt`, scalars, checkpoints and the plot of a training run; of several processes only the main one."""
+    """Write `log.txt`, scalars, checkpoints and the plot of a training run; of several processes only the main one."""
 
     def __init__(self, folder, start_epoch=0):
-        """Starts the record in `folder`, or continues it after `start_epoch` epochs."""
+        """Start the record in `folder`, or continues it after `start_epoch` epochs."""
         self.folder = Path(folder)
         self.table = TableLog(self.folder / 'log.txt', COLUMNS, keep_rows=start_epoch)
         self.scalars = ScalarLog(self.folder / 'logs', purge_step=start_epoch)
 
     def add(self, epoch, row, checkpoint, improved, keep=False):
-        """Adds an epoch.
+        """Add an epoch.
 
         Args:
             epoch: counted from 0.
@@ -54,14 +54,14 @@ class TrainingLog:
         self.scalars.flush()
 
     def plot(self):
-        """Draws the training curves."""
+        """Draw the training curves."""
         if len(self.table.rows) > 1:
             plots.plot_training(self.table.columns(), self.folder / 'training.png')
 
 
 def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, seed, start_epoch=0, best=-1.0,
         quantization=None, about=None, bn_batches=0, evaluate_every=1, keep_every=0):
-    """Trains and validates epoch by epoch; the main process writes everything of a `TrainingLog` after each.
+    """Train and validates epoch by epoch; the main process writes everything of a `TrainingLog` after each.
 
     Args:
         model: the network, on `device`.
@@ -116,14 +116,14 @@ def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, s
 
 
 def checkpoint_bytes(model, optimizer):
-    """Returns about how many bytes a checkpoint takes: weights, buffers, and what the optimizer will keep of each."""
+    """Return about how many bytes a checkpoint takes: weights, buffers, and what the optimizer will keep of each."""
     moments = 2 if 'betas' in optimizer.defaults else bool(optimizer.defaults.get('momentum'))
     trained = sum(p.nbytes for group in optimizer.param_groups for p in group['params'])
     return tensor_bytes(model.state_dict()) + moments * trained
 
 
 def check_disk(folder, size, epochs):
-    """Checks that the disk has room for checkpoints of `size` bytes, of which one more is there while it is written.
+    """Check that the disk has room for checkpoints of `size` bytes, of which one more is there while it is written.
 
     Raises:
         WriteError: the first epoch could not be saved.
@@ -138,7 +138,7 @@ def check_disk(folder, size, epochs):
 
 
 def train_epoch(model, loader, optimizer, epoch, epochs, *, rate, device, precision, seed, quantization):
-    """Trains one epoch and leaves the network ready to be validated; returns the training `Metrics`."""
+    """Train one epoch and leaves the network ready to be validated; returns the training `Metrics`."""
     seed_everything(seed, 'epoch', epoch)
     loader.set_epoch(epoch)
     quantization.before_epoch(epoch, epochs, optimizer)
@@ -151,7 +151,7 @@ def train_epoch(model, loader, optimizer, epoch, epochs, *, rate, device, precis
 
 
 def write_results(folder, metrics, best, **about):
-    """Writes `results.json`: the accuracies of the last epoch, the best top-1, and what they belong to.
+    """Write `results.json`: the accuracies of the last epoch, the best top-1, and what they belong to.
 
     The file marks a run as finished.
     """

@@ -14,7 +14,7 @@ from lib.utils.utils import MetricCounter
 
 
 class Precision:
-    """Decides once in which arithmetic and memory layout a network runs.
+    """Decide once in which arithmetic and memory layout a network runs.
 
     The arithmetic is float32, or mixed precision by `torch.amp`: float16 with a gradient scaler on CUDA and bfloat16,
     which needs none, on the CPU. With `channels_last` the images, and so the activations, are laid out as N, H, W, C.
@@ -27,20 +27,20 @@ class Precision:
         self.channels_last = channels_last
 
     def autocast(self):
-        """Returns the context in which the forward pass runs."""
+        """Return the context in which the forward pass runs."""
         if not self.half:
             return contextlib.nullcontext()
         return torch.autocast(self.device_type, dtype=self.dtype)
 
     def to(self, device, images, labels):
-        """Returns a batch on the device, in the memory layout."""
+        """Return a batch on the device, in the memory layout."""
         layout = {'memory_format': torch.channels_last} if self.channels_last and images.dim() == 4 else {}
         return images.to(device, non_blocking=True, **layout), labels.to(device, non_blocking=True)
 
 
 def train_one_epoch(model, loader, criterion, optimizer, device, after_step=None, *, before_step=None,
                     precision=None, title='train'):
-    """Trains `model` over `loader` once.
+    """Train `model` over `loader` once.
 
     With several processes each has its part of every batch, and the gradients are those of the mean loss over the whole
     batch, whatever the sizes of the parts. At the end all have the same BatchNorm statistics.
@@ -109,7 +109,7 @@ def _stop(model, images, value, where):
 
 @torch.no_grad()
 def evaluate(model, loader, criterion, device, *, precision=None, title='valid'):
-    """Evaluates `model` in evaluation mode over `loader`, and gives it its former mode back.
+    """Evaluate `model` in evaluation mode over `loader`, and gives it its former mode back.
 
     With several processes each evaluates its own images, as many as it has, and all get the `Metrics` of all images.
 
@@ -138,7 +138,7 @@ def evaluate(model, loader, criterion, device, *, precision=None, title='valid')
 
 
 def loss_function():
-    """Returns the criterion of all scripts, cross entropy averaged over the batch."""
+    """Return the criterion of all scripts, cross entropy averaged over the batch."""
     return nn.CrossEntropyLoss()
 
 

@@ -26,7 +26,7 @@ class PlateauRate:
         self.history = [] if history is None else history
 
     def __call__(self, epoch):
-        """Returns the rate of an epoch, counted from 0."""
+        """Return the rate of an epoch, counted from 0."""
         if epoch < self.warmup_epochs:
             return self.warmup_lr + (self.lr - self.warmup_lr) * epoch / self.warmup_epochs
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.lr)
@@ -37,5 +37,5 @@ class PlateauRate:
         return optimizer.param_groups[0]['lr']
 
     def observe(self, accuracy):
-        """Adds the validation accuracy of an epoch, or None."""
+        """Add the validation accuracy of an epoch, or None."""
         self.history.append(accuracy)

@@ -30,7 +30,7 @@ SPLIT_SEED = 1  # the originals': the same images are held out whatever the seed
 
 def create_loaders(name, root=None, *, splits=('train', 'val'), download=False, dataset_file=None, num_classes=None,
                    **options):
-    """Returns loaders of the training images (shuffled, augmented) and of the validation images.
+    """Return loaders of the training images (shuffled, augmented) and of the validation images.
 
     Args:
         name: a name in `DATASETS`; with `dataset_file` it is not looked at.
@@ -59,7 +59,7 @@ def create_loaders(name, root=None, *, splits=('train', 'val'), download=False, 
 
 def create_search_loaders(name, root=None, *, train_size, val_size, download=False, dataset_file=None,
                           num_classes=None, **options):
-    """Returns loaders of two disjoint parts of the training images, for a search that must not see val/.
+    """Return loaders of two disjoint parts of the training images, for a search that must not see val/.
 
     The training images are put into one fixed random order: the first `val_size` validate (not shuffled, not
     augmented), the next `train_size` train. Which images these are does not depend on `seed`.
@@ -91,7 +91,7 @@ def create_search_loaders(name, root=None, *, train_size, val_size, download=Fal
 
 
 def search_split(count, train_size, val_size):
-    """Returns the indices (training, validation), int64, of a search among `count` images.
+    """Return the indices (training, validation), int64, of a search among `count` images.
 
     Raises:
         ValueError: a size below 1, or no image is left for training.
@@ -132,7 +132,7 @@ def _classes(name, root, parts, given):
 
 
 def _named_loaders(spec, parts, options, what):
-    """Returns the loaders of some `Part`s of a row of `DATASETS`."""
+    """Return the loaders of some `Part`s of a row of `DATASETS`."""
     spec = renormalised(spec, options.normalize)
     size = options.image_size or spec.resolution
     if spec.kind == 'memory':
@@ -158,7 +158,7 @@ def _tensor_loader(spec, split, size, options, training):
 
 
 def _fits(spec, parts, size, options, what):
-    """Decides whether the parts go into memory; of all images but photographs for training it is a fixed view."""
+    """Decide whether the parts go into memory; of all images but photographs for training it is a fixed view."""
     count = sum(len(split) for split, _ in parts)
     photographs = [path for split, trains in parts if trains and spec.augment is None for path in split.images]
     needed = photograph_bytes(photographs, options.cache_size, options.workers)
@@ -179,7 +179,7 @@ def _cached_loader(spec, split, size, options, training):
 
 
 def _user_loaders(build, parts, classes, options):
-    """Returns (training loader, validation loader, number of classes) of `UserPart`s, or fewer loaders of fewer."""
+    """Return (training loader, validation loader, number of classes) of `UserPart`s, or fewer loaders of fewer."""
     spec = renormalised(DATASETS['folder'], options.normalize)
     size = options.image_size or spec.resolution
     classes = count_classes(build.file, parts[0].dataset, classes)

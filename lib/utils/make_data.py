@@ -33,7 +33,7 @@ SUBSETS = {'imagenet100': 100, 'imagenet10': 10}
 
 
 def split_dtd(source, target, *, copy=False, split=None):
-    """Splits `source`/images/<class>/ into `target`/train/<class>/ and `target`/val/<class>/.
+    """Split `source`/images/<class>/ into `target`/train/<class>/ and `target`/val/<class>/.
 
     Args:
         source: folder of the Describable Textures, with images/ and perhaps labels/.
@@ -62,7 +62,7 @@ def split_dtd(source, target, *, copy=False, split=None):
 
 
 def link_subset(source, target, count):
-    """Links the first `count` synset folders, sorted by name, of `source`/train and `source`/val into `target`.
+    """Link the first `count` synset folders, sorted by name, of `source`/train and `source`/val into `target`.
 
     Of the complete ImageNet these are its first `count` labels, so its 1000-way heads serve the subset unchanged.
     Returns and raises as `split_dtd`.
@@ -84,7 +84,7 @@ def link_subset(source, target, count):
 
 
 def sort_validation(source, target, labels):
-    """Moves ImageNet's validation images from `source` into `target`/<synset>/; the two may be one folder.
+    """Move ImageNet's validation images from `source` into `target`/<synset>/; the two may be one folder.
 
     Args:
         source: folder of ILSVRC2012_val_00000001.JPEG and so on.
@@ -111,7 +111,7 @@ def sort_validation(source, target, labels):
 
 
 def read_labels(file):
-    """Reads which synset each validation image belongs to.
+    """Read which synset each validation image belongs to.
 
     Args:
         file: text that has the name of an image and then its synset (`ILSVRC2012_val_00000001.JPEG n01751748`) on
@@ -175,7 +175,7 @@ def _official_split(labels, number, images):
 
 
 def _images_by_class(folder):
-    """Returns {class: sorted names 'class/file' of its images}."""
+    """Return {class: sorted names 'class/file' of its images}."""
     images = {}
     for entry in _entries(folder):
         if entry.is_dir():
@@ -200,7 +200,7 @@ def _synsets(folder, count):
 
 
 def _synsets_by_number(file):
-    """Reads {ILSVRC2012_ID: synset} from the development kit's meta.mat."""
+    """Read {ILSVRC2012_ID: synset} from the development kit's meta.mat."""
     if not is_file(file):
         raise ValueError(f'{file} does not exist: it says which synset each number of the ground truth stands for; '
                          'both are in the folder data of ILSVRC2012_devkit_t12')
@@ -238,7 +238,7 @@ def _parser():
 
 
 def run(dataset, source=None, target=None, *, copy=False, split=None, labels=None):
-    """Makes `dataset` and returns the sentence that says what was made; see the command's help for the arguments."""
+    """Make `dataset` and returns the sentence that says what was made; see the command's help for the arguments."""
     data = REPOSITORY / 'data'
     if dataset == 'dtd':
         return split_dtd(source or data / 'dtd', target or data / 'DTD', copy=copy, split=split)
@@ -249,7 +249,7 @@ def run(dataset, source=None, target=None, *, copy=False, split=None, labels=Non
 
 
 def main(argv=None):
-    """Runs the command; errors end it with one sentence and status 2."""
+    """Run the command; errors end it with one sentence and status 2."""
     parser = _parser()
     args = parser.parse_args(argv)
     for option, value, owner in (('--copy', args.copy, 'dtd'), ('--split', args.split is not None, 'dtd'),
@@ -266,7 +266,7 @@ def main(argv=None):
 
 
 def command():
-    """Runs `main`; whoever reads the output may stop."""
+    """Run `main`; whoever reads the output may stop."""
     try:
         try:
             main()

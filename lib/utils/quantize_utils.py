@@ -24,7 +24,7 @@ HIGH_BIT = 6  # with `free_high_bit`, layers above these bits stay float until t
 
 
 def weight_counts(model, is_pruned=False):
-    """Returns {name: number of weights} of every quantizable layer; only those that are not zero if `is_pruned`."""
+    """Return {name: number of weights} of every quantizable layer; only those that are not zero if `is_pruned`."""
     return {name: int((layer.weight != 0).sum()) if is_pruned else layer.weight.numel()
             for name, layer in quantizable_layers(model).items()}
 
@@ -39,11 +39,11 @@ class Quantization:
         self.model, self.strategy = model, strategy
 
     def parameters(self):
-        """Returns what an optimizer trains."""
+        """Return what an optimizer trains."""
         return list(self.model.parameters())
 
     def loss(self, logits, labels):
-        """Returns what training minimises: cross entropy, averaged over the batch."""
+        """Return what training minimises: cross entropy, averaged over the batch."""
         return F.cross_entropy(logits, labels)
 
     def before_epoch(self, epoch, epochs, optimizer):
@@ -59,15 +59,15 @@ class Quantization:
         """Called after every optimizer step."""
 
     def synchronise(self):
-        """Gives the network of every process the weights and buffers of the main one's."""
+        """Give the network of every process the weights and buffers of the main one's."""
         distributed.broadcast_tensors([*self.model.parameters(), *self.model.buffers()])
 
     def describe(self):
-        """Returns the kind of quantization and the strategy, as plain values."""
+        """Return the kind of quantization and the strategy, as plain values."""
         return {'quantization': self.kind, 'strategy': self.strategy}
 
     def state(self):
-        """Returns what a checkpoint carries, so that it needs no strategy beside it."""
+        """Return what a checkpoint carries, so that it needs no strategy beside it."""
         return self.describe()
 
 
@@ -77,7 +77,7 @@ class LinearQuantization(Quantization):
     kind = 'linear'
 
     def __init__(self, model, strategy, images=None, *, method='kl', cap=None, cache=None):
-        """Sets the bits from pairs [w_bit, a_bit] and calibrates on `images`; None keeps the ranges of a checkpoint.
+        """Set the bits from pairs [w_bit, a_bit] and calibrates on `images`; None keeps the ranges of a checkpoint.
 
         `cache` is a dict shared by the episodes of a search, which quantize the same weights on the same images.
         """
@@ -89,13 +89,13 @@ class LinearQuantization(Quantization):
         self.synchronise()
 
     def synchronise(self):
-        """Gives every process the weights, ranges and signs of the main one."""
+        """Give every process the weights, ranges and signs of the main one."""
         super().synchronise()
         synchronise_signs(layer.input_quantizer for layer in quantized_layers(self.model).values())
 
 
 def synchronise_signs(quantizers):
-    """Gives the quantizers of every process the signs of the main one's, where they have one."""
+    """Give the quantizers of every process the signs of the main one's, where they have one."""
     signed = [quantizer for quantizer in quantizers if hasattr(quantizer, 'signed')]
     for quantizer, sign in zip(signed, distributed.broadcast([q.signed for q in signed]), strict=True):
         quantizer.signed = sign
@@ -115,7 +115,7 @@ class KMeansQuantization(Quantization):
 
     def __init__(self, model, strategy, *, is_pruned=False, free_high_bit=False, cache=None, codebooks=None,
                  max_iter=50, seed=0):
-        """Clusters the weights of `model` in place.
+        """Cluster the weights of `model` in place.
 
         Args:
             model: network with float weights.
@@ -145,7 +145,7 @@ class KMeansQuantization(Quantization):
 
     @property
     def complete(self):
-        """Whether no layer is float."""
+        """Return whether no layer is float."""
         return not self.free and not self.unformed
 
     def _weight(self, name):
@@ -171,7 +171,7 @@ class KMeansQuantization(Quantization):
             self._centroids.update(zip(layers, trainer.parameters(), strict=True))
 
     def parameters(self):
-        """Returns centroids in place of clustered weights, in layer order, and everything else as it is."""
+        """Return centroids in place of clustered weights, in layer order, and everything else as it is."""
         clustered = {id(self._weight(name)) for name in self._centroids}
         rest = [p for p in self.model.parameters() if id(p) not in clustered]
         return rest + [self._centroids[name] for name in self.bits if name in self._centroids]
@@ -188,7 +188,7 @@ class KMeansQuantization(Quantization):
         self._cluster_later(formed, optimizer)
 
     def _cluster_later(self, names, optimizer):
-        """Clusters layers that were float until now, and hands their centroids to the optimizer."""
+        """Cluster layers that were float until now, and hands their centroids to the optimizer."""
         if not names:
             return
         self.synchronise()  # all processes cluster the same weights
@@ -201,38 +201,38 @@ class KMeansQuantization(Quantization):
             self._weight(name).grad = None  # zero_grad no longer reaches it
 
     def synchronise(self):
-        """Gives every process the weights, buffers and centroids of the main one."""
+        """Give every process the weights, buffers and centroids of the main one."""
         super().synchronise()
         distributed.broadcast_tensors(self._centroids.values())
 
     def before_step(self):
-        """Moves the gradients of the weights to their centroids."""
+        """Move the gradients of the weights to their centroids."""
         for trainer in self.trainers:
             trainer.before_step()
 
     @torch.no_grad()
     def after_step(self):
-        """Writes the centroids to the weights, and keeps the pruned weights of free layers at zero."""
+        """Write the centroids to the weights, and keeps the pruned weights of free layers at zero."""
         for trainer in self.trainers:
             trainer.after_step()
         for name, mask in self._masks.items():
             self._weight(name).mul_(mask)
 
     def state(self):
-        """Returns what a checkpoint carries: strategy, codebooks with their labels."""
+        """Return what a checkpoint carries: strategy, codebooks with their labels."""
         books = {name: codebook.state_dict() for trainer in self.trainers
                  for name, codebook in trainer.codebooks().items()}
         return {**super().state(), 'is_pruned': self.is_pruned, 'codebooks': books}
 
 
 def has_one_value(weight, is_pruned=False):
-    """Returns whether a weight that is trained has several values, without pruned zeros, and all are the same."""
+    """Return whether a weight that is trained has several values, without pruned zeros, and all are the same."""
     values = weight.detach()[weight != 0] if is_pruned else weight.detach()
     return weight.requires_grad and values.numel() > 1 and bool(values.min() == values.max())
 
 
 def name_constant_layers(model, is_pruned=False):
-    """Says which layers begin with weights that are all the same, and what becomes of them."""
+    """Tell which layers begin with weights that are all the same, and what becomes of them."""
     weights = {name: layer.weight for name, layer in quantizable_layers(model).items()}
     if names := [name for name, weight in weights.items() if has_one_value(weight, is_pruned)]:
         logger.warning('all weights of %s are the same: they stay float through the first epoch of training and are '
@@ -242,7 +242,7 @@ def name_constant_layers(model, is_pruned=False):
 
 
 def recognise_codebooks(model, is_pruned=False):
-    """Finds the codebooks in a K-means network that came without them: its weights take few values per layer.
+    """Find the codebooks in a K-means network that came without them: its weights take few values per layer.
 
     Returns:
         {layer name: `Codebook`}, or None where the network is none of the K-means flow: a layer takes more than the
@@ -272,7 +272,7 @@ def has_ranges(model, state_dict):
 
 @torch.no_grad()
 def calibrate(model, images, *, method='kl', cap=None, cache=None):
-    """Sets the ranges of all quantized layers from one batch.
+    """Set the ranges of all quantized layers from one batch.
 
     The pass runs in evaluation mode and unquantized; of the network it changes nothing but the quantizers.
 

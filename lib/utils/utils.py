@@ -19,13 +19,13 @@ class Metrics:
 
 
 class MetricCounter:
-    """Counts loss and hits image by image, so that a short last batch weighs what it should."""
+    """Count loss and hits image by image, so that a short last batch weighs what it should."""
 
     def __init__(self):
         self.images, self.loss, self.hits1, self.hits5 = 0, 0.0, 0, 0
 
     def add(self, loss, logits, labels):
-        """Adds one batch: mean loss (float), logits (N, classes), labels (N,)."""
+        """Add one batch: mean loss (float), logits (N, classes), labels (N,)."""
         top = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5), or fewer classes
         hit = top.eq(labels[:, None])
         self.images += len(labels)
@@ -34,7 +34,7 @@ class MetricCounter:
         self.hits5 += int(hit.sum())
 
     def result(self):
-        """Returns the `Metrics` of all batches added so far, by all processes."""
+        """Return the `Metrics` of all batches added so far, by all processes."""
         images, loss, hits1, hits5 = distributed.total(self.images, self.loss, self.hits1, self.hits5)
         n = max(images, 1)
         return Metrics(loss / n, 100.0 * hits1 / n, 100.0 * hits5 / n)
@@ -64,6 +64,6 @@ def learning_rate(epoch, *, lr, epochs, lr_type='cos', schedule=(31, 61, 91), ga
 
 
 def set_learning_rate(optimizer, lr):
-    """Gives every parameter group of `optimizer` the learning rate `lr`."""
+    """Give every parameter group of `optimizer` the learning rate `lr`."""
     for group in optimizer.param_groups:
         group['lr'] = lr
