@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
-from lib.simulator.cost import MAX_BIT, UNTOUCHED, CostTable, check_bit_range
+from lib.simulator.cost import MAX_BIT, UNTOUCHED, CostTable, check_bit_range, column
 from lib.simulator.feasible import cheapest, choices_of
 
 WALLS = ('rounds', 'greedy')
@@ -166,8 +166,7 @@ class _Meter:
         self.total = self.cost.total(self.prices)
 
     def price(self, index: int, pair: list[int]):
-        w_bit, a_bit = pair
-        return self.table[index][w_bit - 1][(MAX_BIT if a_bit == UNTOUCHED else a_bit) - 1]
+        return self.table[index][pair[0] - 1][column(pair[1])]
 
     def update(self, index: int, pair: list[int]) -> None:
         price = self.price(index, pair)

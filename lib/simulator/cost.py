@@ -9,7 +9,19 @@ import numpy as np
 from lib.record.digest import digest_of_array, digest_of_value
 
 MAX_BIT = 8
-UNTOUCHED = -1  # activation bits of a layer whose input is left alone; such an input is priced as 8 bit
+UNTOUCHED = -1  # activation bits of a layer whose input is left alone
+
+
+def bits_of(entry: int | Sequence[int]) -> tuple[int, int]:
+    """Return (weight bits, activation bits) of an entry; weight bits alone leave the input alone."""
+    return (entry, UNTOUCHED) if isinstance(entry, Integral) else (int(entry[0]), int(entry[1]))
+
+
+def column(a_bits: int | np.ndarray) -> int | np.ndarray:
+    """Return the column of a table for activation bits, one or many; an input that is left alone is priced as 8 bit."""
+    if isinstance(a_bits, int):
+        return MAX_BIT - 1 if a_bits == UNTOUCHED else a_bits - 1
+    return np.where(a_bits == UNTOUCHED, MAX_BIT, a_bits) - 1
 
 
 def exact_sum(values: Sequence[int | float]) -> int | float:
@@ -97,8 +109,7 @@ class CostTable:
     def breakdown(self, strategy: Sequence) -> np.ndarray:
         """Return the cost of each layer, (layers,)."""
         w_bits, a_bits = np.array(self.bits(strategy), dtype=np.int64).T
-        a_bits = np.where(a_bits == UNTOUCHED, MAX_BIT, a_bits)
-        return self.table[np.arange(self.num_layers), w_bits - 1, a_bits - 1]
+        return self.table[np.arange(self.num_layers), w_bits - 1, column(a_bits)]
 
     def cost(self, strategy: Sequence) -> int | float:
         """Return the cost of a strategy in `unit`; an int (exact) for a table of integers."""
