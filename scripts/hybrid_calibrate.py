@@ -5,20 +5,20 @@ Known patterns are programmed, random inputs sent; what the columns say is compa
 
 from _common import logger, make_parser, run
 from _engine import (
+    RESULTS,
     add_engine_options,
     add_run_folder_option,
-    describe_engine,
-    driver_of,
     engine_config,
-    open_results,
-    results_folder,
+    find_run,
+    given_fields,
+    load_driver,
 )
 from _options import MAX_SEED, at_least
 from _options import BooleanOption as Bool
 
 
 def make_calibrate_parser():
-    """Returns the parser of this script."""
+    """Return the parser of this script."""
     parser = make_parser(__doc__)
     group = parser.add_argument_group('calibration')
     add_run_folder_option(group)
@@ -34,43 +34,43 @@ def make_calibrate_parser():
 
 
 def main(args):
-    """Calibrates, reports and writes calibration.json, calibration.csv and calibration.png."""
-    from lib.engine.calibration import calibrate_columns
+    """Calibrate, report and write calibration.json and calibration.png."""
+    from lib.engine.calibration import calibrate_columns, read_calibration
     from lib.engine.plots import plot_calibration
     from lib.record.disk import check_writable
-    from lib.record.files import write_json
+    from lib.record.files import is_file, write_json
+    from lib.record.lock import hold
 
+    # the engine
     if args.backend == 'ideal':
         raise ValueError('--backend ideal gives exact products: there is nothing to calibrate')
-    config, driver = engine_config(args), driver_of(args)
-    folder = results_folder(args)
-    check_target(folder / 'calibration.json', config, args.overwrite)
+    folder = find_run(args.run_folder)
+    config = engine_config(args.engine, folder, given_fields(vars(args)))()
+    driver, folder = load_driver(args.backend, args.driver), folder / RESULTS
+
+    # the file to write, which may hold a calibration of another engine
+    path = folder / 'calibration.json'
+    if is_file(path) and not args.overwrite:
+        try:
+            read_calibration(path).check(config)
+        except ValueError as error:
+            raise FileExistsError(f'{path} holds a calibration already, and it is of another engine: give --overwrite '
+                                  f'or another folder by -c ({error})') from error
     check_writable(folder)
-    describe_engine(args, config)
-    open_results(args)
+    logger.info('engine: %s, %s', args.backend, config.describe())
+    folder.mkdir(parents=True, exist_ok=True)
+    hold(folder)
+
+    # the calibration
     calibration = calibrate_columns(config, driver, patterns=args.patterns, vectors=args.vectors, seed=args.seed)
     report(calibration)
     plot_calibration(calibration, folder / 'calibration.png')
-    write_json(folder / 'calibration.json', calibration.to_dict(), seal=True)
+    write_json(path, calibration.to_dict(), seal=True)
     logger.info('%s: calibration.json, calibration.png', folder)
 
 
-def check_target(path, config, overwrite):
-    """Raises FileExistsError if the file holds the calibration of another engine, unless it is to be replaced."""
-    from _engine import read_calibration
-
-    from lib.record.files import is_file
-    if not is_file(path) or overwrite:
-        return
-    try:
-        read_calibration(path).check(config)
-    except ValueError as error:
-        raise FileExistsError(f'{path} holds a calibration already, and it is of another engine: give --overwrite or '
-                              f'another folder by -c ({error})') from error
-
-
 def report(calibration):
-    """Prints what the calibration found."""
+    """Say what the calibration found."""
     logger.info('%-20s %12s %12s %15s', '', 'R^2', 'RMSE', 'effective bits')
     for when in ('before', 'after'):
         r2, rmse, bits = (getattr(calibration, f'{name}_{when}') for name in ('r2', 'rmse', 'bits'))

@@ -5,36 +5,39 @@ dot products from it; corrections, bias and all other layers stay digital. Sweep
 """
 
 import hashlib
+from argparse import Namespace
 from pathlib import Path
 
 from _common import logger, make_parser, run
 from _engine import (
+    QUANTIZED,
+    RESULTS,
     add_engine_options,
-    add_network_options,
-    describe_engine,
+    add_run_folder_option,
     engine_config,
-    engine_factory,
-    network_defaults,
-    open_results,
-    read_calibration,
-    read_float,
-    read_quantized,
-    results_folder,
-    run_folder,
+    find_run,
+    given_fields,
+    load_driver,
+    naming,
+    parse_sweep,
 )
-from _experiment import Setup, measure, parse_sweep, percent, run_sweep, write_csv
 from _options import BooleanOption as Bool
 from _options import add_architecture_options, add_data_options, add_run_options, at_least
+from _resume import saved_settings
 from _setup import find_device, loaders_of
-
-LAYER_ROW = ('layer', 'w_bit', 'a_bit', 'terms', 'arrays', 'count', 'rmse', 'bias', 'relative_error', 'correlation',
-             'effective_bits', 'lowest', 'highest')
 
 
 def make_experiment_parser():
-    """Returns the parser of this script."""
+    """Return the parser of this script."""
     parser = make_parser(__doc__)
-    add_network_options(parser)
+    group = parser.add_argument_group('quantized network')
+    add_run_folder_option(group)
+    group.add_argument('--resume', metavar='CHECKPOINT', help='checkpoint of hybrid_train.py, qat_train.py or '
+                       f'finetune.py --linear_quantization (default: {QUANTIZED} of the run -c)')
+    group.add_argument('--float_weights', metavar='PATH', help='checkpoint of the float network, to be evaluated '
+                       'beside the quantized one (default: none)')
+    group.add_argument('--normalize', choices=['imagenet', 'cifar'], help='of the images (default: as in training)')
+    group.add_argument('--tensorflow', action=Bool, help='the network was trained in TensorFlow (known from the run)')
     group = parser.add_argument_group('experiment')
     group.add_argument('--layers', default='all', help='layers on the engine, with commas between: all that can be, '
                        'names, patterns such as blocks.0.*, or indices')
@@ -70,135 +73,169 @@ def make_experiment_parser():
     return parser
 
 
+def configure(args, parser):
+    """Return the defaults that the checkpoint and the settings of its run give."""
+    from _weights import checkpoint_settings
+    folder = find_run(args.run_folder, args.resume)
+    args.resume = args.resume or str(folder / QUANTIZED)
+    if not Path(args.resume).is_file():
+        parser.error(f'checkpoint {args.resume} does not exist: give the folder of a run of hybrid_train.py by -c, or '
+                     'a checkpoint of a quantized network by --resume')
+    saved = saved_settings(parser, Namespace(**{**vars(args), 'resume': str(find_run(args.run_folder, args.resume))}))
+    return {**saved, **checkpoint_settings(args, parser), 'resume': args.resume}
+
+
 def main(args):
-    """Prepares, then collects, replays, or measures."""
-    from lib.record.disk import check_writable
-    check_writable(results_folder(args))
-    device, config = find_device(args.device), engine_config(args)
-    sweeps = {field: {} for field, _ in args.sweep}
-    for field, values in args.sweep:
-        sweeps[field].update({value: engine_config(args, **{field: value}) for value in values})
-    if sweeps and args.backend == 'ideal':
-        raise ValueError('--sweep with --backend ideal: its products are exact, whatever the settings')
-    calibration = check_calibration(args, config)
-    model, shape, about = read_quantized(args, device)
-    args.num_classes = args.num_classes or about['classes']
-    loaders = loaders_of(args, device)[:2]
-    operands = find_layers(args, model, loaders)
-    if args.collect is not None or args.replay:
-        (replay_measured if args.replay else collect)(args, model, operands, loaders[1])
-        return
-    for each in (config, *(each for configs in sweeps.values() for each in configs.values())):
-        check_fits(operands, each)
-    describe_engine(args, config)
-    setup, accuracies = start(args, model, operands, loaders, about, shape)
-    open_results(args)
-    if not sweeps:
-        compare(setup, config, calibration, accuracies, about)
-    for field, configs in sweeps.items():
-        run_sweep(setup, field, configs, accuracies['digital'], accuracies.get('float'))
+    """Prepare, then collect operands, replay measurements, or measure the engine."""
+    import torch
 
-
-def check_calibration(args, config):
-    """Returns the `Calibration` of --calibration or None.
-
-    Raises:
-        ValueError: it is of another engine, or cannot be used with the other options.
-    """
-    if not args.calibration:
-        engine_factory(args, config)
-        return None
-    if args.sweep or args.calibrate:
-        raise ValueError('--calibration is of one engine: with --sweep give --calibrate, which calibrates every engine '
-                         'on its own, in its place')
-    calibration = read_calibration(args.calibration)
-    try:
-        engine_factory(args, config, calibration)
-    except ValueError as error:
-        raise ValueError(f'--calibration {args.calibration}: {error}') from error
-    return calibration
-
-
-def find_layers(args, model, loaders):
-    """Returns {name: `LayerOperands`} of --layers, and says which layers stay digital."""
+    from lib.engine.calibration import read_calibration
+    from lib.engine.dot_product import make_engine
+    from lib.engine.experiment import LAYER_ROW, Experiment, percent, read_points, write_rows
+    from lib.engine.network_run import LayerEngine, batches_of, predict
+    from lib.engine.operand_files import collect_operands, read_measured, replay
     from lib.engine.operand_search import find_operands
     from lib.engine.operands import choose_layers
+    from lib.engine.plots import plot_layers
     from lib.network.conversion import all_layers, some
-    images = next(iter(loaders[1]))[0][:8].to(next(model.parameters()).device)
-    operands, reasons = find_operands(model, images)
-    chosen = choose_layers(args.layers, list(all_layers(model)), operands, reasons)
+    from lib.record.disk import check_writable
+    from lib.record.files import write_json
+    from lib.record.lock import hold
+
+    # the engine, and those of the sweeps
+    run_folder = find_run(args.run_folder, args.resume)
+    results = run_folder / RESULTS
+    check_writable(results)
+    device, make_config = find_device(args.device), engine_config(args.engine, run_folder, given_fields(vars(args)))
+    config, sweeps = make_config(), {}
+    for field, values in args.sweep:
+        sweeps.setdefault(field, {}).update({value: make_config(**{field: value}) for value in values})
+    if sweeps and args.backend == 'ideal':
+        raise ValueError('--sweep with --backend ideal: its products are exact, whatever the settings')
+    if args.calibration and (sweeps or args.calibrate):
+        raise ValueError('--calibration is of one engine: with --sweep give --calibrate, which calibrates every engine '
+                         'on its own, in its place')
+    driver, calibration = load_driver(args.backend, args.driver), None
+    if args.calibration:
+        with naming('--calibration '):
+            calibration = read_calibration(args.calibration)
+        with naming(f'--calibration {args.calibration}: '):
+            calibration.check(config)
+
+    # the network and the images
+    model, shape, about = read_quantized(args, device)
+    args.num_classes = args.num_classes or about['classes']
+    training, validation = loaders_of(args, device)[:2]
+
+    # its layers on the engine
+    operands, reasons = find_operands(model, next(iter(validation))[0][:8].to(device))
+    with naming('--layers '):
+        chosen = choose_layers(args.layers, list(all_layers(model)), operands, reasons)
     for operand in chosen.values():
         operand.check()
     for reason in dict.fromkeys(reasons.values()):
         logger.info('stays digital: %s (%s)', some(name for name in reasons if reasons[name] == reason), reason)
     logger.info('on the engine: %d of %d layers: %s', len(chosen), len(operands) + len(reasons), some(chosen))
-    return chosen
 
+    # operands for a laboratory, or what it measured
+    if args.collect is not None or args.replay:
+        if args.collect == 0 and not args.replay:
+            raise ValueError('--collect 0: expected a number of input columns, or -1 for all')
+        validation.sample(args.collect_images)
+        images, labels = (torch.cat(part) for part in zip(*validation, strict=True))
+        images, labels = images.to(device), labels.cpu()
+        if args.replay:
+            measured = read_measured(args.replay, chosen)
+            classes = replay(model, chosen, images, measured).argmax(1).cpu()
+            _, digital = predict(model, [(images, labels)])
+            logger.info('%d images, dot products of %s as measured: top-1 %.2f %%, digital %.2f %%; the same '
+                        'prediction for %.2f %%', len(labels), ', '.join(measured), percent(classes == labels),
+                        percent(digital == labels), percent(classes == digital))
+        else:
+            folder = run_folder / 'experiment_data' / 'test_data'
+            paths = collect_operands(model, chosen, images, folder, patches=None if args.collect < 0 else args.collect,
+                                     seed=args.seed)
+            logger.info('%s: operands of %d layers on %d images (%s, ...)', folder, len(paths), len(images),
+                        paths[0].name)
+        return
 
-def check_fits(operands, config):
-    """Raises ValueError, before anything slow begins, if arrays are too small for a layer; names it."""
-    from lib.engine.dot_product import make_engine
-    from lib.engine.network_run import LayerEngine
-    for operand in operands.values():
-        LayerEngine(operand, make_engine(config, 'ideal'))  # cuts the weights into arrays and makes none
-
-
-def start(args, model, operands, loaders, about, shape):
-    """Returns the `Setup` and {'digital': top-1, 'float': top-1 if its weights are given}."""
-    from lib.engine.network_run import batches_of, predict
-    loaders[1].sample(args.images)
-    labels, digital = predict(model, batches_of(loaders[1], args.engine_batch))
+    # the network without an engine
+    for each in (config, *(each for configs in sweeps.values() for each in configs.values())):
+        for operand in chosen.values():
+            LayerEngine(operand, make_engine(each, 'ideal'))  # refuses arrays that are too small before anything slow
+    logger.info('engine: %s, %s', args.backend, config.describe())
+    validation.sample(args.images)
+    labels, digital = predict(model, batches_of(validation, args.engine_batch))
     accuracies = {'digital': percent(digital == labels)}
     logger.info('digital: top-1 %.2f %% of %d images', accuracies['digital'], len(labels))
     if args.float_weights:
-        network = read_float(args, about, shape, next(model.parameters()).device)
-        _, classes = predict(network, batches_of(loaders[1], args.engine_batch))
+        _, classes = predict(read_float(args, about, shape, device), batches_of(validation, args.engine_batch))
         accuracies['float'] = percent(classes == labels)
         logger.info('float: top-1 %.2f %%', accuracies['float'])
-    checkpoint = hashlib.sha256(Path(args.resume).read_bytes()).hexdigest()[:16]
-    return Setup(args, model, operands, loaders, labels, digital, checkpoint), accuracies
 
-
-def compare(setup, config, calibration, accuracies, about):
-    """Measures the engine of the options and writes experiment.json, layers.csv and the figures of all layers."""
-    from lib.engine.plots import plot_layers
-    from lib.record.files import write_json
-    args, folder = setup.args, results_folder(setup.args)
-    fingerprint = setup.fingerprint(config, calibration)
-    if not args.overwrite and saved_fingerprint(folder / 'experiment.json') == fingerprint:
-        logger.info('%s has the results of these settings already (--overwrite measures again)',
-                    folder / 'experiment.json')
+    # the measurement, or the sweeps
+    experiment = Experiment(
+        model, chosen, validation, labels, digital, training, args.range_images, args.backend, driver,
+        {name: getattr(args, name) for name in ('patterns', 'vectors', 'seed')} if args.calibrate else None,
+        args.engine_batch, args.error_images,
+        {'checkpoint': hashlib.sha256(Path(args.resume).read_bytes()).hexdigest()[:16],
+         'data': [args.dataset, args.image_size, args.seed if args.dataset_file else None],
+         'backend': [args.backend, args.driver]})
+    results.mkdir(parents=True, exist_ok=True)
+    hold(results)
+    for field, configs in sweeps.items():
+        experiment.sweep(field, configs, results, overwrite=args.overwrite, top1_float=accuracies.get('float'))
+    if sweeps:
         return
-    point, engines, errors = measure(setup, config, calibration)
-    rows = [layer_row(operand, engines[name], errors.layers[name]) for name, operand in setup.operands.items()]
+    path, fingerprint = results / 'experiment.json', experiment.fingerprint(config, calibration)
+    if not args.overwrite and read_points(path).get('fingerprint') == fingerprint:
+        logger.info('%s has the results of these settings already (--overwrite measures again)', path)
+        return
+    point, rows, errors = experiment.measure(config, calibration)
     report(point, rows)
-    write_csv(folder / 'layers.csv', LAYER_ROW, rows)
-    pairs = {name: found.pairs() for name, found in errors.layers.items()}
+    write_rows(results / 'layers.csv', LAYER_ROW, rows)
+    pairs = {name: found.pairs() for name, found in errors.items()}
     for kind in ('scatter', 'histogram'):
-        plot_layers(pairs, kind, folder / f'{kind}.png')
-    write_json(folder / 'experiment.json', {
-        'arch': about['arch'], 'dataset': about['dataset'], 'checkpoint': args.resume, 'images': len(setup.labels),
+        plot_layers(pairs, kind, results / f'{kind}.png')
+    write_json(path, {
+        'arch': about['arch'], 'dataset': about['dataset'], 'checkpoint': args.resume, 'images': len(labels),
         'error_images': args.error_images, **{f'top1_{name}': top1 for name, top1 in accuracies.items()},
         'top1_engine': point['top1'], **{name: point[name] for name in point if name != 'top1'},
         'backend': args.backend, 'engine': config.to_dict(), 'calibrated': bool(calibration or args.calibrate),
         'layers': {row['layer']: row for row in rows}, 'fingerprint': fingerprint}, seal=True)
-    logger.info('%s: experiment.json, layers.csv, scatter.png, histogram.png', folder)
+    logger.info('%s: experiment.json, layers.csv, scatter.png, histogram.png', results)
 
 
-def saved_fingerprint(path):
-    """Returns the fingerprint in a file of results, None where there is none."""
-    from _experiment import read_points
-    return read_points(path).get('fingerprint')
+def read_quantized(args, device):
+    """Return (quantized network in evaluation mode, image shape, what the checkpoint says of it)."""
+    from _export import read_network
+
+    from lib.record.checkpoint import read_checkpoint
+    saved = read_checkpoint(args.resume)
+    if not isinstance(saved, dict) or 'hybrid' not in saved:
+        model, shape, about = read_network(args)
+        return model.to(device), shape, about
+    from _hybrid import rebuild_network
+    args.reset_classifier, shape = False, tuple(saved['input'])
+    model = rebuild_network(args, saved, shape).to(device)
+    return model.eval(), shape, {name: saved[name] for name in ('arch', 'dataset', 'classes', 'quantization')}
 
 
-def layer_row(operand, engine, errors):
-    """Returns what layers.csv says of a layer."""
-    return {'layer': operand.name, 'w_bit': operand.weight.bits, 'a_bit': operand.grid.bits, 'terms': operand.terms,
-            'arrays': engine.num_arrays, **errors.summary()}
+def read_float(args, about, shape, device):
+    """Return the float network with the weights of --float_weights, in evaluation mode."""
+    from _setup import build_model
+    from _weights import describe
+
+    from lib.record.checkpoint import load_weights, read_checkpoint, weights_for
+    model = build_model(args, about['classes'], shape, device)
+    weights = weights_for(model, read_checkpoint(args.float_weights), args.float_weights)
+    load_weights(model, weights.state_dict, args.float_weights)
+    logger.info('float weights: %s', '; '.join([args.float_weights, *describe(weights, ema=False)]))
+    return model.eval()
 
 
 def report(point, rows):
-    """Prints accuracies and errors."""
+    """Say accuracies and errors."""
     logger.info('engine: top-1 %.2f %%, the same prediction as the digital network for %.2f %%; %d arrays, %.1f s',
                 *(point[name] for name in ('top1', 'agreement', 'arrays', 'seconds')))
     logger.info('%-32s %4s %4s %7s %12s %10s %12s %10s', 'layer', 'w', 'a', 'arrays', 'RMSE', 'relative',
@@ -210,38 +247,5 @@ def report(point, rows):
                     *numbers)
 
 
-def first_images(args, model, loader):
-    """Returns (images, labels) of --collect_images."""
-    import torch
-    loader.sample(args.collect_images)
-    images, labels = zip(*loader, strict=True)
-    return torch.cat(images).to(next(model.parameters()).device), torch.cat(labels).cpu()
-
-
-def collect(args, model, operands, loader):
-    """Writes the operands of layers for arrays in a laboratory."""
-    from lib.engine.operand_files import collect_operands
-    if args.collect == 0:
-        raise ValueError('--collect 0: expected a number of input columns, or -1 for all')
-    images, _ = first_images(args, model, loader)
-    folder = run_folder(args) / 'experiment_data' / 'test_data'
-    paths = collect_operands(model, operands, images, folder, patches=None if args.collect < 0 else args.collect,
-                             seed=args.seed)
-    logger.info('%s: operands of %d layers on %d images (%s, ...)', folder, len(paths), len(images), paths[0].name)
-
-
-def replay_measured(args, model, operands, loader):
-    """Goes on from measured dot products."""
-    from lib.engine.network_run import predict
-    from lib.engine.operand_files import read_measured, replay
-    images, labels = first_images(args, model, loader)
-    measured = read_measured(args.replay, operands)
-    classes = replay(model, operands, images, measured).argmax(1).cpu()
-    _, digital = predict(model, [(images, labels)])
-    logger.info('%d images, dot products of %s as measured: top-1 %.2f %%, digital %.2f %%; the same prediction for '
-                '%.2f %%', len(labels), ', '.join(measured), percent(classes == labels), percent(digital == labels),
-                percent(classes == digital))
-
-
 if __name__ == '__main__':
-    run(main, make_experiment_parser(), configure=network_defaults)
+    run(main, make_experiment_parser(), configure=configure)

@@ -5,14 +5,18 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from torch import Tensor
 
 from lib.engine.devices import DEVICES, Device
+from lib.record.files import is_file
 from lib.record.parameters import parameter, parse_parameters
+from lib.record.yaml_file import read_yaml
 from lib.simulator.crossbar import MAPPINGS, Array
 
 ADC_RANGES = ('granular', 'max', 'calibrated')
+SIZES = ('rows', 'columns', 'cell_bits', 'dac_bits', 'adc_bits')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +98,37 @@ class ArrayConfig(Array):
             raise ValueError(f'expected a mapping of array parameters, got {values!r:.80}')
         return cls(**parse_parameters(cls, values, 'arrays have'))
 
+    def describe(self) -> str:
+        """Return size and bits, and every other parameter that is not at its default."""
+        values, usual = self.to_dict(), ArrayConfig().to_dict()
+        others = [f', {name} {value}' for name, value in values.items() if name not in SIZES and value != usual[name]]
+        return (f'arrays of {self.rows} x {self.columns}, bits of cells {self.cell_bits}, of inputs at once '
+                f"{self.dac_bits}, of converters {self.adc_bits}{''.join(others)}")
+
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that stand for all parameters."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_array_settings(path: str | Path, section: bool = False) -> dict:
+    """Return the settings of arrays in a YAML file: all of it, or its section `mvm` if it has one.
+
+    Args:
+        path: of the file.
+        section: it is a configuration of hybrid_train.py, whose settings are in that section alone.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing, no YAML, or has something else than settings.
+    """
+    if not is_file(path):
+        raise FileNotFoundError(f'{path}: there is no such file')
+    values = read_yaml(path, 'file of engine settings')
+    values = {} if values is None else values
+    if isinstance(values, dict) and (section or 'mvm' in values):
+        values = values.get('mvm') or {}
+    if not isinstance(values, dict):
+        raise ValueError(f'{path}: expected engine settings as "rows: 128" and so on, one a line')
+    return values
 
 
 class ArrayDriver(ABC):

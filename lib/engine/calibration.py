@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from math import log2, sqrt
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from lib.engine.adc_range import choose_range
 from lib.engine.array import ArrayConfig, ArrayDriver
 from lib.engine.simulated_array import SimulatedArray, generator
+from lib.record.files import is_file, read_json
 from lib.record.values import TEXT, Rule, check_values, list_of, one_of, optional, real
 
 SAMPLES = 4096  # sums that a calibration keeps for figures
@@ -94,6 +96,16 @@ class Calibration:
                              f'of each, no gain below {DEAD:g}')
         adc_range = tuple(values['adc_range']) if values['adc_range'] else None
         return cls(**{**values, 'gain': gain, 'offset': offset, 'adc_range': adc_range})
+
+
+def read_calibration(path: str | Path) -> Calibration:
+    """Return the calibration of a file of hybrid_calibrate.py; FileNotFoundError or ValueError where there is none."""
+    if not is_file(path):
+        raise FileNotFoundError(f'{path}: there is no such file; hybrid_calibrate.py makes it')
+    try:
+        return Calibration.from_dict(read_json(path, 'calibration'))
+    except ValueError as error:
+        raise ValueError(f'{path} is no calibration of hybrid_calibrate.py ({error})') from error
 
 
 def effective_bits(span: float, rmse: float) -> float | None:

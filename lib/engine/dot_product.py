@@ -4,63 +4,17 @@ Integer codes in, estimates of their integer sums of products out; scales and ze
 the CPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.engine.array import ArrayConfig, ArrayDriver
-from lib.engine.calibration import Calibration
-from lib.engine.mvm_engine import MVMEngine, check_codes
-from lib.engine.simulated_array import SimulatedArray
+from lib.engine.mvm_engine import MVMEngine, check_code, check_codes, make_engine
 
-BACKENDS = ('ideal', 'simulated', 'hardware')
+__all__ = ['ConvMVMEngine', 'LinearMVMEngine', 'make_engine']
+
 PATCHES = 2**25  # bytes of im2col at a time
-
-
-class EngineFactory:
-    """Makes engines, one per layer; the i-th has random streams of its own, so layers are made in a fixed order."""
-
-    def __init__(self, config: ArrayConfig, backend: str, driver: Callable[[], ArrayDriver] | None,
-                 calibration: Calibration | None):
-        self.config, self.backend, self.calibration = config, backend, calibration
-        self._driver, self._made = driver, 0
-
-    def __call__(self) -> MVMEngine:
-        index, self._made = self._made, self._made + 1
-        if self.backend == 'simulated':
-            def make_array(number):
-                return SimulatedArray(self.config, (index, number))
-        else:
-            def make_array(number):
-                return self._driver()
-        return MVMEngine(self.config, self.backend, make_array, self.calibration)
-
-
-def make_engine(config: ArrayConfig | None = None, backend: str = 'simulated',
-                driver: Callable[[], ArrayDriver] | None = None,
-                calibration: Calibration | None = None) -> EngineFactory:
-    """Return a factory of engines.
-
-    Args:
-        config: the arrays; None: the defaults of `ArrayConfig`.
-        backend: 'ideal' (exact integer products), 'simulated', or 'hardware'.
-        driver: for 'hardware': called once per array, returns its `ArrayDriver`.
-        calibration: of the columns, of an engine of the same configuration; 'ideal' has no use for it.
-
-    Raises:
-        ValueError: unknown backend, driver missing or of no use, calibration of another engine (named).
-    """
-    config = ArrayConfig() if config is None else config
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r:.60}, expected {', '.join(BACKENDS)}")
-    if (backend == 'hardware') != (driver is not None) or not (driver is None or callable(driver)):
-        raise ValueError(f'backend {backend!r} with driver {driver!r:.60}, expected a callable that returns an '
-                         "ArrayDriver for 'hardware', None for the others")
-    if calibration is not None:
-        calibration.check(config)
-    return EngineFactory(config, backend, driver, None if backend == 'ideal' else calibration)
 
 
 class LinearMVMEngine:
@@ -117,50 +71,41 @@ class ConvMVMEngine:
             pad_code: the code that stands for zero, with which the border is padded.
         """
         codes = self._padded(codes, bits, pad_code)
-        height, width = self._output_size(codes)
-        step = max(1, PATCHES // (height * width * self._channels * self._kernel[0] * self._kernel[1]))
-        parts = [self.engine.mvm(self._patches(codes[i:i + step]), bits) for i in range(0, len(codes), step)]
-        sums = torch.cat(parts) if parts else torch.zeros(0, self._filters, dtype=torch.float64)
-        return sums.view(len(codes), height, width, self._filters).permute(0, 3, 1, 2).contiguous()
+        sums = torch.cat([self.engine.mvm(patches, bits) for patches in self._patches(codes)])
+        return sums.view(len(codes), *self._output_size(codes), self._filters).permute(0, 3, 1, 2).contiguous()
 
     def calibrate_range(self, codes: Tensor, bits: int, pad_code: int = 0) -> None:
         """Set the ranges of the converters from sample inputs; see `MVMEngine.calibrate_range`."""
-        codes = self._padded(codes, bits, pad_code)
-        height, width = self._output_size(codes)
-        enough = max(1, PATCHES // (height * width * self._channels * self._kernel[0] * self._kernel[1]))
-        self.engine.calibrate_range(self._patches(codes[:enough]), bits)
+        self.engine.calibrate_range(next(self._patches(self._padded(codes, bits, pad_code))), bits)
 
     def _padded(self, codes, bits, pad_code) -> Tensor:
-        if not self.engine.programmed:
-            raise ValueError('the engine has no weights: call program first')
+        self.engine.check_programmed()
         codes = check_codes(codes, bits, 'input')
         if codes.dim() != 4 or codes.shape[1] != self._channels:
             raise ValueError(f'inputs have shape {tuple(codes.shape)}, expected (N, {self._channels}, H, W)')
-        if int(pad_code) != pad_code or not 0 <= pad_code < 2**bits:
-            raise ValueError(f'pad_code is {pad_code}, expected a whole number from 0 to {2**bits - 1}')
-        (top, left) = self._padding
-        return F.pad(codes, (left, left, top, top), value=int(pad_code))
-
-    def _extent(self) -> tuple[int, int]:
-        return tuple((k - 1) * d + 1 for k, d in zip(self._kernel, self._dilation, strict=True))
+        (top, left), pad_code = self._padding, check_code(pad_code, bits, 'pad_code')
+        return F.pad(codes, (left, left, top, top), value=pad_code)
 
     def _output_size(self, codes) -> tuple[int, int]:
-        sizes = [(size - extent) // stride + 1
-                 for size, extent, stride in zip(codes.shape[2:], self._extent(), self._stride, strict=True)]
+        extents = tuple((k - 1) * d + 1 for k, d in zip(self._kernel, self._dilation, strict=True))
+        sizes = tuple((size - extent) // stride + 1
+                      for size, extent, stride in zip(codes.shape[2:], extents, self._stride, strict=True))
         if min(sizes) < 1:
-            raise ValueError(f'padded inputs of {tuple(codes.shape[2:])} are smaller than the kernel, {self._extent()}')
-        return tuple(sizes)
+            raise ValueError(f'padded inputs of {tuple(codes.shape[2:])} are smaller than the kernel, {extents}')
+        return sizes
 
-    def _patches(self, codes) -> Tensor:
-        """Return im2col of padded codes, (N H' W', C kh kw)."""
+    def _patches(self, codes) -> Iterator[Tensor]:
+        """Yield im2col of padded codes, (images H' W', C kh kw), of a few images at a time."""
         (height, width), (down, right) = self._output_size(codes), self._stride
-        patches = codes.new_empty(len(codes), height, width, self._channels, *self._kernel)
-        for i in range(self._kernel[0]):  # a strided copy per weight is six times faster than one copy of all
-            for j in range(self._kernel[1]):
-                y, x = i * self._dilation[0], j * self._dilation[1]
-                taken = codes[..., y:y + down * (height - 1) + 1:down, x:x + right * (width - 1) + 1:right]
-                patches[..., i, j] = taken.permute(0, 2, 3, 1)
-        return patches.flatten(3).flatten(0, 2)
+        step = max(1, PATCHES // (height * width * self._channels * self._kernel[0] * self._kernel[1]))
+        for part in codes.split(step):
+            patches = part.new_empty(len(part), height, width, self._channels, *self._kernel)
+            for i in range(self._kernel[0]):  # a strided copy per weight is six times faster than one copy of all
+                for j in range(self._kernel[1]):
+                    y, x = i * self._dilation[0], j * self._dilation[1]
+                    taken = part[..., y:y + down * (height - 1) + 1:down, x:x + right * (width - 1) + 1:right]
+                    patches[..., i, j] = taken.permute(0, 2, 3, 1)
+            yield patches.flatten(3).flatten(0, 2)
 
 
 def _pair(value, name, least) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Matrix-vector products of integer codes on analog arrays: the base of the dot-product engine."""
 
 from collections.abc import Callable, Sequence
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -8,12 +9,48 @@ from torch import Tensor
 from lib.engine.adc_range import choose_range
 from lib.engine.array import ArrayConfig, ArrayDriver
 from lib.engine.calibration import Calibration
+from lib.engine.simulated_array import SimulatedArray
 from lib.engine.tiling import count_slices, make_tiles, slice_cells
 from lib.simulator.gemm import ceil_div
 
-MAX_BITS = 8
+BACKENDS = ('ideal', 'simulated', 'hardware')
+CODE_BITS = 8  # of a weight or an input, at most
 CHUNK = 2**19  # values of a read that are worked on at a time: they stay in the cache
 RANGE_SAMPLES = 1024  # input vectors that a converter's range is calibrated on, at most
+
+
+def make_engine(config: ArrayConfig | None = None, backend: str = 'simulated',
+                driver: Callable[[], ArrayDriver] | None = None,
+                calibration: Calibration | None = None) -> Callable[[], 'MVMEngine']:
+    """Return a factory of engines, one per layer; the i-th has random streams of its own: keep the order of layers.
+
+    Args:
+        config: the arrays; None: the defaults of `ArrayConfig`.
+        backend: 'ideal' (exact integer products), 'simulated', or 'hardware'.
+        driver: for 'hardware': called once per array, returns its `ArrayDriver`.
+        calibration: of the columns, of an engine of the same configuration; 'ideal' has no use for it.
+
+    Raises:
+        ValueError: unknown backend, driver missing or of no use, calibration of another engine (named).
+    """
+    config = ArrayConfig() if config is None else config
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r:.60}, expected {', '.join(BACKENDS)}")
+    if (backend == 'hardware') != (driver is not None) or not (driver is None or callable(driver)):
+        raise ValueError(f'backend {backend!r} with driver {driver!r:.60}, expected a callable that returns an '
+                         "ArrayDriver for 'hardware', None for the others")
+    if calibration is not None:
+        calibration.check(config)
+    if backend == 'ideal':
+        return lambda: MVMEngine(config)
+    if backend == 'hardware':
+        return lambda: MVMEngine(config, lambda number: driver(), calibration)
+    layers = count()
+
+    def simulated():
+        layer = next(layers)
+        return MVMEngine(config, lambda number: SimulatedArray(config, (layer, number)), calibration)
+    return simulated
 
 
 class MVMEngine:
@@ -25,12 +62,16 @@ class MVMEngine:
 
     with everything but the reads digital; z is the zero point in 'balanced', where the cells hold weight - z, and 0 in
     'offset'. `make_engine` makes engines.
+
+    Args:
+        config: of the arrays.
+        make_array: returns the array of a number; None: no arrays, products are exact.
+        calibration: of the arrays' columns.
     """
 
-    def __init__(self, config: ArrayConfig, backend: str, make_array: Callable[[int], ArrayDriver] | None,
+    def __init__(self, config: ArrayConfig, make_array: Callable[[int], ArrayDriver] | None = None,
                  calibration: Calibration | None = None):
-        self.config, self.backend, self.calibration = config, backend, calibration
-        self._make_array = make_array
+        self.config, self.calibration, self._make_array = config, calibration, make_array
         self.programmed = False
 
     def program(self, weight: Tensor, bits: int, zero_point: int = 0, unit: int = 1) -> None:
@@ -51,15 +92,15 @@ class MVMEngine:
         if codes.dim() != 3 or not codes.numel() or codes.shape[1] % unit:
             raise ValueError(f'weight has shape {tuple(weight.shape)}, expected (K, N) or (groups, K, N), none of them '
                              f'0 and K a multiple of {unit}')
-        if int(zero_point) != zero_point or not 0 <= zero_point < 2**bits:
-            raise ValueError(f'zero_point is {zero_point}, expected a whole number from 0 to {2**bits - 1}')
-        self.shape, self._weight = tuple(codes.shape), codes.double()
-        self._zero = int(zero_point) if self.config.signed else 0
+        zero_point = check_code(zero_point, bits, 'zero_point')
+        self._zero = zero_point if self.config.signed else 0
+        self.shape, self._weight, self._ranges = tuple(codes.shape), codes.double(), None
         self._slices = count_slices(codes - self._zero, self.config)
-        self._tiles = make_tiles(codes - self._zero, self._slices, unit, self.config)
-        self.num_arrays, self._ranges = sum(len(row) for row in self._tiles), None
-        if self.backend != 'ideal':
-            self._arrays = self._program_arrays()
+        tiles = make_tiles(codes - self._zero, self._slices, unit, self.config)
+        self.num_arrays, numbers = sum(map(len, tiles)), count()
+        self._tiles = [[(tile, self._make_array and self._make_array(next(numbers))) for tile in row] for row in tiles]
+        for tile, array in sum(self._tiles, []) if self._make_array else ():
+            array.program(slice_cells(tile.values, self._slices, self.config))
         self.programmed = True
 
     def mvm(self, x: Tensor, bits: int) -> Tensor:
@@ -75,14 +116,14 @@ class MVMEngine:
         Raises:
             ValueError: no weights, a wrong shape, codes out of range, or a range of the converters not yet calibrated.
         """
-        x = self._checked_inputs(x, bits)
+        x = self._checked(x, bits)
         groups, k, n = self.shape
-        if self.backend == 'ideal':
+        if not self._make_array:
             return torch.einsum('bgk,gkn->bgn', x.double().view(-1, groups, k), self._weight).flatten(1)
         out = torch.zeros(len(x), groups * n, dtype=torch.float64)
         step = max(1, CHUNK // (ceil_div(bits, self.config.dac_bits) * max(self.config.rows, self.config.outputs)))
-        for start in range(0, len(x), step):
-            self._add_products(x[start:start + step], bits, out[start:start + step])
+        for part, into in zip(x.split(step), out.split(step), strict=True) if len(x) else ():
+            self._add_products(part, bits, into)
         if self._zero:
             sums = x.view(-1, groups, k).sum(-1, dtype=torch.float64)
             out.view(-1, groups, n).add_(sums.unsqueeze(-1), alpha=self._zero)
@@ -97,16 +138,16 @@ class MVMEngine:
             ValueError: as `mvm`; `adc_range` is another; or an array that does not allow it.
         """
         self._check_calibrated('calibrate_range')
-        x = self._checked_inputs(x, bits)
+        x = self._checked(x, bits)
         if not len(x):
             raise ValueError('calibrate_range got no inputs, expected at least one vector')
         if not self._converts:
             return
         x = x[torch.linspace(0, len(x) - 1, min(len(x), RANGE_SAMPLES), dtype=torch.float64).long()]
         found = []
-        for tiles, arrays in zip(self._tiles, self._arrays, strict=True):
-            digits = self._cycles(x[:, tiles[0].rows], bits)
-            values = torch.cat([array.currents(digits).view(len(digits), -1, self._slices) for array in arrays], 1)
+        for row in self._tiles:
+            digits = self._cycles(x[:, row[0][0].rows], bits)
+            values = torch.cat([array.currents(digits).view(len(digits), -1, self._slices) for _, array in row], 1)
             found.append([choose_range(values[..., i], digits.shape[1], self.config, self._slices > 1)
                           for i in range(self._slices)])
         self.use_ranges(found)
@@ -124,40 +165,33 @@ class MVMEngine:
         if [len(row) for row in ranges] != [self._slices] * len(self._tiles):
             raise ValueError(f'ranges of {[len(row) for row in ranges]} slices, expected {self._slices} for each of '
                              f'{len(self._tiles)} tiles')
-        for row, tiles, arrays in zip(ranges, self._tiles, self._arrays, strict=True):
-            for tile, array in zip(tiles, arrays, strict=True):
-                low, high = torch.tensor(row, dtype=torch.float64).repeat(tile.values.shape[1], 1).T
-                array.set_range(low, high)
+        for bounds, row in zip(ranges, self._tiles, strict=True):
+            for tile, array in row:
+                array.set_range(*torch.tensor(bounds, dtype=torch.float64).repeat(tile.values.shape[1], 1).T)
         self._ranges = ranges
 
     @property
     def _converts(self) -> bool:
-        return self.backend != 'ideal' and self.config.adc_bits > 0
+        return self._make_array is not None and self.config.adc_bits > 0
 
-    def _check_calibrated(self, method) -> None:
-        self._check_programmed()
-        if self.config.adc_range != 'calibrated':
-            raise ValueError(f"{method} is for adc_range 'calibrated', this engine's is {self.config.adc_range!r}")
-
-    def _check_programmed(self) -> None:
+    def check_programmed(self) -> None:
+        """Raise ValueError where there are no weights."""
         if not self.programmed:
             raise ValueError('the engine has no weights: call program first')
 
-    def _checked_inputs(self, x, bits) -> Tensor:
-        self._check_programmed()
+    def _check_calibrated(self, method) -> None:
+        self.check_programmed()
+        if self.config.adc_range != 'calibrated':
+            raise ValueError(f"{method} is for adc_range 'calibrated', this engine's is {self.config.adc_range!r}")
+
+    def _checked(self, x, bits) -> Tensor:
+        self.check_programmed()
         x = check_codes(x, bits, 'input')
         inputs = self.shape[0] * self.shape[1]
         if x.dim() != 2 or x.shape[1] != inputs:
             raise ValueError(f'inputs have shape {tuple(x.shape)}, expected (B, {inputs}) for weights of shape '
                              f'{self.shape} (groups, K, N)')
         return x
-
-    def _program_arrays(self) -> list[list[ArrayDriver]]:
-        arrays = [[self._make_array(i * len(row) + j) for j in range(len(row))] for i, row in enumerate(self._tiles)]
-        for row, tiles in zip(arrays, self._tiles, strict=True):
-            for array, tile in zip(row, tiles, strict=True):
-                array.program(slice_cells(tile.values, self._slices, self.config))
-        return arrays
 
     def _cycles(self, x, bits) -> Tensor:
         """Return the inputs of all cycles, lowest first: (B, k) codes to (cycles * B, k) parts of d bits."""
@@ -169,14 +203,13 @@ class MVMEngine:
         cycles = ceil_div(bits, self.config.dac_bits)
         cycle_weights = 2.0 ** (self.config.dac_bits * torch.arange(cycles))
         slice_weights = 2.0 ** (self.config.cell_bits * torch.arange(self._slices, dtype=torch.float64))
-        for tiles, arrays in zip(self._tiles, self._arrays, strict=True):
-            inputs = self._cycles(x[:, tiles[0].rows], bits)
-            for tile, array in zip(tiles, arrays, strict=True):
-                columns = tile.values.shape[1] * self._slices
-                values = _read(array, inputs, columns)
+        for row in self._tiles:
+            inputs = self._cycles(x[:, row[0][0].rows], bits)
+            for tile, array in row:
+                values = _read(array, inputs, tile.values.shape[1] * self._slices)
                 if self.calibration is not None:
                     values = self.calibration.correct(values)
-                sums = (cycle_weights.to(values.dtype) @ values.view(cycles, -1)).view(len(x), columns).double()
+                sums = (cycle_weights.to(values.dtype) @ values.view(cycles, -1)).double()
                 out[:, tile.columns] += sums.view(len(x), -1, self._slices) @ slice_weights
 
 
@@ -190,8 +223,8 @@ def _read(array, inputs, columns) -> Tensor:
 
 def check_codes(values: Tensor, bits: int, what: str) -> Tensor:
     """Return codes of any dtype as uint8; ValueError unless they are whole numbers from 0 to 2^bits - 1, bits 1..8."""
-    if isinstance(bits, bool) or bits not in range(1, MAX_BITS + 1):
-        raise ValueError(f'{what} bits are {bits!r:.60}, expected a whole number from 1 to {MAX_BITS}')
+    if isinstance(bits, bool) or bits not in range(1, CODE_BITS + 1):
+        raise ValueError(f'{what} bits are {bits!r:.60}, expected a whole number from 1 to {CODE_BITS}')
     values = values.detach().cpu()
     if not values.numel():
         return values.to(torch.uint8)
@@ -202,3 +235,10 @@ def check_codes(values: Tensor, bits: int, what: str) -> Tensor:
     if values.is_floating_point() and not torch.equal(codes.to(values.dtype), values):
         raise ValueError(f'{what} codes must be whole numbers, got {float(values[codes != values][0]):g} among them')
     return codes
+
+
+def check_code(value: float, bits: int, name: str) -> int:
+    """Return a code as an int; ValueError unless it is a whole number from 0 to 2^bits - 1."""
+    if int(value) != value or not 0 <= value < 2**bits:
+        raise ValueError(f'{name} is {value}, expected a whole number from 0 to {2**bits - 1}')
+    return int(value)

@@ -97,7 +97,7 @@ class LayerOperands:
         """
         if any(self.pads) and self.grid.bits == 1 and self._uncoded:
             raise ValueError(f'layer {self.name} pads its input with zeros, for which 1 signed bit has no code: '
-                             'quantize that input with more bits or without a sign, or leave the layer out (--layers)')
+                             'quantize that input with more bits or without a sign, or leave the layer out')
 
     @property
     def _uncoded(self):
@@ -194,10 +194,10 @@ def choose_layers(text, names, operands, reasons):
         else:
             hits = [name for name in names if word == 'all' or fnmatchcase(name, word)]
         if not hits:
-            raise ValueError(f'--layers {text}: {word!r} is no layer; the network has '
+            raise ValueError(f'{text}: {word!r} is no layer; the network has '
                              f'{", ".join(f"{i} {name}" for i, name in enumerate(names))}')
         if not any(name in operands for name in hits):
-            raise ValueError(f'--layers {text}: {hits[0]} {reasons[hits[0]]}, so no dot-product engine can compute it; '
+            raise ValueError(f'{text}: {hits[0]} {reasons[hits[0]]}, so no dot-product engine can compute it; '
                              f'those that can are {some(operands) or "none"}')
         chosen.update(hits)
     return {name: operands[name] for name in names if name in chosen and name in operands}

@@ -1,6 +1,7 @@
 """Layers on dot-product engines: against the digital network, brute-force integer sums, and NumPy."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,10 +14,8 @@ from lib.engine.calibration import calibrate_columns
 from lib.engine.dot_product import make_engine
 from lib.engine.network_run import (
     LayerEngine,
-    NetworkErrors,
     SumErrors,
     batches_of,
-    engine_maker,
     on_engine,
     predict,
     sample_codes,
@@ -42,6 +41,17 @@ from tests.integer.scenarios import batch, prepare, small_network
 
 EXACT = {'ideal': (ArrayConfig(), 'ideal'), 'simulated': (ArrayConfig(adc_bits=0, rows=32, columns=16), 'simulated'),
          'offset': (ArrayConfig(adc_bits=0, mapping='offset', cell_bits=3, dac_bits=2), 'simulated')}
+
+
+def engines_of(factory, samples=None):
+    """Returns what `on_engine` makes engines with."""
+    return partial(LayerEngine, factory=factory, samples=samples)
+
+
+def watched(operands, images):
+    """Returns the errors of layers by name, and what `on_engine` calls to add them up."""
+    errors = {name: SumErrors(name, images) for name in operands}
+    return errors, lambda operand, codes, sums: errors[operand.name].add(operand, codes, sums)
 
 
 def single(layer, image, weight, activation):
@@ -85,7 +95,7 @@ def test_an_exact_engine_gives_what_the_digital_layer_gives(layer, weight, activ
     assert list(operands) == ['0'] and not left
     with torch.no_grad():
         expected = network(x)
-        with on_engine(network, operands, engine_maker(make_engine(*EXACT['ideal']))):
+        with on_engine(network, operands, engines_of(make_engine(*EXACT['ideal']))):
             found = network(x)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert expected.abs().max() > 0.1
@@ -109,7 +119,7 @@ def test_padding_without_a_code_is_corrected_at_the_borders(layer):
     network, x = single(*LAYERS[layer](), LSQQuantizer(3), MidRise(4))
     operands, _ = find_operands(network, x)
     assert operands['0'].grid.zero_point == 7.5
-    with torch.no_grad(), on_engine(network, operands, engine_maker(make_engine(*EXACT['simulated']))):
+    with torch.no_grad(), on_engine(network, operands, engines_of(make_engine(*EXACT['simulated']))):
         found = network(x)
     torch.testing.assert_close(found, network(x), rtol=1e-9, atol=1e-9)
 
@@ -118,7 +128,7 @@ def test_one_signed_bit_with_padding_is_refused_by_name():
     network, x = single(*LAYERS['padded'](), LSQQuantizer(3), LinearActivationQuantizer(1, signed=True))
     operands, _ = find_operands(network, x)
     with pytest.raises(ValueError, match='layer 0 pads its input with zeros, for which 1 signed bit has no code'), \
-            on_engine(network, operands, engine_maker(make_engine(*EXACT['ideal']))):
+            on_engine(network, operands, engines_of(make_engine(*EXACT['ideal']))):
         pass
     with pytest.raises(ValueError, match='layer 0 pads'):
         operand_arrays(operands['0'], torch.zeros(1, 4, 7, 8, dtype=torch.uint8))
@@ -129,7 +139,7 @@ def test_one_signed_bit_with_padding_is_refused_by_name():
 def test_one_signed_bit_without_padding_runs(layer):
     network, x = single(*LAYERS[layer](), LSQQuantizer(3), LinearActivationQuantizer(1, signed=True))
     operands, _ = find_operands(network, x)
-    with torch.no_grad(), on_engine(network, operands, engine_maker(make_engine(*EXACT['simulated']))):
+    with torch.no_grad(), on_engine(network, operands, engines_of(make_engine(*EXACT['simulated']))):
         torch.testing.assert_close(network(x), operands['0'].layer.__class__.forward(network[0], x))
     assert operands['0'].grid.zero_point == 0.5
 
@@ -150,7 +160,7 @@ def test_a_network_on_exact_engines_gives_its_digital_logits(name, engine):
     assert len(operands) > 8 and len(operands) + len(left) == len(all_layers(model))
     with torch.no_grad():
         expected = model(images)
-        with on_engine(model, operands, engine_maker(make_engine(*EXACT[engine]))) as engines:
+        with on_engine(model, operands, engines_of(make_engine(*EXACT[engine]))) as engines:
             found = model(images)
         assert list(engines) == list(operands) and all(engines[name].num_arrays > 0 for name in engines)
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
@@ -164,7 +174,7 @@ def test_noise_on_the_engine_changes_the_logits_and_its_seed_fixes_them():
     model, (operands, _), images = prepared('toynet')
     found = []
     for seed in (1, 1, 2):
-        make = engine_maker(make_engine(ArrayConfig(programming_noise=0.05, read_noise=0.01, seed=seed)))
+        make = engines_of(make_engine(ArrayConfig(programming_noise=0.05, read_noise=0.01, seed=seed)))
         with torch.no_grad(), on_engine(model, operands, make):
             found.append(model(images))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
@@ -364,7 +374,7 @@ def test_errors_are_those_that_numpy_finds():
 
 def test_errors_without_error_or_without_data_are_none():
     network, x = single(*LAYERS['plain'](), LSQQuantizer(3), INPUTS['signed']())
-    operand, errors = find_operands(network, x)[0]['0'], SumErrors()
+    operand, errors = find_operands(network, x)[0]['0'], SumErrors('fc')
     assert errors.summary() == {'count': 0}
     codes = sample_codes(network, {'0': operand}, x)['0']
     errors.add(operand, codes, operand.dot_products(codes))
@@ -374,13 +384,13 @@ def test_errors_without_error_or_without_data_are_none():
 
 def test_errors_are_counted_on_the_first_images_only():
     model, (operands, _), images = prepared('toynet')
-    errors = NetworkErrors(operands, 3)
-    with torch.no_grad(), on_engine(model, operands, engine_maker(make_engine(ArrayConfig(adc_bits=4))), errors.watch):
+    errors, watch = watched(operands, 3)
+    with torch.no_grad(), on_engine(model, operands, engines_of(make_engine(ArrayConfig(adc_bits=4))), watch):
         for part in images.split(2):
             model(part)
     shape = operands['stem.conv'].output_shape(images[:3])
-    assert errors.layers['stem.conv'].summary()['count'] == np.prod(shape)
-    assert errors.layers['fc'].summary()['count'] == 3 * 4 and errors.layers['fc'].summary()['rmse'] > 0
+    assert errors['stem.conv'].summary()['count'] == np.prod(shape)
+    assert errors['fc'].summary()['count'] == 3 * 4 and errors['fc'].summary()['rmse'] > 0
 
 
 def test_batches_are_cut():
@@ -404,11 +414,11 @@ def test_ranges_of_converters_are_calibrated_on_the_layer_s_inputs():
     model, (operands, _), images = prepared('toynet')
     rmse = {}
     for kind in ('max', 'calibrated'):
-        factory, errors = make_engine(ArrayConfig(adc_bits=5, adc_range=kind)), NetworkErrors(operands, 4)
-        make = engine_maker(factory, sample_codes(model, operands, images))
-        with torch.no_grad(), on_engine(model, operands, make, errors.watch):
+        factory, (errors, watch) = make_engine(ArrayConfig(adc_bits=5, adc_range=kind)), watched(operands, 4)
+        make = engines_of(factory, sample_codes(model, operands, images))
+        with torch.no_grad(), on_engine(model, operands, make, watch):
             model(images)
-        rmse[kind] = errors.layers['stem.conv'].summary()['rmse']
+        rmse[kind] = errors['stem.conv'].summary()['rmse']
     assert 0 < rmse['calibrated'] < rmse['max']
 
 
@@ -417,11 +427,11 @@ def test_a_calibration_takes_the_converters_errors_away():
     config = ArrayConfig(gain_mismatch=0.05, offset_mismatch=0.01, adc_bits=12, adc_range='max')
     rmse = {}
     for calibration in (None, calibrate_columns(config)):
-        errors = NetworkErrors(operands, 4)
-        make = engine_maker(make_engine(config, calibration=calibration))
-        with torch.no_grad(), on_engine(model, operands, make, errors.watch):
+        errors, watch = watched(operands, 4)
+        make = engines_of(make_engine(config, calibration=calibration))
+        with torch.no_grad(), on_engine(model, operands, make, watch):
             model(images)
-        rmse[calibration is None] = errors.layers['blocks.1.conv2'].summary()['rmse']
+        rmse[calibration is None] = errors['blocks.1.conv2'].summary()['rmse']
     assert rmse[False] < rmse[True] / 5
 
 
