@@ -140,12 +140,13 @@ def _hybrid(home, file):
 
 
 def _engine(home, file):
-    parser = _script('hybrid_calibrate').make_calibrate_parser()
-    return _script('_engine').engine_config(parser.parse_args(['--engine', str(file)])).to_dict()
+    from lib.engine.array import ArrayConfig, read_array_settings
+    return ArrayConfig.from_dict(read_array_settings(file)).to_dict()
 
 
 def _calibration(home, file):
-    return _script('_engine').read_calibration(file).to_dict()
+    from lib.engine.calibration import read_calibration
+    return read_calibration(file).to_dict()
 
 
 def _integer(home, file):
@@ -155,7 +156,8 @@ def _integer(home, file):
 
 
 def _points(home, file):
-    return _script('_experiment').read_points(file)
+    from lib.engine.experiment import read_points
+    return read_points(file)
 
 
 def _measured(home, file):
