@@ -5,7 +5,7 @@ import json
 import math
 import time
 
-from _common import logger
+from _cli import logger
 
 
 def run_search(bench, env, folder, name, budget, seed, mark):

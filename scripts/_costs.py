@@ -1,15 +1,76 @@
-"""From the names of costs and budgets to their tables: lookup tables, counted costs, constraints."""
+"""From the names of costs and budgets to their tables, and what a network is in numbers."""
 
-import math
-import re
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _common import ROOT, logger
-from _setup import is_linear, network_name
+from _cli import ROOT
+from _networks import Network
+from _options import ratio as option_ratio
+
+from lib.network.coverage import active_inventory, as_before, coverage_lines, take_inventory
+from lib.network.records import profile_network
+from lib.network.report import describe_layers
+from lib.record.files import file_stem
+from lib.record.strategy import uniform_strategy
+from lib.runtime.distributed import is_main, on_main
+from lib.simulator.backends import PRESETS, find_hardware
+from lib.simulator.budget import Constraint
+from lib.simulator.counting import COUNTED, size_of
+from lib.simulator.hardware import METRICS, check_metric
+from lib.simulator.rest import float_cost, with_rest
+from lib.simulator.table_cache import find_or_make, user_folder
+from lib.simulator.table_files import load_table
+from lib.utils.data_utils import dataset_spec, num_classes
+
+logger = logging.getLogger('haq')
 
 ALIASES = {'size': 'model_size', 'memory': 'activation_memory', 'proqha': 'proqha_ratio'}
 TABLES = ROOT / 'lib' / 'simulator' / 'lookup_tables'
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """How strategies are priced; `cost`, `cost_batch`, `float_bit`, `dataset`, `image_size` are options.
+
+    Attributes:
+        network: the `Network`.
+        linear: strategies are of the linear flow.
+        folder: of the run, which keeps tables where no other folder can be written; or None.
+    """
+
+    network: Network
+    linear: bool = False
+    cost: str | None = None
+    cost_batch: int | None = None
+    float_bit: int | None = None
+    dataset: str | None = None
+    image_size: int | str | None = None
+    folder: str | Path | None = None
+
+    @property
+    def cost_name(self):
+        """Name of the cost, by default that of the flow."""
+        return self.cost or ('cloud_latency' if self.linear else 'model_size')
+
+    @property
+    def folders(self):
+        """Folders of tables, the best one first: of the repository, of the user, of the run."""
+        return [TABLES, *filter(None, [user_folder(), self.folder and Path(self.folder) / 'lookup_tables'])]
+
+    def stem(self, hardware, metric='latency', all_called=True):
+        """Return the conventional name of a table; another width, image size or number of classes is part of it."""
+        network = self.network
+        parts = [f'q{network.float_name}', *filter(None, [self.dataset]), f'batch{hardware.batch}']
+        parts += ['large'] * (network.mode == 'large')
+        parts += [f'width{network.width_mult:g}'] * (network.width_mult != 1)
+        parts += [f'image{self.image_size}'] * bool(self.image_size)
+        parts += [f'classes{network.num_classes}'] * bool(network.num_classes)
+        parts += [hardware.name] * (hardware.name != 'cloud')
+        parts += ['uncalled'] * (not all_called)  # with the layers that only K-means can quantize
+        return file_stem(*parts, metric, 'table')
 
 
 class Layers(NamedTuple):
@@ -34,17 +95,12 @@ class Layers(NamedTuple):
         return self.inventory.names
 
 
-def find_layers(args, model, shape, is_pruned=False, before=False):
-    """Returns the `Layers` of the network that a strategy of this flow has entries for, and says which they are.
+def find_layers(pricing, model, shape, *, is_pruned=False, before=False):
+    """Return the `Layers` of the network that a strategy of this flow has entries for, and say which they are.
 
     `before`: as searches counted them that were begun before float layers had a price.
     """
-    from lib.network.coverage import as_before, take_inventory
-    from lib.network.records import profile_network
-    from lib.network.report import describe_layers
-    from lib.simulator.counting import size_of
-
-    linear, profile = is_linear(args), profile_network(model, shape)
+    linear, profile = pricing.linear, profile_network(model, shape)
     inventory = take_inventory(model, profile, linear, is_pruned=is_pruned)
     for line in describe_layers(model, profile.layers, linear):
         logger.info('%s', line)
@@ -53,14 +109,12 @@ def find_layers(args, model, shape, is_pruned=False, before=False):
     if before:
         logger.info('this search was begun when what stays float had no price: it goes on without')
         inventory = as_before(inventory, profile)
-    float_bit = 32 if linear or args.float_bit is None else args.float_bit
+    float_bit = 32 if linear or pricing.float_bit is None else pricing.float_bit
     return Layers(inventory, size_of(inventory, float_bit), shape, coverage)
 
 
 def say_coverage(inventory, what=None):
-    """Says what the strategy covers; what stays float is a warning where it is much."""
-    from lib.network.coverage import coverage_lines
-    from lib.runtime.distributed import is_main
+    """Say what the strategy covers; what stays float is a warning where it is much."""
     share, *low = coverage_lines(inventory, what)
     logger.info('%s', share)
     for line in low if is_main() else ():
@@ -68,8 +122,7 @@ def say_coverage(inventory, what=None):
 
 
 def coverage_of(model, shape, kind='qat'):
-    """Says what the active quantizers of a network cover; returns it as an entry of results.json, none if `float`."""
-    from lib.network.coverage import active_inventory
+    """Say what the active quantizers of a network cover; return it as an entry of results.json, none if `float`."""
     if kind == 'float':
         return {}
     inventory = active_inventory(model, shape)
@@ -77,60 +130,45 @@ def coverage_of(model, shape, kind='qat'):
     return {'coverage': inventory.coverage.to_dict()}
 
 
-def find_constraints(args, layers, option='--preserve_ratio'):
-    """Returns the `Constraint`s of a search: --preserve_ratio of --cost, then each --constraint.
+def find_constraints(pricing, layers, ratio=None, constraints=(), option='--preserve_ratio'):
+    """Return the `Constraint`s of a search: a ratio of the cost, then one of each `NAME=RATIO`.
 
     Args:
-        args: the options.
+        pricing: the `Pricing`.
         layers: the `Layers` of the strategy.
-        option: what --preserve_ratio is called on the command line, for messages.
+        ratio: of the cost of `pricing`, a number or `uniform:K`; None: there is none.
+        constraints: texts of --constraint.
+        option: what the ratio is called on the command line, for messages.
 
     Raises:
         ValueError: an unknown cost, no ratio, or two budgets for one cost.
     """
-    wanted = [(name, value, f'--constraint {name}') for name, value in map(parse_constraint, args.constraint or ())]
-    if args.preserve_ratio is not None:
-        wanted.insert(0, (cost_name(args), args.preserve_ratio, option))
-    costs = [find_cost(args, full_name(name, cost_name(args)), layers) for name, _, _ in wanted]
-    constraints = [constraint_on(cost, value, is_linear(args), option, layers.inventory.ends)
-                   for cost, (_, value, option) in zip(costs, wanted, strict=True)]
-    names = [constraint.cost.name for constraint in constraints]
+    wanted = [(name, value, f'--constraint {name}') for name, value in map(parse_constraint, constraints or ())]
+    if ratio is not None:
+        wanted.insert(0, (pricing.cost_name, ratio, option))
+    costs = [find_cost(pricing, full_name(name, pricing.cost_name), layers) for name, _, _ in wanted]
+    found = [constraint_on(cost, value, pricing.linear, option, layers.inventory.ends)
+             for cost, (_, value, option) in zip(costs, wanted, strict=True)]
+    names = [constraint.cost.name for constraint in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f'{", ".join(twice)} has two budgets: give each cost one --constraint, or {option} for '
                          'that of --cost')
-    return constraints
-
-
-def cost_name(args):
-    """Returns the name of the cost of --cost, by default that of the flow."""
-    return args.cost or ('cloud_latency' if is_linear(args) else 'model_size')
+    return found
 
 
 def parse_constraint(text):
-    """Returns (name, ratio) of `NAME=RATIO`."""
+    """Return (name, ratio) of `NAME=RATIO`."""
     name, _, value = text.rpartition('=')
     try:
         if name:
-            return name, ratio(value)
+            return name, option_ratio(value)
     except ValueError:
         pass
     raise ValueError(f'--constraint {text}: expected NAME=RATIO, for example size=0.3 or bitfusion_energy=uniform:4')
 
 
-def ratio(text):
-    """Option type: a number, or `uniform:K` for what K bits in every layer cost."""
-    if re.fullmatch('uniform:[1-8]', text):
-        return text
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f'{text} is no budget')
-    return value
-
-
 def constraint_on(cost, ratio, linear, option, ends=(0, -1)):
-    """Returns the `Constraint` of a ratio, or exactly what K bits in every layer cost; `ends`: first and last layer."""
-    from lib.record.strategy import uniform_strategy
-    from lib.simulator.budget import Constraint
+    """Return the `Constraint` of a ratio, or exactly what K bits in every layer cost; `ends`: first and last layer."""
     if isinstance(ratio, float):
         return Constraint.of_ratio(cost, ratio, option)
     strategy = uniform_strategy(cost.num_layers, int(ratio.removeprefix('uniform:')), linear=linear, ends=ends)
@@ -138,7 +176,7 @@ def constraint_on(cost, ratio, linear, option, ends=(0, -1)):
 
 
 def full_name(name, cost):
-    """Returns the name of a cost: `latency` and `energy` alone are those of the hardware of --cost."""
+    """Return the name of a cost: `latency` and `energy` alone are those of the hardware of --cost."""
     if name not in ('latency', 'energy'):
         return ALIASES.get(name, name)
     path = cost.partition(':')[0]
@@ -151,23 +189,21 @@ def full_name(name, cost):
     return f'{hardware}_{name}'
 
 
-def find_cost(args, name, layers):
-    """Returns the `CostTable` of a name: counted, of a hardware (made when its file is missing), or a .npy file."""
-    from lib.simulator.counting import COUNTED
+def find_cost(pricing, name, layers):
+    """Return the `CostTable` of a name: counted, of a hardware (made when its file is missing), or a .npy file."""
     name = ALIASES.get(name, name)
     if name == 'model_size':
         return layers.sizes
     if name in COUNTED:
         return COUNTED[name](layers.inventory)
-    return with_reference(_lookup_table(args, name, layers), args)
+    return with_reference(_lookup_table(pricing, name, layers), pricing)
 
 
 def price_floats(table, floats, make=None):
-    """Returns a table of a machine with the cost of the layers that stay float; says so where it cannot be known.
+    """Return a table of a machine with the cost of the layers that stay float; say so where it cannot be known.
 
     `make` returns a table of these layers, for a machine that was measured; any other prices them by itself.
     """
-    from lib.simulator.rest import float_cost, with_rest
     if not floats:
         return table
     cost = float_cost(floats, table)
@@ -180,42 +216,26 @@ def price_floats(table, floats, make=None):
     return with_rest(table, floats, cost)
 
 
-def _lookup_table(args, name, layers):
-    from dataclasses import replace
-    from functools import partial
-
-    from lib.runtime.distributed import on_main
-    from lib.simulator.table_cache import find_or_make
-    from lib.simulator.table_files import load_table
+def _lookup_table(pricing, name, layers):
     floats = layers.inventory.floats
     if name.endswith('.npy'):
         return price_floats(load_table(name, layers.records), floats)
     hardware, metric = find_hardware_metric(name)
-    if args.cost_batch:
-        hardware = replace(hardware, batch=args.cost_batch)
-    stem = table_stem(args, hardware, metric, all(record.calls for record in layers.records))
-    about = {'network': args.arch, 'dataset': args.dataset, 'resolution': list(layers.shape)}
-    table, rest = (partial(on_main, find_or_make, stem + suffix, records, hardware, metric, table_folders(args), about)
+    if pricing.cost_batch:
+        hardware = replace(hardware, batch=pricing.cost_batch)
+    stem = pricing.stem(hardware, metric, all(record.calls for record in layers.records))
+    about = {'network': pricing.network.arch, 'dataset': pricing.dataset, 'resolution': list(layers.shape)}
+    table, rest = (partial(on_main, find_or_make, stem + suffix, records, hardware, metric, pricing.folders, about)
                    for suffix, records in (('', layers.records), ('_float', floats)))
     return price_floats(table(), floats, rest)
 
 
-def table_folders(args):
-    """Returns the folders of tables, the best one first: of the repository, of the user, of the run."""
-    from lib.simulator.table_cache import user_folder
-    run_folder = getattr(args, 'checkpoint', None) or getattr(args, 'output', None)
-    return [TABLES, *filter(None, [user_folder(), run_folder and Path(run_folder) / 'lookup_tables'])]
-
-
 def find_hardware_metric(name):
-    """Returns (hardware, metric) of `cloud_latency`, `bitfusion_energy`, `chip.yaml` or `chip.yaml:energy`.
+    """Return (hardware, metric) of `cloud_latency`, `bitfusion_energy`, `chip.yaml` or `chip.yaml:energy`.
 
     Raises:
         ValueError: no such cost; the message lists them.
     """
-    from lib.simulator.backends import PRESETS, find_hardware
-    from lib.simulator.counting import COUNTED
-    from lib.simulator.hardware import METRICS, check_metric
     path, _, metric = name.partition(':')
     if Path(path).suffix in ('.yaml', '.yml'):
         hardware, metric = find_hardware(path), metric or METRICS[0]
@@ -230,24 +250,70 @@ def find_hardware_metric(name):
     return hardware, metric
 
 
-def with_reference(cost, args):
-    """Returns the linear cost with the column of `--float_bit` as what a ratio of 1 stands for, 8/8 bits if None."""
-    if args.float_bit is None or not is_linear(args):
+def with_reference(cost, pricing):
+    """Return the linear cost with the column of `float_bit` as what a ratio of 1 stands for, 8/8 bits if None."""
+    if pricing.float_bit is None or not pricing.linear:
         return cost
-    if not 1 <= args.float_bit <= 8:
-        raise ValueError(f'--float_bit {args.float_bit}: in the linear flow it is a column of the cost table, 1 to 8')
-    column = cost.table[:, args.float_bit - 1, args.float_bit - 1].tolist()
+    bit = pricing.float_bit
+    if not 1 <= bit <= 8:
+        raise ValueError(f'--float_bit {bit}: in the linear flow it is a column of the cost table, 1 to 8')
+    column = cost.table[:, bit - 1, bit - 1].tolist()
     return cost.derive(reference=cost.total(column))
 
 
-def table_stem(args, hardware, metric='latency', all_called=True):
-    """Returns the conventional name of a table; another width, image size or number of classes is part of it."""
-    from lib.record.files import file_stem
-    parts = [f'q{network_name(args)}', *filter(None, [args.dataset]), f'batch{hardware.batch}']
-    parts += ['large'] * (args.mode == 'large')
-    parts += [f'width{args.width_mult:g}'] * (args.width_mult != 1)
-    parts += [f'image{args.image_size}'] * bool(args.image_size)
-    parts += [f'classes{args.num_classes}'] * bool(args.num_classes)
-    parts += [hardware.name] * (hardware.name != 'cloud')
-    parts += ['uncalled'] * (not all_called)  # with the layers that only K-means can quantize
-    return file_stem(*parts, metric, 'table')
+# ---- networks in numbers, without weights or data
+
+class Input(NamedTuple):
+    """What a network without data is described for.
+
+    Attributes:
+        shape: (C, H, W) of an image.
+        classes: of the network.
+        image_size: what makes the images others than the usual of the data set, for names; None: they are the usual.
+    """
+
+    shape: tuple
+    classes: int
+    image_size: int | str | None = None
+
+
+def input_of(network, dataset=None, input_size=None):
+    """Return the `Input` of a network: that of a data set, by default ImageNet's, or of (C, H, W) `input_size`."""
+    if dataset == 'folder' and not network.num_classes:
+        raise ValueError('--dataset folder says nothing about the number of classes here: give --num_classes')
+    side = None if input_size else network.resolution(dataset_spec(dataset or 'imagenet').resolution)
+    channels, height, width = shape = input_size or (3, side, side)
+    unusual = height if channels == 3 and height == width else 'x'.join(map(str, shape))
+    classes = network.num_classes or num_classes(dataset or 'imagenet')
+    return Input(shape, classes, unusual if input_size or dataset is None else None)
+
+
+class Described(NamedTuple):
+    """A network in numbers: its parameters, its MADDS, and its `Inventory` under a strategy of either flow.
+
+    `uncalled` are the names of layers whose forward is never called.
+    """
+
+    parameters: int
+    madds: int
+    uncalled: list
+    kmeans: Any
+    linear: Any
+
+
+def describe_network(network, shape, classes):
+    """Return the network, with random weights, as `Described`.
+
+    Raises:
+        ValueError: the network is unknown, does not take this input, or has no convolution or linear layer.
+    """
+    model = network.build(classes)
+    if not network.model_file:
+        model = model.to('meta')  # shapes are all that counts: nothing is computed
+    profile = profile_network(model, shape)
+    if not any(record.calls for record in profile.layers):
+        raise ValueError(f'{network.arch} has no convolution or linear layer that its forward pass calls')
+    uncalled = [record.name for record in profile.layers if not record.calls]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Described(parameters, profile.macs + profile.extras, uncalled,
+                     *(take_inventory(model, profile, linear) for linear in (False, True)))

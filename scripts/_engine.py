@@ -4,7 +4,7 @@ from argparse import ArgumentTypeError
 from contextlib import contextmanager
 from pathlib import Path
 
-from _common import ROOT
+from _cli import ROOT
 
 DEFAULT_RUN = 'checkpoints/hybrid'
 QUANTIZED = Path('experiment_data', 'q_model', 'model.pth.tar')

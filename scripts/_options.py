@@ -1,6 +1,8 @@
 """The options that several scripts share, in groups, and their types."""
 
 import argparse
+import math
+import re
 import sys
 
 
@@ -85,6 +87,28 @@ def positive(text):
     if not 0 < value < float('inf'):
         raise argparse.ArgumentTypeError(f'{text} is out of range, expected a number above 0')
     return value
+
+
+def ratio(text):
+    """Option type: a number, or `uniform:K` for what K bits in every layer cost."""
+    if re.fullmatch('uniform:[1-8]', text):
+        return text
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f'{text} is no budget')
+    return value
+
+
+def input_shape(text):
+    """Option type: `224`, or `1x28x28` for (channels, height, width)."""
+    try:
+        sizes = [int(size) for size in text.lower().split('x')]
+    except ValueError:
+        sizes = []
+    if len(sizes) not in (1, 3) or min(sizes) < 1 or max(sizes) > MAX_SIDE:
+        raise argparse.ArgumentTypeError(f'{text:.60}: expected a side such as 224, or channels x height x width such '
+                                         f'as 1x28x28, at most {MAX_SIDE} each')
+    return tuple(sizes) if len(sizes) == 3 else (3, sizes[0], sizes[0])
 
 
 def add_architecture_options(group, arch):
@@ -228,4 +252,16 @@ def add_training_options(parser, *, lr, weight_decay):
                        'with its own settings, or a checkpoint to evaluate')
     group.add_argument('-e', '--evaluate', '--eval', dest='evaluate', action=BooleanOption,
                        help='only evaluate')
+    return group
+
+
+def add_input_options(parser, dataset):
+    """Adds the options that choose a network and its input, without weights or data."""
+    group = parser.add_argument_group('network')
+    add_architecture_options(group, 'qmobilenetv2')
+    group.add_argument('--dataset', '--data_name', default=dataset, help='data set that gives image size and number '
+                       'of classes' + ('' if dataset else " (default: none; ImageNet's, but not its name)"))
+    group.add_argument('--input_size', '--image_size', dest='input_size', type=input_shape, metavar='N|CxHxW',
+                       help="side of the images, or channels x height x width (default: the data set's, 299 for the "
+                       'inception family)')
     return group

@@ -1,6 +1,6 @@
 """The progressive search: its options, with the original's names, and what they mean here."""
 
-from _common import logger
+from _cli import logger
 from _options import BooleanOption as Bool
 from _options import RepositoryPath, add_data_options, add_model_options, add_run_options, at_least, positive
 from _proqha import ALIASES, NO_EFFECT, add_depth_option, add_historic_options, fraction, say_unused, start_from_file

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from _common import ROOT
+from _cli import ROOT
 from _options import BooleanOption as Bool
 from _options import RepositoryPath, at_least, positive
 
@@ -38,14 +38,14 @@ def fraction(text):
 # ---- options
 
 def add_depth_option(group):
-    """Adds --num_layers."""
+    """Add --num_layers."""
     group.add_argument('--num_layers', type=at_least(1), help="depth of ProQHA's network of that --arch: resnet "
                        '18/20/32/34/50/56/101/110/152, resnet20 20, vgg 11/16/19, densenet 40, mobilenetv2 52; every '
                        'other name is given without it (default: 56 of resnet, 40 of densenet)')
 
 
 def add_historic_options(group, aliases, no_effect):
-    """Adds other names of options, {name: option}, and options without effect, {name: reason}."""
+    """Add other names of options, {name: option}, and options without effect, {name: reason}."""
     for name, other in aliases.items():
         kind = {'action': Bool} if name in ('reset', 'test_only') else {}
         kind |= {'type': at_least(1)} if name.endswith(('size', 'epochs')) else {}
@@ -57,7 +57,7 @@ def add_historic_options(group, aliases, no_effect):
 
 
 def add_baseline_options(parser, archtype):
-    """Adds the options of main/train.py to the script that trains its float ('origin') or quantized ('quant') baseline.
+    """Add the options of main/train.py to the script that trains its float ('origin') or quantized ('quant') baseline.
 
     What has another form here gets it from `parser.translate`.
     """
@@ -88,7 +88,7 @@ def add_baseline_options(parser, archtype):
 # ---- what they mean here
 
 def translate(parser, args, archtype, unused):
-    """Gives the options of main/train.py the form that they have here, in place; returns the lines that say so."""
+    """Give the options of main/train.py the form that they have here, in place; returns the lines that say so."""
     if args.archtype not in (None, archtype):
         parser.error(f'--archtype {args.archtype}: that baseline is trained by {BASELINES[args.archtype]}, this script '
                      f'trains {archtype}')
@@ -109,7 +109,7 @@ def translate(parser, args, archtype, unused):
 
 
 def name_folder(parser, args, archtype):
-    """Names the folder of a run after --job_dir and --mission; that of one to resume is where it is."""
+    """Name the folder of a run after --job_dir and --mission; that of one to resume is where it is."""
     if (args.job_dir or args.mission) and not args.resume:
         if not isinstance(args.checkpoint, RepositoryPath):
             parser.error(f'--checkpoint {args.checkpoint} and --job_dir or --mission: give one of them')
@@ -119,10 +119,10 @@ def name_folder(parser, args, archtype):
 
 
 def start_from_resumed(args, archtype):
-    """Takes a --resume that holds no quantized training as --weights, as main/train.py does; returns what to say."""
+    """Take a --resume that holds no quantized training as --weights, as main/train.py does; returns what to say."""
     if archtype != 'quant' or not args.archtype or not args.resume or args.evaluate:
         return []
-    from lib.record.checkpoint import read_checkpoint
+    from lib.record.checkpoint import read_checkpoint  # it imports torch
     try:
         saved = read_checkpoint(args.resume)
     except (ValueError, OSError):
@@ -134,7 +134,7 @@ def start_from_resumed(args, archtype):
 
 
 def start_from_file(args):
-    """Takes a --resume that is a file as --weights, as main/search.py does; returns what is to be said of it."""
+    """Take a --resume that is a file as --weights, as main/search.py does; returns what is to be said of it."""
     if not args.resume or not os.path.isfile(args.resume):
         return []
     args.weights, args.resume = args.resume, None
@@ -142,7 +142,7 @@ def start_from_file(args):
 
 
 def say_unused(args, no_effect):
-    """Takes the options without effect that were given out of `args`; returns a line about them, if any."""
+    """Take the options without effect that were given out of `args`; returns a line about them, if any."""
     given = [name for name in no_effect if getattr(args, name, None) is not None]
     for name in given:
         delattr(args, name)
@@ -150,36 +150,19 @@ def say_unused(args, no_effect):
 
 
 def training_defaults(args, _parser):
-    """Returns the defaults that --archtype gives, as {option: value}."""
+    """Return the defaults that --archtype gives, as {option: value}."""
     return dict(DEFAULTS) if args.archtype else {}
-
-
-def first_lists(args, model, shape):
-    """Returns the bit lists of --k_bits; with a --ratio below 1 of --k_bits and --pre_k_bits at random."""
-    import numpy as np
-
-    from lib.qat.parts import find_parts
-    from lib.runtime.seeds import derived_seed
-    from lib.search.progressive import draw
-    if args.ratio == 1:
-        return {'layer_wbit': args.k_bits, 'layer_abit': args.k_bits}
-    parts = find_parts(model, shape)
-    bits = [args.pre_k_bits or PRE_K_BITS] * (2 * len(parts))
-    for i in draw(np.random.default_rng(derived_seed(args.seed, 'first bits')), len(bits), args.ratio):
-        bits[i] = args.k_bits
-    pairs = [bits[2 * i:2 * i + 2][::1 if part.activation_first else -1] for i, part in enumerate(parts)]
-    return {'layer_wbit': [w_bit for _, w_bit in pairs], 'layer_abit': [a_bit for a_bit, _ in pairs]}
 
 
 # ---- networks
 
 def find_network(args):
-    """Returns the registered name of the network that --arch and --num_layers mean.
+    """Return the registered name of the network that --arch and --num_layers mean.
 
     Raises:
         ValueError: there is no such network.
     """
-    from lib.utils.data_utils import dataset_spec
+    from lib.utils.data_utils import dataset_spec  # it imports torch, and most command lines end here
     depth = args.num_layers or DEPTHS.get(args.arch)
     if args.model_file or depth is None and args.arch not in ('vgg',):
         return args.arch
@@ -194,7 +177,7 @@ def find_network(args):
 
 
 def networks(small):
-    """Returns {the original's name: {depth: registered name}}, for `small` images or those of ImageNet."""
+    """Return {the original's name: {depth: registered name}}, for `small` images or those of ImageNet."""
     resnets = {18: 'postresnet18', 34: 'preresnet34', 50: 'preresnet50'}
     if small:
         resnets = {depth: f'preresnet{depth}_cifar' for depth in resnets}

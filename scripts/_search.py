@@ -1,11 +1,8 @@
 """What the scripts that search share: options of search and agent, and the environment that they make."""
 
-from _costs import find_constraints, find_layers
+from _cli import pick
 from _options import MAX_UNITS, at_least, positive
 from _options import BooleanOption as Bool
-from _resume import begin_run, inputs_of
-from _setup import build_model, is_linear, loaders_of
-from _weights import prepare, read_weights, say_own_weights
 
 # Those of lib/search/bench.py, which is not imported before the options are parsed.
 SEARCHERS = ('uniform', 'random', 'greedy', 'ilp', 'hessian', 'fisher', 'evolution', 'progressive', 'ddpg')
@@ -75,11 +72,12 @@ def agent_options(args):
     return {name: getattr(args, name) for name in names}
 
 
-def begin(args, folder, env, splits=('train',), **growth):
-    """Opens the folder of a search in an environment, by `begin_run`; returns its identity."""
-    inputs = inputs_of(args, splits, counts=[env.train_loader.num_images, env.val_loader.num_images],
-                       costs=[constraint.cost for constraint in env.constraints], pretrained=True)
-    return begin_run(args, folder, inputs, **growth)
+def begin(run, env, published=None, splits=('train',)):
+    """Open the folder of a search in an environment, by `begin_run`; return its identity."""
+    from _resume import Beginning, begin_run, inputs_of
+    inputs = inputs_of(run, splits, counts=[env.train_loader.num_images, env.val_loader.num_images],
+                       costs=[constraint.cost for constraint in env.constraints], published=published)
+    return begin_run(run, Beginning(inputs))
 
 
 def make_bench(args, env, folder, evaluations):
@@ -95,23 +93,34 @@ def make_env(args, device, option='--preserve_ratio', before=False):
 
     `option` is what --preserve_ratio is called on the command line; `before`: see `find_layers`.
     """
+    from _costs import Pricing, find_constraints, find_layers
+    from _networks import Network, Start, build_model, prepare, read_weights, say_own_weights
+    from _setup import Data, loaders_of
+
     from lib.env.linear_quantize_env import LinearQuantizeEnv
     from lib.env.quantize_env import QuantizeEnv
     from lib.training.loop import Precision
 
-    linear = is_linear(args)
+    network, data = pick(Network, args), pick(Data, args)
+    start = pick(Start, args, pretrained=not args.model_file)
+    linear = args.linear_quantization or network.is_twin
     for other in ('is_pruned',) if linear else ('fold_bn',):
         if getattr(args, other):
             raise ValueError(f'--{other} belongs to the {"K-means" if linear else "linear"} flow: leave it out')
-    train_loader, val_loader, classes = loaders_of(args, device, train_size=args.train_size, val_size=args.val_size)
+    train_loader, val_loader, classes = loaders_of(data, network, device, train_size=args.train_size,
+                                                   val_size=args.val_size)
     shape = train_loader.input_shape
-    model = build_model(args, classes, shape, device, (train_loader, val_loader))
-    start, source = read_weights(args, pretrained=not args.model_file)
-    if start is None:
-        say_own_weights(args)
-    prepare(args, model, shape, start, source, linear)
-    layers = find_layers(args, model, shape, args.is_pruned, before)
-    shared = {'records': layers.records, 'constraints': find_constraints(args, layers, option),
+    model = build_model(network, classes, shape, device, (train_loader, val_loader),
+                        '--final_batch' if hasattr(args, 'final_batch') else '--train_batch')
+    checkpoint, source = read_weights(start, network)
+    if checkpoint is None:
+        say_own_weights(network)
+    prepare(model, shape, start, checkpoint, source, linear=linear, fold_bn=args.fold_bn, sync_bn=args.sync_bn,
+            bn_batches=args.bn_batches)
+    pricing = pick(Pricing, args, network=network, linear=linear, folder=args.output)
+    layers = find_layers(pricing, model, shape, is_pruned=args.is_pruned, before=before)
+    constraints = find_constraints(pricing, layers, args.preserve_ratio, args.constraint, option)
+    shared = {'records': layers.records, 'constraints': constraints,
               'min_bit': args.min_bit, 'max_bit': args.max_bit, 'finetune_epoch': args.finetune_epoch,
               'finetune_lr': args.finetune_lr, 'finetune_gamma': args.finetune_gamma,
               'finetune_flag': args.finetune_flag, 'use_top5': args.use_top5, 'reward_on': args.reward_on,

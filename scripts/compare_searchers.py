@@ -8,9 +8,8 @@ figure of accuracy against cost.
 import argparse
 from pathlib import Path
 
-from _common import logger, make_parser, run
+from _cli import logger, make_parser, pick, run, run_of
 from _compare import read, run_finetuning, run_search
-from _costs import find_constraints, ratio
 from _options import (
     MAX_SEED,
     RepositoryPath,
@@ -20,10 +19,9 @@ from _options import (
     add_run_options,
     at_least,
     positive,
+    ratio,
 )
-from _resume import check_unchanged
 from _search import SEARCHERS, STOCHASTIC, add_agent_options, add_search_options, begin, make_bench, make_env
-from _setup import check_model, loaders_of, start_device
 
 ADDABLE = ('budgets', 'searchers', 'seeds')  # to a comparison that is resumed
 
@@ -67,17 +65,22 @@ def make_compare_parser():
 
 def main(args):
     """Searches and fine-tunes whatever is not done yet; writes tables after every result, the figure after a budget."""
+    from _networks import Network, published_file
+    from _setup import start_device
+
     from lib.record.folder import check_folder
     from lib.simulator.inventory import PRICING
 
-    folder, device = Path(args.resume or args.output), start_device(args)
+    folder, device = Path(args.resume or args.output), start_device(args.device)
     check_options(args)
+    run = run_of(args, folder, growing=ADDABLE, added=ADDABLE)
     check_folder(folder, resume=bool(args.resume), overwrite=args.overwrite)
     if args.resume:
-        check_resumed(args, folder)
+        check_resumed(run)
     pricing = pricing_of(folder) if args.resume else PRICING
     envs, bench = make_envs(args, device, folder, pricing)
-    identity = begin(args, folder, bench.env, ('train', 'val'), growing=(*ADDABLE, 'preserve_ratio'), added=ADDABLE)
+    published = None if args.model_file else published_file(pick(Network, args))
+    identity = begin(run, bench.env, published, ('train', 'val'))
     logger.info('%s on %s: %d layers, %d budgets, %d searchers, seeds %s; %d evaluations on %d images each', args.arch,
                 device, bench.env.num_layers, len(envs), len(args.searchers), args.seeds, args.evaluations,
                 bench.env.val_loader.num_images)
@@ -106,23 +109,28 @@ def check_options(args):
                        'wrongly (docs/results.md): --bn_batches 4 estimates them anew')
 
 
-def check_resumed(args, folder):
+def check_resumed(run):
     """Raises an error where --resume names no comparison, or other settings than its own are given."""
+    from _resume import check_unchanged
+    folder = run.folder
     if not (folder / 'args.json').is_file():
         raise FileNotFoundError(f'--resume {folder}: no comparison is there (args.json is missing)')
     if not (folder / 'searches').is_dir() and any(folder.glob('*.pth.tar')):
         raise ValueError(f'--resume {folder}: this is the folder of another kind of run')
-    check_unchanged(args, allowed=ADDABLE)
+    check_unchanged(run)
 
 
 def make_envs(args, device, folder, pricing):
     """Returns ({budget: environment}, `Bench`); all budgets are checked before anything slow begins."""
+    from _costs import Pricing, find_constraints
+    from _networks import Network
     args.constraint, args.preserve_ratio = None, args.budgets[0]
+    network = pick(Network, args)
+    pricing = pick(Pricing, args, network=network, linear=args.linear_quantization or network.is_twin, folder=folder)
     env, layers = make_env(args, device, '--budgets', before=pricing == 1)
     envs = {}
     for budget in args.budgets:
-        args.preserve_ratio = budget
-        (constraint,) = find_constraints(args, layers, '--budgets')
+        (constraint,) = find_constraints(pricing, layers, budget, option='--budgets')
         envs[budget] = env.with_constraints([constraint])
     bench = make_bench(args, env, folder, args.evaluations)
     for name in args.searchers:
@@ -133,11 +141,14 @@ def make_envs(args, device, folder, pricing):
 
 def compare(args, envs, bench, folder, device, mark):
     """Runs every search and every fine-tuning that has no file in the folder yet."""
+    from _networks import Network, check_model
+    from _setup import Data, loaders_of
+
     from lib.search.comparison import Comparison
 
-    args.train_batch = args.final_batch
-    *loaders, classes = loaders_of(args, device)
-    check_model(args, bench.env.model, loaders[0].input_shape, args.num_classes or classes, loaders)
+    network, data = pick(Network, args), pick(Data, args, train_batch=args.final_batch)
+    *loaders, classes = loaders_of(data, network, device)
+    check_model(network, bench.env.model, loaders[0].input_shape, args.num_classes or classes, loaders, '--final_batch')
     comparison = Comparison(folder, arch=args.arch, dataset=args.dataset, cost=bench.env.cost,
                             finetuned=args.final_epochs > 0)
     comparison.add_float(run_finetuning(args, bench.env, loaders, folder, None, args.seeds[0], mark))

@@ -1,7 +1,6 @@
 """Fine-tunes and evaluates a network under a strategy: paste the strategy that rl_quantize.py printed below."""
 
-from _common import logger, make_parser, run
-from _costs import cost_name, find_cost, find_layers
+from _cli import logger, make_parser, pick, run, training_hint, training_run
 from _options import BooleanOption as Bool
 from _options import (
     add_data_options,
@@ -11,18 +10,8 @@ from _options import (
     add_training_options,
     at_least,
 )
-from _setup import build_model, is_linear, network_name, start_device
-from _training import (
-    about_run,
-    calibration_images,
-    read_images,
-    read_resumed,
-    read_start,
-    resume_hint,
-    start_value,
-    train,
-)
-from _weights import find, prepare, say_own_weights
+
+from lib.record.strategy import check_strategy, find_strategy
 
 # One entry per architecture: weight bits for K-means, [weight bits, activation bits] for linear quantization (q...).
 STRATEGIES = {
@@ -48,7 +37,7 @@ STRATEGIES = {
 
 
 def make_finetune_parser():
-    """Returns the parser of this script."""
+    """Return the parser of this script."""
     parser = make_parser(__doc__)
     add_model_options(parser, arch='resnet50')
     add_data_options(parser, batch=256)
@@ -64,116 +53,107 @@ def make_finetune_parser():
 
 
 def main(args):
-    """Quantizes, fine-tunes and evaluates; only evaluates with --evaluate."""
-    device, saved, linear = start_device(args), read_resumed(args), is_linear(args)
+    """Quantize, fine-tune and evaluate; only evaluate with --evaluate."""
+    from _costs import Pricing, find_cost, find_layers
+    from _networks import Network, Start, build_model, prepare, published_file, read_weights, say_own_weights
+    from _setup import Data, start_device
+    from _training import (
+        Course,
+        about_run,
+        batches_to_estimate,
+        calibration_images,
+        read_images,
+        read_resumed,
+        start_value,
+    )
+
+    from lib.training.loop import Precision
+    from lib.training.settings import TrainingSettings
+    from lib.utils.quantize_utils import KMeansQuantization, LinearQuantization, find_codebooks, has_ranges
+
+    run, device = training_run(args), start_device(args.device)
+    network, data, start = pick(Network, args), pick(Data, args), pick(Start, args)
+    saved, linear = read_resumed(run, evaluate_only=args.evaluate), args.linear_quantization or network.is_twin
     if args.fold_bn and not linear:
         raise ValueError('--fold_bn belongs to the linear flow: leave it out in the K-means flow')
-    start, source = read_start(args, saved)
-    *loaders, classes = read_images(args, device, start)
+    checkpoint, source = (saved, args.resume) if saved else read_weights(start, network)
+    estimate = batches_to_estimate(run, args.bn_batches, checkpoint) if args.evaluate else 0
+
+    # data
+    *loaders, classes = read_images(data, network, device, training=not args.evaluate or estimate)
     shape = loaders[0].input_shape
-    model = build_model(args, classes, shape, device, loaders)
-    if start is None:
-        say_own_weights(args, 'neither --weights nor --pretrained is given: the weights to be quantized are random')
-    prepare(args, model, shape, start, source, linear)
-    is_pruned = not linear and bool(args.is_pruned or start_value(start, 'is_pruned', False))
-    layers = find_layers(args, model, shape, is_pruned)
-    cost = find_cost(args, cost_name(args), layers)
-    quantize = quantize_linear if linear else quantize_kmeans
-    quantization = quantize(args, model, start, source, loaders, layers.inventory.ends)
-    strategy = quantization.strategy
-    about = about_run(args, loaders, classes, ratio=cost.ratio(strategy), cost=cost.cost(strategy),
-                      cost_name=cost.name, cost_unit=cost.unit, layers=layers.names, coverage=layers.coverage,
-                      folded=args.fold_bn or start_value(start, 'folded') is True)
-    logger.info('%s, %s quantization: %s is %.4f of %.6g %s', args.arch, quantization.kind, cost.name, about['ratio'],
-                cost.reference, cost.unit)
-    train(args, model, loaders, saved, device, quantization=quantization, about=about, costs=[cost], start=start)
 
+    # network
+    model = build_model(network, classes, shape, device, loaders)
+    if checkpoint is None:
+        say_own_weights(network, 'neither --weights nor --pretrained is given: the weights to be quantized are random')
+    prepare(model, shape, start, checkpoint, source, linear=linear, fold_bn=args.fold_bn, sync_bn=args.sync_bn,
+            bn_batches=args.bn_batches)
+    is_pruned = not linear and bool(args.is_pruned or start_value(checkpoint, 'is_pruned', False))
 
-def quantize_kmeans(args, model, start, source, _loaders, _ends):
-    """Returns the K-means `Quantization` of the network.
-
-    Weights that came clustered keep their codebooks: those saved with them, or those recognised in them.
-    """
-    from lib.utils.quantize_utils import KMeansQuantization, quantizable_layers
-
-    is_pruned = args.is_pruned or start_value(start, 'is_pruned', False)
-    names = list(quantizable_layers(model))
-    books = find_codebooks(args, model, start, source, is_pruned)
-    found = [books[name].bits for name in names] if len(books) == len(names) else None
-    strategy = choose_strategy(args, start, source, names, linear=False, found=found)
-    kept = {name: books[name] for name, bits in zip(names, strategy, strict=True)
-            if name in books and books[name].bits <= bits and (args.resume or not books[name].is_constant)}
-    if books and len(kept) < len(books):
-        logger.info('%d of %d layers are clustered anew: they have more centroids than the strategy allows',
-                    len(books) - len(kept), len(books))
-    free_high_bit = args.free_high_bit and not args.evaluate  # what is evaluated is quantized as it is priced
-    return KMeansQuantization(model, strategy, is_pruned=is_pruned, free_high_bit=free_high_bit, codebooks=kept,
-                              max_iter=args.kmeans_iter, seed=args.seed)
-
-
-def find_codebooks(args, model, start, source, is_pruned):
-    """Returns {layer name: `Codebook`} of the weights to begin with: saved with them or recognised in them; {}: none.
-
-    Raises:
-        ValueError: a checkpoint to resume has neither codebooks nor clustered weights, and no strategy is given.
-    """
-    from lib.quantize.kmeans import Codebook
-    from lib.utils.quantize_utils import quantizable_layers, recognise_codebooks
-
-    saved = start_value(start, 'codebooks')
-    if saved and start_value(start, 'is_pruned', False) == is_pruned:
-        books = {name: Codebook.from_state_dict(state) for name, state in saved.items()}
-        layers = quantizable_layers(model)  # whose classifier may have been reset
-        return {name: book for name, book in books.items()
-                if name in layers and book.labels.shape == layers[name].weight.shape}
-    if start is None or saved or start_value(start, 'strategy'):
-        return {}
-    books = recognise_codebooks(model, is_pruned)
-    if books:
-        logger.info('%s: the weights take few values, which are taken as the centroids', source)
-    elif args.resume and not args.strategy:
+    # strategy
+    pricing = pick(Pricing, args, network=network, linear=linear, folder=args.checkpoint)
+    layers = find_layers(pricing, model, shape, is_pruned=is_pruned)
+    cost = find_cost(pricing, pricing.cost_name, layers)
+    books = {} if linear or checkpoint is None else find_codebooks(model, checkpoint, is_pruned, source)
+    if args.resume and not (linear or books or args.strategy or start_value(checkpoint, 'strategy')):
         raise ValueError(f'{source} has no strategy, and its weights take more than 256 values in a layer: this is no '
                          'checkpoint of the K-means flow; give --strategy and --weights to quantize it')
-    return books or {}
+    found = [books[name].bits for name in layers.names] if len(books) == len(layers.names) else None
+    strategy = choose_strategy(args, checkpoint, source, network.float_name, layers, linear, found)
+
+    # quantization
+    if linear:
+        known = checkpoint is not None and has_ranges(model, start.find(model, checkpoint, source).state_dict)
+        known = known and start_value(checkpoint, 'strategy', strategy) in (None, strategy)
+        images = None if known else calibration_images(data, network, loaders, device)
+        quantization = LinearQuantization(model, strategy, images, method=args.calibrate, cap=args.activation_cap)
+    else:  # weights that came clustered keep their codebooks; what is evaluated is quantized as it is priced
+        kept = {name: books[name] for name, bits in zip(layers.names, strategy, strict=True)
+                if name in books and books[name].bits <= bits and (args.resume or not books[name].is_constant)}
+        if len(kept) < len(books):
+            logger.info('%d of %d layers are clustered anew: they have more centroids than the strategy allows',
+                        len(books) - len(kept), len(books))
+        quantization = KMeansQuantization(model, strategy, is_pruned=is_pruned, codebooks=kept, seed=args.seed,
+                                          free_high_bit=args.free_high_bit and not args.evaluate,
+                                          max_iter=args.kmeans_iter)
+
+    # training
+    about = about_run(network, data, shape, classes, ratio=cost.ratio(strategy), cost=cost.cost(strategy),
+                      cost_name=cost.name, cost_unit=cost.unit, layers=layers.names, coverage=layers.coverage,
+                      folded=args.fold_bn or start_value(checkpoint, 'folded') is True)
+    logger.info('%s, %s quantization: %s is %.4f of %.6g %s', args.arch, quantization.kind, cost.name, about['ratio'],
+                cost.reference, cost.unit)
+    course = Course(run, None if args.evaluate else pick(TrainingSettings, args), device,
+                    Precision(device, args.half, args.channels_last), about, saved, estimate, costs=(cost,),
+                    start_epoch=args.start_epoch, published=published_file(network) if args.pretrained else None)
+    course.train(model, loaders, quantization)
 
 
-def quantize_linear(args, model, start, source, loaders, ends):
-    """Returns the linear `Quantization` of the network, calibrated unless the weights came with ranges for its bits."""
-    from lib.utils.quantize_utils import LinearQuantization, has_ranges, quantized_layers
-
-    strategy = choose_strategy(args, start, source, list(quantized_layers(model)), linear=True, ends=ends)
-    images, theirs = None, start_value(start, 'strategy')
-    known = start is not None and has_ranges(model, find(args, model, start, source).state_dict)
-    if not known or (theirs and theirs != strategy):
-        images = calibration_images(args, loaders, next(model.parameters()).device)
-    return LinearQuantization(model, strategy, images, method=args.calibrate, cap=args.activation_cap)
-
-
-def choose_strategy(args, start, source, layer_names, *, linear, found=None, ends=(0, -1)):
-    """Returns the checked strategy.
+def choose_strategy(args, checkpoint, source, name, layers, linear, found=None):
+    """Return the checked strategy.
 
     It is that of the checkpoint to resume; else that of --strategy, of the weights' checkpoint, that of the centroids
     `found` in the weights, or the network's in STRATEGIES.
     """
-    from lib.record.strategy import check_strategy, find_strategy
-
-    default, saved = ('q' if linear else '') + network_name(args), start_value(start, 'strategy')
-    if not args.resume and start_value(start, 'quantization') != ('linear' if linear else 'kmeans'):
+    theirs, default = checkpoint if isinstance(checkpoint, dict) else {}, ('q' if linear else '') + name
+    saved = theirs.get('strategy')
+    if not args.resume and theirs.get('quantization') != ('linear' if linear else 'kmeans'):
         saved = None  # of the other flow
     if args.resume and saved and 'strategy' in args.changed:
         raise ValueError(f'{args.resume} has a strategy of its own: leave --strategy out, or start a new run with '
                          '--weights')
     kind = {'linear': linear, 'network': args.arch}
     if saved and (args.resume or args.strategy is None):
-        return check_strategy(saved, layer_names, source=source, names_in_file=start_value(start, 'layers'), **kind)
+        return check_strategy(saved, layers.names, source=source, names_in_file=theirs.get('layers'), **kind)
     if found and args.strategy is None:
-        return check_strategy(found, layer_names, source=source, **kind)
+        return check_strategy(found, layers.names, source=source, **kind)
     if args.strategy is None and default not in STRATEGIES:
         raise ValueError(f'no strategy for {args.arch}: paste the list that rl_quantize.py printed into STRATEGIES of '
                          f'scripts/finetune.py as {default!r}, or give --strategy with its strategy.json')
-    return find_strategy(default if args.strategy is None else args.strategy, layer_names, published=STRATEGIES,
-                         ends=ends, **kind)
+    return find_strategy(default if args.strategy is None else args.strategy, layers.names, published=STRATEGIES,
+                         ends=layers.inventory.ends, **kind)
 
 
 if __name__ == '__main__':
-    run(main, make_finetune_parser(), resume_hint)
+    run(main, make_finetune_parser(), training_hint)

@@ -3,7 +3,7 @@
 Known patterns are programmed, random inputs sent; what the columns say is compared with the exact products.
 """
 
-from _common import logger, make_parser, run
+from _cli import logger, make_parser, run
 from _engine import (
     RESULTS,
     add_engine_options,

@@ -8,7 +8,7 @@ import hashlib
 from argparse import Namespace
 from pathlib import Path
 
-from _common import logger, make_parser, run
+from _cli import logger, make_parser, pick, run, saved_settings
 from _engine import (
     QUANTIZED,
     RESULTS,
@@ -23,8 +23,6 @@ from _engine import (
 )
 from _options import BooleanOption as Bool
 from _options import add_architecture_options, add_data_options, add_run_options, at_least
-from _resume import saved_settings
-from _setup import find_device, loaders_of
 
 
 def make_experiment_parser():
@@ -75,19 +73,25 @@ def make_experiment_parser():
 
 def configure(args, parser):
     """Return the defaults that the checkpoint and the settings of its run give."""
-    from _weights import checkpoint_settings
+    from _networks import checkpoint_settings  # it imports torch
+
     folder = find_run(args.run_folder, args.resume)
     args.resume = args.resume or str(folder / QUANTIZED)
     if not Path(args.resume).is_file():
         parser.error(f'checkpoint {args.resume} does not exist: give the folder of a run of hybrid_train.py by -c, or '
                      'a checkpoint of a quantized network by --resume')
     saved = saved_settings(parser, Namespace(**{**vars(args), 'resume': str(find_run(args.run_folder, args.resume))}))
-    return {**saved, **checkpoint_settings(args, parser), 'resume': args.resume}
+    try:
+        return {**saved, **checkpoint_settings(args.resume), 'resume': args.resume}
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 def main(args):
     """Prepare, then collect operands, replay measurements, or measure the engine."""
     import torch
+    from _networks import Network, Start, build_model, describe, own_network, read_quantized
+    from _setup import Data, find_device, loaders_of
 
     from lib.engine.calibration import read_calibration
     from lib.engine.dot_product import make_engine
@@ -98,6 +102,7 @@ def main(args):
     from lib.engine.operands import choose_layers
     from lib.engine.plots import plot_layers
     from lib.network.conversion import all_layers, some
+    from lib.record.checkpoint import load_weights, read_checkpoint
     from lib.record.disk import check_writable
     from lib.record.files import write_json
     from lib.record.lock import hold
@@ -123,9 +128,11 @@ def main(args):
             calibration.check(config)
 
     # the network and the images
-    model, shape, about = read_quantized(args, device)
-    args.num_classes = args.num_classes or about['classes']
-    training, validation = loaders_of(args, device)[:2]
+    network = pick(Network, args)
+    model, shape, saved = read_quantized(args.resume, network)
+    model = model.to(device)
+    data = pick(Data, args, num_classes=args.num_classes or saved['classes'])
+    training, validation = loaders_of(data, network, device)[:2]
 
     # its layers on the engine
     operands, reasons = find_operands(model, next(iter(validation))[0][:8].to(device))
@@ -169,7 +176,11 @@ def main(args):
     accuracies = {'digital': percent(digital == labels)}
     logger.info('digital: top-1 %.2f %% of %d images', accuracies['digital'], len(labels))
     if args.float_weights:
-        _, classes = predict(read_float(args, about, shape, device), batches_of(validation, args.engine_batch))
+        floating = build_model(own_network(network, saved), saved['classes'], shape, device)
+        weights = Start().find(floating, read_checkpoint(args.float_weights), args.float_weights)
+        load_weights(floating, weights.state_dict, args.float_weights)
+        logger.info('float weights: %s', '; '.join([args.float_weights, *describe(weights, ema=False)]))
+        _, classes = predict(floating.eval(), batches_of(validation, args.engine_batch))
         accuracies['float'] = percent(classes == labels)
         logger.info('float: top-1 %.2f %%', accuracies['float'])
 
@@ -198,40 +209,12 @@ def main(args):
     for kind in ('scatter', 'histogram'):
         plot_layers(pairs, kind, results / f'{kind}.png')
     write_json(path, {
-        'arch': about['arch'], 'dataset': about['dataset'], 'checkpoint': args.resume, 'images': len(labels),
+        'arch': saved['arch'], 'dataset': saved['dataset'], 'checkpoint': args.resume, 'images': len(labels),
         'error_images': args.error_images, **{f'top1_{name}': top1 for name, top1 in accuracies.items()},
         'top1_engine': point['top1'], **{name: point[name] for name in point if name != 'top1'},
         'backend': args.backend, 'engine': config.to_dict(), 'calibrated': bool(calibration or args.calibrate),
         'layers': {row['layer']: row for row in rows}, 'fingerprint': fingerprint}, seal=True)
     logger.info('%s: experiment.json, layers.csv, scatter.png, histogram.png', results)
-
-
-def read_quantized(args, device):
-    """Return (quantized network in evaluation mode, image shape, what the checkpoint says of it)."""
-    from _export import read_network
-
-    from lib.record.checkpoint import read_checkpoint
-    saved = read_checkpoint(args.resume)
-    if not isinstance(saved, dict) or 'hybrid' not in saved:
-        model, shape, about = read_network(args)
-        return model.to(device), shape, about
-    from _hybrid import rebuild_network
-    args.reset_classifier, shape = False, tuple(saved['input'])
-    model = rebuild_network(args, saved, shape).to(device)
-    return model.eval(), shape, {name: saved[name] for name in ('arch', 'dataset', 'classes', 'quantization')}
-
-
-def read_float(args, about, shape, device):
-    """Return the float network with the weights of --float_weights, in evaluation mode."""
-    from _setup import build_model
-    from _weights import describe
-
-    from lib.record.checkpoint import load_weights, read_checkpoint, weights_for
-    model = build_model(args, about['classes'], shape, device)
-    weights = weights_for(model, read_checkpoint(args.float_weights), args.float_weights)
-    load_weights(model, weights.state_dict, args.float_weights)
-    logger.info('float weights: %s', '; '.join([args.float_weights, *describe(weights, ema=False)]))
-    return model.eval()
 
 
 def report(point, rows):

@@ -1,24 +1,26 @@
-"""Says what a network costs: parameters, operations, size, and the cost on a machine; of a strategy and its layers.
+"""Say what a network costs: parameters, operations, size, and the cost on a machine; of a strategy and its layers.
 
 Without a strategy the weights count 32 bits and the machine's cost is that of 8/8 bits. With --compare a second
 strategy stands beside the first. Every total says what it counts.
 """
 
 import contextlib
+import csv
 import json
 import sys
+from dataclasses import replace
 
-from _common import make_parser, run
-from _costs import price_floats
-from _network import add_network_options, describe_network, finish_network_options
-from _options import BooleanOption, at_least
+from _cli import make_parser, pick, run
+from _options import BooleanOption, add_input_options, at_least
 from finetune import STRATEGIES
+
+from lib.record.strategy import find_strategy
 
 
 def make_measure_parser():
-    """Returns the parser of this script."""
+    """Return the parser of this script."""
     parser = make_parser(__doc__)
-    add_network_options(parser, dataset='imagenet')
+    add_input_options(parser, dataset='imagenet')
     group = parser.add_argument_group('what to measure')
     group.add_argument('--strategy', metavar='LIST|FILE|NAME|uniform:K', help='bits of every layer: a list, a '
                        'strategy.json or strategy.txt of a search, a name in STRATEGIES of finetune.py, or uniform:K '
@@ -37,11 +39,15 @@ def make_measure_parser():
 
 
 def main(args):
-    """Measures and prints."""
-    from dataclasses import replace
+    """Measure and print."""
+    from _costs import describe_network, input_of, price_floats
+    from _networks import Network
 
+    from lib.network.coverage import coverage_lines
     from lib.simulator.backends import find_hardware
+    from lib.simulator.counting import COUNTED, proqha_float_layers
     from lib.simulator.hardware import make_table
+
     if args.json and args.csv:
         raise ValueError('--json and --csv: give one of them')
     if args.compare is not None and args.strategy is None:
@@ -49,18 +55,27 @@ def main(args):
     hardware = find_hardware(args.hardware)
     if args.batch:
         hardware = replace(hardware, batch=args.batch)
-    shape = finish_network_options(args)
+
+    # the network and the strategies
+    network = pick(Network, args)
+    given = input_of(network, args.dataset, args.input_size)
     with contextlib.redirect_stdout(sys.stderr):  # what a user's own file prints is none of this report
-        network = describe_network(args, shape)
+        described = describe_network(network, given.shape, given.classes)
     texts = [args.strategy] if args.compare is None else [args.strategy, args.compare]
-    chosen = [choose(args, text, network) for text in texts]
-    kept = chosen[0][1]
-    if any(other is not kept for _, other in chosen):
+    chosen = [choose(text, described, args.linear, args.arch) for text in texts]
+    inventory = chosen[0][1]
+    if any(other is not inventory for _, other in chosen):
         raise ValueError('--compare: one strategy has pairs and the other single bits, which also count the layers '
                          'that the forward pass never calls: compare two of a kind')
-    table = make_table(kept.layers, hardware, args.metric)  # once: measured times differ from one to the next
-    table = price_floats(table, kept.floats, lambda: make_table(kept.floats, hardware, args.metric))
-    reports = [report(args, strategy, network, kept, table, shape) for strategy, _ in chosen]
+
+    # their costs
+    table = make_table(inventory.layers, hardware, args.metric)  # once: measured times differ from one to the next
+    table = price_floats(table, inventory.floats, lambda: make_table(inventory.floats, hardware, args.metric))
+    all_float = proqha_float_layers(inventory.layers) >= set(inventory.names)
+    counted = {name: make(inventory) for name, make in COUNTED.items() if not (all_float and name == 'proqha_ratio')}
+    about = {'network': args.arch, 'input': list(given.shape), 'parameters': described.parameters,
+             'madds': described.madds, 'about_coverage': coverage_lines(inventory)}
+    reports = [{**about, **report(strategy, inventory, table, counted)} for strategy, _ in chosen]
     if args.json:
         print(json.dumps(reports[0] if len(reports) == 1 else {**reports[0], 'compare': reports[1]}))
     elif args.csv:
@@ -69,19 +84,17 @@ def main(args):
         print_report(reports)
 
 
-def report(args, strategy, network, inventory, table, shape):
-    """Returns everything about one strategy (None: float) of this `Inventory` as a dict of plain values."""
-    from lib.network.coverage import coverage_lines
-    costs = counted_costs(inventory) | {table.name: table}
-    sizes, eight = costs['model_size'], [[8, 8]] * len(inventory.layers)
+def report(strategy, inventory, table, counted):
+    """Return all costs of one strategy (None: float) of this `Inventory` as a dict of plain values."""
+    costs, eight = counted | {table.name: table}, [[8, 8]] * len(inventory.layers)
+    sizes = costs['model_size']
     priced = {name: cost.cost(strategy or eight) for name, cost in costs.items()}
     ratios = {name: cost.ratio(strategy or eight) for name, cost in costs.items()}
     if strategy is None:  # float weights
         for name in {'model_size', 'file_size', 'proqha_ratio'} & costs.keys():
             priced[name], ratios[name] = costs[name].reference, 1.0
     return {
-        'network': args.arch, 'input': list(shape), 'strategy': strategy, 'parameters': network.parameters,
-        'macs': inventory.macs, 'madds': network.madds, 'coverage': inventory.coverage.to_dict(),
+        'strategy': strategy, 'macs': inventory.macs, 'coverage': inventory.coverage.to_dict(),
         'size_bits': priced['model_size'], 'size_ratio': ratios['model_size'],
         'cost': priced[table.name], 'cost_ratio': ratios[table.name],
         'unit': table.unit, 'cost_name': table.name, 'batch': table.about['batch'],
@@ -93,39 +106,30 @@ def report(args, strategy, network, inventory, table, shape):
                              'counts them',
                     **{name: rule(cost) for name, cost in costs.items()}},
         'layers': list(layer_rows(inventory, strategy, sizes, table)), 'float_layers': list(float_rows(inventory)),
-        'about_coverage': coverage_lines(inventory),
     }
 
 
-def counted_costs(inventory):
-    """Returns {name: `CostTable`} of what is counted; ProQHA's cost only where it quantizes any layer."""
-    from lib.simulator.counting import COUNTED, proqha_float_layers
-    all_float = proqha_float_layers(inventory.layers) >= set(inventory.names)
-    return {name: make(inventory) for name, make in COUNTED.items() if not (all_float and name == 'proqha_ratio')}
-
-
 def rule(cost):
-    """Returns what a cost counts, as a sentence about the total."""
+    """Return what a cost counts, as a sentence about the total."""
     return f"{'largest' if cost.combine == 'max' else 'sum over all layers'}: {cost.meaning}"
 
 
-def choose(args, text, network):
-    """Returns (strategy or None, the `Inventory` with the layers it has an entry for).
+def choose(text, network, linear, name):
+    """Return (strategy or None, the `Inventory` with the layers it has an entry for).
 
     A strategy of pairs leaves out what the linear flow cannot quantize: layers that the forward pass never calls, and
     those with a forward of their own.
     """
-    from lib.record.strategy import find_strategy
     if text is None:
         return None, network.kmeans
     kept = {True: network.linear, False: network.kmeans}
-    strategy = find_strategy(text, lambda linear: kept[linear].names, linear=args.linear, either=True,
-                             published=STRATEGIES, network=args.arch, ends=network.linear.ends)
+    strategy = find_strategy(text, lambda pairs: kept[pairs].names, linear=linear, either=True, published=STRATEGIES,
+                             network=name, ends=network.linear.ends)
     return strategy, kept[isinstance(strategy[0], list)]
 
 
 def layer_rows(inventory, strategy, sizes, table):
-    """Yields a dict of plain values per layer."""
+    """Yield a dict of plain values per layer."""
     eight = [[8, 8]] * len(inventory.layers)
     bits = sizes.bits(strategy or eight)
     prices = table.breakdown(strategy or eight).tolist()
@@ -137,21 +141,20 @@ def layer_rows(inventory, strategy, sizes, table):
 
 
 def float_rows(inventory):
-    """Yields a dict of plain values per product that stays float."""
+    """Yield a dict of plain values per product that stays float."""
     for record in inventory.floats:
         yield {**shape_row(record), 'calls': record.calls, 'macs': record.macs}
 
 
 def shape_row(record):
-    """Returns the name and the sizes of a layer."""
+    """Return the name and the sizes of a layer."""
     return {'name': record.name, 'type': record.type, 'in_channels': record.in_channels,
             'out_channels': record.out_channels, 'kernel': list(record.kernel), 'stride': list(record.stride),
             'groups': record.groups, 'in_size': [record.in_h, record.in_w], 'out_size': [record.out_h, record.out_w]}
 
 
 def print_csv(reports):
-    """Prints the layers, the second strategy's bits and cost beside the first's."""
-    import csv
+    """Print the layers, the second strategy's bits and cost beside the first's."""
     rows = [dict(row) for row in reports[0]['layers']]
     for other in reports[1:]:
         for row, theirs in zip(rows, other['layers'], strict=True):
@@ -164,7 +167,7 @@ def print_csv(reports):
 
 
 def print_report(reports):
-    """Prints a table of layers and the totals, each with its counting rule."""
+    """Print a table of layers and the totals, each with its counting rule."""
     first = reports[0]
     print(f'{first["network"]} for images of {" x ".join(map(str, first["input"]))}\n')
     print_layers(reports)
@@ -183,7 +186,7 @@ def print_report(reports):
 
 
 def print_layers(reports):
-    """Prints one line per layer."""
+    """Print one line per layer."""
     name_width = max(len('layer'), *(len(row['name']) for row in reports[0]['layers'])) + 2
     unit = reports[0]['unit']
     head = f'{"layer":{name_width}}{"type":11}{"shape":>20}{"output":>10}{"weights":>12}{"MACs":>15}{"bits":>7}' \
@@ -199,7 +202,7 @@ def print_layers(reports):
 
 
 def print_float_layers(report):
-    """Prints one line per product that stays float under every strategy."""
+    """Print one line per product that stays float under every strategy."""
     if not report['float_layers']:
         return
     print('\nstays float:')
@@ -211,14 +214,14 @@ def print_float_layers(report):
 
 
 def bits_text(row):
-    """Returns `4`, `4/6`, or `8/-` for an input that is left alone."""
+    """Return `4`, `4/6`, or `8/-` for an input that is left alone."""
     if row['a_bit'] is None:
         return f'{row["w_bit"]}'
     return f'{row["w_bit"]}/{"-" if row["a_bit"] == -1 else row["a_bit"]}'
 
 
 def number(value):
-    """Returns a count with commas, or a number with six digits."""
+    """Return a count with commas, or a number with six digits."""
     return f'{value:,}' if isinstance(value, int) else f'{value:,.6g}'
 
 

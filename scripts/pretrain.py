@@ -1,15 +1,12 @@
 """Trains a float network: the starting point of every search and fine-tuning."""
 
-from _common import make_parser, run
+from _cli import make_parser, pick, run, training_hint, training_run
 from _options import add_data_options, add_model_options, add_run_options, add_training_options
 from _proqha import add_baseline_options, training_defaults
-from _setup import build_model, start_device
-from _training import about_run, read_images, read_resumed, read_start, resume_hint, train
-from _weights import prepare, say_own_weights
 
 
 def make_pretrain_parser():
-    """Returns the parser of this script."""
+    """Return the parser of this script."""
     parser = make_parser(__doc__)
     add_model_options(parser, arch='resnet50')
     add_data_options(parser, batch=256)
@@ -20,22 +17,39 @@ def make_pretrain_parser():
 
 
 def main(args):
-    """Trains, or evaluates with --evaluate."""
+    """Train, or evaluate with --evaluate."""
+    from _networks import Network, Start, build_model, prepare, published_file, read_weights, say_own_weights
+    from _setup import Data, start_device
+    from _training import Course, about_run, read_images, read_resumed
+
+    from lib.training.loop import Precision
+    from lib.training.settings import TrainingSettings
     from lib.utils.quantize_utils import Quantization
 
-    device, saved = start_device(args), read_resumed(args)
+    run, device = training_run(args), start_device(args.device)
+    network, data, start = pick(Network, args), pick(Data, args), pick(Start, args)
+    saved = read_resumed(run, evaluate_only=args.evaluate)
     if args.evaluate and not (saved or args.weights or args.pretrained or args.model_file):
         raise ValueError('--eval: give the weights to evaluate by --resume, --weights or --pretrained')
-    *loaders, classes = read_images(args, device)
+
+    # data
+    *loaders, classes = read_images(data, network, device, training=not args.evaluate)
     shape = loaders[0].input_shape
-    model = build_model(args, classes, shape, device, loaders)
-    start, source = read_start(args, saved)
-    if args.evaluate and start is None:
-        say_own_weights(args)
-    prepare(args, model, shape, start, source, linear=False)
-    train(args, model, loaders, saved, device, quantization=Quantization(model),
-          about=about_run(args, loaders, classes, ratio=1.0))
+
+    # network
+    model = build_model(network, classes, shape, device, loaders)
+    checkpoint, source = (saved, args.resume) if saved else read_weights(start, network)
+    if args.evaluate and checkpoint is None:
+        say_own_weights(network)
+    prepare(model, shape, start, checkpoint, source, linear=False, sync_bn=args.sync_bn)
+
+    # training
+    settings = pick(TrainingSettings, args, grad_clip=args.grad_clip if args.clip else None)
+    course = Course(run, None if args.evaluate else settings, device, Precision(device, args.half, args.channels_last),
+                    about_run(network, data, shape, classes, ratio=1.0), saved, start_epoch=args.start_epoch,
+                    published=published_file(network) if args.pretrained else None)
+    course.train(model, loaders, Quantization(model))
 
 
 if __name__ == '__main__':
-    run(main, make_pretrain_parser(), resume_hint, configure=training_defaults)
+    run(main, make_pretrain_parser(), training_hint, configure=training_defaults)

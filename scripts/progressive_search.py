@@ -10,14 +10,9 @@ import copy
 import time
 from pathlib import Path
 
-from _common import logger, make_parser, run
-from _costs import coverage_of
+from _cli import logger, make_parser, pick, run, run_of, settings_of
 from _progressive import add_progressive_options, check_target, first_bits, progressive_settings
 from _proqha import find_network
-from _qat import load_quantized, quantize_by_parts
-from _resume import begin_run, check_identity, check_unchanged, in_file, inputs_of, settings
-from _setup import build_model, loaders_of, start_device
-from _weights import load, read_weights, say_own_weights
 
 GROWING = ('step', 'cost')  # what a resumed search may change
 
@@ -31,24 +26,27 @@ def make_progressive_parser():
 
 def main(args):
     """Prepares the network and runs the search."""
+    from _setup import start_device
+
     from lib.record.folder import check_folder
     from lib.runtime.distributed import is_main, on_main
 
-    given = settings(args)
+    given = settings_of(args)
     args.arch = find_network(args)
     if args.arch != given['arch']:
         logger.info('%s: %s', given['arch'], args.arch)
-    folder, device = run_path(args), start_device(args)
+    folder, device = run_path(args), start_device(args.device)
+    run = run_of(args, folder, settings=given, growing=GROWING)
     if not args.test_only:
         on_main(check_folder, folder, resume=bool(args.resume), overwrite=args.overwrite)
-    saved = read_search(args, folder)
+    saved = read_search(args, run)
     search = Search(args, folder, device, saved)
     accuracy = search.accuracy(search.test_loader) if args.test_only or not saved else None
     if args.test_only:
         logger.info('%s on %s: top-1 %.2f %% at cost %.4f', args.arch, args.dataset, accuracy, search.cost)
         return
     check_target(args, search.parts, search.bits)
-    search.identity = on_main(begin, search, given, saved)
+    search.identity = on_main(begin, search, run, saved)
     search.start = saved['start'] if saved else {'cost': search.cost, 'test_acc': accuracy}
     log = make_log(search, saved['history'] if saved else []) if is_main() else None
     run_steps(search, log, saved['step'] if saved else 0)
@@ -56,12 +54,12 @@ def main(args):
         finish(search, log)
 
 
-def begin(search, given, saved):
-    """Opens the folder of the search, whose settings are `given`; returns its identity."""
+def begin(search, run, saved):
+    """Opens the folder of the search; returns its identity."""
+    from _resume import Beginning, begin_run, inputs_of
     loaders = [search.loader, search.test_loader, *([search.held_out] if search.held_out else [])]
-    inputs = inputs_of(search.args, ('train', 'val'), counts=[loader.num_images for loader in loaders])
-    return begin_run(search.args, search.folder, inputs, given=given, growing=GROWING,
-                     unread=('weights',) if saved else ())
+    inputs = inputs_of(run, ('train', 'val'), counts=[loader.num_images for loader in loaders])
+    return begin_run(run, Beginning(inputs, unread=('weights',) if saved else ()))
 
 
 def run_path(args):
@@ -75,12 +73,15 @@ def step_path(folder, step):
     return Path(folder) / 'checkpoint' / f'{step}.pt'
 
 
-def read_search(args, folder):
+def read_search(args, run):
     """Returns the checkpoint of the last step of the search to resume, or None."""
+    from _resume import check_identity, check_unchanged
+
     from lib.record.checkpoint import read_checkpoint
     if not args.resume:
         return None
-    check_unchanged(args, allowed=GROWING)
+    check_unchanged(run)
+    folder = run.folder
     if not (folder / 'args.json').is_file():
         raise FileNotFoundError(f'--resume {folder}: no run is there (args.json is missing); give the folder of a '
                                 'progressive search, or a checkpoint to start from by --weights')
@@ -90,7 +91,7 @@ def read_search(args, folder):
     saved = read_checkpoint(step_path(folder, max(steps)))
     if not isinstance(saved, dict) or not {'kbits', 'history', 'step', 'qat'} <= saved.keys():
         raise ValueError(f'{step_path(folder, max(steps))} is no step of a progressive search: it has no bits')
-    check_identity(args, saved, step_path(folder, max(steps)))
+    check_identity(run, saved, step_path(folder, max(steps)))
     if saved['step'] > args.step:
         raise ValueError(f'{folder} has {saved["step"]} steps already, --step {args.step} are fewer: give at least '
                          f'{saved["step"]}, or start another search')
@@ -102,38 +103,50 @@ class Search:
 
     def __init__(self, args, folder, device, saved):
         """Builds all; `saved` is the checkpoint of a step to go on from, or None."""
-        start, source = (saved, step_path(folder, saved['step'])) if saved else read_weights(args, pretrained=False)
+        from _networks import Network, Start, read_weights
+        from _resume import in_file
+        from _setup import Data, loaders_of
+        self.network = pick(Network, args)
+        self.beginning = pick(Start, args, pretrained=False)
+        begun = (saved, step_path(folder, saved['step'])) if saved else None
+        start, source = begun or read_weights(self.beginning, self.network)
         self.args, self.folder, self.device = args, folder, device
         self.settings = saved['qat'] if saved else progressive_settings(args, start)
-        args.network_options, args.normalize = self.settings['network'], self.settings['normalize']
-        self.loader, self.test_loader, self.classes = loaders_of(args, device)
+        data = pick(Data, args, normalize=self.settings['normalize'])
+        self.loader, self.test_loader, self.classes = loaders_of(data, self.network, device)
         self.held_out = None
         if args.info == 'acc':
             size = max(self.loader.num_images - args.val_size, 1)
-            self.loader, self.held_out, _ = loaders_of(args, device, train_size=size, val_size=args.val_size)
+            self.loader, self.held_out, _ = loaders_of(data, self.network, device, train_size=size,
+                                                               val_size=args.val_size)
         with in_file(source if saved else None):
             self.build(saved, start, source)
         self.start = self.identity = None  # cost and accuracy before the first step; what run it is
 
     def build(self, saved, start, source):
         """Makes the network, puts its quantizers in and loads the weights."""
+        from _costs import coverage_of
+        from _networks import build_model, load_quantized, probe, say_own_weights
+
         from lib.network.conversion import convertible_layers
         from lib.network.records import profile_layers
+        from lib.qat.parts import quantize_parts
         from lib.qat.placement import Quantizers
         args, shape = self.args, self.loader.input_shape
         loaders = (self.loader, self.held_out or self.test_loader)
-        self.model = build_model(args, self.classes, shape, self.device, loaders)
+        self.model = build_model(self.network, self.classes, shape, self.device, loaders)
         self.records, names = profile_layers(self.model, shape), set(self.model.state_dict())
         self.layer_names = list(convertible_layers(self.model, self.records))
         quantizers = Quantizers.from_dict(self.settings['quantizers'])
-        self.parts, strategy = quantize_by_parts(self.model, quantizers, {'layer_wbit': 8, 'layer_abit': 8}, shape,
-                                                 args.arch, self.settings.get('ends'))
+        self.parts = quantize_parts(self.model, 8, 8, quantizers, probe(self.model, shape), args.arch,
+                                    in_order=self.settings.get('ends') == 'called')
+        strategy = self.parts.lists(self.parts.bits)
         if saved:
-            load(args, self.model, saved, source)
+            self.beginning.load(self.model, saved, source)
         elif start is not None:
-            load_quantized(args, self.model, start, source, self.settings, strategy, names)
+            load_quantized(self.model, start, source, self.beginning, self.settings, strategy, names)
         else:
-            say_own_weights(args, 'the network starts from random weights: give a trained one by --weights')
+            say_own_weights(self.network, 'the network starts from random weights: give a trained one by --weights')
         self.bits = saved['kbits'] if saved else first_bits(args, self.parts, start)
         if len(self.bits) != len(self.parts):
             raise ValueError(f'kbits is for {len(self.bits)} quantizers, this network has {len(self.parts)}')

@@ -12,8 +12,7 @@ import math
 import time
 from pathlib import Path
 
-from _common import logger, make_parser, run
-from _costs import ratio
+from _cli import logger, make_parser, pick, run, run_of
 from _options import BooleanOption as Bool
 from _options import (
     DefaultFloat,
@@ -23,10 +22,9 @@ from _options import (
     add_quantization_options,
     add_run_options,
     at_least,
+    ratio,
 )
-from _resume import check_identity, check_unchanged, in_file
 from _search import SEARCHERS, add_agent_options, add_search_options, begin, make_bench, make_env
-from _setup import is_linear, start_device
 
 GROWING = ('train_episode',)  # what a resumed search may change
 CHECKPOINT = 'search.pth.tar'  # the agent, if any, with replay and random states, and the history of all episodes
@@ -75,19 +73,25 @@ def make_search_parser():
 
 def main(args):
     """Runs the search."""
+    from _networks import Network, published_file
+    from _setup import start_device
+
     from lib.record.folder import check_folder
     from lib.runtime.distributed import on_main
 
     if args.constraint and isinstance(args.preserve_ratio, DefaultFloat):
         args.preserve_ratio = None
-    folder, device = run_path(args), start_device(args)
+    run = run_of(args, run_path(args), growing=GROWING)
+    folder, device = run.folder, start_device(args.device)
     check_processes(args)
     on_main(check_folder, folder, resume=bool(args.resume), overwrite=args.overwrite)
-    saved = read_search(args, folder)
+    saved = read_search(args, run)
     env, layers = make_env(args, device, before=saved is not None and 'pricing' not in saved)
     if saved and 'run' not in saved:
         check_history(env, saved, folder)
-    identity = on_main(begin, args, folder, env, growing=GROWING)
+    network = pick(Network, args)
+    published = None if args.model_file else published_file(network)
+    identity = on_main(begin, run, env, published)
     logger.info('%s on %s: %d layers, float accuracy %.2f %%', args.arch, device, env.num_layers, env.float_accuracy)
     for budget in env.constraints:
         logger.info('budget: %s of at most %.6g %s = %.4f of %.6g', budget.cost.name, budget.limit, budget.cost.unit,
@@ -112,12 +116,15 @@ def run_path(args):
     return Path(args.resume or Path(args.output) / name)
 
 
-def read_search(args, folder):
+def read_search(args, run):
     """Returns the saved state of the search to resume, or None."""
+    from _resume import check_identity, check_unchanged
+
     from lib.record.checkpoint import read_checkpoint
+    folder = run.folder
     if not args.resume:
         return None
-    check_unchanged(args, allowed=GROWING)
+    check_unchanged(run)
     if not (folder / 'args.json').is_file():
         raise FileNotFoundError(f'--resume {folder}: no run is there (args.json is missing); give the folder of a '
                                 'search, for example save/mobilenet_v2_imagenet')
@@ -130,7 +137,7 @@ def read_search(args, folder):
     needed = {'history', *(['agent'] if args.searcher == 'ddpg' else [])}
     if not isinstance(saved, dict) or not needed <= saved.keys():
         raise ValueError(f'{folder / CHECKPOINT} is not the state of a search: it has no agent and no history')
-    check_identity(args, saved, folder / CHECKPOINT)
+    check_identity(run, saved, folder / CHECKPOINT)
     if len(saved['history']) > args.train_episode:
         raise ValueError(f'{folder} has {len(saved["history"])} episodes already, --train_episode {args.train_episode} '
                          f'are fewer: give at least {len(saved["history"])}, or start another search')
@@ -210,6 +217,8 @@ def agent_of(searcher):
 
 def resume(searcher, history, saved, path):
     """Brings a new searcher to where the search was that is saved in the file `path`."""
+    from _resume import in_file
+
     from lib.search.bench import replay
     known = [(record['strategy'], record['reward']) for record in history]
     with in_file(path):
@@ -224,7 +233,7 @@ def make_log(args, env, layers, folder, history):
     from lib.search.log import SearchLog
     about = {'arch': args.arch, 'dataset': args.dataset, 'preserve_ratio': env.constraints[0].ratio,
              'budgets': {budget.cost.name: budget.ratio for budget in env.constraints},
-             'quantization': 'linear' if is_linear(args) else 'kmeans', 'cost_name': env.cost.name,
+             'quantization': 'linear' if env.pairs else 'kmeans', 'cost_name': env.cost.name,
              'cost_unit': env.cost.unit, 'searcher': args.searcher, 'min_bit': args.min_bit, 'max_bit': args.max_bit,
              'coverage': layers.coverage, 'pricing': layers.inventory.pricing}
     warmup = args.warmup if args.searcher == 'ddpg' else None

@@ -1,15 +1,19 @@
-"""Prints runs side by side and plots accuracy against budget: float, uniform bits, searched bits.
+"""Print runs side by side and plots accuracy against budget: float, uniform bits, searched bits.
 
 Reads the results.json that pretrain.py and finetune.py leave in their folders when they finish.
 """
 
 from pathlib import Path
 
-from _common import make_parser, run
+from _cli import make_parser, run
+
+from lib.record.files import file_stem, is_file, read_json, write_text
+from lib.record.values import PERCENT, STRATEGY, TEXT, Rule, check_values, list_of, one_of, optional, real
+from lib.record.words import cost_words
 
 
 def make_summary_parser():
-    """Returns the parser of this script."""
+    """Return the parser of this script."""
     parser = make_parser(__doc__)
     parser.add_argument('runs', nargs='+', metavar='LABEL=FOLDER', help='finished runs, each with the name it gets in '
                         'the table')
@@ -22,9 +26,7 @@ def make_summary_parser():
 
 
 def read_run(text):
-    """Returns the results of one run with its label."""
-    from lib.record.files import is_file, read_json
-    from lib.record.values import PERCENT, STRATEGY, TEXT, Rule, check_values, optional, real
+    """Return the results of one run with its label."""
     label, _, folder = text.partition('=')
     path = Path(folder or label) / 'results.json'
     if not is_file(path):
@@ -40,7 +42,7 @@ def read_run(text):
 
 
 def table(runs):
-    """Returns the lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     lines = ['| network | cost | ratio | top-1 (%) | against float |', '|---|---|---|---|---|']
     reference = next((row['top1'] for row in runs if row['quantization'] == 'float'), None)
     for row in runs:
@@ -53,9 +55,7 @@ def table(runs):
 
 
 def read_curve(folder):
-    """Returns (name of the cost, points of `plot_budget`) of the uniform bits in a comparison."""
-    from lib.record.files import read_json
-    from lib.record.values import PERCENT, TEXT, check_values, list_of, one_of, real
+    """Return (name of the cost, points of `plot_budget`) of the uniform bits in a comparison."""
     path = Path(folder) / 'comparison.json'
     try:
         found = read_json(path, 'comparison')
@@ -71,7 +71,7 @@ def read_curve(folder):
 
 
 def points_of(rows, beside_curve):
-    """Returns the points of `plot_budget`: of two groups, or beside a curve each named by the legend."""
+    """Return the points of `plot_budget`: of two groups, or beside a curve each named by the legend."""
     points = [{'label': row['label'], 'ratio': row['ratio'], 'accuracy': row['top1'],
                'group': 'uniform' if 'uniform' in row['label'] else 'searched'} for row in rows]
     if beside_curve:
@@ -80,15 +80,13 @@ def points_of(rows, beside_curve):
 
 
 def main(args):
-    """Prints the table; with --output also writes it and the plots."""
+    """Print the table; with --output also writes it and the plots."""
     runs, curves = [read_run(text) for text in args.runs], dict(map(read_curve, args.curve))
     lines = table(runs)
     print('\n'.join(lines))
     if not args.output:
         return
-    from lib.record.files import file_stem, write_text
-    from lib.record.plots import plot_budget
-    from lib.record.words import cost_words
+    from lib.record.plots import plot_budget  # Matplotlib takes a second
     reference = next((row['top1'] for row in runs if row['quantization'] == 'float'), None)
     write_text(Path(args.output) / 'summary.md', '\n'.join(lines) + '\n')
     for name in sorted({row['cost_name'] for row in runs} - {'float'}):

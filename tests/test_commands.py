@@ -49,16 +49,19 @@ def parser_of(path):
 def parsed(path, options):
     """Returns the parsed options, after a configuration of `run/` that they name; fails with what the script says."""
     said, names = io.StringIO(), module_of(path)
+    sys.path.insert(0, str(ROOT / 'scripts'))  # what a configuration imports
     parser = parser_in(names)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             args = parser.parse_args(options)
-            if 'configure' in names and ':' not in args.config:
+            if 'configure' in names and ':' not in getattr(args, 'config', ':'):
                 parser.set_defaults(**names['configure'](args, parser))
             return parser.parse_args(options)
     except SystemExit as stop:
         assert stop.code == 0, f'{path} {shlex.join(options)}\n{said.getvalue().splitlines()[-1]}'
         return None
+    finally:
+        sys.path.remove(str(ROOT / 'scripts'))
 
 
 # ---- pages
@@ -339,7 +342,7 @@ def test_a_boolean_takes_all_four_forms(script, name):
 
 def test_a_default_folder_is_the_repositorys_wherever_the_user_is():
     names = module_of('scripts/pretrain.py')
-    common = sys.modules['_common']
+    common = sys.modules['_cli']
     args = common.parse(names['make_pretrain_parser'](), ['--data', 'mine', '--dataset', 'digits'])
     assert args.checkpoint == str(ROOT / 'checkpoint') and args.dataset_root.endswith('mine')
 
@@ -348,7 +351,7 @@ def test_a_file_is_made_absolute_and_what_only_looks_like_one_is_not(tmp_path, m
     for name in ('uniform', 'mine.json', 'chip.yaml'):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
-    make, common = module_of('scripts/finetune.py')['make_finetune_parser'], sys.modules['_common']
+    make, common = module_of('scripts/finetune.py')['make_finetune_parser'], sys.modules['_cli']
     long = str([[8, 8]] * 60)  # no name of a file can be as long
     for option, given, found in (
             ('strategy', 'mine.json', f'{tmp_path}/mine.json'), ('strategy', 'uniform:4', 'uniform:4'),

@@ -21,7 +21,7 @@ ALLOWED = {  # beside itself; docs/architecture.md has what each room holds
     'lib.utils': 'data network quantize record runtime',
     'lib.training': 'network quantize record runtime utils',
     'lib.qat': 'network quantize simulator utils',
-    'lib.hybrid': 'network quantize record utils',
+    'lib.hybrid': 'network quantize record runtime utils',
     'lib.integer': 'network quantize record simulator',
     'lib.engine': 'network quantize record runtime simulator',
     'lib.env': 'network quantize record runtime simulator training utils',

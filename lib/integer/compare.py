@@ -49,6 +49,38 @@ def check_on_noise(model, network, count=NOISE_IMAGES) -> NoiseCheck:
     return NoiseCheck(count, 100 * (found.argmax(1) == expected.argmax(1)).double().mean().item(), difference.item())
 
 
+class PredictionCheck(NamedTuple):
+    """Both networks on labelled images, in percent, and the codes of their quantizers on some of them."""
+
+    images: int
+    top1_fake_quantized: float
+    top1_integer: float
+    agreement: float
+    codes: dict
+
+
+@torch.no_grad()
+def compare_predictions(model, network, loader, *, code_images=64, arithmetic='int64') -> PredictionCheck:
+    """Evaluate the fake-quantized `model` and the integer `network` on a loader.
+
+    Args:
+        model, network: the two.
+        loader: of (images, labels).
+        code_images: images of the first batch on which every code is compared.
+        arithmetic: of the integer network.
+    """
+    hits = agreed = images = fake_hits = 0
+    codes = None
+    for batch, labels in loader:
+        codes = codes or compare_codes(model, network, batch[:code_images])
+        expected, found = model(batch.clone()).argmax(1), network(batch, arithmetic=arithmetic).argmax(1)
+        images += len(batch)
+        fake_hits += int((expected == labels).sum())
+        hits += int((found == labels).sum())
+        agreed += int((found == expected).sum())
+    return PredictionCheck(images, *(100 * count / images for count in (fake_hits, hits, agreed)), codes)
+
+
 def compare_codes(model, network, images):
     """Return {name of a quantizer: `CodeDifference`} on a batch of images.
 

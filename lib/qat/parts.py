@@ -9,7 +9,7 @@ from lib.network.coverage import count_weights
 from lib.network.hooks import replace_module
 from lib.network.records import profile_layers
 from lib.qat.bit_lists import check_bit_lists
-from lib.qat.placement import QATQuantization
+from lib.qat.placement import QATQuantization, Quantizers, quantize_blocks, quantize_layers
 from lib.quantize import PACTActivationQuantizer, QConv2d, QLinear, Quantizer
 from lib.quantize.layers import quantized_type
 from lib.simulator.counting import proqha_float_layers
@@ -184,6 +184,31 @@ def quantize_parts(model, layer_wbit, layer_abit, quantizers, images, network='t
             replace_module(model, [part.activation], in_place_of_relu(quantizers, a_bit))
     model.to(images.device).train(model.training)
     return PartQuantizers(model, parts)
+
+
+def quantize_as(model, settings, strategy, images, network='the network'):
+    """Put the quantizers of a run into a float network, in place.
+
+    Args:
+        model: the network.
+        settings: {'quantizers': of `Quantizers`, 'parts': where ProQHA has them, 'ends': 'called', or None of a run
+            from when the first and the last layer were those of the definition}.
+        strategy: {'layer_wbit': ..., 'layer_abit': ...} of its parts, or a list of pairs of its layers.
+        images: (N, C, H, W), two images of noise.
+        network: its name, for messages.
+
+    Returns:
+        The complete strategy.
+    """
+    quantizers = Quantizers.from_dict(settings['quantizers'])
+    if settings.get('parts'):
+        parts = quantize_parts(model, **strategy, quantizers=quantizers, images=images, network=network,
+                               in_order=settings.get('ends') == 'called')
+        return parts.lists(parts.bits)
+    if isinstance(strategy, dict):
+        bits = quantize_blocks(model, strategy['layer_wbit'], strategy['layer_abit'], quantizers, network)
+        return dict(zip(('layer_wbit', 'layer_abit'), bits, strict=True))
+    return quantize_layers(model, strategy, quantizers, images)
 
 
 def _convert(model, chosen, images):

@@ -193,3 +193,8 @@ def save_strategy(folder, strategy, layer_names, **about):
     """Write `strategy.json` (with layer names and `about`) and `strategy.txt` (the line to paste) to `folder`."""
     write_json(Path(folder) / 'strategy.json', {'strategy': strategy, 'layers': list(layer_names), **about}, seal=True)
     write_text(Path(folder) / 'strategy.txt', json.dumps(strategy) + '\n')
+
+
+def paired(strategy: Sequence, a_bit: int) -> list[list[int]]:
+    """Return a strategy as pairs; `a_bit` stands beside weight bits alone."""
+    return [list(entry) if isinstance(entry, (list, tuple)) else [entry, a_bit] for entry in strategy]

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from lib.network.other_state import kept_state
+from lib.qat.parts import find_parts
 from lib.runtime.distributed import broadcast, is_main
 from lib.runtime.seeds import derived_seed
 from lib.search.searcher import Searcher
@@ -35,6 +37,27 @@ def num_drawn(count: int, ratio: float) -> int:
 def draw(rng: np.random.Generator, count: int, ratio: float) -> list[int]:
     """Draws floor(ratio * count) different numbers below `count`, in random order; ValueError as `num_drawn`."""
     return rng.permutation(count)[:num_drawn(count, ratio)].tolist()
+
+
+def first_lists(model: nn.Module, shape: Sequence[int], k_bits: int, pre_k_bits: int, ratio: float, seed: int) -> dict:
+    """Return the bit lists of a network that begins at `k_bits`, a number or a list each.
+
+    Args:
+        model: the float network.
+        shape: (C, H, W) of an image.
+        k_bits: of all quantizers, or below a `ratio` of 1 of this random fraction of them.
+        pre_k_bits: of the others.
+        ratio: above 0, at most 1.
+        seed: of the choice.
+    """
+    if ratio == 1:
+        return {'layer_wbit': k_bits, 'layer_abit': k_bits}
+    parts = find_parts(model, shape)
+    bits = [pre_k_bits] * (2 * len(parts))
+    for i in draw(np.random.default_rng(derived_seed(seed, 'first bits')), len(bits), ratio):
+        bits[i] = k_bits
+    pairs = [bits[2 * i:2 * i + 2][::1 if part.activation_first else -1] for i, part in enumerate(parts)]
+    return {'layer_wbit': [w_bit for _, w_bit in pairs], 'layer_abit': [a_bit for a_bit, _ in pairs]}
 
 
 def lower(bits: Sequence[int], chosen: Sequence[int], interval: int, floor: int = FLOOR) -> list[int]:

@@ -60,6 +60,17 @@ def find_table(folders: Sequence[Path], digest: str) -> Path | None:
     return None
 
 
+def free_name(folder: Path, stem: str, layers: Sequence[LayerRecord], hardware: Hardware, metric: str,
+              overwrite: bool = False) -> Path:
+    """Return the path of a table in `folder`: `stem`.npy, or where that is another table's a name of its own."""
+    digest, path = digest_of_table(layers, hardware, metric), folder / f'{stem}.npy'
+    try:
+        taken = is_file(path) and digest_of_about(read_about(path)) != digest and not overwrite
+    except ValueError:
+        taken = not overwrite
+    return folder / f'{stem}_{digest[:12]}.npy' if taken else path
+
+
 def find_or_make(stem: str, layers: Sequence[LayerRecord], hardware: Hardware, metric: str, folders: Sequence[Path],
                  about: Mapping) -> CostTable:
     """Return the table of a network on hardware: the one that was made before, else a new one, which is kept.

@@ -184,3 +184,16 @@ def _difference(theirs, ours) -> str:
         return f"only the {'network' if theirs is None else 'table'} has it"
     key = next(field.name for field in fields(LayerRecord) if getattr(theirs, field.name) != getattr(ours, field.name))
     return f'{key} is {getattr(theirs, key)!r} in the table and {getattr(ours, key)!r} in the network'
+
+
+def check_replaceable(path: str | Path, table: CostTable, overwrite: bool) -> None:
+    """Raise FileExistsError when `path` holds a table with other cells and may not be overwritten."""
+    if overwrite or not is_file(path):
+        return
+    try:
+        same = np.array_equal(load_table(path).table, table.table)
+    except ValueError:
+        same = False
+    if not same:
+        raise FileExistsError(f'{path} exists and holds another table: give --overwrite to replace it, or another '
+                              '--output')

@@ -14,6 +14,7 @@ from lib.runtime import distributed
 from lib.runtime.seeds import seed_everything
 from lib.training.batch_norm import reestimate_batch_norm
 from lib.training.loop import evaluate, loss_function, train_one_epoch
+from lib.training.settings import TrainingSettings
 from lib.utils.quantize_utils import Quantization
 from lib.utils.utils import Metrics, set_learning_rate
 
@@ -59,57 +60,58 @@ class TrainingLog:
             plots.plot_training(self.table.columns(), self.folder / 'training.png')
 
 
-def fit(model, loaders, optimizer, folder, *, epochs, rate, device, precision, seed, start_epoch=0, best=-1.0,
-        quantization=None, about=None, bn_batches=0, evaluate_every=1, keep_every=0):
-    """Train and validates epoch by epoch; the main process writes everything of a `TrainingLog` after each.
+def fit(model, loaders, settings=None, *, quantization=None, folder=None, optimizer=None, rate=None, device='cpu',
+        precision=None, start_epoch=0, best=-1.0, about=None):
+    """Train and validate epoch by epoch; the main process writes everything of a `TrainingLog` after each.
 
     Args:
         model: the network, on `device`.
         loaders: (training loader, validation loader), of this process's part of the images.
-        optimizer: over what is trained.
-        folder: the run folder.
-        epochs: number of epochs in all.
-        rate: function of the epoch that gives its learning rate; if it has a method `observe`, that gets the validation
-            accuracy of each epoch, None where there was no evaluation.
+        settings: `TrainingSettings`, or None for their defaults.
+        quantization: a `Quantization` of the model, or None for float training.
+        folder: the run folder; None: nothing is written.
+        optimizer: over what is trained; None: that of the settings.
+        rate: function of the epoch that gives its learning rate, or None for that of the settings; if it has a method
+            `observe`, that gets the validation accuracy of each epoch, None where there was no evaluation.
         device, precision: where and in which arithmetic the network runs.
-        seed: with the epoch, of everything random in it.
         start_epoch: epochs already done.
         best: best validation top-1 so far, in percent; -1 before the first epoch.
-        quantization: a `Quantization` of the model, or None for float training.
         about: what a checkpoint carries beside weights, optimizer, accuracies and the quantization's state.
-        bn_batches: training batches on which BatchNorm statistics are estimated anew before each validation; 0: none.
-        evaluate_every: validate after every so many epochs, and after the last.
-        keep_every: keep the checkpoint of every so many epochs; 0: of none.
 
     Returns:
         (validation `Metrics` of the last epoch or None if no epoch was left, best top-1 of the epochs in which the
         quantization was complete), in all processes.
     """
-    metrics, quantization = None, quantization or Quantization(model)
+    settings, quantization = settings or TrainingSettings(), quantization or Quantization(model)
+    optimizer = optimizer or settings.optimizer(quantization.parameters())
+    metrics, rate, epochs = None, rate or settings.rate, settings.epochs
     quantization.synchronise()
-    log = TrainingLog(folder, start_epoch) if distributed.is_main() else None
-    distributed.on_main(check_disk, folder, checkpoint_bytes(model, optimizer), epochs - start_epoch)
+    log = TrainingLog(folder, start_epoch) if folder and distributed.is_main() else None
+    if folder:
+        distributed.on_main(check_disk, folder, checkpoint_bytes(model, optimizer), epochs - start_epoch)
     for epoch in range(start_epoch, epochs):
         start, lr = time.time(), rate(epoch)
         train = train_epoch(model, loaders[0], optimizer, epoch, epochs, rate=lr, device=device, precision=precision,
-                            seed=seed, quantization=quantization)
-        if bn_batches:
-            reestimate_batch_norm(model, loaders[0], bn_batches, device, precision)
-        due = (epoch + 1) % evaluate_every == 0 or epoch + 1 == epochs
+                            seed=settings.seed, quantization=quantization)
+        if settings.bn_batches:
+            reestimate_batch_norm(model, loaders[0], settings.bn_batches, device, precision)
+        due = (epoch + 1) % settings.evaluate_every == 0 or epoch + 1 == epochs
         metrics = evaluate(model, loaders[1], loss_function(), device, precision=precision) if due else UNKNOWN
         if hasattr(rate, 'observe'):
             rate.observe(metrics.top1 if due else None)
         improved = quantization.complete and metrics.top1 > best
         best = metrics.top1 if improved else best
+        row = (lr, train.loss, metrics.loss, train.top1, metrics.top1)
         if log:
-            row = (lr, train.loss, metrics.loss, train.top1, metrics.top1)
             checkpoint = {'epoch': epoch + 1, 'state_dict': model.state_dict(), 'acc': metrics.top1, 'best_acc': best,
                           'top5': metrics.top5, 'optimizer': optimizer.state_dict(),
-                          'scaler': precision.scaler.state_dict(), **quantization.state(), **(about or {})}
-            log.add(epoch, row, checkpoint, improved, keep=keep_every and (epoch + 1) % keep_every == 0)
-            logger.info('epoch %d/%d: lr %.5f  train loss %.4f acc %.2f  valid loss %.4f acc %.2f  best %s  %.1f s',
-                        epoch + 1, epochs, *row[:2], row[3], row[2], row[4], f'{best:.2f}' if best >= 0 else '-',
-                        time.time() - start)
+                          'scaler': precision.scaler.state_dict() if precision else {}, **quantization.state(),
+                          **(about or {})}
+            keep = settings.keep_every and (epoch + 1) % settings.keep_every == 0
+            log.add(epoch, row, checkpoint, improved, keep=keep)
+        logger.info('epoch %d/%d: lr %.5f  train loss %.4f acc %.2f  valid loss %.4f acc %.2f  best %s  %.1f s',
+                    epoch + 1, epochs, *row[:2], row[3], row[2], row[4], f'{best:.2f}' if best >= 0 else '-',
+                    time.time() - start)
     if log:
         log.plot()
     return metrics, best

@@ -241,6 +241,28 @@ def name_constant_layers(model, is_pruned=False):
         logger.warning('all weights of %s are 0, and pruned: they stay 0', some(names))
 
 
+def find_codebooks(model, checkpoint, is_pruned=False, source='the checkpoint'):
+    """Return {layer name: `Codebook`} of weights to begin with: saved with them, or recognised in them; {}: none.
+
+    Args:
+        model: the network, with these weights.
+        checkpoint: what they came from.
+        is_pruned: zeros are no centroid.
+        source: where it is from, for the log.
+    """
+    saved = checkpoint.get('codebooks') if isinstance(checkpoint, dict) else None
+    if saved and bool(checkpoint.get('is_pruned')) == is_pruned:
+        layers = quantizable_layers(model)  # whose classifier may have been reset
+        books = {name: Codebook.from_state_dict(state) for name, state in saved.items() if name in layers}
+        return {name: book for name, book in books.items() if book.labels.shape == layers[name].weight.shape}
+    if saved or isinstance(checkpoint, dict) and checkpoint.get('strategy'):
+        return {}
+    books = recognise_codebooks(model, is_pruned) or {}
+    if books:
+        logger.info('%s: the weights take few values, which are taken as the centroids', source)
+    return books
+
+
 def recognise_codebooks(model, is_pruned=False):
     """Find the codebooks in a K-means network that came without them: its weights take few values per layer.
 

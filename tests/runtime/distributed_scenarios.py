@@ -21,6 +21,7 @@ from lib.simulator.budget import Constraint
 from lib.simulator.counting import model_size
 from lib.training.fit import fit
 from lib.training.loop import Precision, evaluate, loss_function, train_one_epoch
+from lib.training.settings import TrainingSettings
 from lib.utils.quantize_utils import (
     KMeansQuantization,
     LinearQuantization,
@@ -177,9 +178,9 @@ def linear(folder):
 
 def fit_shortly(net, quantization, folder):
     """Trains for three epochs; returns (state dict, metrics, best)."""
-    metrics, best = fit(net, (Part(images=31), Part(images=21, seed=1)), sgd(quantization.parameters()), folder,
-                        epochs=3, rate=lambda epoch: 0.05 / (1 + epoch), device='cpu', precision=Precision('cpu'),
-                        seed=0, quantization=quantization)
+    metrics, best = fit(net, (Part(images=31), Part(images=21, seed=1)), TrainingSettings(epochs=3, seed=0),
+                        optimizer=sgd(quantization.parameters()), folder=folder, rate=lambda epoch: 0.05 / (1 + epoch),
+                        precision=Precision('cpu'), quantization=quantization)
     return net.state_dict(), astuple(metrics), best
 
 

@@ -318,7 +318,7 @@ machines x=nowhere --cost edge_latency | nowhere | finished
 machines f=float_a --cost edge_latency | f: a float network
 machines a=a o=resnet32 --cost edge_latency | o is a run of another network than a | resnet32
 machines a=a o=classes --cost edge_latency | o is a run of another network than a
-machines a=a s=short --cost edge_latency | 19 entries | 20 layers
+machines a=a s=short --cost edge_latency | 19 entries | 20 quantizable layers
 machines s=no_args --cost edge_latency | s: | args.json
 machines s=broken_args --cost edge_latency | s: | args.json
 machines {LONG} --cost bitops | {LONG}

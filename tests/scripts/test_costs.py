@@ -416,7 +416,7 @@ def finished(user):
 
     def write(folder, strategy, *options, **results):
         command = ['--arch', 'qresnet20', '--dataset', 'digits', '--image_size', '8', *options]
-        args = sys.modules['_resume'].settings(names['make_finetune_parser']().parse_args(command))
+        args = sys.modules['_cli'].settings_of(names['make_finetune_parser']().parse_args(command))
         (user / folder).mkdir()
         (user / folder / 'args.json').write_text(json.dumps(args))
         (user / folder / 'results.json').write_text(json.dumps(

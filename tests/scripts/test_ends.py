@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
+
+from lib.runtime.ending import ending
 
 SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 DATASET = """
@@ -30,15 +31,6 @@ class Data(torch.utils.data.Dataset):
 def build(split):
     return Data()
 """
-
-
-@pytest.fixture(scope='module')
-def ends():
-    """The module of the scripts."""
-    sys.path.insert(0, str(SCRIPTS))
-    import _ends
-    sys.path.remove(str(SCRIPTS))
-    return _ends
 
 
 def no_memory():
@@ -76,9 +68,9 @@ CUDA = 'CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capac
     (OSError(errno.EMFILE, 'Too many open files'), 1, 'error: too many files are open at once'),
     (OSError(errno.EROFS, 'Read-only file system', 'x'), 1, "error: [Errno 30] Read-only file system: 'x': make room, "
      'or give another folder by --checkpoint' + HINT)])
-def test_errors_and_what_they_end_with(ends, capsys, error, status, line):
-    args = Namespace(train_batch=64, workers=4, checkpoint='run')
-    with pytest.raises(SystemExit) as stop, ends.ending(args, lambda args: f'continue with --resume {args.checkpoint}'):
+def test_errors_and_what_they_end_with(capsys, error, status, line):
+    options = {'train_batch': 64, 'workers': 4, 'checkpoint': 'run'}
+    with pytest.raises(SystemExit) as stop, ending(options, lambda: 'continue with --resume run'):
         raise error
     err = capsys.readouterr().err.strip()
     assert (stop.value.code, err[:len(line)]) == (status, line)
@@ -86,8 +78,8 @@ def test_errors_and_what_they_end_with(ends, capsys, error, status, line):
     assert '\n' not in err and (HINT in err) == machine
 
 
-def test_the_cause_of_an_error_counts(ends, capsys):
-    with pytest.raises(SystemExit), ends.ending():
+def test_the_cause_of_an_error_counts(capsys):
+    with pytest.raises(SystemExit), ending():
         try:
             raise MemoryError
         except MemoryError as error:
@@ -95,38 +87,38 @@ def test_the_cause_of_an_error_counts(ends, capsys):
     assert capsys.readouterr().err == 'error: out of memory: take a smaller network, or end other programs\n'
 
 
-def test_the_error_of_another_process_is_left_to_it(ends, capsys):
+def test_the_error_of_another_process_is_left_to_it(capsys):
     for kind in (RuntimeError, ValueError):
         error = kind('out of memory')
         error.repeated = True
-        with pytest.raises(SystemExit) as stop, ends.ending():
+        with pytest.raises(SystemExit) as stop, ending():
             raise error
         assert (stop.value.code, capsys.readouterr().err) == (1, '')
 
 
-def test_an_error_of_the_program_keeps_its_traceback(ends):
+def test_an_error_of_the_program_keeps_its_traceback():
     for error in (KeyError('a'), RuntimeError('shapes differ'), ImportError('no module')):
-        with pytest.raises(type(error)), ends.ending(Namespace()):
+        with pytest.raises(type(error)), ending():
             raise error
-    with pytest.raises(ValueError, match='given'), ends.ending(Namespace(debug=True)):
+    with pytest.raises(ValueError, match='given'), ending({'debug': True}):
         raise ValueError('given')
 
 
 @pytest.mark.parametrize(('name', 'status'), [('SIGTERM', 143), ('SIGHUP', 129)])
-def test_signals_end_like_an_interrupt_and_handlers_are_put_back(ends, capsys, name, status):
+def test_signals_end_like_an_interrupt_and_handlers_are_put_back(capsys, name, status):
     number = signal.Signals[name]
     before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as stop, ends.ending(Namespace(), lambda args: 'go on'):
+    with pytest.raises(SystemExit) as stop, ending({}, lambda: 'go on'):
         os.kill(os.getpid(), number)
         time.sleep(1)
     assert stop.value.code == status and capsys.readouterr().err == f'\nended by {name}; go on\n'
     assert signal.getsignal(number) == before
 
 
-def test_a_signal_that_is_ignored_stays_so(ends):
+def test_a_signal_that_is_ignored_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     try:
-        with ends.ending(Namespace()):
+        with ending():
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

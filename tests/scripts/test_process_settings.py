@@ -12,7 +12,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(SCRIPTS)!r})
-from _common import make_parser, run
+from _cli import make_parser, run
 import numpy as np
 
 def resident():
@@ -47,7 +47,7 @@ sys.path.insert(0, {str(SCRIPTS)!r})
 for script in Path({str(SCRIPTS)!r}).glob('[a-z]*.py'):
     __import__(script.stem)
 assert 'torch' not in sys.modules  # it brings OpenMP, which reads the variable
-from _common import make_parser, run
+from _cli import make_parser, run
 run(lambda args: print(os.environ.get('GOMP_SPINCOUNT')), make_parser('test'))
 """
 

@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from lib.record.checkpoint import read_checkpoint
+from lib.training.settings import TrainingSettings
 
 SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 # Of the original's README, with the default of its option.py for what its run.sh takes from its arguments.
@@ -26,18 +26,17 @@ def parse():
     """`parse(script, command line)`: (its settings, the lines that are said of them)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
-        import _common
+        import _cli
         import _proqha
-        import _qat
         import pretrain
         import qat_train
         made = {'pretrain': (pretrain.make_pretrain_parser, _proqha.training_defaults),
-                'qat_train': (qat_train.make_qat_parser, _qat.configure)}
+                'qat_train': (qat_train.make_qat_parser, qat_train.configure)}
 
         def run(script, line):
             make, configure = made[script]
             parser = make()
-            return vars(_common.parse(parser, line.split(), configure)), parser.said
+            return vars(_cli.parse(parser, line.split(), configure)), parser.said
         yield run
 
 
@@ -115,10 +114,11 @@ def test_the_drawn_bits_are_those_of_the_search(parse):
     import models
     from lib.qat.parts import quantize_parts
     from lib.qat.placement import Quantizers
-    first_lists, first_bits = sys.modules['_proqha'].first_lists, __import__('_progressive').first_bits
+    from lib.search.progressive import first_lists
+    first_bits = __import__('_progressive').first_bits
     args = argparse.Namespace(k_bits=4, pre_k_bits=7, ratio=0.5, seed=3, weights=None)
     for name in ('preresnet20', 'postresnet18'):
-        lists = first_lists(args, models.create_model(name, num_classes=10), (3, 32, 32))
+        lists = first_lists(models.create_model(name, num_classes=10), (3, 32, 32), 4, 7, 0.5, 3)
         quantizers = Quantizers('dorefa', 'pact')
         parts = quantize_parts(models.create_model(name, num_classes=10), **lists, quantizers=quantizers,
                                images=torch.zeros(1, 3, 32, 32))
@@ -127,11 +127,9 @@ def test_the_drawn_bits_are_those_of_the_search(parse):
 
 def test_the_gradient_is_clipped_in_norm(parse):
     """The step of plain SGD is the rate times the gradient; here times 5 over its norm."""
-    from _training import make_optimizer
-    for clip, factor in ((True, 5 / 50), (False, 1)):
+    for clip, factor in ((5.0, 5 / 50), (None, 1)):
         weights = [torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))]
-        args = argparse.Namespace(opt='sgd', lr=0.1, momentum=0.0, weight_decay=0.0, clip=clip, grad_clip=5.0)
-        optimizer = make_optimizer(args, weights)
+        optimizer = TrainingSettings(lr=0.1, momentum=0.0, weight_decay=0.0, grad_clip=clip).optimizer(weights)
         (30 * weights[0] - 40 * weights[1]).sum().backward()
         optimizer.step()
         assert [w.item() for w in weights] == pytest.approx([-3 * factor, 4 * factor])

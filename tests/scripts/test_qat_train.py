@@ -215,7 +215,7 @@ def started():
     """`started(saved, quantizers, lists)`: the state of a small network with other clips that starts from `saved`."""
     sys.path.insert(0, str(ROOT / 'scripts'))
     try:
-        import _qat
+        import _networks
     finally:
         sys.path.remove(str(ROOT / 'scripts'))
 
@@ -223,8 +223,9 @@ def started():
         model = models.create_model('toynet', num_classes=10, num_layer_list=(1,), num_channel_list=(8,), strides=(1,))
         names, strategy = set(model.state_dict()), {'layer_wbit': [bits] * 4, 'layer_abit': [bits] * 4}
         quantize_blocks(model, **strategy, quantizers=quantizers)
-        args = SimpleNamespace(weights=path, resume=None, pretrained=False, reset_classifier=False)
-        _qat.load_start(args, model, None, {'quantizers': quantizers.to_dict()}, strategy, names)
+        start = _networks.Start(weights=path)
+        _networks.load_quantized(model, read_checkpoint(path), path, start, {'quantizers': quantizers.to_dict()},
+                                 strategy, names)
         return model.state_dict(), strategy
     return start
 

@@ -13,6 +13,7 @@ import torch
 
 import models
 from lib.record.checkpoint import read_checkpoint
+from lib.record.download import read_download
 from lib.utils.quantize_utils import quantizable_layers
 
 SCRIPTS = str(Path(__file__).resolve().parents[2] / 'scripts')
@@ -120,7 +121,7 @@ def test_an_optimizer_that_is_none_of_the_run_s_is_refused(tmp_path, monkeypatch
     optimizer.step()
     saved = {'epoch': 1, 'best_acc': 1.0, 'scaler': {}, 'optimizer': copy.deepcopy(optimizer.state_dict())}
     precision = SimpleNamespace(scaler=SimpleNamespace(is_enabled=lambda: False))
-    arguments = SimpleNamespace(resume='a.pth.tar'), saved, 'float', optimizer, precision
+    arguments = 'a.pth.tar', saved, 'float', optimizer, precision
     assert training.resume_training(*arguments) == {'start_epoch': 1, 'best': 1.0}
     change(saved['optimizer'])
     with pytest.raises(ValueError, match='a.pth.tar is no checkpoint that this training can go on from'):
@@ -128,8 +129,6 @@ def test_an_optimizer_that_is_none_of_the_run_s_is_refused(tmp_path, monkeypatch
 
 
 def test_torchvision_s_cache_is_read_without_running_code_from_it(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
-    weights = importlib.import_module('_weights')
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     (tmp_path / 'hub' / 'checkpoints').mkdir(parents=True)
 
@@ -145,14 +144,14 @@ def test_torchvision_s_cache_is_read_without_running_code_from_it(tmp_path, monk
         return name
 
     good, harmful = cached({'a': torch.ones(2)}), cached({'a': Harmful()})
-    assert torch.equal(weights.read_download(f'https://nowhere.invalid/{good}', 'net')['a'], torch.ones(2))
+    assert torch.equal(read_download(f'https://nowhere.invalid/{good}', 'net', 'give it')['a'], torch.ones(2))
     with pytest.raises(ValueError, match='made to do harm'):
-        weights.read_download(f'https://nowhere.invalid/{harmful}', 'net')
+        read_download(f'https://nowhere.invalid/{harmful}', 'net', 'give --weights PATH')
     (tmp_path / 'hub' / 'checkpoints' / good).write_bytes((tmp_path / 'hub' / 'checkpoints' / harmful).read_bytes())
     with pytest.raises(ValueError, match='does not have the SHA-256 that its name begins'):
-        weights.read_download(f'https://nowhere.invalid/{good}', 'net')
+        read_download(f'https://nowhere.invalid/{good}', 'net', 'give --weights PATH')
     with pytest.raises(FileNotFoundError, match='could not be downloaded.*fetch file:///none.pth'):
-        weights.read_download('file:///none.pth', 'net')
+        read_download('file:///none.pth', 'net', 'give --weights PATH')
     assert not (tmp_path / 'harm').exists()
 
 

@@ -12,6 +12,7 @@ from lib.record.logs import TableLog
 from lib.runtime.seeds import derived_seed, seed_everything
 from lib.training.fit import fit
 from lib.training.loop import Precision, evaluate, loss_function, train_one_epoch
+from lib.training.settings import TrainingSettings
 from lib.utils.quantize_utils import LinearQuantization, calibrate, convert_to_quantized
 from lib.utils.utils import MetricCounter, learning_rate
 from tests.tiny import TinyLoader
@@ -126,6 +127,9 @@ def test_a_loss_that_is_not_finite_names_the_layer(tiny_net, tiny_loaders):
 
 # ---- what is not finite
 
+ONE_EPOCH = TrainingSettings(epochs=1, lr=0.01, lr_type='fixed', momentum=0.0, weight_decay=0.0)
+
+
 class Wide(TinyLoader):
     """A loader with one pixel of a certain value."""
 
@@ -139,10 +143,8 @@ class Wide(TinyLoader):
     (math.inf, 'the images hold values that are not finite'), (math.nan, 'the images hold values that are not finite'),
 ])
 def test_huge_pixels_end_in_one_line_and_leave_nothing_that_is_not_finite(pixel, words, tiny_net, tmp_path):
-    optimizer = torch.optim.SGD(tiny_net.parameters(), lr=0.01)
     with pytest.raises(FloatingPointError, match=words) as error:
-        fit(tiny_net, (Wide(pixel), TinyLoader(seed=1)), optimizer, tmp_path, epochs=1, rate=lambda epoch: 0.01,
-            device='cpu', precision=Precision('cpu'), seed=0)
+        fit(tiny_net, (Wide(pixel), TinyLoader(seed=1)), ONE_EPOCH, folder=tmp_path, precision=Precision('cpu'))
     assert '\n' not in str(error.value) and not list(tmp_path.glob('*.tar'))
 
 
@@ -152,8 +154,7 @@ def test_a_variance_that_is_none_is_not_written(value, tiny_net, tmp_path):
     tiny_net.bn.running_var.fill_(value)
     tiny_net.bn.momentum = 0.0  # they stay as they are
     try:
-        fit(tiny_net, (TinyLoader(), TinyLoader(seed=1)), torch.optim.SGD(tiny_net.parameters(), lr=0.01), tmp_path,
-            epochs=1, rate=lambda epoch: 0.01, device='cpu', precision=Precision('cpu'), seed=0)
+        fit(tiny_net, (TinyLoader(), TinyLoader(seed=1)), ONE_EPOCH, folder=tmp_path, precision=Precision('cpu'))
     except FloatingPointError as error:
         assert value != 0 and 'bn' in str(error) and not list(tmp_path.glob('*.tar'))
     else:

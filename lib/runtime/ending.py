@@ -1,4 +1,7 @@
-"""How a command ends: with one line that says what went wrong, what helps, and how the run goes on."""
+"""How a command ends: with one line that says what went wrong, what helps, and how the run goes on.
+
+Imported before the options are parsed: nothing heavy belongs here.
+"""
 
 import contextlib
 import errno
@@ -7,6 +10,8 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 NO_READER = 128 + signal.SIGPIPE
 BATCHES = ('train_batch', 'final_batch', 'test_batch', 'image_size', 'workers')  # options that take memory
@@ -27,19 +32,19 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def ending(args=None, resume_hint=None):
-    """Turns what ends the block into an exit status and one line; an error of the program itself keeps its traceback.
+def ending(options: Mapping = MappingProxyType({}), resume_hint: Callable[[], str] | None = None):
+    """Turn what ends the block into an exit status and one line; an error of the program itself keeps its traceback.
 
     Interrupted by a signal N, the status is 128 + N, as shells have it; else it is 1.
 
     Args:
-        args: the options, None before they are known.
-        resume_hint: function of the options that says how the run goes on.
+        options: the values of the options by name.
+        resume_hint: says how the run goes on.
     """
     def hint():
-        return f'; {resume_hint(args)}' if resume_hint else ''
+        return f'; {resume_hint()}' if resume_hint else ''
 
-    reports = os.environ.get('RANK', '0') == '0'  # of several processes one says that all are ended
+    reports = process_number() == 0  # of several processes one says that all are ended
 
     try:
         with asked_to_stop():
@@ -53,32 +58,37 @@ def ending(args=None, resume_hint=None):
         drop_output()
         leave(f'nobody reads the output any more{hint()}' if resume_hint else '', NO_READER)
     except Exception as error:
-        if getattr(args, 'debug', False):
+        if options.get('debug'):
             raise
         if getattr(error, 'repeated', False):  # that of another process, which reports it
             leave('', 1)
-        if line := resources(error, args):
+        if line := resources(error, options):
             leave(f'error: {line}{hint()}', 1)
         if not isinstance(error, (ValueError, OSError, FloatingPointError)):
             raise
         leave(f'error: {one_line(error)}', 1)
 
 
+def process_number() -> int:
+    """Return which of the processes that torchrun started this is; 0, which reports, without it."""
+    return int(os.environ['RANK']) if {'RANK', 'WORLD_SIZE'} <= os.environ.keys() else 0
+
+
 def drop_output():
-    """Sends what is left of the output nowhere, or the interpreter complains at its end."""
+    """Send what is left of the output nowhere, or the interpreter complains at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def leave(line, status):
-    """Ends the command: a line on the standard error stream, then the exit status."""
+def leave(line: str, status: int):
+    """End the command: a line on the standard error stream, then the exit status."""
     if line:
-        print(line, file=sys.stderr)
+        sys.stderr.write(f'{line}\n')
     sys.exit(status)
 
 
 @contextlib.contextmanager
 def asked_to_stop():
-    """Makes SIGTERM and SIGHUP raise `Stopped`, as Ctrl-C raises KeyboardInterrupt, unless they are to be ignored."""
+    """Make SIGTERM and SIGHUP raise `Stopped`, as Ctrl-C raises KeyboardInterrupt, unless they are to be ignored."""
     def stop(number, _):
         stopped = Stopped()
         stopped.number = signal.Signals(number)
@@ -97,13 +107,13 @@ def asked_to_stop():
             signal.signal(number, handler)
 
 
-def resources(error, args):
-    """Returns a line on what the machine lacked, with the options that help, or None for other errors.
+def resources(error: BaseException, options: Mapping) -> str | None:
+    """Return a line on what the machine lacked, with the options that help, or None for other errors.
 
     An error that was raised from one of these counts as well: a check says that a network fails, for want of memory.
     """
     text, number = one_line(error), getattr(error, 'errno', None)
-    memory = ' or '.join(f'--{name} (now {value})' for name in BATCHES if (value := getattr(args, name, None)))
+    memory = ' or '.join(f'--{name} (now {value})' for name in BATCHES if (value := options.get(name)))
     memory = f'a smaller {memory}' if memory else 'a smaller network'
     if isinstance(error, RuntimeError) and LOST_WORKER.search(text):
         return (f'a loader process ended unexpectedly, as happens when memory runs out ({text[:200]}): take {memory}; '
@@ -116,19 +126,19 @@ def resources(error, args):
     if number in (errno.EMFILE, errno.ENFILE) or isinstance(error, RuntimeError) and TOO_MANY_FILES.search(text):
         return f'too many files are open at once ({text}): raise the limit (ulimit -n 4096), or take fewer --workers'
     if type(error).__name__ == 'WriteError' or number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        options = ' or '.join(f'--{name}' for name in OUTPUTS if hasattr(args, name))
+        options = ' or '.join(f'--{name}' for name in OUTPUTS if name in options)
         return f'{text}: make room, or give another folder{f" by {options}" if options else ""}'
-    return error.__cause__ and resources(error.__cause__, args)
+    return error.__cause__ and resources(error.__cause__, options)
 
 
-def quantity(number, unit):
-    """Returns a number of bytes as people say it."""
+def quantity(number: str, unit: str) -> str:
+    """Return a number of bytes as people say it."""
     number = float(number) * 1024 ** (['bytes', 'kib', 'mib', 'gib', 'tib'].index(unit.lower()))
     return f'{number / 1e9:.3g} GB' if number >= 1e9 else f'{number / 1e6:.3g} MB'
 
 
-def one_line(error):
-    """Returns the message of an error in one line, without control characters; of a loader process the last line.
+def one_line(error: BaseException) -> str:
+    """Return the message of an error in one line, without control characters; of a loader process the last line.
 
     Lines of Python that it gives to be pasted stay lines.
     """

@@ -1,0 +1,322 @@
+"""How a command is parsed, runs and ends; nothing heavy is imported before the options are parsed.
+
+What a script does with its options: `pick` fills a dataclass from them, `run_of` says which run they begin or resume.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import platform
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from _options import BooleanOption, DefaultFloat, RepositoryPath, checked  # noqa: E402
+
+from lib.record.settings import read_settings  # noqa: E402
+from lib.runtime.ending import drop_output, ending, process_number  # noqa: E402
+
+logger = logging.getLogger('haq')
+
+PATH_OPTIONS = ('weights', 'dataset_root', 'output', 'checkpoint', 'resume')
+NOT_RESUMED = ('resume', 'overwrite', 'debug', 'evaluate', 'device', 'gpu_id', 'workers', 'download',
+               'keep_memory')
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of every option that has one, and its historic spellings only once."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is argparse.SUPPRESS:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a wrong command line with one line, not with the list of all options."""
+
+    not_resumed = ()  # options of this script alone, whose names mean something else in that of the run
+    said = ()  # what `translate` returned
+
+    def exit(self, status=0, message=None):
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # nobody reads the help to its end
+            drop_output()
+        super().exit(status, message)
+
+    def error(self, message):
+        self.exit(2, f'error: {message} (see {self.prog} --help)\n')
+
+    def translate(self, args, complete):  # of a script that takes another program's command lines, too
+        """Give options their form here, in place; return what to say. Before `complete`: what is to be resumed."""
+        return []
+
+
+class Output(logging.StreamHandler):
+    """Lets the command end where its output cannot be written, instead of a traceback for each line."""
+
+    def handleError(self, record):  # noqa: N802
+        if isinstance(sys.exc_info()[1], OSError):
+            raise
+        super().handleError(record)
+
+
+def make_parser(description):
+    """Return a parser that shows defaults and takes no abbreviations."""
+    parser = Parser(description=description, formatter_class=Formatter, allow_abbrev=False)
+    parser.add_argument('--keep_memory', action=BooleanOption, default=True, help='keep memory that was freed for the '
+                        'next tensors instead of giving it back to the system, as glibc does with large ones')
+    return parser
+
+
+# ---- from options to values
+
+def pick(kind, args, **more):
+    """Return a dataclass of this kind, whose fields have the values of the options of their names; `more` go before."""
+    given = {field.name: getattr(args, field.name) for field in fields(kind) if hasattr(args, field.name)}
+    return kind(**{**given, **more})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a script, which writes to a folder: what it was given, and what it resumes.
+
+    Attributes:
+        folder: of the run.
+        settings: {option: its value, as JSON gives it back}.
+        resume: the checkpoint or the folder that it goes on from, or None.
+        overwrite: what is in the folder may be replaced.
+        changed: {option: (value when the run began, value now)} of a resumed run.
+        growing: settings that a resumed run may change.
+        added: those of them that its args.json follows.
+    """
+
+    folder: Path
+    settings: dict
+    resume: str | None = None
+    overwrite: bool = False
+    changed: dict = field(default_factory=dict)
+    growing: tuple = ()
+    added: tuple = ()
+
+
+def run_of(args, folder, **more):
+    """Return the `Run` that the options begin or resume."""
+    return pick(Run, args, folder=Path(folder), **{'settings': settings_of(args), **more})
+
+
+def training_run(args):
+    """Return the `Run` of a training: in the folder of the checkpoint to resume, or in --checkpoint."""
+    return run_of(args, _training_folder(args), growing=('epochs',))
+
+
+def training_hint(args):
+    """Say how an interrupted training goes on."""
+    path = _training_folder(args) / 'checkpoint.pth.tar'
+    return f'continue with --resume {path}' if path.is_file() else 'no epoch was finished; start again with --overwrite'
+
+
+def _training_folder(args):
+    return Path(args.resume).parent if args.resume else Path(args.checkpoint)
+
+
+def settings_of(args):
+    """Return the options as a dict of JSON values, for `args.json`."""
+    return {name: plain_value(value) for name, value in vars(args).items() if name != 'changed'}
+
+
+def plain_value(value):
+    """Return `value` as JSON gives it back."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def settings_path(resume):
+    """Return the path of the args.json of the run to resume, which is given by its folder or a file in it."""
+    folder = Path(resume)
+    return (folder if folder.is_dir() else folder.parent) / 'args.json'
+
+
+# ---- parsing
+
+def parse(parser, argv=None, configure=None):
+    """Parse the options, resolve default paths against the repository, and set up logging.
+
+    A resumed run brings its own settings from its `args.json`; options on the command line that say something else
+    are kept in `args.changed` as {name: (before, now)}. A new one may get defaults from `configure(args, parser)`, a
+    dict.
+    """
+    args, _ = parser.parse_known_args(argv)
+    parser.translate(args, complete=False)
+    saved = saved_settings(parser, args)
+    parser.set_defaults(**saved or (configure(args, parser) if configure else {}))
+    args = parser.parse_args(argv)
+    parser.said = parser.translate(args, complete=True)
+    name_own_code(parser, args)
+    resolve_paths(args)
+    if hasattr(args, 'start_epoch') and args.start_epoch >= args.epochs:
+        parser.error(f'--start_epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}')
+    args.changed = {name: (saved[name], value) for name, value in vars(args).items()
+                    if name in saved and plain_value(value) != saved[name]}
+    set_up_logging(getattr(args, 'debug', False))
+    if missing := missing_settings(parser, args, saved):
+        logger.warning('%s has no line for --%s: the defaults are taken', settings_path(args.resume),
+                       ', --'.join(missing))
+    if getattr(args, 'gpu_id', None) is not None:
+        os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
+    return args
+
+
+def set_up_logging(debug):
+    """Let the first process report on the standard output, the others only what is wrong."""
+    process = process_number()
+    level = logging.DEBUG if debug else logging.INFO
+    logging.basicConfig(level=logging.WARNING if process else level, handlers=[Output(sys.stdout)], force=True,
+                        format=f'[process {process}] %(message)s' if process else '%(message)s')
+    for noisy in ('PIL', 'tensorboardX'):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger('matplotlib').setLevel(logging.ERROR)  # it warns of a home that it cannot write to
+
+
+def name_own_code(parser, args):
+    """Name an own network and an own data set after their files: `arch`, `dataset`; they have no other name."""
+    for option, name in (('model_file', 'arch'), ('dataset_file', 'dataset')):
+        file = getattr(args, option, None)
+        if not file:
+            continue
+        given, stem = getattr(args, name), Path(file.rpartition(':')[0]).stem
+        if given not in (parser.get_default(name), stem):
+            parser.error(f'--{option} {file} and --{name} {given}: give one of them')
+        setattr(args, name, stem)
+
+
+def resolve_paths(args):
+    """Make the paths in the options absolute, so that a run can be resumed from anywhere."""
+    if isinstance(getattr(args, 'dataset_root', None), RepositoryPath) and args.dataset != 'imagenet':
+        args.dataset_root = RepositoryPath(f'data/{"DTD" if args.dataset == "dtd" else args.dataset}')
+    for name, value in vars(args).items():
+        if isinstance(value, RepositoryPath):
+            setattr(args, name, str(ROOT / value))
+        elif name in ('model_file', 'dataset_file') and value:
+            file, colon, function = value.rpartition(':')
+            setattr(args, name, f'{Path(file).absolute()}{colon}{function}' if colon else value)
+        elif isinstance(value, str) and value and (name in PATH_OPTIONS or _names_a_file(name, value)):
+            setattr(args, name, str(Path(value).absolute()))
+
+
+def _names_a_file(name, value):
+    return name == 'strategy' and os.path.isfile(value) or name == 'cost' and os.path.isfile(value.split(':')[0])
+
+
+def saved_settings(parser, args):
+    """Return the settings of the run to resume, each checked as the command line's are; {} where there are none.
+
+    The parser refuses an args.json that is damaged or was changed, and a value that an option does not take.
+    """
+    if not getattr(args, 'resume', None):
+        return {}
+    try:
+        path = settings_path(args.resume)
+        if not path.is_file():
+            return {}
+        saved, _ = read_settings(path)
+        return {name: checked_setting(parser, name, value, path) for name, value in saved.items()
+                if hasattr(args, name) and name not in (*NOT_RESUMED, *parser.not_resumed)}
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def checked_setting(parser, name, value, source):
+    """Return a value of args.json; raise ValueError unless it is one that the command line could have given."""
+    action = next((action for action in parser._actions if action.dest == name
+                   and action.default is not argparse.SUPPRESS), None)
+    try:
+        if action is None:  # none of the command line
+            default = parser.get_default(name)
+            if value is not None and not isinstance(value, dict if default is None else type(default)):
+                raise ValueError('it is of another type')
+        elif not (value is None and isinstance(action.default, DefaultFloat)):  # which another option may replace
+            read = plain_value(checked(action, value))
+            if read != value or isinstance(read, str) != isinstance(value, str):
+                raise ValueError(f'expected {read!r}')
+    except (ValueError, TypeError, OverflowError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f'{source}: --{name} is {value!r:.80}: {error}; the file was changed, or is of '
+                         'another script: put it back, or start another run') from error
+    return value
+
+
+def missing_settings(parser, args, saved):
+    """Return the options that an args.json without a record has no line for: they have their defaults."""
+    if not saved or read_settings(settings_path(args.resume))[1]:
+        return []
+    options = {action.dest for action in parser._actions if action.default is not argparse.SUPPRESS}
+    return sorted(name for name in options & vars(args).keys() if name not in (*saved, *NOT_RESUMED))
+
+
+# ---- running
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
+
+
+def keep_memory():
+    """Make this process keep the memory that it frees, which costs 1.7 to 5 times less where the system is slow.
+
+    glibc takes a large block from the system anew each time and gives it back at once; a training step does that for
+    every activation, and on virtual machines the pages are expensive. Linux with glibc only, elsewhere nothing
+    happens. Environment variables that say how (MALLOC_MMAP_MAX_, MALLOC_TRIM_THRESHOLD_) go before it.
+
+    Returns:
+        Whether it was done.
+    """
+    if platform.libc_ver()[0] != 'glibc':
+        return False
+    library = ctypes.CDLL(None)
+    for variable, parameter, value in (('MALLOC_MMAP_MAX_', M_MMAP_MAX, 0),
+                                       ('MALLOC_TRIM_THRESHOLD_', M_TRIM_THRESHOLD, -1)):
+        if variable not in os.environ:
+            library.mallopt(parameter, value)
+    return True
+
+
+SPINS = 10000  # of GNU OpenMP, which takes 300000 by default
+
+
+def spin_briefly():
+    """Make OpenMP threads that wait for work sleep soon, where OMP_WAIT_POLICY or GOMP_SPINCOUNT say nothing else.
+
+    Where other programs use the cores too, threads that spin for as long as is usual make a training step several times
+    slower; threads that do not spin at all make small operations slow. Counts only before torch is imported.
+    """
+    if not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & os.environ.keys():
+        os.environ['GOMP_SPINCOUNT'] = str(SPINS)
+
+
+@contextlib.contextmanager
+def locks_released():
+    """Give the folders that are locked within the block back at its end."""
+    try:
+        yield
+    finally:
+        if 'lib.record.lock' in sys.modules:
+            sys.modules['lib.record.lock'].release()
+
+
+def run(main, parser, resume_hint=None, argv=None, configure=None):
+    """Run `main(args)`, which ends as `ending` says; `resume_hint(args)` says how the run goes on."""
+    with ending():
+        args = parse(parser, argv, configure)
+    spin_briefly()
+    if args.keep_memory:
+        keep_memory()
+    with ending(vars(args), resume_hint and (lambda: resume_hint(args))), locks_released():
+        for line in parser.said:
+            logger.info('%s', line)
+        main(args)
+    if 'lib.runtime.distributed' in sys.modules:
+        sys.modules['lib.runtime.distributed'].finish()

@@ -1,0 +1,394 @@
+"""Networks: from the options, with the weights they begin with, and from the checkpoints of all scripts."""
+
+import logging
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import torch
+from _cli import ROOT
+from _resume import in_file, may_have_moved
+from torch import nn
+
+import models
+from lib.hybrid.placement import rebuild as rebuild_hybrid
+from lib.hybrid.plan import Plan
+from lib.network.batch_norm_folding import fold_batch_norms
+from lib.network.check import check_network
+from lib.network.hooks import batch_norms
+from lib.network.sync_batch_norm import synchronise_batch_norm
+from lib.qat.bit_lists import is_quantized
+from lib.qat.parts import quantize_as
+from lib.record.checkpoint import load_weights, read_checkpoint, weights_for
+from lib.record.download import read_download
+from lib.runtime.distributed import main_first, world_size
+from lib.runtime.user_code import load_model
+from lib.utils.quantize_utils import LinearQuantization, convert_to_quantized
+
+logger = logging.getLogger('haq')
+
+LEARNED = ('pact', 'mpact', 'lsq', 'linear')  # quantizers with clips or steps
+QUANTIZER_KEY = re.compile(r'(^|[._])(range|step|_extra_state)$')  # in a state dict
+USUAL_CLASSES, USUAL_WIDTH = 10**5, 4  # up to which a network is built without asking how large it will be
+MAX_PARAMETERS = 2**31
+# Where the originals keep the weights of their own networks, and the scripts that name them.
+PRETRAINED_FILES = {'mobilenetv2': 'mobilenetv2-150.pth.tar', 'mobilenetv3': 'mobilenetv3small-f3be529c.pth',
+                    'mobilenet_v3': 'mobilenetv3small-f3be529c.pth'}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A float network by its name or file; every field is the option of its name.
+
+    `network_options` are further arguments of the network's builder, `seed` that of its random weights.
+    """
+
+    arch: str
+    model_file: str | None = None
+    width_mult: float = 1.0
+    mode: str | None = None
+    num_classes: int | None = None
+    tensorflow: bool = False
+    network_options: dict | None = None
+    seed: int = 234
+
+    def __post_init__(self):
+        if self.model_file and (self.mode or self.width_mult != 1):
+            raise ValueError('--width_mult and --mode belong to networks of --arch: leave them out with --model_file')
+
+    @cached_property
+    def is_twin(self):
+        """Whether the linearly quantized twin is named, by a q before the name of the float network."""
+        return (not self.model_file and self.arch.startswith('q')
+                and self.arch not in models.list_models(quantized=False))
+
+    @property
+    def float_name(self):
+        """Name of the float network; of an own one that of its file."""
+        return self.arch[1:] if self.is_twin else self.arch
+
+    def resolution(self, usual):
+        """Return the side of the images it was made for, where that of the data set is as usual, 224."""
+        return models.default_resolution(self.float_name) if usual == 224 and not self.model_file else usual
+
+    def build(self, classes):
+        """Return the network with random weights.
+
+        Raises:
+            ValueError: it is unknown or its file fails, or an option does not belong to it.
+        """
+        if self.model_file:
+            return load_model(self.model_file, classes)
+        options = {**(self.network_options or {}), **({'mode': self.mode} if self.mode else {})}
+        make = partial(models.create_model, self.float_name, num_classes=classes, width_mult=self.width_mult, **options)
+        if classes > USUAL_CLASSES or self.width_mult > USUAL_WIDTH or options:
+            check_parameters(make, f'{self.arch} of {classes} classes and width {self.width_mult:g}')
+        return make()
+
+
+def check_parameters(make, what):
+    """Raise ValueError where a network would have more parameters than memory holds; nothing is allocated."""
+    try:
+        with torch.device('meta'):
+            count = sum(parameter.numel() for parameter in make().parameters())
+    except NotImplementedError:  # one that cannot be built without numbers
+        return
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:
+        raise ValueError(f'{what} cannot be built: {str(error).splitlines()[0]}') from error
+    if count > MAX_PARAMETERS:
+        raise ValueError(f'{what} would have {count:,} parameters, expected at most {MAX_PARAMETERS:,}: take fewer '
+                         'classes (--num_classes), or fewer channels')
+
+
+def build_model(network, classes, shape, device, loaders=(), batch_option='--train_batch'):
+    """Return the float network on `device`, checked.
+
+    Args:
+        network: the `Network`.
+        classes: number of classes of the data; the network's own go before.
+        shape: (C, H, W) of an image.
+        device: where the network goes.
+        loaders: ([training loader,] validation loader) whose batches it has to take.
+        batch_option: option of the training batch size, for messages.
+
+    Raises:
+        ValueError: the network is unknown, does not take such images, or does not return logits.
+    """
+    torch.manual_seed(network.seed)
+    classes = network.num_classes or classes
+    model = network.build(classes)
+    if network.tensorflow:
+        models.tensorflow_style(model)
+    model = model.to(device)
+    check_model(network, model, shape, classes, loaders, batch_option)
+    return model
+
+
+def check_model(network, model, shape, classes, loaders=(), batch_option='--train_batch'):
+    """Raise ValueError, with the options that help, where the network does not take the images of the loaders."""
+    named = dict(zip(('training', 'evaluation')[2 - len(loaders):], loaders, strict=True))
+    single = {mode: loader.batch_size for mode, loader in named.items() if loader.batches.smallest == 1}
+    try:
+        check_network(model, shape, classes, single)
+    except ValueError as error:
+        advice = '; another --image_size?' if ' fails ' in str(error) and not network.model_file else ''
+        if ' one image ' in str(error):
+            mode = 'training' if ' training mode' in str(error) else 'evaluation'
+            option = {'training': batch_option, 'evaluation': '--test_batch'}[mode]
+            advice = (f'; one image is what batches of {single[mode]} leave for the last one: take another {option}, '
+                      'or let the network take one image (in its forward, flatten(1) in place of squeeze())')
+        raise ValueError(f'{network.arch}: {error}{advice}') from error
+
+
+def probe(model, shape):
+    """Return two images of noise on the device of the network."""
+    device = next(model.parameters()).device
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+# ---- the weights to begin with
+
+@dataclass(frozen=True)
+class Start:
+    """What weights a network begins with; every field is the option of its name."""
+
+    weights: str | None = None
+    ema: bool = False
+    reset_classifier: bool = False
+    pretrained: bool = False
+    resume: str | None = None
+
+    def find(self, model, checkpoint, source):
+        """Return the `Weights` of a checkpoint for the network: of --weights the average, if --ema asks for it."""
+        average = self.ema and source == self.weights
+        try:
+            return weights_for(model, checkpoint, source, average=average)
+        except ValueError as error:
+            raise ValueError(f'--ema: {error}' if average else str(error)) from error
+
+    def put(self, model, weights, source):
+        """Load `Weights` into the network and say what was taken."""
+        reset = load_weights(model, weights.state_dict, source, reset_classifier=self.reset_classifier)
+        if reset:
+            logger.info('layer %s starts from random weights (--reset_classifier)', reset)
+        if source != self.resume:
+            logger.info('weights: %s', '; '.join([str(source), *describe(weights)]))
+
+    def load(self, model, checkpoint, source):
+        """Load a checkpoint, if any, into the network."""
+        if checkpoint is not None:
+            self.put(model, self.find(model, checkpoint, source), source)
+
+
+def read_weights(start, network):
+    """Return (checkpoint, where it is from) of --weights or, with --pretrained, the published one; else (None, None).
+
+    Raises:
+        FileNotFoundError: there is none; the message names the file that is wanted and where to put it.
+    """
+    if start.weights:
+        with may_have_moved(start.resume, 'weights', start.weights):
+            return read_checkpoint(start.weights), start.weights
+    if not start.pretrained:
+        return None, None
+    if network.model_file:
+        raise FileNotFoundError(f'--model_file {network.model_file} has no published weights: give --weights PATH, for '
+                                'example the model_best.pth.tar of scripts/pretrain.py')
+    name = network.float_name
+    if name not in PRETRAINED_FILES:
+        return main_first(torchvision_state_dict, name), f"torchvision's weights of {name}"
+    path = ROOT / 'pretrained' / 'imagenet' / PRETRAINED_FILES[name]
+    if not path.is_file():
+        raise FileNotFoundError(f'pretrained weights of {name} are missing: put {path.name} into {path.parent} '
+                                '(bash run/setup.sh fetches it), or give --weights PATH')
+    return read_checkpoint(path), path
+
+
+def published_file(network):
+    """Return the path of the network's weights in pretrained/, None where there are none."""
+    path = ROOT / 'pretrained' / 'imagenet' / PRETRAINED_FILES.get(network.float_name, 'none')
+    return path if path.is_file() else None
+
+
+def torchvision_state_dict(name):
+    """Return torchvision's state dict of a network, downloaded where it is not there yet."""
+    try:
+        weights = models.torchvision_weights(name, 'IMAGENET1K_V1')  # the ones HAQ started from: ResNet-50 at 76.15 %
+    except ValueError:
+        weights = models.torchvision_weights(name)
+    if weights is None:
+        raise FileNotFoundError(f'{name} has no published weights here: give --weights PATH, for example the '
+                                'model_best.pth.tar of scripts/pretrain.py')
+    return read_download(weights.url, f'the weights of {name}', 'give --weights PATH')
+
+
+def say_own_weights(network, otherwise=None):
+    """Say what weights a network has that none are given for: those of its --model_file; of others `otherwise`."""
+    if network.model_file:
+        logger.info('no --weights: the network has those that %s gives it, which are random unless it loads some',
+                    network.model_file)
+    elif otherwise:
+        logger.warning('%s', otherwise)
+
+
+def describe(weights, ema=True):
+    """Yield what is to be said of `Weights`, of those that lie as usual nothing; `ema`: the script has this option."""
+    if weights.where:
+        yield f'taken: {weights.where}' + (', an average' if weights.average else '')
+    elif weights.beside:
+        yield 'taken: the raw weights'
+    if weights.beside:
+        kind, advice = ('the raw weights', '') if weights.average else ('an average', ' (--ema takes it)' * ema)
+        yield f'beside them: {weights.beside}, {kind}{advice}'
+    yield from weights.notes
+
+
+def prepare(model, shape, start, checkpoint=None, source=None, *, linear, fold_bn=False, sync_bn=False, bn_batches=0):
+    """Load the checkpoint, if any, and in the linear flow convert the network; return it.
+
+    Args:
+        model: float network on its device.
+        shape: (C, H, W) of an image.
+        start: the `Start`.
+        checkpoint, source: what to load and where it is from, or None.
+        linear: convert the network to quantized layers.
+        fold_bn: fold its BatchNorms first; those of a checkpoint that has them folded are folded anyway.
+        sync_bn: let BatchNorms span all processes.
+        bn_batches: on which BatchNorm statistics are to be estimated, which needs BatchNorms.
+    """
+    folded = isinstance(checkpoint, dict) and checkpoint.get('folded') is True
+    if folded and not linear:
+        raise ValueError(f'{source} has its BatchNorms folded into the weights, as only the linear flow has it: add '
+                         '--linear_quantization')
+    if script := script_of_quantizers(checkpoint):
+        raise ValueError(f'{source} is a checkpoint of {script}, whose quantizers only that script has: go on with it '
+                         'there; float weights to search or fine-tune from are made by pretrain.py')
+    load_late = linear and (folded or not fold_bn)
+    if not load_late:
+        start.load(model, checkpoint, source)
+    if linear:
+        if folded or fold_bn:
+            fold(model, shape, quiet=folded)
+        convert_to_quantized(model, probe(model, shape), quiet=True)  # `find_layers` says what stays float
+    if load_late:
+        start.load(model, checkpoint, source)
+    if sync_bn and world_size() > 1:
+        synchronise_batch_norm(model)
+    if bn_batches and not batch_norms(model):
+        raise ValueError('--bn_batches: the network has no BatchNorm whose statistics could be estimated'
+                         + (' once they are folded' if linear and (folded or fold_bn) else '') + ': leave it out')
+    return model
+
+
+def fold(model, shape, quiet=False):
+    """Fold the BatchNorms of the network into the layers before them, in place, and say which are left."""
+    pairs = fold_batch_norms(model, probe(model, shape))
+    left = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not quiet:
+        logger.info('%d BatchNorms are folded%s', len(pairs),
+                    f', {len(left)} follow no layer alone and stay: {", ".join(left[:4])}' if left else '')
+
+
+def script_of_quantizers(checkpoint):
+    """Return the script whose quantizers, which no other has, are in the network of a checkpoint, or None."""
+    if not isinstance(checkpoint, dict):
+        return None
+    if checkpoint.get('quantization') == 'hybrid':
+        return 'hybrid_train.py'
+    return 'qat_train.py' if 'qat' in checkpoint and is_quantized(checkpoint['strategy']) else None
+
+
+def load_quantized(model, checkpoint, source, start, settings, strategy, float_names):
+    """Load the weights to begin with into a network with quantizers.
+
+    Clips and steps come along where they mean the same here: learned under quantizers of the same kind, steps also
+    under the same bits. All others begin anew; a float network has none that were learned.
+
+    Args:
+        model: the network.
+        checkpoint, source: what to load and where it is from.
+        start: the `Start`.
+        settings, strategy: of this run, as checkpoints have them.
+        float_names: keys of the network's state dict before it had quantizers.
+    """
+    weights, kept = start.find(model, checkpoint, source), kept_quantizers(checkpoint, settings, strategy)
+    taken = {key for key in model.state_dict()
+             if key in float_names or ('weights' if '.weight_quantizer.' in key else 'activations') in kept}
+    left = [key for key in weights.state_dict if key not in taken and QUANTIZER_KEY.search(key)]
+    for key in left:
+        del weights.state_dict[key]
+    start.put(model, weights, source)
+    if left:
+        logger.info('its clips and steps are not taken over: they begin anew')
+
+
+def kept_quantizers(checkpoint, settings, strategy):
+    """Return which quantizers' clips and steps a checkpoint passes on to this run: 'weights', 'activations'."""
+    if not isinstance(checkpoint, dict) or 'qat' not in checkpoint or not is_quantized(checkpoint['strategy']):
+        return []
+    theirs, ours = checkpoint['qat']['quantizers'], settings['quantizers']
+    return [which for which in ('weights', 'activations') if theirs[which] == ours[which] in LEARNED
+            and (ours[which] != 'lsq' or checkpoint['strategy'] == strategy)]
+
+
+# ---- networks of checkpoints
+
+def read_quantized(path, network, kinds=('qat', 'linear', 'hybrid')):
+    """Return (quantized network in evaluation mode on the CPU, image shape, the checkpoint that it is from).
+
+    Args:
+        path: a checkpoint of qat_train.py, hybrid_train.py, or finetune.py in its linear flow.
+        network: the `Network` of the run.
+        kinds: what it may be.
+
+    Raises:
+        ValueError: the checkpoint is of another kind, or does not fit.
+    """
+    saved = read_checkpoint(path)
+    kind, start = kind_of(saved), Start(resume=path)
+    if kind not in kinds or 'input' not in saved:
+        raise ValueError(f'{path} is a checkpoint of {kind or "unknown"} weights: integers come from qat_train.py, or '
+                         'from finetune.py --linear_quantization')
+    shape = tuple(saved['input'])
+    with in_file(path):
+        model = build_model(own_network(network, saved), saved['classes'], shape, 'cpu')
+        if kind == 'qat':
+            quantize_as(model, saved['qat'], saved['strategy'], probe(model, shape), network.arch)
+        elif kind == 'hybrid':
+            rebuild_hybrid(model, Plan(**saved['plan']), probe(model, shape),
+                           quantized=saved['hybrid']['stage'] == 'quantized')
+    if kind == 'linear':
+        prepare(model, shape, start, saved, path, linear=True)
+        LinearQuantization(model, saved['strategy'])
+    else:
+        start.load(model, saved, path)
+    return model.eval(), shape, saved
+
+
+def kind_of(saved):
+    """Return the quantization of a checkpoint; a hybrid one without DSQ calls itself float until it is finished."""
+    if not isinstance(saved, dict):
+        return None
+    return 'hybrid' if 'hybrid' in saved else saved.get('quantization')
+
+
+def own_network(network, saved):
+    """Return a `Network` with the shape that a checkpoint has of its own, if it has."""
+    kind = kind_of(saved)
+    return replace(network, network_options=saved[kind]['network'] if kind in ('qat', 'hybrid') else None)
+
+
+def checkpoint_settings(path):
+    """Return the defaults that a checkpoint without an args.json beside it gives, {option: value}.
+
+    Raises:
+        ValueError, OSError: it cannot be read.
+    """
+    saved = read_checkpoint(path)
+    if not isinstance(saved, dict):
+        return {}
+    qat, shape = saved.get('qat'), saved.get('input')
+    found = {'arch': (saved.get('arch'), str), 'dataset': (saved.get('dataset'), str),
+             'num_classes': (saved.get('classes'), int), 'normalize': (qat.get('normalize') if qat else None, str),
+             'image_size': (shape[-1] if isinstance(shape, list) and shape else None, int)}
+    return {name: value for name, (value, kind) in found.items() if type(value) is kind}
