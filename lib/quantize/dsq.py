@@ -100,6 +100,8 @@ class DSQQuantizer(Quantizer):
     @torch.no_grad()
     def calibrate(self, x: Tensor, *, method: str = 'kl', cap: float | None = None, grow: bool = False):
         """Find learned bounds that are not known yet in `x`; all others are configured or learned, and stay."""
+        if self.active and not x.numel():
+            raise ValueError('cannot choose a clipping range from an empty tensor')
         if self.active:
             self._bounds_in_use(x)
 

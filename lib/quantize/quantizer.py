@@ -98,7 +98,7 @@ class Quantizer(nn.Module):
     `bits` None, -1 or at least 32 leaves the tensor alone; 1..16 quantizes; anything else raises ValueError. The width
     comes from the strategy and is not in the state dict; ranges are. A state dict without a quantizer's keys (that of
     the float network) loads without complaint and leaves the ranges as they are. NaN is never quantized to a number:
-    it stays NaN, and has no code.
+    it stays NaN, and has no code; an empty tensor stays as it is.
 
     A subclass defines `fake_quantize` and `to_int`, and `calibrate` if it has something to find in the data.
 
@@ -132,7 +132,7 @@ class Quantizer(nn.Module):
         """Called after `bits` was set; for subclasses whose parameters depend on it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fake_quantize(x) if self.active else x
+        return self.fake_quantize(x) if self.active and x.numel() else x
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         """Return `x` quantized and dequantized, with a useful gradient; called only while `active`."""
@@ -203,6 +203,8 @@ class SignedQuantizer(Quantizer):
 
         `low` is its least value, where that is known.
         """
+        if low is None and not x.numel():
+            raise ValueError('cannot choose a clipping range from an empty tensor')
         low = x.detach().amin().item() if low is None else low
         if self.signed is False and low < 0:
             logger.warning('an input taken for unsigned goes down to %g: it is quantized as signed', low)

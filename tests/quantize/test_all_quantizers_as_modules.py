@@ -1,5 +1,6 @@
 """What is true of every quantizer as a module: its width, its state, tensors of all kinds; the table is in rows.py."""
 
+import contextlib
 import copy
 
 import numpy as np
@@ -199,6 +200,14 @@ def test_sign_is_found_in_the_first_input_saved_and_corrected_by_calibration(mak
     assert unknown.signed is None and unknown._find_sign(x) is True
     with pytest.raises(ValueError, match='not known yet'):
         make(4).grid()
+
+
+@pytest.mark.parametrize('name', ROWS)
+def test_an_empty_tensor_stays_and_gives_no_range(name):
+    quantizer, empty = ROWS[name].make(4), torch.zeros(0, 3, 2, 2)
+    assert quantizer(empty).shape == empty.shape
+    with contextlib.suppress(ValueError):
+        quantizer.calibrate(empty)
 
 
 # --- in a layer
