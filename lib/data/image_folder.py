@@ -157,4 +157,8 @@ def _annotated(folder, classes):
         samples[name] = str(folder / 'images' / name), classes[synset]
     if not samples:
         raise ValueError(f'{file} is empty: expected a line "<file> <class> ..." for each image of {folder / "images"}')
+    images = {entry.name for entry in (folder / 'images').iterdir() if entry.suffix.lower() in IMG_EXTENSIONS}
+    if left := {name for name in images.difference(samples) if name[0] != '.'}:
+        raise ValueError(f'{file} has no line for {len(left)} images of {folder / "images"}: {some_names(left)}; '
+                         'unpack the data set again, or remove them')
     return list(samples.values())

@@ -4,6 +4,7 @@ import re
 from numbers import Integral
 
 MAX_ENTRIES = 10_000  # more than any network has parts
+MAX_DESCRIBED = 20  # entries that a message explains
 ALLOWED = (*range(1, 9), 16, 32)
 
 
@@ -48,13 +49,13 @@ def check_bits(bits, where):
 
 
 def meaning(entries, which):
-    """Return what each entry of `layer_wbit` (`which` 0) or `layer_abit` (1) stands for, in a line."""
+    """Return what the entries of `layer_wbit` (`which` 0) or `layer_abit` (1) stand for, in a line: the first ones."""
     described = []
     for i, entry in enumerate(entries):
         names = entry.activations if which else entry.layers
         implied = '' if entry.implied is None else f', {entry.implied[which]} where left out'
         described.append(f'{i} {entry.name} ({_short(names, entry.name)}{implied})')
-    return '; '.join(described)
+    return '; '.join(described[:MAX_DESCRIBED]) + ('; ...' if len(described) > MAX_DESCRIBED else '')
 
 
 def _short(names, own):

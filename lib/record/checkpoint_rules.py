@@ -117,7 +117,8 @@ RULES: dict[str, Rule] = {
     'accuracies': Rule(lambda value: isinstance(value, dict) and all(map(MEASURED.accepts, value.values())),
                        'accuracies'),
     'agent': dict_with("an agent's state", 'actor', 'critic', 'memory', 'rng'),
-    'start': dict_with('cost and accuracy before the first step', 'cost', 'test_acc'),
+    'start': Rule(lambda value: isinstance(value, dict) and is_number(value.get('cost'))
+                  and is_number(value.get('test_acc')), 'cost and accuracy before the first step'),
     'history': one_of(list),
 }
 FIGURE = optional(one_of(int, float))  # NaN where nothing was found

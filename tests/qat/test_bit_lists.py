@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 
 import models
-from lib.qat.bit_lists import ALLOWED, check_bit_lists, check_bits, meaning, parse_bit_list
+from lib.qat.bit_lists import ALLOWED, MAX_DESCRIBED, check_bit_lists, check_bits, meaning, parse_bit_list
 
 
 class Entry(NamedTuple):
@@ -85,6 +85,7 @@ def test_a_wrong_length_is_told_what_the_entries_mean():
     assert meaning(THREE, 0) == '0 stem (conv, 32 where left out); 1 middle (a, b); 2 last (last)'
     with pytest.raises(ValueError, match='layer_wbit has 12 entries, toynet takes 13: 0 stem .*12 fc'):
         check_bit_lists(entries('toynet'), [8] * 12, [8] * 13, 'toynet')
+    assert meaning(THREE * 40, 0).endswith(f'; {MAX_DESCRIBED - 1} middle (a, b); ...')  # not all of a deep network
 
 
 @pytest.mark.parametrize('given', [None, 8, '8x13', {}])

@@ -165,6 +165,9 @@ def test_tiny_imagenet_in_its_own_form(tmp_path):
     (tmp_path / 'val' / 'val_annotations.txt').write_text('\n'.join(lines + lines[1:2]))
     with pytest.raises(ValueError, match="val_annotations.txt: 'val_1.JPEG' stands there twice"):
         create_loaders('tinyimagenet', tmp_path, batch_size=4)
+    (tmp_path / 'val' / 'val_annotations.txt').write_text('\n'.join(lines[:2]))
+    with pytest.raises(ValueError, match='val_annotations.txt has no line for 1 images of .*images: val_2.JPEG'):
+        create_loaders('tinyimagenet', tmp_path, batch_size=4)
 
 
 def test_imagenet_subsets_keep_thousand_classes(tree, caplog):
