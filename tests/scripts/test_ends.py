@@ -79,12 +79,14 @@ def test_errors_and_what_they_end_with(capsys, error, status, line):
 
 
 def test_the_cause_of_an_error_counts(capsys):
-    with pytest.raises(SystemExit), ending():
-        try:
-            raise MemoryError
-        except MemoryError as error:
-            raise ValueError('the network fails on images') from error
-    assert capsys.readouterr().err == 'error: out of memory: take a smaller network, or end other programs\n'
+    for args, said in ((Namespace(), ': take a smaller network, or end other programs'),
+                       (None, ' before the options were read: end other programs, or raise the limit (ulimit -v)')):
+        with pytest.raises(SystemExit), ending(args):
+            try:
+                raise MemoryError
+            except MemoryError as error:
+                raise ValueError('the network fails on images') from error
+        assert capsys.readouterr().err == f'error: out of memory{said}\n'
 
 
 def test_the_error_of_another_process_is_left_to_it(capsys):
