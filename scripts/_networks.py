@@ -19,6 +19,7 @@ from lib.network.hooks import batch_norms
 from lib.network.sync_batch_norm import synchronise_batch_norm
 from lib.qat.bit_lists import is_quantized
 from lib.qat.parts import quantize_as
+from lib.quantize.quantizer import Quantizer
 from lib.record.checkpoint import load_weights, read_checkpoint, weights_for
 from lib.record.download import read_download
 from lib.runtime.distributed import main_first, world_size
@@ -177,7 +178,24 @@ class Start:
     def load(self, model, checkpoint, source):
         """Load a checkpoint, if any, into the network."""
         if checkpoint is not None:
-            self.put(model, self.find(model, checkpoint, source), source)
+            weights = self.find(model, checkpoint, source)
+            check_quantizers(model, weights.state_dict, source)
+            self.put(model, weights, source)
+
+
+def check_quantizers(model, state_dict, source):
+    """Raise ValueError where a state dict has what some quantizers learned and lacks the same of others.
+
+    A float network's has nothing of theirs, which is right: they begin anew.
+    """
+    keys = [f'{name}.{key}' for name, module in model.named_modules() if isinstance(module, Quantizer)
+            for key in module.state_dict()]
+    there = {key.rpartition('.')[2] for key in keys if key in state_dict}
+    left = [key for key in keys if key not in state_dict and key.rpartition('.')[2] in there]
+    if left:
+        raise ValueError(f'{source} is damaged: it has no {left[0]}'
+                         f'{f" and {len(left) - 1} more" if left[1:] else ""}, which other quantizers in it have; take '
+                         'another checkpoint of the run')
 
 
 def read_weights(start, network):

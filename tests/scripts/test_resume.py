@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lib.record.checkpoint import read_checkpoint, save_checkpoint
+from tests.scripts.conftest import LINEAR
 
 SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 SEARCH, TRAIN, TUNE = 'rl_quantize.py', 'pretrain.py', 'finetune.py'
@@ -164,6 +165,17 @@ def test_a_damaged_state_of_an_earlier_version_is_named(copied, refused, keys, v
     del settings['record'], settings['digest']
     (folder / 'args.json').write_text(json.dumps(settings))
     refused(folder, ['search.pth.tar'], SEARCH, '--resume', folder)
+
+
+def test_a_quantizer_that_lost_its_range_is_named(home, linear_finetune, refused, tmp_path):
+    """Of the others there, in a checkpoint of an earlier version; it would have begun anew without a word."""
+    folder = Path(shutil.copytree(home / 'tuned_l', tmp_path / 'tuned_l'))
+    saved = torch.load(folder / 'checkpoint.pth.tar', weights_only=True)
+    del saved['digest'], saved['run'], saved['state_dict']['conv1.weight_quantizer.range']
+    (folder / 'args.json').unlink()
+    torch.save(saved, folder / 'checkpoint.pth.tar')
+    refused(folder, ['checkpoint.pth.tar is damaged: it has no conv1.weight_quantizer.range, which'], TUNE, *LINEAR,
+            '--linear_quantization', '--resume', folder / 'checkpoint.pth.tar', '--eval')
 
 
 def test_the_checkpoint_of_another_training(copied, refused, home):
