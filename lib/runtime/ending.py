@@ -120,7 +120,7 @@ def resources(error: BaseException, options: Mapping) -> str | None:
                 '--workers 0 needs no loader processes')
     if isinstance(error, MemoryError) or number == errno.ENOMEM or \
             isinstance(error, (RuntimeError, ImportError)) and NO_MEMORY.search(text):
-        if args is None:
+        if not options:
             return 'out of memory before the options were read: end other programs, or raise the limit (ulimit -v)'
         where, asked = 'GPU ' if 'CUDA' in text or 'GPU' in text else '', ASKED.search(text)
         needed = f', {quantity(*asked.groups())} more were needed' if asked else ''

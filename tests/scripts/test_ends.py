@@ -79,9 +79,9 @@ def test_errors_and_what_they_end_with(capsys, error, status, line):
 
 
 def test_the_cause_of_an_error_counts(capsys):
-    for args, said in ((Namespace(), ': take a smaller network, or end other programs'),
-                       (None, ' before the options were read: end other programs, or raise the limit (ulimit -v)')):
-        with pytest.raises(SystemExit), ending(args):
+    for options, said in (({'arch': 'a'}, ': take a smaller network, or end other programs'),
+                          ({}, ' before the options were read: end other programs, or raise the limit (ulimit -v)')):
+        with pytest.raises(SystemExit), ending(options):
             try:
                 raise MemoryError
             except MemoryError as error:
