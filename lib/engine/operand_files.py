@@ -1,24 +1,28 @@
 """Operands of dot products on disk, for arrays in a laboratory, and what was measured put back into the network."""
 
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.engine.network_run import on_engine, sample_codes
+from lib.engine.operands import LayerOperands
 from lib.record.arrays import read_npz, write_npz
 from lib.record.files import is_file
 from lib.runtime.seeds import derived_seed
 
 
 @torch.no_grad()
-def collect_operands(model, operands, images, folder, *, patches=None, seed=0):
-    """Writes the operands of layers in an ordinary forward pass to `folder/<layer>.npz`.
+def collect_operands(model: nn.Module, operands: Mapping[str, LayerOperands], images: Tensor, folder: str | Path, *,
+                     patches: int | None = None, seed: int = 0) -> list[Path]:
+    """Write the operands of layers in an ordinary forward pass to `folder/<layer>.npz`.
 
     Args:
         model: the quantized network, in evaluation mode.
-        operands: {name: `LayerOperands`}.
+        operands: of its layers by name.
         images: (N, C, H, W) on the network's device.
         folder: where the files go.
         patches: how many input columns of a layer, drawn at random; None: all of the images, as `replay` needs them.
@@ -27,24 +31,23 @@ def collect_operands(model, operands, images, folder, *, patches=None, seed=0):
     Returns:
         The paths of the files, which hold what `operand_arrays` returns.
     """
-    paths = []
-    for name, codes in sample_codes(model, operands, images).items():
-        path = operand_path(folder, name)
-        write_npz(path, operand_arrays(operands[name], codes, patches=patches, seed=seed), compress=True)
-        paths.append(path)
-    return paths
+    found = sample_codes(model, operands, images)
+    for name, codes in found.items():
+        arrays = operand_arrays(operands[name], codes, patches=patches, seed=seed)
+        write_npz(operand_path(folder, name), arrays, compress=True)
+    return [operand_path(folder, name) for name in found]
 
 
-def operand_path(folder, name):
-    """Returns the file of a layer; a name of the user's own may hold slashes, and stays in the folder."""
+def operand_path(folder: str | Path, name: str) -> Path:
+    """Return the file of a layer; a name of the user's own may hold slashes, and stays in the folder."""
     return Path(folder) / f"{name.replace('%', '%25').replace('/', '%2F')}.npz"
 
 
-def operand_arrays(operand, codes, *, patches=None, seed=0):
-    """Returns the operands of a layer as arrays, sums[i, g N / G + n] = inputs[i, g] @ weights[g, :, n].
+def operand_arrays(operand: LayerOperands, codes: Tensor, *, patches: int | None = None, seed: int = 0) -> dict:
+    """Return the operands of a layer as arrays, sums[i, g N / G + n] = inputs[i, g] @ weights[g, :, n].
 
     Args:
-        operand: `LayerOperands`.
+        operand: the layer.
         codes: input codes of the layer, (N, C, H, W) or (..., C).
         patches, seed: see `collect_operands`.
 
@@ -84,7 +87,7 @@ def operand_arrays(operand, codes, *, patches=None, seed=0):
 
 
 def _columns(operand, codes):
-    """Returns the input columns (positions, G, K) of one image's codes, or of one row of a linear layer's."""
+    """Return the input columns (positions, G, K) of one image's codes, or of one row of a linear layer's."""
     if not operand.is_conv:
         return codes.reshape(1, 1, -1)
     layer = operand.layer
@@ -93,23 +96,23 @@ def _columns(operand, codes):
 
 
 @torch.no_grad()
-def replay(model, operands, images, measured):
-    """Returns the logits of a network whose layers give measured dot products in place of their own.
+def replay(model: nn.Module, operands: Mapping[str, LayerOperands], images: Tensor,
+           measured: Mapping[str, np.ndarray]) -> Tensor:
+    """Return the logits of a network whose layers give measured dot products in place of their own.
 
     Behind a layer that was measured the inputs change: operands of further layers are to be collected with its
     measurement in place (`on_engine` with `engine_of_sums`).
 
     Args:
         model: the quantized network, in evaluation mode.
-        operands: {name: `LayerOperands`}.
+        operands: of its layers by name.
         images: those that the operands were collected on.
         measured: {layer name: (n, N) array of all columns, in the order in which they were collected}.
 
     Raises:
         ValueError: a layer is unknown, or has another number of measurements than dot products.
     """
-    unknown = sorted(set(measured) - set(operands))
-    if unknown:
+    if unknown := sorted(set(measured) - set(operands)):
         raise ValueError(f'measurements of {", ".join(unknown)}: no such layer is chosen')
     chosen = {name: operand for name, operand in operands.items() if name in measured}
     with on_engine(model, chosen, engine_of_sums(measured)) as engines:
@@ -119,8 +122,8 @@ def replay(model, operands, images, measured):
     return logits
 
 
-def engine_of_sums(measured):
-    """Returns a function for `on_engine` whose engines give {layer name: (n, N) array} back, row by row."""
+def engine_of_sums(measured: Mapping[str, np.ndarray]) -> Callable[[LayerOperands], Callable]:
+    """Return a function for `on_engine` whose engines give the (n, N) arrays of their layers back, row by row."""
     return lambda operand: _Recorded(operand, measured[operand.name])
 
 
@@ -148,14 +151,14 @@ class _Recorded:
         return rows.reshape(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2).contiguous()
 
     def check_used_up(self, name):
-        """Refuses measurements that were left over."""
+        """Raise ValueError for measurements that were left over."""
         if self.used != len(self.sums):
             raise ValueError(f'{len(self.sums)} measurements of {name}, but the images have {self.used} dot products: '
                              'replay the images that they were collected on')
 
 
-def read_measured(folder, names):
-    """Returns {layer name: array} of the `measured` in `folder/<layer>.npz`, for those of `names` that have one.
+def read_measured(folder: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return the arrays `measured` in `folder/<layer>.npz` by layer, for those of `names` that have one.
 
     Raises:
         ValueError: no file has measurements, or one cannot be read or holds something else than numbers.
@@ -165,16 +168,11 @@ def read_measured(folder, names):
         path = operand_path(folder, name)
         arrays = read_npz(path, 'file of operands', added=('measured',)) if is_file(path) else {}
         if 'measured' in arrays:
-            found[name] = _measured(arrays['measured'], path)
+            found[name] = array = arrays['measured']
+            if array.dtype.kind not in 'iuf' or not np.isfinite(array).all():
+                raise ValueError(f'{path}: "measured" holds {array.dtype} {array.shape}, expected finite numbers, one '
+                                 'row a column of inputs')
     if not found:
         raise ValueError(f'{folder} has no file <layer>.npz with an array "measured", for example '
                          f'{next(iter(names))}.npz; --collect -1 writes the operands to be measured')
     return found
-
-
-def _measured(array, path):
-    """Returns measured dot products, or raises ValueError where they are not finite numbers."""
-    if array.dtype.kind not in 'iuf' or not np.isfinite(array).all():
-        raise ValueError(f'{path}: "measured" holds {array.dtype} {array.shape}, expected finite numbers, one row a '
-                         'column of inputs')
-    return array

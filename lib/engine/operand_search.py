@@ -1,8 +1,9 @@
-"""Finds the layers of a quantized network that are products of integers, and the grid of each one's input."""
+"""Which layers of a quantized network are products of integers, and the grid of each one's input."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lib.engine.mvm_engine import CODE_BITS
 from lib.engine.operands import InputGrid, LayerOperands, computing
 from lib.network.conversion import activation_quantizers, all_layers
 from lib.network.hooks import evaluating, hooked
@@ -14,13 +15,12 @@ MOVING = {'max_pool2d', 'boolean_dispatch', 'fn', 'adaptive_max_pool2d', 'flatte
           'permute', 'transpose', 'movedim', 'contiguous', 'squeeze', 'unsqueeze', 'expand', 'flip', 'chunk', 'split',
           'narrow', 'select', '__getitem__', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle', 'dropout',
           'dropout2d', 'feature_dropout', 'cat', 'concat', 'clone', 'detach', 'stochastic_depth', 'roll'}
-MAX_BITS = 8  # of an operand of a dot-product engine
 OFF_GRID = 0.01  # of a step: values in single precision are on it within 2^-8 of a step for 16 bits
 
 
 @torch.no_grad()
-def find_operands(model, images):
-    """Finds which layers of a quantized network are products of integers, by one forward pass.
+def find_operands(model: nn.Module, images: Tensor) -> tuple[dict[str, LayerOperands], dict[str, str]]:
+    """Find which layers of a quantized network are products of integers, by one forward pass.
 
     The quantizer that made a layer's input is the layer's own or any before it, as long as only pooling by the
     maximum, reshaping, concatenation and the like lie between.
@@ -48,37 +48,35 @@ def find_operands(model, images):
         if reason:
             reasons[name] = reason
         else:
-            weight = layer.weight_quantizer.to_affine(layer.weight)
-            found[name] = LayerOperands(name, layer, weight, grids[name][0])
+            found[name] = LayerOperands(name, layer, layer.weight_quantizer.to_affine(layer.weight), grids[name][0])
     return found, reasons
 
 
-def _weights_obstacle(layer):
+def _weights_obstacle(layer) -> str | None:
     if not isinstance(layer, QuantizedLayer) or not layer.weight_quantizer.active:
         return 'has float weights'
-    if layer.w_bit > MAX_BITS:
-        return f'has weights of {layer.w_bit} bits, the engine takes 1 to {MAX_BITS}'
+    if layer.w_bit > CODE_BITS:
+        return f'has weights of {layer.w_bit} bits, the engine takes 1 to {CODE_BITS}'
     own = isinstance(layer, nn.Conv2d) and type(layer)._conv_forward is not nn.Conv2d._conv_forward
     own = own or type(layer).forward is not QuantizedLayer.forward
     return f'is a {type(layer).__name__} with a forward of its own' if own else None
 
 
-def _grid_obstacle(grids):
+def _grid_obstacle(grids) -> str | None:
     if not grids:
         return 'is never called'
     if None in grids:
         return 'has an input that no quantizer put on a grid'
-    said = [grid for grid in grids if isinstance(grid, str)]
-    if said:
+    if said := [grid for grid in grids if isinstance(grid, str)]:
         return said[0]
     if len(set(grids)) > 1:
         return 'is called with inputs on different grids'
     bits = grids[0].bits
-    return f'has an input of {bits} bits, the engine takes 1 to {MAX_BITS}' if bits > MAX_BITS else None
+    return f'has an input of {bits} bits, the engine takes 1 to {CODE_BITS}' if bits > CODE_BITS else None
 
 
-def _input_grids(model, layers, images):
-    """Returns {name: list with the `InputGrid`, None, or the reason why not, of every call}."""
+def _input_grids(model, layers, images) -> dict[str, list]:
+    """Return what is known of the input of every call of each layer: its grid, None, or the reason why not."""
     grids, tracker = {name: [] for name in layers}, _GridTracker()
 
     def compute(name, x, digital):
@@ -91,8 +89,8 @@ def _input_grids(model, layers, images):
     return grids
 
 
-def _confirmed(grid, x):
-    """Returns the grid of an input if its values are on it."""
+def _confirmed(grid, x) -> InputGrid | str | None:
+    """Return the grid of an input if its values are on it."""
     if not isinstance(grid, InputGrid):
         return grid
     positions = grid.positions(x)

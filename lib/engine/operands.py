@@ -9,13 +9,14 @@ and S is all that a dot-product engine has to compute. Padding is part of it: a 
 no whole number, the next one, and what this is off is corrected at the borders.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.network.conversion import some
@@ -30,12 +31,12 @@ class InputGrid(NamedTuple):
     zero_point: float
     bits: int
 
-    def positions(self, x):
-        """Returns where `x` lies between the levels, in steps: a whole number for a value on the grid."""
+    def positions(self, x: Tensor) -> Tensor:
+        """Return where `x` lies between the levels, in steps: a whole number for a value on the grid."""
         return x / (self.scale or 1.0) + self.zero_point
 
-    def codes(self, x):
-        """Returns the codes of values on the grid, uint8, or int64 of more than 8 bits.
+    def codes(self, x: Tensor) -> Tensor:
+        """Return the codes of values on the grid, uint8, or int64 of more than 8 bits.
 
         Raises:
             ValueError: a value is none of the levels.
@@ -55,8 +56,8 @@ class LayerOperands:
     Attributes:
         name: of the layer in its network.
         layer: a `QConv2d` or `QLinear`.
-        weight: the `Affine` form of its weight; scale and zero point have one element, or one an output channel.
-        grid: the `InputGrid` of its input.
+        weight: the affine form of its weight; scale and zero point have one element, or one an output channel.
+        grid: of its input.
     """
 
     name: str
@@ -65,47 +66,43 @@ class LayerOperands:
     grid: InputGrid
 
     @property
-    def is_conv(self):
+    def is_conv(self) -> bool:
         """Whether it is a convolution."""
         return isinstance(self.layer, nn.Conv2d)
 
     @property
-    def groups(self):
+    def groups(self) -> int:
         """Groups of the convolution; 1 of a linear layer."""
         return self.layer.groups if self.is_conv else 1
 
     @property
-    def pads(self):
+    def pads(self) -> tuple[int, int, int, int]:
         """Pixels added on the left, right, top and bottom."""
         return tuple(self.layer._reversed_padding_repeated_twice) if self.is_conv else (0, 0, 0, 0)
 
     @property
-    def terms(self):
+    def terms(self) -> int:
         """K: products in a sum."""
         return self.weight.codes[0].numel()
 
     @property
-    def pad_code(self):
+    def pad_code(self) -> int:
         """The code that zeros around the input are padded with: the whole number next to the zero point."""
         return round(self.grid.zero_point)
 
-    def check(self):
-        """Refuses a layer with zeros around an input of one signed bit, by name.
+    @property
+    def _uncoded(self) -> float:
+        """What the zeros of the padding are away from their code, in steps; 0 where they have one."""
+        return self.grid.zero_point - self.pad_code if self.layer.padding_mode == 'zeros' else 0.0
 
-        Raises:
-            ValueError: the padding has a value that the input has not.
-        """
+    def check(self) -> None:
+        """Raise ValueError, naming the layer, where zeros stand around an input of one signed bit, which has no 0."""
         if any(self.pads) and self.grid.bits == 1 and self._uncoded:
             raise ValueError(f'layer {self.name} pads its input with zeros, for which 1 signed bit has no code: '
                              'quantize that input with more bits or without a sign, or leave the layer out')
 
-    @property
-    def _uncoded(self):
-        """What the zeros of the padding are away from their code, in steps; 0 where they have one."""
-        return self.grid.zero_point - self.pad_code if self.layer.padding_mode == 'zeros' else 0.0
-
-    def padded(self, codes):
-        """Returns codes with the layer's padding around them; zeros are padded with `pad_code`."""
+    def padded(self, codes: Tensor) -> Tensor:
+        """Return codes with the layer's padding around them; zeros are padded with `pad_code`."""
         if not any(self.pads):
             return codes
         self.check()
@@ -113,16 +110,13 @@ class LayerOperands:
             return F.pad(codes, self.pads, value=self.pad_code)
         return F.pad(codes.double(), self.pads, mode=self.layer.padding_mode).to(codes.dtype)
 
-    def dot_products(self, codes):
-        """Returns S of input codes by an ordinary convolution in double precision, exact; shaped as the output."""
+    def dot_products(self, codes: Tensor) -> Tensor:
+        """Return S of input codes by an ordinary convolution in double precision, exact; shaped as the output."""
         weight = self.weight.codes.to(codes.device, torch.float64)
-        if not self.is_conv:
-            return F.linear(codes.double(), weight)
-        layer = self.layer
-        return F.conv2d(self.padded(codes).double(), weight, None, layer.stride, 0, layer.dilation, layer.groups)
+        return self._convolve(self.padded(codes).double(), weight) if self.is_conv else F.linear(codes.double(), weight)
 
-    def output_shape(self, codes):
-        """Returns the shape of the output for input codes of this shape."""
+    def output_shape(self, codes: Tensor) -> tuple[int, ...]:
+        """Return the shape of the output for input codes of this shape."""
         if not self.is_conv:
             return *codes.shape[:-1], self.layer.out_features
         layer, pads = self.layer, self.pads
@@ -131,13 +125,8 @@ class LayerOperands:
         return codes.shape[0], layer.out_channels, *((side - dilation * (kernel - 1) - 1) // stride + 1
                                                      for side, kernel, dilation, stride in sizes)
 
-    def finish(self, sums, codes):
-        """Returns the layer's output from S, or a measurement of it, and the input codes; float64.
-
-        Args:
-            sums: S, shaped as the output.
-            codes: input codes without padding.
-        """
+    def finish(self, sums: Tensor, codes: Tensor) -> Tensor:
+        """Return the layer's output, float64, from S or a measurement of it and the input codes without padding."""
         w_scale, w_zero = (self._per_channel(values, sums) for values in (self.weight.scale, self.weight.zero_point))
         x_scale, x_zero = self.grid.scale, self.grid.zero_point
         total = sums.double()
@@ -151,32 +140,33 @@ class LayerOperands:
         y = total * (x_scale * w_scale)
         return y if self.layer.bias is None else y + self._per_channel(self.layer.bias.detach().double(), sums)
 
+    def _convolve(self, x, weight):
+        layer = self.layer
+        return F.conv2d(x, weight, None, layer.stride, 0, layer.dilation, layer.groups)
+
     def _per_channel(self, values, like):
-        """Returns one value, or one an output channel, so that it broadcasts with an output."""
+        """Return one value, or one an output channel, so that it broadcasts with an output."""
         values = values.double().to(like.device)
         return values.reshape(-1, 1, 1) if self.is_conv else values.reshape(-1)
 
     def _border(self, codes, w_zero):
-        """Returns the sum of q_w - z_w over the part of each window that lies on the padding, (1, out, H, W)."""
-        layer = self.layer
+        """Return the sum of q_w - z_w over the part of each window that lies on the padding, (1, out, H, W)."""
         inside = torch.zeros(1, *codes.shape[1:], dtype=torch.float64, device=codes.device)
-        outside = F.pad(inside, self.pads, value=1.0)
         weight = self.weight.codes.to(codes.device, torch.float64) - w_zero.reshape(-1, 1, 1, 1)
-        return F.conv2d(outside, weight, None, layer.stride, 0, layer.dilation, layer.groups)
+        return self._convolve(F.pad(inside, self.pads, value=1.0), weight)
 
     def _input_sums(self, codes):
-        """Returns sum q_x of every dot product: (N, out or 1, H, W), or (..., 1) of a linear layer."""
+        """Return sum q_x of every dot product: (N, out or 1, H, W), or (..., 1) of a linear layer."""
         if not self.is_conv:
             return codes.sum(-1, keepdim=True).double()
-        layer, x = self.layer, self.padded(codes)
-        x = x.unflatten(1, (self.groups, -1)).sum(2).double()  # (N, groups, H, W)
-        ones = x.new_ones(self.groups, 1, *layer.kernel_size)
-        sums = F.conv2d(x, ones, None, layer.stride, 0, layer.dilation, self.groups)
-        return sums if self.groups == 1 else sums.repeat_interleave(layer.out_channels // self.groups, 1)
+        x = self.padded(codes).unflatten(1, (self.groups, -1)).sum(2).double()  # (N, groups, H, W)
+        sums = self._convolve(x, x.new_ones(self.groups, 1, *self.layer.kernel_size))
+        return sums if self.groups == 1 else sums.repeat_interleave(self.layer.out_channels // self.groups, 1)
 
 
-def choose_layers(text, names, operands, reasons):
-    """Returns {name: `LayerOperands`} of the layers that a text names, in the order of the network.
+def choose_layers(text: str, names: Sequence[str], operands: Mapping[str, LayerOperands],
+                  reasons: Mapping[str, str]) -> dict[str, LayerOperands]:
+    """Return the layers that a text names, in the order of the network.
 
     Args:
         text: 'all', or names, glob patterns and indices with commas between; of a pattern's layers those that can run.
@@ -204,11 +194,11 @@ def choose_layers(text, names, operands, reasons):
 
 
 @contextmanager
-def computing(layers, compute):
+def computing(layers: Mapping[str, QuantizedLayer], compute: Callable) -> Iterator[None]:
     """While active, layers give compute(name, quantized input, the digital computation) as their output.
 
     Args:
-        layers: {name: `QConv2d` or `QLinear`}.
+        layers: by name.
         compute: the third argument is a function without arguments that returns what the layer always computes.
     """
     before = {name: vars(layer).get('compute') for name, layer in layers.items()}
