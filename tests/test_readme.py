@@ -1,4 +1,4 @@
-"""README.md and README.zh-CN.md say the same: sections, commands, names, links, numbers, rows and points."""
+"""README.md and README.zh-CN.md say the same; what pages name and link to is there."""
 
 import re
 from collections import Counter
@@ -11,8 +11,12 @@ BLOCK, CODE, LINK = re.compile(r'^```\n(.*?)^```', re.M | re.S), re.compile('`([
 NUMBER = re.compile(r'(?<![\w`])\d+(?:[.,]\d+)*')
 
 
+PAGES = sorted(str(path.relative_to(ROOT)) for pattern in ('*.md', 'docs/*.md', 'data/*.md', 'lib/**/*.md')
+               for path in ROOT.glob(pattern))
+
+
 def facts(section):
-    """Returns what a translation keeps: {kind: how often each is there}."""
+    """Return what a translation keeps: {kind: how often each is there}."""
     words = BLOCK.sub('', section)
     commands = [line.split(' #')[0].strip() for block in BLOCK.findall(section) for line in block.splitlines()]
     found = {'command': [line for line in commands if line and line[0] != '#'], 'name': CODE.findall(words),
@@ -36,6 +40,39 @@ def test_both_readmes_say_the_same(index):
 
 def test_both_readmes_have_the_same_sections():
     assert len(sections('README.zh-CN.md')) == len(SECTIONS)
+
+
+def test_every_measured_number_is_on_the_page_of_results():
+    """Those with a decimal point, outside commands and code; settings of the experiments are there, too."""
+    pages = ''.join((ROOT / 'docs' / name).read_text(encoding='utf-8') for name in ('results.md', 'benchmarks.md'))
+    words = LINK.sub('', CODE.sub('', BLOCK.sub('', '## '.join(SECTIONS))))
+    numbers = re.findall(r'(?<![\w.])\d+\.\d+(?![\w.])', re.sub(r'Python \d\.\d+', '', words))
+    held = set(re.findall(r'(?<![\w.])\d+\.\d+(?![\w.]\d)', pages))
+    assert len(numbers) > 20 and set(numbers) <= held
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_every_file_of_the_code_that_a_page_names_is_there(page):
+    text = (ROOT / page).read_text(encoding='utf-8')
+    named = set(re.findall(r'\b(?:lib|scripts|models|benchmarks|examples|tests|run)/[\w./]*\.(?:py|sh|yaml)\b', text))
+    assert sorted(name for name in named if not (ROOT / name).is_file() and 'my_' not in name) == []
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_between_pages_lead_somewhere(page):
+    for link in LINK.findall((ROOT / page).read_text(encoding='utf-8')):
+        target, _, anchor = link.partition('#')
+        if re.match(r'\w+:', link):
+            continue
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), link
+        assert not anchor or anchor in anchors(path), link
+
+
+def anchors(path):
+    """Return the anchors that GitHub gives to the headings of a page."""
+    text = re.sub(r'^```.*?^```', '', path.read_text(encoding='utf-8'), flags=re.M | re.S)
+    return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in re.findall(r'^#+ (.*)', text, re.M)}
 
 
 def test_epochs_of_the_qat_table_are_those_of_its_script():
