@@ -4,7 +4,7 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-# As `spin_briefly` of scripts/_cli.py, for tests and benchmarks.
+# As `spin_briefly` of lib/runtime/process.py, for tests and benchmarks.
 [ -n "${OMP_WAIT_POLICY:-}" ] || export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}"
 
 # use_environment REQUIREMENTS: activates the environment and installs REQUIREMENTS when they have changed since.

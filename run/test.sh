@@ -6,7 +6,7 @@ set -euo pipefail
 use_environment requirements-dev.txt
 unset PYTHONOPTIMIZE PYTHONWARNINGS  # they would leave out asserts, or make errors of warnings
 export OMP_NUM_THREADS=1
-export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1  # as `keep_memory` of scripts/_cli.py
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1  # as `keep_memory` of lib/runtime/process.py
 # A file's tests go to one process, and so do all files that share slow preparations (tests/conftest.py); in their order,
 # with the slow ones of tests/scripts in the middle, both processes end at about the same time.
 exec python -m pytest -n "${PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"

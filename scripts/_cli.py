@@ -5,11 +5,9 @@ What a script does with its options: `pick` fills a dataclass from them, `run_of
 
 import argparse
 import contextlib
-import ctypes
 import json
 import logging
 import os
-import platform
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +19,7 @@ from _options import BooleanOption, DefaultFloat, RepositoryPath, checked  # noq
 
 from lib.record.settings import read_settings  # noqa: E402
 from lib.runtime.ending import drop_output, ending, process_number  # noqa: E402
+from lib.runtime.process import keep_memory, spin_briefly  # noqa: E402
 
 logger = logging.getLogger('haq')
 
@@ -154,7 +153,7 @@ def parse(parser, argv=None, configure=None):
     """
     args, _ = parser.parse_known_args(argv)
     parser.translate(args, complete=False)
-    saved = saved_settings(parser, args)
+    saved = saved_settings(parser, getattr(args, 'resume', None), vars(args))
     parser.set_defaults(**saved or (configure(args, parser) if configure else {}))
     args = parser.parse_args(argv)
     parser.said = parser.translate(args, complete=True)
@@ -214,20 +213,20 @@ def _names_a_file(name, value):
     return name == 'strategy' and os.path.isfile(value) or name == 'cost' and os.path.isfile(value.split(':')[0])
 
 
-def saved_settings(parser, args):
+def saved_settings(parser, resume, known):
     """Return the settings of the run to resume, each checked as the command line's are; {} where there are none.
 
-    The parser refuses an args.json that is damaged or was changed, and a value that an option does not take.
+    Only those with `known` names are taken. The parser refuses an args.json that is damaged or was changed, and a value that an option does not take.
     """
-    if not getattr(args, 'resume', None):
+    if not resume:
         return {}
     try:
-        path = settings_path(args.resume)
+        path = settings_path(resume)
         if not path.is_file():
             return {}
         saved, _ = read_settings(path)
         return {name: checked_setting(parser, name, value, path) for name, value in saved.items()
-                if hasattr(args, name) and name not in (*NOT_RESUMED, *parser.not_resumed)}
+                if name in known and name not in (*NOT_RESUMED, *parser.not_resumed)}
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
@@ -260,42 +259,6 @@ def missing_settings(parser, args, saved):
 
 
 # ---- running
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
-
-
-def keep_memory():
-    """Make this process keep the memory that it frees, which costs 1.7 to 5 times less where the system is slow.
-
-    glibc takes a large block from the system anew each time and gives it back at once; a training step does that for
-    every activation, and on virtual machines the pages are expensive. Linux with glibc only, elsewhere nothing
-    happens. Environment variables that say how (MALLOC_MMAP_MAX_, MALLOC_TRIM_THRESHOLD_) go before it.
-
-    Returns:
-        Whether it was done.
-    """
-    if platform.libc_ver()[0] != 'glibc':
-        return False
-    library = ctypes.CDLL(None)
-    for variable, parameter, value in (('MALLOC_MMAP_MAX_', M_MMAP_MAX, 0),
-                                       ('MALLOC_TRIM_THRESHOLD_', M_TRIM_THRESHOLD, -1)):
-        if variable not in os.environ:
-            library.mallopt(parameter, value)
-    return True
-
-
-SPINS = 10000  # of GNU OpenMP, which takes 300000 by default
-
-
-def spin_briefly():
-    """Make OpenMP threads that wait for work sleep soon, where OMP_WAIT_POLICY or GOMP_SPINCOUNT say nothing else.
-
-    Where other programs use the cores too, threads that spin for as long as is usual make a training step several times
-    slower; threads that do not spin at all make small operations slow. Counts only before torch is imported.
-    """
-    if not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & os.environ.keys():
-        os.environ['GOMP_SPINCOUNT'] = str(SPINS)
-
 
 @contextlib.contextmanager
 def locks_released():

@@ -14,7 +14,7 @@ import models
 from lib.hybrid.placement import rebuild as rebuild_hybrid
 from lib.hybrid.plan import Plan
 from lib.network.batch_norm_folding import fold_batch_norms
-from lib.network.check import check_network
+from lib.network.check import check_network, check_parameters
 from lib.network.hooks import batch_norms
 from lib.network.sync_batch_norm import synchronise_batch_norm
 from lib.qat.bit_lists import is_quantized
@@ -31,7 +31,6 @@ logger = logging.getLogger('haq')
 LEARNED = ('pact', 'mpact', 'lsq', 'linear')  # quantizers with clips or steps
 QUANTIZER_KEY = re.compile(r'(^|[._])(range|step|_extra_state)$')  # in a state dict
 USUAL_CLASSES, USUAL_WIDTH = 10**5, 4  # up to which a network is built without asking how large it will be
-MAX_PARAMETERS = 2**31
 # Where the originals keep the weights of their own networks, and the scripts that name them.
 PRETRAINED_FILES = {'mobilenetv2': 'mobilenetv2-150.pth.tar', 'mobilenetv3': 'mobilenetv3small-f3be529c.pth',
                     'mobilenet_v3': 'mobilenetv3small-f3be529c.pth'}
@@ -85,20 +84,6 @@ class Network:
         if classes > USUAL_CLASSES or self.width_mult > USUAL_WIDTH or options:
             check_parameters(make, f'{self.arch} of {classes} classes and width {self.width_mult:g}')
         return make()
-
-
-def check_parameters(make, what):
-    """Raise ValueError where a network would have more parameters than memory holds; nothing is allocated."""
-    try:
-        with torch.device('meta'):
-            count = sum(parameter.numel() for parameter in make().parameters())
-    except NotImplementedError:  # one that cannot be built without numbers
-        return
-    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:
-        raise ValueError(f'{what} cannot be built: {str(error).splitlines()[0]}') from error
-    if count > MAX_PARAMETERS:
-        raise ValueError(f'{what} would have {count:,} parameters, expected at most {MAX_PARAMETERS:,}: take fewer '
-                         'classes (--num_classes), or fewer channels')
 
 
 def build_model(network, classes, shape, device, loaders=(), batch_option='--train_batch'):
@@ -173,7 +158,7 @@ class Start:
         if reset:
             logger.info('layer %s starts from random weights (--reset_classifier)', reset)
         if source != self.resume:
-            logger.info('weights: %s', '; '.join([str(source), *describe(weights)]))
+            logger.info('weights: %s', '; '.join([str(source), *weights.words()]))
 
     def load(self, model, checkpoint, source):
         """Load a checkpoint, if any, into the network."""
@@ -247,18 +232,6 @@ def say_own_weights(network, otherwise=None):
                     network.model_file)
     elif otherwise:
         logger.warning('%s', otherwise)
-
-
-def describe(weights, ema=True):
-    """Yield what is to be said of `Weights`, of those that lie as usual nothing; `ema`: the script has this option."""
-    if weights.where:
-        yield f'taken: {weights.where}' + (', an average' if weights.average else '')
-    elif weights.beside:
-        yield 'taken: the raw weights'
-    if weights.beside:
-        kind, advice = ('the raw weights', '') if weights.average else ('an average', ' (--ema takes it)' * ema)
-        yield f'beside them: {weights.beside}, {kind}{advice}'
-    yield from weights.notes
 
 
 def prepare(model, shape, start, checkpoint=None, source=None, *, linear, fold_bn=False, sync_bn=False, bn_batches=0):

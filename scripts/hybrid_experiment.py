@@ -5,7 +5,6 @@ dot products from it; corrections, bias and all other layers stay digital. Sweep
 """
 
 import hashlib
-from argparse import Namespace
 from pathlib import Path
 
 from _cli import logger, make_parser, pick, run, saved_settings
@@ -80,7 +79,7 @@ def configure(args, parser):
     if not Path(args.resume).is_file():
         parser.error(f'checkpoint {args.resume} does not exist: give the folder of a run of hybrid_train.py by -c, or '
                      'a checkpoint of a quantized network by --resume')
-    saved = saved_settings(parser, Namespace(**{**vars(args), 'resume': str(find_run(args.run_folder, args.resume))}))
+    saved = saved_settings(parser, find_run(args.run_folder, args.resume), vars(args))
     try:
         return {**saved, **checkpoint_settings(args.resume), 'resume': args.resume}
     except (ValueError, OSError) as error:
@@ -90,7 +89,7 @@ def configure(args, parser):
 def main(args):
     """Prepare, then collect operands, replay measurements, or measure the engine."""
     import torch
-    from _networks import Network, Start, build_model, describe, own_network, read_quantized
+    from _networks import Network, Start, build_model, own_network, read_quantized
     from _setup import Data, find_device, loaders_of
 
     from lib.engine.calibration import read_calibration
@@ -179,7 +178,7 @@ def main(args):
         floating = build_model(own_network(network, saved), saved['classes'], shape, device)
         weights = Start().find(floating, read_checkpoint(args.float_weights), args.float_weights)
         load_weights(floating, weights.state_dict, args.float_weights)
-        logger.info('float weights: %s', '; '.join([args.float_weights, *describe(weights, ema=False)]))
+        logger.info('float weights: %s', '; '.join([args.float_weights, *weights.words(ema=False)]))
         _, classes = predict(floating.eval(), batches_of(validation, args.engine_batch))
         accuracies['float'] = percent(classes == labels)
         logger.info('float: top-1 %.2f %%', accuracies['float'])

@@ -1,6 +1,6 @@
 """Whether a network is one that can be trained, searched and priced here; if not, what is wrong with it."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,8 @@ from torch.nn.parameter import is_lazy
 from lib.network.conversion import all_layers
 from lib.network.hooks import hooked, in_mode
 from lib.network.other_state import kept_state
+
+MAX_PARAMETERS = 2**31
 
 
 @torch.no_grad()
@@ -106,3 +108,17 @@ def _check_output(output, num_classes, mode, count):
     if output.shape[1] != num_classes:
         raise ValueError(f'the network has {output.shape[1]} outputs, the data have {num_classes} classes: build the '
                          f'network for {num_classes} classes, or give --num_classes {output.shape[1]}')
+
+
+def check_parameters(make: Callable[[], nn.Module], what: str) -> None:
+    """Raise ValueError where a network would have more parameters than memory holds; nothing is allocated."""
+    try:
+        with torch.device('meta'):
+            count = sum(parameter.numel() for parameter in make().parameters())
+    except NotImplementedError:  # one that cannot be built without numbers
+        return
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:
+        raise ValueError(f'{what} cannot be built: {str(error).splitlines()[0]}') from error
+    if count > MAX_PARAMETERS:
+        raise ValueError(f'{what} would have {count:,} parameters, expected at most {MAX_PARAMETERS:,}: take fewer '
+                         'classes (--num_classes), or fewer channels')

@@ -42,6 +42,17 @@ class Weights(NamedTuple):
     beside: str | None = None
     notes: tuple[str, ...] = ()
 
+    def words(self, ema: bool = True) -> Iterator[str]:
+        """Yield what is to be said of them, of those that lie as usual nothing; `ema`: the script has this option."""
+        if self.where:
+            yield f'taken: {self.where}' + (', an average' if self.average else '')
+        elif self.beside:
+            yield 'taken: the raw weights'
+        if self.beside:
+            kind, advice = ('the raw weights', '') if self.average else ('an average', ' (--ema takes it)' * ema)
+            yield f'beside them: {self.beside}, {kind}{advice}'
+        yield from self.notes
+
 
 class _Candidate(NamedTuple):
     where: str
