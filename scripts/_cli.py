@@ -216,7 +216,8 @@ def _names_a_file(name, value):
 def saved_settings(parser, resume, known):
     """Return the settings of the run to resume, each checked as the command line's are; {} where there are none.
 
-    Only those with `known` names are taken. The parser refuses an args.json that is damaged or was changed, and a value that an option does not take.
+    Only those with `known` names are taken. The parser refuses an args.json that is damaged or was changed, and a value
+    that an option does not take.
     """
     if not resume:
         return {}
