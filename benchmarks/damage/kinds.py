@@ -98,7 +98,7 @@ def _settings(home, file):
     handlers, level = logging.root.handlers[:], logging.root.level
     try:
         with contextlib.redirect_stderr(said):
-            return vars(_script('_common').parse(parser, ['--resume', str(file.with_name('checkpoint.pth.tar'))]))
+            return vars(_script('_cli').parse(parser, ['--resume', str(file.with_name('checkpoint.pth.tar'))]))
     except SystemExit as stop:
         raise Refused(said.getvalue().strip()) from stop
     finally:
