@@ -138,6 +138,7 @@ tune --strategy uniform:0 | 0 | 1 to 8
 tune --strategy uniform: | uniform:K
 tune --strategy resnet50 | 54 entries | 20 quantizable layers
 finetune.py {NET} --weights good.pth -c out | resnet20 | STRATEGIES | --strategy
+finetune.py {NET} --weights good.pth --eval | no strategy for resnet20
 linear_tune --strategy good.json | pairs | [w_bit, a_bit]
 linear_tune --strategy [[8,-1],[4,4]] | 2 entries | 20 quantizable layers
 linear_tune --strategy {pairs([8, -1], (4, 9))} | entry 1 | 9 | 1 to 8

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from lib.data import datasets
 from lib.simulator import table_cache
 from tests.processes import Program
+from tests.runs import SCRIPTS, crashing, snapshot
 
-SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 NETWORK = ('--dataset', 'digits', '--arch', 'resnet20', '--image_size', '8',
            '--workers', '0', '--device', 'cpu')
 LINEAR = ('--dataset', 'digits', '--arch', 'qresnet20', *NETWORK[4:])
@@ -80,6 +80,30 @@ def call_fixture():
 def succeed_fixture():
     """`succeed(script, *options, cwd=)` -> `Done` of a command that must succeed."""
     return succeed
+
+
+@pytest.fixture(scope='session')
+def crash():
+    """`crash(pattern, count, script, *options, cwd=)`: a command that ends just before a file is written again."""
+    def run(pattern, count, *command, cwd):
+        with crashing(pattern, count):
+            call(*command, cwd=cwd)
+    return run
+
+
+@pytest.fixture(scope='session')
+def refused():
+    """`refused(folder, words, script, *options, cwd=)`: `Done` of a command that says all words and changes no file."""
+    def check(folder, words, *command, cwd=None):
+        before = snapshot(folder)
+        done = call(*command, cwd=cwd or folder)
+        assert done.code in (1, 2), f'{done.code}: {done.out}'
+        line, *to_paste = done.err.splitlines()
+        assert line.startswith('error: ') and not [word for word in words if word not in line], done.err
+        assert all(other.startswith(('import torch', 'torch.save')) for other in to_paste), done.err
+        assert snapshot(folder) == before, 'files have changed'
+        return done
+    return check
 
 
 @pytest.fixture
@@ -254,6 +278,20 @@ def finetune_options(home, weights, kmeans_search):
 def kmeans_finetune(home, finetune_options):
     """`Done` of the K-means fine-tuning, whose run is in `tuned_k`."""
     return succeed('finetune.py', *finetune_options, '-c', 'tuned_k', cwd=home)
+
+
+@pytest.fixture(scope='session')
+def high_options(weights):
+    """Options of a K-means fine-tuning with layers of 7 and 8 bits, but for its folder."""
+    return (*NETWORK, '--weights', weights, '--strategy', [8, 7, *[2] * 17, 8], '--epochs', '2', '--lr', '0.01',
+            '--train_batch', '256')
+
+
+@pytest.fixture(scope='session')
+def high_bits(home, high_options):
+    """Folder of that fine-tuning."""
+    succeed('finetune.py', *high_options, '-c', 'high', cwd=home)
+    return home / 'high'
 
 
 @pytest.fixture(scope='session')

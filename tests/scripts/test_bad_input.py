@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lib.record.files import sealed
+from tests.runs import snapshot
 from tests.scripts.bad_input import COMMANDS, ROWS
 
 FILES = {
@@ -47,12 +48,6 @@ class Two(nn.Linear):
 }
 FOLDERS = ('empty', 'photos/train', 'run')
 UNIFORM = [[8, -1], *[[4, 4]] * 18, [8, 8]]
-
-
-def snapshot(folder):
-    """Return what would show that anything under a folder was written: size and time of every file."""
-    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
-            for path in folder.rglob('*')}
 
 
 def write_checkpoints(folder, path):
@@ -136,19 +131,11 @@ def wrong(home, weights, table, kmeans_search, linear_search, kmeans_finetune, l
 
 
 @pytest.fixture
-def fail(call, wrong, home):
+def fail(refused, wrong, home):
     """`fail(command, *words)`: the command must fail well, and say all the words."""
     def run(command, *words):
         first, _, rest = command.partition(' ')
-        before = snapshot(home)
-        done = call(*shlex.split(f'{COMMANDS.get(first, first)} {rest}'), cwd=wrong)
-        assert done.code in (1, 2), f'{done.code}: {done.out}'
-        line, *more = done.err.strip().splitlines()
-        assert line.startswith('error: ') and all(each.startswith(('import torch', 'torch.save')) for each in more), \
-            done.err  # lines to copy for a network that was saved whole
-        assert not [word for word in words if word not in line], line
-        assert snapshot(home) == before, 'files have changed'
-        return done
+        refused(home, words, *shlex.split(f'{COMMANDS.get(first, first)} {rest}'), cwd=wrong)
     return run
 
 

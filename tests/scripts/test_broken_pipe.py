@@ -4,11 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.runs import ROOT
+
 NO_READER = 141  # 128 + SIGPIPE, as a shell says it
 
 

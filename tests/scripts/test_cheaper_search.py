@@ -1,20 +1,12 @@
 """Cheaper episodes of rl_quantize.py: strategies that come again, a look first, a warm start; all resumable."""
 
 import json
-import re
 
 import pytest
-import torch
+
+from tests.runs import history, log_without_seconds
 
 FEW_BITS = ('--max_bit', '4', '--preserve_ratio', '0.1')  # there are fewer codebooks to fit
-
-
-def history(folder):
-    return torch.load(folder / 'search.pth.tar', weights_only=True)['history']
-
-
-def without_seconds(folder):
-    return re.sub(r' \S+ s$', '', (folder / 'log.txt').read_text(), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize('reuse', ['--reuse', '--no-reuse'])
@@ -36,12 +28,12 @@ def test_screen_and_warm_start_go_on_to_the_same_numbers(succeed, kmeans_options
     monkeypatch.setattr(screen, 'MARGIN', 0.0)
     options = (*kmeans_options, *FEW_BITS, '--screen', '32', '--warm_start', 'sensitivity', '--sensitivity_images', '8',
                '--warmup', '4', '--output', 'save')
-    succeed('rl_quantize.py', *options, '--train_episode', '6', '--suffix', 'whole', cwd=tmp_path)
-    for episodes in ('3', '6'):
-        begin = ('--resume', 'save/resnet20_digits_part') if episodes == '6' else (*options, '--suffix', 'part')
+    succeed('rl_quantize.py', *options, '--train_episode', '5', '--suffix', 'whole', cwd=tmp_path)
+    for episodes in ('3', '5'):
+        begin = ('--resume', 'save/resnet20_digits_part') if episodes == '5' else (*options, '--suffix', 'part')
         succeed('rl_quantize.py', *begin, '--train_episode', episodes, cwd=tmp_path)
     whole, part = (tmp_path / f'save/resnet20_digits_{name}' for name in ('whole', 'part'))
-    assert without_seconds(whole) == without_seconds(part)
+    assert log_without_seconds(whole) == log_without_seconds(part)
     records = history(whole)
     assert [record['images'] for record in records] == [record['images'] for record in history(part)]
     assert all(record['screened'] is not None for record in records)
@@ -51,7 +43,7 @@ def test_screen_and_warm_start_go_on_to_the_same_numbers(succeed, kmeans_options
 
 
 def test_a_warm_start_begins_with_the_integer_program(succeed, kmeans_options, tmp_path):
-    options = (*kmeans_options, *FEW_BITS, '--sensitivity_images', '8', '--output', tmp_path)
+    options = (*kmeans_options, *FEW_BITS, '--sensitivity_images', '8', '--no-finetune_flag', '--output', tmp_path)
     succeed('rl_quantize.py', *options, '--searcher', 'hessian', '--suffix', 'hessian', cwd=tmp_path)
     succeed('rl_quantize.py', *options, '--warm_start', 'sensitivity', '--warmup', '2', '--train_episode', '3',
             '--suffix', 'warm', cwd=tmp_path)

@@ -2,14 +2,13 @@
 
 import csv
 import json
-import re
 
 import numpy as np
 import pytest
 
 from lib.record.strategy import uniform_strategy
 from lib.simulator.cost import CostTable
-from tests.scripts.conftest import SCRIPTS
+from tests.runs import SCRIPTS, log_without_seconds
 
 ALL = ('uniform', 'random', 'greedy', 'ilp', 'hessian', 'fisher', 'evolution', 'progressive', 'ddpg')
 SMALL = ('--train_size', '64', '--val_size', '24', '--train_batch', '32', '--test_batch', '64', '--warmup', '1',
@@ -32,10 +31,6 @@ def files(folder):
             row.pop('digest', None)  # of the seconds, too
         found[path.name] = value if path.name != 'args.json' else None
     return found
-
-
-class Crash(BaseException):
-    """Stands for the end of the process at one exact point; no script catches it."""
 
 
 @pytest.fixture(scope='module')
@@ -92,24 +87,14 @@ def short(succeed, options, tmp_path_factory):
     return options, folder
 
 
-@pytest.mark.parametrize('writes', [3, 6, 9])
-def test_a_killed_comparison_goes_on_to_the_same_numbers(call, short, tmp_path, monkeypatch, writes):
-    """Killed before one of its files is written: within a search, within a fine-tuning."""
-    from lib.record import files as record
+def test_a_killed_comparison_goes_on_to_the_same_numbers(call, crash, short, tmp_path):
+    """Killed before one of its files is written: twice within a search, then within a fine-tuning."""
     options, whole = short
-    write, left = record.write_json, [writes]
-
-    def crash(path, value, **options):
-        left[0] -= 1
-        if left[0] == 0:
-            raise Crash
-        write(path, value, **options)
-
     folder = tmp_path / 'killed'
-    with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(record, 'write_json', crash)
-        call('compare_searchers.py', *options, '--output', folder, cwd=tmp_path)
-    assert (folder / 'comparison.md').is_file() == (writes > 6)
+    crash('*.json', 3, 'compare_searchers.py', *options, '--output', folder, cwd=tmp_path)
+    for writes, searched in ((3, False), (6, True)):
+        crash('*.json', writes, 'compare_searchers.py', '--resume', folder, cwd=tmp_path)
+        assert (folder / 'comparison.md').is_file() == searched
     done = call('compare_searchers.py', '--resume', folder, cwd=tmp_path)
     assert done.code == 0, done.err
     assert files(folder) == files(whole)
@@ -133,12 +118,12 @@ def test_seeds_and_searchers_can_be_added(succeed, options, tmp_path):
 def test_the_linear_flow_under_latency(succeed, linear, weights, table, tmp_path):
     folder = tmp_path / 'linear'
     succeed('compare_searchers.py', *linear, '--linear_quantization', '--weights', weights, '--cost', table,
-            '--budgets', '0.4', *SMALL, '--seeds', '1', '--calibrate', 'max', '--output', folder,
-            cwd=tmp_path)
+            '--budgets', '0.4', *SMALL, '--seeds', '1', '--evaluations', '2', '--calibrate', 'max',
+            '--output', folder, cwd=tmp_path)
     found = rows(folder)
     assert [row['searcher'] for row in found] == list(ALL)
     images = {row['searcher']: int(row['forwards']) for row in found}
-    assert images['uniform'] == 24 and images['random'] == 4 * 24  # the ranges, which all share, are paid by nobody
+    assert images['uniform'] == 24 and images['random'] == 2 * 24  # the ranges, which all share, are paid by nobody
     for row in found:
         strategy = json.loads(row['strategy'])
         assert strategy[0] == [8, -1] and strategy[-1] == [8, 8]
@@ -155,7 +140,7 @@ def test_refuses_to_resume_with_other_settings(call, comparison, tmp_path):
     assert (folder / 'comparison.json').read_bytes() == before
 
 
-FEW_BITS = ('--max_bit', '4', '--preserve_ratio', '0.1')  # there are fewer codebooks to fit
+SHORT = ('--max_bit', '4', '--preserve_ratio', '0.1', '--no-finetune_flag')  # there are fewer codebooks to fit
 
 
 def check_search(folder, searcher, episodes):
@@ -168,19 +153,18 @@ def check_search(folder, searcher, episodes):
 
 @pytest.mark.parametrize('searcher', ['ilp', 'uniform', 'progressive'])
 def test_other_searchers_of_rl_quantize(succeed, kmeans_options, tmp_path, searcher):
-    succeed('rl_quantize.py', *kmeans_options, *FEW_BITS, '--searcher', searcher, '--output', 'save', cwd=tmp_path)
+    succeed('rl_quantize.py', *kmeans_options, *SHORT, '--searcher', searcher, '--output', 'save', cwd=tmp_path)
     check_search(tmp_path / 'save' / 'resnet20_digits', searcher, episodes=1)
 
 
 def test_a_search_by_evolution_goes_on_to_the_same_numbers(succeed, kmeans_options, tmp_path):
-    options = (*kmeans_options, *FEW_BITS, '--searcher', 'evolution', '--output', 'save')
+    options = (*kmeans_options, *SHORT, '--searcher', 'evolution', '--output', 'save')
     succeed('rl_quantize.py', *options, '--suffix', 'whole', cwd=tmp_path)
     check_search(tmp_path / 'save' / 'resnet20_digits_whole', 'evolution', episodes=4)
     succeed('rl_quantize.py', *options, '--suffix', 'part', '--train_episode', '2', cwd=tmp_path)
     succeed('rl_quantize.py', '--resume', 'save/resnet20_digits_part', '--train_episode', '4', cwd=tmp_path)
-    logs = [re.sub(r' \S+ s$', '', (tmp_path / f'save/resnet20_digits_{name}/log.txt').read_text(), flags=re.MULTILINE)
-            for name in ('whole', 'part')]
-    assert logs[0] == logs[1]
+    whole, part = (log_without_seconds(tmp_path / 'save' / f'resnet20_digits_{name}') for name in ('whole', 'part'))
+    assert whole == part
 
 
 def test_the_budget_of_uniform_bits_is_what_they_cost_to_the_last_digit(monkeypatch):

@@ -6,7 +6,6 @@ import json
 import runpy
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -23,8 +22,8 @@ from lib.simulator.hardware import make_table
 from lib.simulator.layer import LayerRecord
 from lib.simulator.table_files import load_table
 from tests.meta import on_meta
+from tests.runs import SCRIPTS
 
-SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 TABLE, MEASURE, SEARCH, COMPARE = 'make_lookup_table.py', 'measure.py', 'rl_quantize.py', 'compare_hardware.py'
 DIGITS = ('--arch', 'resnet20', '--dataset', 'digits', '--input_size', '8')
 
@@ -83,20 +82,6 @@ def user(tmp_path):
 def do(succeed, user):
     """`do(script, *options)`: what a command that succeeds prints."""
     return lambda *command: succeed(*command, cwd=user).out
-
-
-@pytest.fixture
-def refuse(call, user):
-    """`refuse(script, *options, words=)`: a command must end with one readable line and write nothing."""
-    def run(*command, words=()):
-        before = sorted(user.rglob('*'))
-        done = call(*command, cwd=user)
-        assert done.code not in (0, None), f'accepted: {done.out}'
-        assert done.err.startswith('error: ') and done.err.count('\n') == 1, done.err
-        assert all(word in done.err for word in words), done.err
-        assert sorted(user.rglob('*')) == before
-        return done
-    return run
 
 
 def digits_layers():
@@ -171,12 +156,12 @@ def test_a_table_of_ones_own_numbers(do, user):
     assert 'as given in mine.csv' in said and drawn(user / 'board_heat.png')
 
 
-def test_a_different_table_is_not_replaced_unasked(do, refuse, user):
+def test_a_different_table_is_not_replaced_unasked(do, refused, user):
     options = (TABLE, *OWN, '--no-plot', '--output', 't.npy', '--hardware')
     do(*options, 'edge')
     do(*options, 'edge')  # the same again
     before = (user / 't.npy').read_bytes()
-    refuse(*options, 'chip.yaml', words=['t.npy', 'holds another table', '--overwrite'])
+    refused(user, ['t.npy', 'holds another table', '--overwrite'], *options, 'chip.yaml')
     assert (user / 't.npy').read_bytes() == before
     do(*options, 'chip.yaml', '--overwrite')
     assert load_table(user / 't.npy').name == 'chip_latency'
@@ -322,14 +307,14 @@ def test_a_network_that_is_all_float_for_proqha(do):
     assert (found['parameters'], found['size_ratio'], 'proqha_ratio' in found['costs']) == (7850, 1, False)
 
 
-def test_layers_never_called_belong_to_strategies_of_weights_only(do, refuse):
+def test_layers_never_called_belong_to_strategies_of_weights_only(do, refused, user):
     options = (MEASURE, '--model_file', 'net.py:Spare', '--input_size', '1x28x28', '--strategy')
     found = json.loads(do(*options, '[4, 4, 4]', '--json'))
     assert [(row['name'], row['calls']) for row in found['layers']] == [('stem', 1), ('spare', 0), ('head', 1)]
     assert found['size_bits'] == 4 * (36 + 9 + 40)
     assert json.loads(do(*options, '[[4, 4], [4, 4]]', '--json'))['size_bits'] == 4 * (36 + 40)
     for form in ('--json', '--csv', '--no-csv'):
-        refuse(*options, '[[4, 4], [4, 4]]', '--compare', '[4, 4, 4]', form, words=['--compare', 'two of a kind'])
+        refused(user, ['--compare', 'two of a kind'], *options, '[[4, 4], [4, 4]]', '--compare', '[4, 4, 4]', form)
 
 
 # ---- several budgets in a search

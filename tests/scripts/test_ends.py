@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from lib.runtime.ending import ending
+from tests.runs import SCRIPTS, wait_for
 
-SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 DATASET = """
 import os, signal
 import torch
@@ -152,22 +152,6 @@ def test_a_loader_process_that_is_killed_ends_the_run_with_one_line(call, networ
     assert 'a loader process ended unexpectedly' in done.err and '--workers 0 needs no loader processes' in done.err
 
 
-def test_a_reader_that_goes_away_ends_the_output(tmp_path):
-    for options, status in (('measure.py --arch resnet20 --dataset digits', 141), ('measure.py --help', 0)):
-        command = f'{sys.executable} {SCRIPTS}/{options} | true; exit ${{PIPESTATUS[0]}}'
-        done = subprocess.run(['bash', '-c', command], capture_output=True, text=True, cwd=tmp_path, timeout=120,
-                              check=False)
-        assert (done.returncode, done.stderr) == (status, ''), options
-
-
-def wait_for(path, process):
-    """Wait until a running process has made a file."""
-    end = time.monotonic() + 180
-    while not path.is_file():
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.05)
-
-
 def test_a_run_that_is_asked_to_end_says_how_to_resume(start, pretrain_options, tmp_path):
     options = (*pretrain_options, '--epochs', '500', '-c', 'run')
     process = start('pretrain.py', *options, cwd=tmp_path)
@@ -198,12 +182,11 @@ def gone(pids, seconds=20):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
-def test_loader_processes_end_with_the_run(tmp_path, number):
+def test_loader_processes_end_with_the_run(start, tmp_path, number):
     (tmp_path / 'data.py').write_text(DATASET.replace('os.kill(os.getpid(), signal.SIGKILL)', 'pass'))
     options = ('--dataset_file', 'data.py:build', '--arch', 'resnet20', '--num_classes', '10', '--image_size', '8',
                '--device', 'cpu', '--workers', '2', '--epochs', '500', '-c', 'run')
-    process = subprocess.Popen([sys.executable, SCRIPTS / 'pretrain.py', *options], cwd=tmp_path, text=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = start('pretrain.py', *options, cwd=tmp_path, bare=number == signal.SIGKILL)
     wait_for(tmp_path / 'run' / 'checkpoint.pth.tar', process)
     below = children(process.pid)
     assert len(below) >= 2

@@ -247,13 +247,13 @@ def test_the_checkpoint_alone_knows_its_strategy(tuned, tmp_path, succeed, read_
 
 
 @pytest.mark.parametrize('free', ['True', 'False'])
-def test_fine_tuning_layers_of_7_and_8_bits_for_two_epochs(home, weights, network, succeed, read_json, free):
+def test_fine_tuning_layers_of_7_and_8_bits_for_two_epochs(high_options, high_bits, tmp_path, succeed, read_json, free):
     """Those stay float until the last epoch with free_high_bit, and end clustered either way."""
-    strategy = [8, 7, 6, *[4] * 16, 8]
-    folder = home / f'high_{free}'
-    succeed('finetune.py', *network, '--weights', weights, '--strategy', strategy, '--free_high_bit', free,
-            '--epochs', '2', '--lr', '0.01', '--train_batch', '256', '-c', folder, cwd=home)
-    saved = read(folder / 'checkpoint.pth.tar')
+    folder = high_bits
+    if free == 'False':
+        folder = tmp_path / 'run'
+        succeed('finetune.py', *high_options, '--free_high_bit', free, '-c', folder, cwd=tmp_path)
+    saved, strategy = read(folder / 'checkpoint.pth.tar'), high_options[high_options.index('--strategy') + 1]
     for bits, weight in zip(strategy, layer_weights(saved['state_dict']).values(), strict=True):
         assert len(weight.unique()) <= 2 ** bits
     assert read_json(folder / 'results.json')['strategy'] == strategy

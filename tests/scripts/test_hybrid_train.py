@@ -10,6 +10,7 @@ import yaml
 
 from lib.hybrid.config import read_config
 from lib.record.checkpoint import read_checkpoint
+from tests.runs import equal
 
 SCRIPT = 'hybrid_train.py'
 TINY = ('--dataset', 'digits', '--image_size', '8', '--workers', '0', '--device', 'cpu', '--train_batch', '256',
@@ -60,32 +61,14 @@ def test_checkpoints_evaluate_to_what_was_reported(run, succeed, place, file, st
     assert f'top-1 {results(folder)["accuracies"][stage]:.2f} %' in done.out
 
 
-def test_a_killed_run_goes_on_to_the_same_numbers(run, call, succeed, place, monkeypatch):
+def test_a_killed_run_goes_on_to_the_same_numbers(run, crash, succeed, place):
     folder, _ = run
-
-    class Crash(BaseException):
-        pass
-
-    from lib.training import fit
-    evaluate, calls = fit.evaluate, []
-
-    def crash(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:
-            raise Crash
-        return evaluate(*args, **kwargs)
-
-    monkeypatch.setattr(fit, 'evaluate', crash)
-    with pytest.raises(Crash):
-        call(SCRIPT, *TINY, *BITS, '--epochs', 3, '-c', 'killed', cwd=place)
-    monkeypatch.setattr(fit, 'evaluate', evaluate)
+    crash('checkpoint.pth.tar', 3, SCRIPT, *TINY, *BITS, '--epochs', 3, '-c', 'killed', cwd=place)
     succeed(SCRIPT, '--resume', place / 'killed' / 'checkpoint.pth.tar', cwd=place)
     assert (place / 'killed' / 'log.txt').read_text() == (folder / 'log.txt').read_text()
     assert results(place / 'killed')['accuracies'] == results(folder)['accuracies']
-    ours, theirs = (read_checkpoint(path / 'experiment_data/q_model/model.pth.tar')
-                    for path in (place / 'killed', folder))
-    assert ours['state_dict'].keys() == theirs['state_dict'].keys()
-    assert all(torch.equal(tensor, theirs['state_dict'][key]) for key, tensor in ours['state_dict'].items())
+    assert equal(*(read_checkpoint(path / 'experiment_data/q_model/model.pth.tar')['state_dict']
+                   for path in (place / 'killed', folder)))
 
 
 def test_float_weights_are_quantized_without_training(place, succeed):
@@ -125,27 +108,27 @@ def test_epochs_without_evaluation_are_left_out(place, succeed):
     assert accuracies[0] == 'nan' and 'nan' not in accuracies[1:]
 
 
-def test_checkpoints_of_others_and_finished_ones_are_refused(run, call, place, tmp_path):
-    folder, _ = run
-    done = call(SCRIPT, *TINY[:8], '--resume', folder / 'experiment_data/q_model/model.pth.tar', cwd=place)
-    assert done.code and 'is a finished, quantized network' in done.err
-    torch.save({'state_dict': {'a': torch.zeros(1)}, 'arch': 'resnet20'}, tmp_path / 'other.pth.tar')
-    done = call(SCRIPT, *TINY[:8], '--resume', tmp_path / 'other.pth.tar', '--eval', cwd=place)
-    assert done.code and 'is no checkpoint of hybrid_train.py' in done.err
-    done = call(SCRIPT, *TINY, *BITS, '--epochs', 1, '-c', 'again', '--weights',
-                folder / 'experiment_data/q_model/model.pth.tar', cwd=place)
-    assert done.code and 'is a checkpoint of a hybrid network' in done.err and not (place / 'again').exists()
+def test_checkpoints_of_others_and_finished_ones_are_refused(run, refused, place):
+    finished = run[0] / 'experiment_data/q_model/model.pth.tar'
+    torch.save({'state_dict': {'a': torch.zeros(1)}, 'arch': 'resnet20'}, place / 'other.pth.tar')
+    for words, *command in (
+            ('is a finished, quantized network', SCRIPT, '--resume', finished),
+            ('is no checkpoint of hybrid_train.py', SCRIPT, '--resume', 'other.pth.tar', '--eval'),
+            ('is a checkpoint of a hybrid network', SCRIPT, *TINY[8:], *BITS, '--weights', finished),
+            ('is a checkpoint of hybrid_train.py, whose quantizers only that script has', 'pretrain.py', '--arch',
+             'hybrid_cnn', '--weights', run[0] / 'checkpoint.pth.tar')):
+        more = () if '--resume' in command else ('--epochs', 1, '-c', 'again')
+        refused(place, [words], *command, *TINY[:8], *more)
 
 
 @pytest.mark.parametrize(('section', 'value', 'said'), [
     ('training', {'lr': 'x'}, "training.lr is 'x'"), ('qat', 3, 'expected the sections'), ('engine', {}, 'no section'),
 ])
-def test_a_damaged_configuration_of_an_earlier_version_is_named(run, call, place, tmp_path, section, value, said):
+def test_a_damaged_configuration_of_an_earlier_version_is_named(run, refused, place, tmp_path, section, value, said):
     saved = torch.load(run[0] / 'checkpoint.pth.tar', weights_only=True)
     saved['hybrid']['config'][section] = value
     torch.save({key: saved[key] for key in saved if key not in ('digest', 'run')}, tmp_path / 'old.pth.tar')
-    done = call(SCRIPT, *TINY[:8], '--resume', tmp_path / 'old.pth.tar', '--eval', cwd=place)
-    assert done.code and said in done.err and 'old.pth.tar: ' in done.err and done.err.count('\n') == 1
+    refused(place, [said, 'old.pth.tar: '], SCRIPT, *TINY[:8], '--resume', tmp_path / 'old.pth.tar', '--eval')
 
 
 def test_yaml_of_a_run_can_be_used_again(run, place, succeed):
@@ -154,10 +137,3 @@ def test_yaml_of_a_run_can_be_used_again(run, place, succeed):
     assert yaml.safe_load(path.read_text())['model']['blocks'] == [[4, 4, 1], [4, 8, 2]]
     succeed(SCRIPT, *TINY[:10], '--config', path, '--write_config', 'again.yaml', cwd=place)
     assert read_config(place / 'again.yaml') == read_config(path)
-
-
-def test_other_scripts_name_the_one_to_go_on_with(run, call, place):
-    folder, _ = run
-    done = call('pretrain.py', *TINY[:8], '--arch', 'hybrid_cnn', '--epochs', 1, '-c', 'pretrained', '--weights',
-                folder / 'checkpoint.pth.tar', cwd=place)
-    assert done.code and 'is a checkpoint of hybrid_train.py, whose quantizers only that script has' in done.err

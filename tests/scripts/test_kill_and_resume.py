@@ -6,38 +6,13 @@ import re
 import signal
 import time
 
-import pytest
 import torch
 
-EVERYWHERE = 'seconds'  # the one entry of a history that may differ
-
-
-class Crash(BaseException):
-    """Stands for the end of the process at one exact point; no script catches it."""
+from tests.runs import equal, history, log_without_seconds, wait_for
 
 
 def read(path):
     return torch.load(path, weights_only=True)
-
-
-def equal(a, b):
-    """Whether two nested values hold the same types and bits."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
-    return type(a) is type(b) and a == b
-
-
-def history(folder):
-    return [{key: value for key, value in record.items() if key != EVERYWHERE}
-            for record in read(folder / 'search.pth.tar')['history']]
-
-
-def without_seconds(text):
-    return re.sub(r' \S+ s$', '', text, flags=re.MULTILINE)
 
 
 def check_same_search(resumed, whole):
@@ -48,7 +23,7 @@ def check_same_search(resumed, whole):
         assert (resumed / name).read_bytes() == (whole / name).read_bytes()
     for name in ('actor.pkl', 'critic.pkl'):
         assert equal(read(resumed / name), read(whole / name))
-    assert without_seconds((resumed / 'log.txt').read_text()) == without_seconds((whole / 'log.txt').read_text())
+    assert log_without_seconds(resumed) == log_without_seconds(whole)
     assert (resumed / 'search.png').is_file() and (resumed / 'strategy.png').is_file()
 
 
@@ -61,17 +36,9 @@ def check_same_training(resumed, whole):
     assert (resumed / 'training.png').is_file()
 
 
-def wait_for(process, checkpoint):
-    """Waits until `checkpoint` is there."""
-    end = time.monotonic() + 120
-    while not checkpoint.is_file():
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.005)
-
-
 def stop(process, checkpoint, how):
     """Waits until `checkpoint` is there and a random moment longer, then stops the process by signal `how`."""
-    wait_for(process, checkpoint)
+    wait_for(checkpoint, process)
     time.sleep(random.uniform(0, 0.1))
     process.send_signal(how)
     return process.communicate(timeout=60)
@@ -88,11 +55,17 @@ def hint(err):
 # ---- real processes, stopped at a moment of chance
 
 
-def test_a_killed_kmeans_search(home, kmeans_options, kmeans_search, start, succeed, tmp_path):
+def test_a_killed_kmeans_search_goes_on_for_longer(home, weights, kmeans_options, kmeans_search, start, succeed,
+                                                   tmp_path):
+    """From another folder than it was started in, where the relative path of its weights means nothing.
+
+    It has the numbers of a search of the same seed that was to be longer from the start.
+    """
+    options = [os.path.relpath(weights, tmp_path) if option == weights else option for option in kmeans_options]
+    process = start('rl_quantize.py', *options, '--train_episode', '3', '--output', 'save', cwd=tmp_path, bare=True)
     run = tmp_path / 'save' / 'resnet20_digits'
-    process = start('rl_quantize.py', *kmeans_options, '--output', 'save', cwd=tmp_path, bare=True)
     stop(process, run / 'search.pth.tar', signal.SIGKILL)
-    succeed('rl_quantize.py', '--resume', 'save/resnet20_digits', cwd=tmp_path)
+    succeed('rl_quantize.py', '--resume', run, '--train_episode', '4', cwd=home)
     check_same_search(run, home / 'save' / 'resnet20_digits_k')
 
 
@@ -110,8 +83,10 @@ def test_an_interrupted_linear_search_says_how_to_resume(linear_options, start, 
     check_same_search(run, tmp_path / 'save' / 'qresnet20_digits')
 
 
-def test_a_killed_float_training(home, pretrain_options, pretrained, start, succeed, tmp_path):
-    process = start('pretrain.py', *pretrain_options, '-c', 'run', cwd=tmp_path)
+def test_a_float_training_killed_twice(home, pretrain_options, pretrained, crash, start, succeed, tmp_path):
+    """In its first epoch, after which it is started again, with --overwrite for what little is there; and later."""
+    crash('checkpoint.pth.tar', 1, 'pretrain.py', *pretrain_options, '-c', 'run', cwd=tmp_path)
+    process = start('pretrain.py', *pretrain_options, '-c', 'run', '--overwrite', cwd=tmp_path)
     _, err = stop(process, tmp_path / 'run' / 'checkpoint.pth.tar', signal.SIGKILL)
     assert err == ''
     succeed('pretrain.py', '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
@@ -132,7 +107,7 @@ def test_a_second_process_in_the_folder_of_a_search(kmeans_options, start, call,
     run = tmp_path / 'resnet20_digits'
     options = (*kmeans_options, '--train_episode', '500', '--output', tmp_path)
     process = start('rl_quantize.py', *options, cwd=tmp_path)
-    wait_for(process, run / 'search.pth.tar')
+    wait_for(run / 'search.pth.tar', process)
     for more in (('--resume', run), (*options, '--overwrite')):
         done = call('rl_quantize.py', *more, cwd=tmp_path)
         assert done.code and 'is being written by process' in done.err, done.err
@@ -142,23 +117,6 @@ def test_a_second_process_in_the_folder_of_a_search(kmeans_options, start, call,
 
 
 # ---- in this process, stopped at exact points
-
-
-@pytest.fixture
-def crash(call, monkeypatch):
-    """`crash(name, count, script, *options, cwd=)`: the command ends just before file `name` is written again."""
-    def run(name, count, *command, cwd):
-        replace, left = os.replace, [count]
-
-        def crashing(source, target, *args, **kwargs):
-            left[0] -= os.path.basename(target) == name
-            if not left[0]:
-                raise Crash
-            replace(source, target, *args, **kwargs)
-        with monkeypatch.context() as patch, pytest.raises(Crash):
-            patch.setattr(os, 'replace', crashing)
-            call(*command, cwd=cwd)
-    return run
 
 
 def test_a_search_that_ends_between_two_files(home, linear_options, linear_search, crash, succeed, tmp_path):
@@ -190,26 +148,14 @@ def test_resumed_linear_fine_tuning(home, weights, table, linear, linear_finetun
     check_same_training(tmp_path / 'run', home / 'tuned_l')
 
 
-def test_resumed_fine_tuning_with_layers_that_stay_float_at_first(weights, network, crash, succeed, tmp_path):
+def test_resumed_fine_tuning_with_layers_that_stay_float_at_first(high_options, high_bits, crash, succeed, tmp_path):
     """The layers of 7 and 8 bits are clustered before the last epoch, here the first one after the resume."""
-    options = (*network, '--weights', weights, '--strategy', [8, 7, *[2] * 17, 8], '--epochs', '2', '--lr', '0.01',
-               '--train_batch', '256')
-    succeed('finetune.py', *options, '-c', 'whole', cwd=tmp_path)
-    crash('checkpoint.pth.tar', 2, 'finetune.py', *options, '-c', 'run', cwd=tmp_path)
+    crash('checkpoint.pth.tar', 2, 'finetune.py', *high_options, '-c', 'run', cwd=tmp_path)
     succeed('finetune.py', '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
-    check_same_training(tmp_path / 'run', tmp_path / 'whole')
+    check_same_training(tmp_path / 'run', high_bits)
 
 
-# ---- shorter and longer, again and elsewhere
-
-
-def test_a_search_may_go_on_for_longer(home, kmeans_options, kmeans_search, succeed, tmp_path):
-    """To the numbers of another search of the same seed, which was to be longer from the start."""
-    run = tmp_path / 'resnet20_digits'
-    succeed('rl_quantize.py', *kmeans_options, '--output', tmp_path, '--train_episode', '2', cwd=tmp_path)
-    assert len(history(run)) == 2
-    succeed('rl_quantize.py', '--resume', run, '--train_episode', '4', cwd=tmp_path)
-    check_same_search(run, home / 'save' / 'resnet20_digits_k')
+# ---- again
 
 
 def test_another_seed_gives_another_search(home, kmeans_options, kmeans_search, succeed, tmp_path):
@@ -239,19 +185,3 @@ def test_the_whole_command_line_again_with_resume(home, kmeans_options, kmeans_s
     succeed('rl_quantize.py', *kmeans_options, '--output', 'save', '--suffix', 'k', '--resume',
             'save/resnet20_digits_k', cwd=home)
     succeed('pretrain.py', *pretrain_options, '-c', 'float', '--resume', 'float/checkpoint.pth.tar', cwd=home)
-
-
-def test_resuming_from_another_folder_than_the_run_was_started_in(home, weights, network, episodes, succeed, tmp_path):
-    """Relative paths in the settings mean what they meant when the run was started."""
-    succeed('rl_quantize.py', *network, *episodes, '--weights', os.path.relpath(weights, home), '--train_episode', '1',
-            '--preserve_ratio', '0.13', '--output', 'elsewhere', cwd=home)
-    succeed('rl_quantize.py', '--resume', home / 'elsewhere' / 'resnet20_digits', '--train_episode', '2', cwd=tmp_path)
-    assert len(history(home / 'elsewhere' / 'resnet20_digits')) == 2
-
-
-def test_a_training_killed_in_its_first_epoch_can_be_started_again(pretrain_options, pretrained, home, crash, succeed,
-                                                                  tmp_path):
-    """There is nothing to resume: the command is given again, with --overwrite for what little is in the folder."""
-    crash('checkpoint.pth.tar', 1, 'pretrain.py', *pretrain_options, '-c', 'run', cwd=tmp_path)
-    succeed('pretrain.py', *pretrain_options, '-c', 'run', '--overwrite', cwd=tmp_path)
-    check_same_training(tmp_path / 'run', home / 'float')

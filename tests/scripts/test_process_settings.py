@@ -4,11 +4,11 @@ import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
+from tests.runs import SCRIPTS
+
 PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(SCRIPTS)!r})

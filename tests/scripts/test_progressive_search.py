@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import runpy
 import shutil
 import sys
@@ -21,8 +20,8 @@ from lib.record.checkpoint import read_checkpoint
 from lib.runtime.seeds import derived_seed
 from lib.search.progressive import balanced_batch, draw, gradient_score, lower
 from lib.utils.data_utils import create_loaders
+from tests.runs import ROOT, equal
 
-ROOT = Path(__file__).resolve().parents[2]
 NETWORK = """
 from collections import namedtuple
 from torch import nn
@@ -56,21 +55,6 @@ QUANT = ('--config', ROOT / 'run' / 'progressive' / 'config.py:quant')
 LAYERS = 10  # quantizers
 
 
-class Crash(BaseException):
-    """Stands for the end of the process; no script catches it."""
-
-
-def equal(a, b):
-    """Whether two nested values hold the same bits, but for times."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a if key != 'step_time')
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
-
 def rows_of(folder):
     """The rows of search_log.csv, without times."""
     with open(folder / 'search_log.csv', newline='') as file:
@@ -102,16 +86,6 @@ def searched(place, baseline, succeed):
     options = (*TINY, *STEPS, '--weights', baseline.checkpoint, '--step', '3', '--output', 'save')
     done = succeed('progressive_search.py', *options, cwd=place)
     return SimpleNamespace(done=done, options=options, folder=place / 'save' / 'net_digits_progressive')
-
-
-@pytest.fixture
-def refused(call, place):
-    """`refused(*options)` -> what the search said when it ended with an error of the user."""
-    def run(*options):
-        done = call('progressive_search.py', *options, cwd=place)
-        assert done.code in (1, 2) and 'Traceback' not in done.err and done.err.startswith('error: '), done.err
-        return done.err
-    return run
 
 
 # ---- the baseline
@@ -221,24 +195,16 @@ def test_it_stops_at_the_target_and_at_two_bits(baseline, succeed, place):
         '1.pt', '2.pt'], 'steps of the replaced run are gone'
 
 
-@pytest.mark.parametrize('victim', ['1.pt', 'search_log.csv'])
-def test_killed_and_resumed_is_never_stopped(searched, succeed, call, place, monkeypatch, victim):
-    replace, left = os.replace, [2 if victim == 'search_log.csv' else 1]
-
-    def crashing(source, target, *args, **kwargs):
-        left[0] -= os.path.basename(target) == victim
-        if not left[0]:
-            raise Crash
-        replace(source, target, *args, **kwargs)
+@pytest.mark.parametrize(('victim', 'count'), [('1.pt', 1), ('search_log.csv', 2)])
+def test_killed_and_resumed_is_never_stopped(searched, succeed, crash, place, victim, count):
     folder = place / f'killed_{victim}' / 'net_digits_progressive'
-    with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(os, 'replace', crashing)
-        call('progressive_search.py', *searched.options[:-1], folder.parent, cwd=place)
+    crash(victim, count, 'progressive_search.py', *searched.options[:-1], folder.parent, cwd=place)
     done = succeed('progressive_search.py', '--resume', folder, cwd=place)
     assert 'warning' not in done.out.lower()
     assert rows_of(folder) == rows_of(searched.folder)
     for step in range(1, 4):
-        assert equal(*(read_checkpoint(run / 'checkpoint' / f'{step}.pt') for run in (folder, searched.folder)))
+        assert equal(*(read_checkpoint(run / 'checkpoint' / f'{step}.pt') for run in (folder, searched.folder)),
+                     but=['step_time'])
     assert (folder / 'results.json').read_bytes() == (searched.folder / 'results.json').read_bytes()
 
 
@@ -270,15 +236,13 @@ def test_a_step_that_diverges_is_taken_back(searched, succeed, call, place, monk
     assert done.code and 'steps diverged' in done.err and '--lr below 1e+30' in done.err
 
 
-def test_fewer_steps_than_are_done_are_refused(searched, refused):
-    assert 'has 3 steps already, --step 2 are fewer: give at least 3' in refused('--resume', searched.folder, '--step',
-                                                                                '2')
-
-
-def test_a_finished_search_takes_more_steps_only(searched, refused, call, succeed, place):
-    assert 'already holds a run' in refused(*searched.options)
-    assert '--lam was 4, now 9' in refused('--resume', searched.folder, '--lam', '9')
-    assert 'no run is there (args.json is missing); give the folder' in refused('--resume', 'nowhere')
+def test_a_finished_search_takes_more_steps_only(searched, refused, succeed, place):
+    resume = ('progressive_search.py', '--resume', searched.folder)
+    for command, words in (
+            ((*resume, '--step', '2'), 'has 3 steps already, --step 2 are fewer: give at least 3'),
+            ((*resume, '--lam', '9'), '--lam was 4, now 9'),
+            (('progressive_search.py', *searched.options), 'already holds a run')):
+        refused(place, [words], *command)
     done = succeed('progressive_search.py', '--resume', searched.folder, cwd=place)
     assert done.out.splitlines()[-1].startswith('3 steps: top-1 ')
 
@@ -292,7 +256,7 @@ def test_a_damaged_step_of_an_earlier_version_is_named(searched, refused, tmp_pa
     settings = json.loads((folder / 'args.json').read_text())
     (folder / 'args.json').write_text(json.dumps({key: settings[key] for key in settings
                                                   if key not in ('digest', 'record')}))
-    assert '3.pt' in refused('--resume', folder)
+    refused(folder, ['3.pt'], 'progressive_search.py', '--resume', folder)
 
 
 def test_the_rate_falls_with_every_batch_and_anew_in_each_step(baseline, succeed, place, monkeypatch):

@@ -2,15 +2,14 @@
 
 import argparse
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from lib.record.checkpoint import read_checkpoint
 from lib.training.settings import TrainingSettings
+from tests.runs import SCRIPTS
 
-SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 # Of the original's README, with the default of its option.py for what its run.sh takes from its arguments.
 THEIRS = ('--arch=resnet20 --num_layers=20 --archtype={} --lr=0.001 --weight_decay=1e-4 --train_batch_size=256 '
           '--k_bits=8 --pre_k_bits=8 --ratio=1.0 --mission=mine --gpus=0 --train_epochs=300 --dataset=cifar10 '

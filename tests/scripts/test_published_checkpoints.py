@@ -5,7 +5,6 @@ The weights here are random: what is checked is names, prefixes, ranges and the 
 
 import json
 import runpy
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +21,8 @@ from lib.utils.quantize_utils import (
     quantized_layers,
 )
 from tests.meta import on_meta
+from tests.runs import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 ROWS = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)]  # of MobileNetV2
 
@@ -175,17 +174,7 @@ def test_kmeans_weights_are_recognised_and_trained_without_clustering_anew(tmp_p
     assert json.loads((tmp_path / 'run' / 'results.json').read_text())['top1'] > 20
 
 
-def test_float_weights_are_no_codebooks(tmp_path, call, weights):
-    done = call('finetune.py', '--arch', 'resnet20', '--dataset', 'digits', '--image_size', '8', '--device', 'cpu',
-                '--weights', weights, '--eval', cwd=tmp_path)
-    assert done.code == 1
-    assert 'no strategy for resnet20' in done.err
-
-
-@pytest.mark.parametrize('name', ['alexnet', 'vgg11', 'resnet18', 'resnext50_32x4d', 'densenet121', 'googlenet',
-                                  'inception_v3', 'mobilenet_v2', 'mobilenet_v3_small', 'mnasnet0_5', 'squeezenet1_1',
-                                  'shufflenet_v2_x0_5', 'efficientnet_b0', 'convnext_tiny',
-                                  'vit_b_16', 'swin_t', 'maxvit_t'])
+@pytest.mark.parametrize('name', ['resnet18', 'densenet121', 'googlenet', 'inception_v3', 'mnasnet0_5', 'vit_b_16'])
 def test_files_of_torchvision_and_our_own_of_the_same_network_load(name, tmp_path):
     with on_meta():
         reference = models.create_model(name)

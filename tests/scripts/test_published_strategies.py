@@ -2,7 +2,6 @@
 
 import json
 import runpy
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ import models
 from lib.hybrid.config import read_config
 from lib.simulator.counting import model_size
 from lib.simulator.table_files import load_table
+from tests.runs import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NET = """
 from torch import nn
 def deep(num_classes, layers):

@@ -2,11 +2,9 @@
 
 import json
 import math
-import os
 import runpy
 import shutil
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,33 +17,14 @@ from lib.network.conversion import activation_quantizers
 from lib.qat.placement import Quantizers, quantize_blocks
 from lib.record.checkpoint import read_checkpoint
 from lib.utils.utils import learning_rate
+from tests.runs import ROOT, equal, last_line
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = runpy.run_path(str(ROOT / 'run' / 'qat' / 'config_train.py'))['CONFIGS']
 SHAPE = ('--strides', '1', '2', '--num_layer_list', '1', '1', '--num_channel_list', '8', '16', '--stem_channel', '8',
          '--header_channel', '32')
 TINY = ('--dataset', 'digits', '--image_size', '8', *SHAPE, '--workers', '0', '--device', 'cpu', '--train_batch', '256')
 LISTS = ('--layer_wbit', '8x4,16', '--layer_abit', '32,8x4')
 FLOAT = ('--layer_wbit', '32x5', '--layer_abit', '32x5')
-
-
-class Crash(BaseException):
-    """Stands for the end of the process; no script catches it."""
-
-
-def equal(a, b):
-    """Whether two nested values hold the same bits."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
-
-def last_line(done):
-    return done.out.strip().splitlines()[-1]
 
 
 def log_of(folder):
@@ -74,16 +53,6 @@ def floating(place, succeed):
     done = succeed('qat_train.py', '--config', 'toynet_float', *TINY, *FLOAT, '--epochs', '1', '--lr', '0.1', '-c',
                    'floating', cwd=place)
     return SimpleNamespace(done=done, checkpoint=place / 'floating' / 'checkpoint.pth.tar')
-
-
-@pytest.fixture
-def refused(call, place):
-    """`refused(script, *options)` -> what the command said when it ended with an error of the user."""
-    def run(script, *options):
-        done = call(script, *options, cwd=place)
-        assert done.code in (1, 2) and 'Traceback' not in done.err and done.err.startswith('error: '), done.err
-        return done.err
-    return run
 
 
 # ---- a run
@@ -122,17 +91,8 @@ def test_a_checkpoint_rebuilds_the_network(quantized):
 
 # ---- resuming and evaluating
 
-def test_killed_and_resumed_is_never_stopped(quantized, succeed, call, place, monkeypatch):
-    replace, left = os.replace, [2]
-
-    def crashing(source, target, *args, **kwargs):
-        left[0] -= os.path.basename(target) == 'checkpoint.pth.tar'
-        if not left[0]:
-            raise Crash
-        replace(source, target, *args, **kwargs)
-    with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(os, 'replace', crashing)
-        call('qat_train.py', *quantized.options, '-c', 'resumed', cwd=place)
+def test_killed_and_resumed_is_never_stopped(quantized, succeed, crash, place):
+    crash('checkpoint.pth.tar', 2, 'qat_train.py', *quantized.options, '-c', 'resumed', cwd=place)
     assert read_checkpoint(place / 'resumed' / 'checkpoint.pth.tar')['epoch'] == 1
     succeed('qat_train.py', '--resume', 'resumed/checkpoint.pth.tar', cwd=place)
     for name in ('log.txt', 'results.json'):
@@ -154,30 +114,30 @@ def test_a_checkpoint_is_evaluated_to_the_logged_accuracy(quantized, succeed, pl
 
 
 def test_a_resumed_run_keeps_its_settings(quantized, refused, place):
-    checkpoint = quantized.checkpoint
-    assert '--act_quantizer was mpact, now pact' in refused('qat_train.py', '--resume', checkpoint, '--act_quantizer',
-                                                            'pact')
-    said = refused('qat_train.py', '--resume', checkpoint, '--eval', '--layer_wbit', '4x7', '--strategy', 'uniform:4')
-    assert 'has a network, bits and quantizers of its own: leave --layer_wbit, --strategy out' in said
-    said = refused('qat_train.py', '--resume', checkpoint, '--eval', '--arch', 'resnet20')
-    assert 'is a checkpoint of toynet, this is a run of resnet20: give --arch toynet' in said
+    resume = ('qat_train.py', '--resume', quantized.checkpoint)
     (place / 'lone').mkdir()
-    shutil.copy(checkpoint, place / 'lone')
-    said = refused('qat_train.py', '--resume', 'lone/checkpoint.pth.tar', '--eval', '--config', 'resnet20_cfg1_star',
-                   '--dataset', 'digits')
-    assert 'is a checkpoint of toynet, this is a run of resnet20_projection' in said
-    assert 'already holds a run' in refused('qat_train.py', *quantized.options, '-c', 'quantized')
+    lone = shutil.copy(quantized.checkpoint, place / 'lone')
+    other = 'is a checkpoint of toynet, this is a run of '
+    for command, words in (
+            ((*resume, '--act_quantizer', 'pact'), '--act_quantizer was mpact, now pact'),
+            ((*resume, '--eval', '--layer_wbit', '4x7', '--strategy', 'uniform:4'),
+             'has a network, bits and quantizers of its own: leave --layer_wbit, --strategy out'),
+            ((*resume, '--eval', '--arch', 'resnet20'), f'{other}resnet20: give --arch toynet'),
+            (('qat_train.py', '--resume', lone, '--eval', '--config', 'resnet20_cfg1_star', '--dataset', 'digits'),
+             f'{other}resnet20_projection'),
+            (('qat_train.py', *quantized.options, '-c', 'quantized'), 'already holds a run')):
+        refused(place, [words], *command)
 
 
 def test_checkpoints_of_other_scripts_and_theirs_of_ours(quantized, refused, place):
     torch.save({'state_dict': models.create_model('toynet', num_classes=10).state_dict(), 'epoch': 1,
                 'quantization': 'kmeans', 'strategy': [4] * 33}, place / 'kmeans.pth.tar')
-    said = refused('qat_train.py', *TINY, '--resume', 'kmeans.pth.tar', '--eval')
-    assert 'kmeans.pth.tar is no checkpoint of qat_train.py: start from its weights with --weights' in said
+    refused(place, ['kmeans.pth.tar is no checkpoint of qat_train.py: start from its weights with --weights'],
+            'qat_train.py', *TINY, '--resume', 'kmeans.pth.tar', '--eval')
     for script, *more in (('finetune.py', '--resume', quantized.checkpoint, '--eval'),
                           ('finetune.py', '--arch', 'toynet', '--weights', quantized.checkpoint, '--eval'),
                           ('pretrain.py', '--resume', quantized.checkpoint, '--eval')):
-        assert 'is a checkpoint of qat_train.py' in refused(script, '--dataset', 'digits', '--image_size', '8', *more)
+        refused(place, ['is a checkpoint of qat_train.py'], script, '--dataset', 'digits', '--image_size', '8', *more)
 
 
 @pytest.mark.parametrize(('group', 'key', 'value', 'said'), [
@@ -196,8 +156,7 @@ def test_damaged_settings_of_an_earlier_version_are_named(quantized, refused, pl
     torch.save({key: saved[key] for key in saved if key not in ('digest', 'run')}, place / 'old' / 'checkpoint.pth.tar')
     options = ('--resume', 'old/checkpoint.pth.tar', '--dataset', 'digits', '--image_size', '8', '--workers', '0')
     for command in (('qat_train.py', *options, '--eval'), ('export.py', '--integer', *options, '--images', '0')):
-        message = refused(*command)
-        assert said in message and 'old/checkpoint.pth.tar' in message and message.count('\n') == 1
+        refused(place, [said, 'old/checkpoint.pth.tar'], *command)
 
 
 # ---- starting weights

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from lib.record.checkpoint import read_checkpoint, save_checkpoint
+from tests.runs import SCRIPTS, history, last_line
 from tests.scripts.conftest import LINEAR
 
-SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 SEARCH, TRAIN, TUNE = 'rl_quantize.py', 'pretrain.py', 'finetune.py'
 
 
@@ -25,22 +25,6 @@ def module():
     sys.path.remove(str(SCRIPTS))
 
 
-def snapshot(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
-
-
-@pytest.fixture
-def refused(call, tmp_path):
-    """`refused(folder, words, script, *options)`: the command says all words in one line, and changes nothing."""
-    def check(folder, words, *command):
-        before = snapshot(folder)
-        done = call(*command, cwd=tmp_path)
-        assert done.code, done.out
-        assert done.err.count('\n') == 1 and all(word in done.err for word in words), done.err
-        assert snapshot(folder) == before
-    return check
-
-
 @pytest.fixture
 def copied(home, tmp_path, kmeans_search, linear_search, pretrained, kmeans_finetune):
     """`copied(name)`: a copy of a finished run."""
@@ -49,29 +33,24 @@ def copied(home, tmp_path, kmeans_search, linear_search, pretrained, kmeans_fine
     return copy
 
 
-# ---- how far a run is
-
 # ---- args.json
 
-@pytest.mark.parametrize(('change', 'words'), [
-    ({'half': 'maybe'}, ['--half', "'maybe'", 'True or False']), ({'image_size': None}, ['digest']),
-    ({'train_batch': '32'}, ['--train_batch', "'32'", 'expected 32']), ({'lr_c': 'fast'}, ['--lr_c', 'fast']),
-    ({'arch': 5}, ['--arch', 'expected a text']), ({'searcher': 'luck'}, ['--searcher', 'luck', 'expected one of']),
-    ({'bsize': 0}, ['--bsize', 'too small']), ({'constraint': 'size=0.2'}, ['--constraint', 'expected a list']),
-    ({'linear_quantization': 1}, ['--linear_quantization']), ({'preserve_ratio': [0.1]}, ['--preserve_ratio']),
-    ({'val_size': 3.5}, ['--val_size', '3.5']), ({'min_bit': True}, ['--min_bit', 'True']),
-])
-@pytest.mark.parametrize('old', [False, True])
-def test_settings_are_checked_as_the_command_line_is(copied, refused, read_json, change, words, old):
+def test_settings_are_checked_as_the_command_line_is(copied, refused, read_json):
     """In the args.json of an earlier version, too, which has no digest."""
     folder = copied('save/resnet20_digits_k')
     settings = read_json(folder / 'args.json')
-    if old:
-        del settings['record'], settings['digest']
-    (folder / 'args.json').write_text(json.dumps({**settings, **change}))
-    if change == {'image_size': None} and old:
-        return  # another setting that the command line takes: nothing tells it from the run's
-    refused(folder, words if old else ['args.json'], SEARCH, '--resume', folder)
+    (folder / 'args.json').write_text(json.dumps({**settings, 'image_size': None}))
+    refused(folder, ['args.json', 'digest'], SEARCH, '--resume', folder)
+    del settings['record'], settings['digest']
+    for change, *words in (
+            ({'half': 'maybe'}, '--half', "'maybe'", 'True or False'), ({'arch': 5}, '--arch', 'expected a text'),
+            ({'train_batch': '32'}, '--train_batch', "'32'", 'expected 32'), ({'lr_c': 'fast'}, '--lr_c', 'fast'),
+            ({'searcher': 'luck'}, '--searcher', 'luck', 'expected one of'), ({'bsize': 0}, '--bsize', 'too small'),
+            ({'constraint': 'size=0.2'}, '--constraint', 'expected a list'), ({'val_size': 3.5}, '--val_size', '3.5'),
+            ({'linear_quantization': 1}, '--linear_quantization'), ({'preserve_ratio': [0.1]}, '--preserve_ratio'),
+            ({'min_bit': True}, '--min_bit', 'True')):
+        (folder / 'args.json').write_text(json.dumps({**settings, **change}))
+        refused(folder, words, SEARCH, '--resume', folder)
 
 
 def test_a_line_that_is_missing_is_no_default(copied, refused, call, read_json, tmp_path):
@@ -93,7 +72,7 @@ def test_a_line_that_is_missing_is_no_default(copied, refused, call, read_json, 
 def test_weights_may_move_and_not_change(succeed, refused, kmeans_options, weights, tmp_path):
     mine = shutil.copy(weights, tmp_path / 'mine.pth.tar')
     options = [mine if option == weights else option for option in kmeans_options]
-    succeed(SEARCH, *options, '--train_episode', '1', '--output', tmp_path, cwd=tmp_path)
+    succeed(SEARCH, *options, '--no-finetune_flag', '--train_episode', '1', '--output', tmp_path, cwd=tmp_path)
     folder = tmp_path / 'resnet20_digits'
     other = read_checkpoint(mine)
     next(iter(other['state_dict'].values())).mul_(1.01)
@@ -106,8 +85,7 @@ def test_weights_may_move_and_not_change(succeed, refused, kmeans_options, weigh
     succeed(SEARCH, '--resume', folder, '--train_episode', '2', '--weights', moved, cwd=tmp_path)
     shutil.move(moved, mine)
     succeed(SEARCH, '--resume', folder, '--train_episode', '3', cwd=tmp_path)  # it is where it was
-    history = read_checkpoint(folder / 'search.pth.tar')['history']
-    assert len(history) == 3
+    assert len(history(folder)) == 3
 
 
 def test_a_table_may_move_and_not_change(succeed, refused, linear_options, table, tmp_path):
@@ -115,7 +93,7 @@ def test_a_table_may_move_and_not_change(succeed, refused, linear_options, table
     for suffix in ('.npy', '.json'):
         shutil.copy(table.with_suffix(suffix), mine.with_suffix(suffix))
     options = [mine if option == table else option for option in linear_options]
-    succeed(SEARCH, *options, '--train_episode', '1', '--output', tmp_path, cwd=tmp_path)
+    succeed(SEARCH, *options, '--no-finetune_flag', '--train_episode', '1', '--output', tmp_path, cwd=tmp_path)
     folder = tmp_path / 'qresnet20_digits'
     again = (SEARCH, '--resume', folder, '--train_episode', '2')
     shutil.move(mine, tmp_path / 'elsewhere.npy')
@@ -133,7 +111,8 @@ def test_the_state_of_another_search(copied, refused, succeed, kmeans_options, t
     """With the same network, but another budget: of a run with a record, and of those before."""
     folder = copied('save/resnet20_digits_k')
     options = [{'0.13': '0.2'}.get(option, option) for option in map(str, kmeans_options)]
-    succeed(SEARCH, *options, '--train_episode', '1', '--output', tmp_path, '--suffix', 'other', cwd=tmp_path)
+    succeed(SEARCH, *options, '--no-finetune_flag', '--train_episode', '1', '--output', tmp_path, '--suffix', 'other',
+            cwd=tmp_path)
     state = read_checkpoint(tmp_path / 'resnet20_digits_other' / 'search.pth.tar')
     save_checkpoint(folder / 'search.pth.tar', state)
     refused(folder, ['search.pth.tar is of another run'], SEARCH, '--resume', folder)
@@ -256,27 +235,26 @@ def test_a_data_set_is_known_by_its_files(tmp_path):
 
 # ---- one path to a result
 
-def last(done):
-    return done.out.strip().splitlines()[-1]
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file() and 'tfevents' not in path.name}
 
 
 def test_statistics_are_estimated_once(succeed, finetune_options, tmp_path, read_json):
     """What the loop found is what a finished run, resumed or evaluated, says again."""
     run = tmp_path / 'run'
-    said = last(succeed(TUNE, *finetune_options, '--bn_batches', '1', '-c', run, cwd=tmp_path))
+    said = last_line(succeed(TUNE, *finetune_options, '--bn_batches', '1', '-c', run, cwd=tmp_path))
     results = read_json(run / 'results.json')
     assert f"{results['top1']:.6f}" == (run / 'log.txt').read_text().split()[-1]
-    whole = snapshot(run)
+    whole = contents(run)
     (run / 'results.json').unlink()  # as a kill after the last epoch leaves it
     checkpoint = run / 'checkpoint.pth.tar'
-    assert last(succeed(TUNE, '--resume', checkpoint, cwd=tmp_path)) == said
-    assert {path: content for path, content in snapshot(run).items() if 'tfevents' not in path.name} \
-        == {path: content for path, content in whole.items() if 'tfevents' not in path.name}
-    assert last(succeed(TUNE, '--resume', checkpoint, '--eval', cwd=tmp_path)) == said
+    assert last_line(succeed(TUNE, '--resume', checkpoint, cwd=tmp_path)) == said
+    assert contents(run) == whole
+    assert last_line(succeed(TUNE, '--resume', checkpoint, '--eval', cwd=tmp_path)) == said
     alone = shutil.copy(checkpoint, tmp_path / 'alone.pth.tar')
     network = finetune_options[:finetune_options.index('--weights')]
-    assert last(succeed(TUNE, *network, '--weights', alone, '--eval', '--bn_batches', '1', cwd=tmp_path)) == said
-    assert last(succeed(TUNE, '--resume', checkpoint, '--eval', '--bn_batches', '2', cwd=tmp_path)) != said
+    assert last_line(succeed(TUNE, *network, '--weights', alone, '--eval', '--bn_batches', '1', cwd=tmp_path)) == said
+    assert last_line(succeed(TUNE, '--resume', checkpoint, '--eval', '--bn_batches', '2', cwd=tmp_path)) != said
 
 
 @pytest.mark.parametrize(('start', 'changed', 'settings', 'expected'), [
@@ -319,17 +297,16 @@ def diverging(monkeypatch):
 def test_a_search_goes_on_after_an_episode_that_diverges(succeed, kmeans_options, tmp_path, diverging, read_json):
     """Also after a search that stopped at it."""
     diverging(1)
-    options = (*kmeans_options, '--output', 'save')
+    options = (*kmeans_options, '--train_episode', '3', '--output', 'save')
     said = succeed(SEARCH, *options, '--suffix', 'whole', cwd=tmp_path).out
     whole, part = (tmp_path / 'save' / f'resnet20_digits_{name}' for name in ('whole', 'part'))
     assert 'episode 1 diverged: ' in said
     assert (whole / 'log.txt').read_text().splitlines()[1].split()[-3] == 'diverged'
     succeed(SEARCH, *options, '--suffix', 'part', '--train_episode', '1', cwd=tmp_path)
-    succeed(SEARCH, '--resume', part, '--train_episode', '4', cwd=tmp_path)
-    records, resumed = ([{**record, 'seconds': 0} for record in read_checkpoint(folder / 'search.pth.tar')['history']]
-                        for folder in (whole, part))
-    assert records == resumed and len(records) == 4
-    assert records[1]['accuracy'] == 0 and records[1]['reward'] < min(records[i]['reward'] for i in (0, 2, 3))
+    succeed(SEARCH, '--resume', part, '--train_episode', '3', cwd=tmp_path)
+    records = history(whole)
+    assert records == history(part) and len(records) == 3
+    assert records[1]['accuracy'] == 0 and records[1]['reward'] < min(records[i]['reward'] for i in (0, 2))
     assert 'diverged' not in records[2]
     assert read_json(whole / 'results.json')['accuracy'] > 0
     assert read_json(whole / 'strategy.json')['accuracy'] > 0

@@ -1,19 +1,11 @@
 """Two processes on the CPU, as torchrun starts them, do what one does, and end together."""
 
-import os
-import signal
 import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
-import torch
 
 from lib.record.checkpoint import read_checkpoint
-
-SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
+from tests.runs import equal
 
 
 @pytest.fixture
@@ -31,37 +23,10 @@ def pair(start):
     return run
 
 
-def torchrun(script, *options, cwd):
-    """Starts a script in two processes."""
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
-               SCRIPTS / script, *options]
-    return subprocess.Popen(list(map(str, command)), cwd=cwd, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, start_new_session=True,
-                            env={**os.environ, 'OMP_NUM_THREADS': '1'})
-
-
-def finish(process, timeout=120):
-    """Waits for the end; returns (exit status, everything it wrote)."""
-    try:
-        out, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return process.returncode, out
-
-
 def policies(folder):
     """The strategies and rewards of a search."""
     saved = read_checkpoint(folder / 'search.pth.tar')
     return [(record['strategy'], record['reward'], record['accuracy']) for record in saved['history']], saved['agent']
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def test_a_search_without_training_is_that_of_one_process(home, tmp_path, pair, succeed, linear_options):
@@ -73,7 +38,7 @@ def test_a_search_without_training_is_that_of_one_process(home, tmp_path, pair, 
     (two, agent_of_two), (one, agent_of_one) = (policies(next((tmp_path / name).iterdir())) for name in ('two', 'one'))
     assert len(two) == 3
     assert two == one  # the counts of hits are exact, so rewards and agents are
-    assert same(agent_of_two, agent_of_one)
+    assert equal(agent_of_two, agent_of_one)
 
 
 def test_training_writes_once_and_evaluates_to_the_image(home, tmp_path, pair, succeed, weights, network):
@@ -88,24 +53,6 @@ def test_training_writes_once_and_evaluates_to_the_image(home, tmp_path, pair, s
     assert one.strip().splitlines()[-1].split('loss')[0] == last.split('loss')[0]
 
 
-def test_a_process_that_dies_ends_the_others(home, tmp_path, weights, network):
-    process = torchrun('finetune.py', *network, '--weights', weights, '--strategy', 'uniform:4', '--lr', '0.01',
-                       '--train_batch', '256', '--epochs', '500', '-c', tmp_path / 'run', cwd=home)
-    started = time.monotonic()
-    while not (tmp_path / 'run' / 'checkpoint.pth.tar').exists():
-        assert time.monotonic() - started < 90 and process.poll() is None
-        time.sleep(0.2)
-    children = [int(pid) for pid in subprocess.run(['ps', '-o', 'pid=', '--ppid', str(process.pid)],
-                                                   capture_output=True, text=True, check=True).stdout.split()]
-    os.kill(max(children), signal.SIGKILL)
-    status, out = finish(process)
-    assert status != 0
-    assert 'SIGKILL' in out or 'another process of this run has ended' in out
-    for pid in children:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-
-
 def test_activations_are_calibrated_on_the_same_images_however_many_processes(tmp_path, pair, succeed):
     options = ('--dataset', 'digits', '--image_size', '8', '--workers', '0', '--device', 'cpu')
     tiny = ('--train_batch', '256', '--epochs', '1', '--set', 'blocks=[[4, 4, 1], [4, 8, 2]]', '--set',
@@ -115,4 +62,4 @@ def test_activations_are_calibrated_on_the_same_images_however_many_processes(tm
     path = tmp_path / 'run' / 'experiment_data' / 'q_model' / 'model.pth.tar'
     two = read_checkpoint(path)['state_dict']
     succeed('hybrid_train.py', *options, '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)  # only calibrates
-    assert same(two, read_checkpoint(path)['state_dict'])
+    assert equal(two, read_checkpoint(path)['state_dict'])

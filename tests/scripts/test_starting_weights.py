@@ -15,12 +15,7 @@ import models
 from lib.record.checkpoint import read_checkpoint
 from lib.record.download import read_download
 from lib.utils.quantize_utils import quantizable_layers
-
-SCRIPTS = str(Path(__file__).resolve().parents[2] / 'scripts')
-
-
-def last_line(done):
-    return done.out.strip().splitlines()[-1]
+from tests.runs import SCRIPTS, last_line
 
 
 @pytest.mark.usefixtures('kmeans_finetune')
