@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from numbers import Integral
 
 import numpy as np
@@ -32,6 +33,7 @@ def exact_sum(values: Sequence[int | float]) -> int | float:
 COMBINE = {'sum': exact_sum, 'max': max}
 
 
+@dataclass(eq=False, repr=False)
 class CostTable:
     """A cost of every layer at every pair of bits, and the cost of a strategy: the sum over its layers, or the largest.
 
@@ -55,27 +57,35 @@ class CostTable:
         ValueError: wrong shape, a cell that is negative or not finite, a reference that is not positive.
     """
 
-    def __init__(self, table, *, reference, name, unit, meaning='', combine='sum', layer_names=None,
-                 about=None, rest=0, rest_names=()):
-        self.table = as_table(table, name)
+    table: np.ndarray
+    _: KW_ONLY
+    reference: float
+    name: str
+    unit: str
+    meaning: str = ''
+    combine: str = 'sum'
+    layer_names: Sequence[str] | None = None
+    about: Mapping = field(default_factory=dict)
+    rest: float = 0
+    rest_names: Sequence[str] = ()
+
+    def __post_init__(self):
+        self.table = as_table(self.table, self.name)
         self.table.setflags(write=False)
         self.num_layers = len(self.table)
-        if not 0 <= rest < math.inf:
-            raise ValueError(f'{name}: what stays float costs {rest}, expected a number that is not negative')
-        if not 0 < reference < math.inf:
-            raise ValueError(f'{name}: the reference cost is {reference}, expected a positive number')
-        if layer_names is not None and len(layer_names) != self.num_layers:
-            raise ValueError(f'{name}: {len(layer_names)} layer names for a table of {self.num_layers} layers')
-        self.reference = reference.item() if isinstance(reference, np.generic) else reference  # for JSON
-        self.name = name
-        self.unit = unit
-        if combine not in COMBINE:
-            raise ValueError(f"{name}: combine is {combine!r}, expected {' or '.join(COMBINE)}")
-        self.meaning, self.combine = meaning, combine
-        self.layer_names = None if layer_names is None else list(layer_names)
-        self.about = dict(about or {})
-        self.rest = rest.item() if isinstance(rest, np.generic) else rest
-        self.rest_names = list(rest_names)
+        if not 0 <= self.rest < math.inf:
+            raise ValueError(f'{self.name}: what stays float costs {self.rest}, expected a number that is not negative')
+        if not 0 < self.reference < math.inf:
+            raise ValueError(f'{self.name}: the reference cost is {self.reference}, expected a positive number')
+        if self.layer_names is not None and len(self.layer_names) != self.num_layers:
+            raise ValueError(f'{self.name}: {len(self.layer_names)} layer names for a table of {self.num_layers} '
+                             'layers')
+        if self.combine not in COMBINE:
+            raise ValueError(f"{self.name}: combine is {self.combine!r}, expected {' or '.join(COMBINE)}")
+        self.reference, self.rest = (value.item() if isinstance(value, np.generic) else value  # for JSON
+                                     for value in (self.reference, self.rest))
+        self.layer_names = None if self.layer_names is None else list(self.layer_names)
+        self.about, self.rest_names = dict(self.about or {}), list(self.rest_names)
 
     def __repr__(self):
         return f'CostTable({self.name}, {self.num_layers} layers, reference {self.reference} {self.unit})'
@@ -121,9 +131,7 @@ class CostTable:
 
     def derive(self, **changes) -> 'CostTable':
         """Return a table with some of the arguments of this one changed."""
-        kept = {name: getattr(self, name) for name in ('reference', 'name', 'unit', 'meaning', 'combine', 'layer_names',
-                                                       'about', 'rest', 'rest_names')}
-        return CostTable(changes.pop('table', self.table), **{**kept, **changes})
+        return replace(self, **changes)
 
     def ratio(self, strategy: Sequence) -> float:
         """Return the cost of a strategy relative to the reference."""

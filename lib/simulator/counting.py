@@ -9,22 +9,20 @@ from lib.simulator.inventory import Inventory
 from lib.simulator.layer import LayerRecord, ends
 
 BITS = np.arange(1, MAX_BIT + 1)
+ALIKE = np.ones_like(BITS)  # whatever the bits
 SHORTCUTS = ('downsample', 'shortcut')  # parts of the names of 1x1 convolutions beside a block
 
 
-def model_size(
-    layers_weights: Sequence[int], *, float_bit: int = 32, layer_names: Sequence[str] | None = None,
-    float_weights: int = 0, float_names: Sequence[str] = ()
-) -> CostTable:
+def model_size(layers_weights: Sequence[int], *, float_bit: int = 32, layer_names: Sequence[str] | None = None,
+               float_weights: int = 0, float_names: Sequence[str] = ()) -> CostTable:
     """Return the size of the weights in bits: w * n for a layer of n weights, whatever its inputs.
 
     The reference is float_bit * sum(n). For a pruned network give the number of weights that are not zero.
     `float_weights` have no entry: they take `float_bit` each under every strategy, and in the reference.
     """
-    counts = np.asarray(layers_weights, dtype=np.int64)
     stay = f'; {float_weights:,} weights stay float' if float_weights else ''
     return CostTable(
-        _outer(counts, BITS, np.ones_like(BITS)), reference=float_bit * (int(counts.sum()) + float_weights),
+        _outer(layers_weights, BITS, ALIKE), reference=float_bit * (sum(map(int, layers_weights)) + float_weights),
         name='model_size', unit='bits', layer_names=layer_names, rest=float_bit * float_weights, rest_names=float_names,
         meaning=f'bits of the weights of one layer, relative to {float_bit}-bit weights; biases, batch normalization '
         f'and codebooks are not counted{stay}')
@@ -81,12 +79,11 @@ def bit_operations(layers: Sequence[LayerRecord], floats: Sequence[LayerRecord] 
 
     What stays float, `floats`, counts as 8/8 under every strategy, and so it does in the reference.
     """
-    macs = np.array([layer.macs for layer in layers], dtype=np.int64)
-    table, rest = _outer(macs, BITS, BITS), MAX_BIT**2 * sum(layer.macs for layer in floats)
+    table, rest = _outer([layer.macs for layer in layers], BITS, BITS), MAX_BIT**2 * sum(layer.macs for layer in floats)
     return CostTable(table, reference=int(table[:, -1, -1].sum()) + rest, name='bitops', unit='bit operations',
-                     layer_names=_names(layers), rest=rest, rest_names=_unique(floats), meaning='w * a per '
-                     'multiply-accumulate of one layer for one image, relative to 8/8 bits; biases, normalization, '
-                     'activation functions and additions are not counted' + widest(floats))
+                     layer_names=[layer.name for layer in layers], rest=rest, rest_names=_unique(floats),
+                     meaning='w * a per multiply-accumulate of one layer for one image, relative to 8/8 bits; biases, '
+                     'normalization, activation functions and additions are not counted' + widest(floats))
 
 
 def widest(floats: Sequence[LayerRecord]) -> str:
@@ -102,11 +99,10 @@ def activation_memory(layers: Sequence[LayerRecord], floats: Sequence[LayerRecor
     differ in size, its record and so this count hold the positions of all calls together. What stays float, `floats`,
     counts 8 bits.
     """
-    elements = [_elements(layer) if layer.calls else 0 for layer in layers]
-    table = _outer(np.array(elements, dtype=np.int64), np.ones_like(BITS), BITS)
+    table = _outer([_elements(layer) if layer.calls else 0 for layer in layers], ALIKE, BITS)
     rest = MAX_BIT * max((_elements(layer) for layer in floats if layer.calls), default=0)
     return CostTable(table, reference=max(int(table[:, -1, -1].max()), rest), name='activation_memory', unit='bits',
-                     combine='max', layer_names=_names(layers), rest=rest, rest_names=_unique(floats),
+                     combine='max', layer_names=[layer.name for layer in layers], rest=rest, rest_names=_unique(floats),
                      meaning='bits of the input and the output of one layer for one image, both at its activation '
                      'bits; the cost is the largest of all layers, relative to 8/8 bits; tensors kept for a residual '
                      'connection are not counted' + widest(floats))
@@ -120,10 +116,10 @@ def proqha_ratio(layers: Sequence[LayerRecord], weights: Sequence[int] | None = 
     """
     float_layers = proqha_float_layers(layers, in_order)
     weights = [layer.num_weights for layer in layers] if weights is None else weights
-    counts = np.array([0 if layer.name in float_layers else count
-                       for layer, count in zip(layers, weights, strict=True)], dtype=np.int64)
-    return CostTable(_outer(counts, BITS, np.ones_like(BITS)), reference=32 * int(counts.sum()), name='proqha_ratio',
-                     unit='bits', layer_names=_names(layers), meaning='bits of the weights of one layer, relative to '
+    counts = [0 if layer.name in float_layers else int(count) for layer, count in zip(layers, weights, strict=True)]
+    return CostTable(_outer(counts, BITS, ALIKE), reference=32 * sum(counts), name='proqha_ratio',
+                     unit='bits', layer_names=[layer.name for layer in layers],
+                     meaning='bits of the weights of one layer, relative to '
                      f"32-bit weights; not counted, for ProQHA keeps them float: {', '.join(sorted(float_layers))}")
 
 
@@ -155,11 +151,7 @@ def _elements(layer) -> int:
 
 
 def _outer(counts, by_weight_bits, by_activation_bits) -> np.ndarray:
-    return np.einsum('l,w,a->lwa', counts, by_weight_bits, by_activation_bits)
-
-
-def _names(layers) -> list[str]:
-    return [layer.name for layer in layers]
+    return np.einsum('l,w,a->lwa', np.array(counts, dtype=np.int64), by_weight_bits, by_activation_bits)
 
 
 def _unique(floats) -> list[str]:

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
 
+from lib.record.values import TEXT, Rule
+
 KINDS = ('conv', 'linear')
+COUNT = Rule(lambda value: type(value) is int and value < 2**53, 'a whole number')  # exact in floating point
+RULES = {str: TEXT, int: COUNT, tuple[int, int]: Rule(
+    lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(COUNT.accepts, value)), 'two whole numbers')}
 
 
 @dataclass(frozen=True)
@@ -80,19 +85,8 @@ class LayerRecord:
             raise ValueError(f'layer record {name!r:.60}: missing or unknown keys {sorted(wrong)}')
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
         for key, value in values.items():
-            if not _IS_A[known[key]](value):
-                raise ValueError(f'layer record {name!r:.60}: {key} is {value!r:.60}')
+            RULES[known[key]].check(f'layer record {name!r:.60}: {key}', value)
         return cls(**values)
-
-
-def _is_count(value) -> bool:
-    return type(value) is int and value < 2**53  # exact in floating point
-
-
-_IS_A = {
-    str: lambda value: isinstance(value, str), int: _is_count,
-    tuple[int, int]: lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(_is_count, value)),
-}
 
 
 def ends(layers: Sequence[LayerRecord]) -> tuple[int, int]:

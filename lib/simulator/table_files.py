@@ -7,19 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from math import isclose
 from pathlib import Path
-from sys import float_info
 
 import numpy as np
 
 from lib.record.arrays import read_npy
 from lib.record.digest import digest_of_array
 from lib.record.files import DIGEST, atomic_path, is_file, parse_json, read_text, sealed, unsealed, write_text
+from lib.record.values import TEXT, above, check_values, list_of, member_of, one_of
 from lib.simulator.cost import COMBINE, CostTable, as_table
 from lib.simulator.layer import LayerRecord
 
 VERSION, SEALED = 2, 2  # of the .json; from which one on it has a digest of everything
 MAX_TABLE = 1 << 28  # bytes of a .npy
 REMAKE = 'make a table for this network with scripts/make_lookup_table.py'
+RULES = {
+    **dict.fromkeys(('name', 'unit', 'meaning'), TEXT), 'combine': member_of(COMBINE, ' or '.join(COMBINE)),
+    'reference': above(0), 'layers': list_of(one_of(dict)), 'hardware': one_of(dict),
+}
 
 
 def save_table(path: str | Path, table: CostTable, about: Mapping | None = None) -> None:
@@ -110,9 +114,7 @@ def read_about(path: Path) -> dict:
     if version >= SEALED and DIGEST not in about:
         raise ValueError(f'{path} has lost its digest')
     about = unsealed(about, str(path))
-    for key, fine in _FACTS.items():
-        if key in about and not fine(about[key]):
-            raise ValueError(f'{path}: {key} is {about[key]!r:.60}, which no lookup table has')
+    check_values(about, {key: rule for key, rule in RULES.items() if key in about}, str(path))
     return about
 
 
@@ -127,19 +129,6 @@ def saved_layers(path: Path, about: Mapping) -> list[LayerRecord]:
 def checksum(array: np.ndarray) -> str:
     """Return the SHA-256 of the cells, little-endian in C order: that of tables of version 1."""
     return hashlib.sha256(array.astype(array.dtype.newbyteorder('<')).tobytes()).hexdigest()
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-_FACTS = {
-    **dict.fromkeys(('name', 'unit', 'meaning'), lambda value: isinstance(value, str)),
-    'combine': lambda value: value in COMBINE if isinstance(value, str) else False,
-    'reference': lambda value: _is_number(value) and 0 < value <= float_info.max,
-    'layers': lambda value: isinstance(value, list) and all(isinstance(layer, dict) for layer in value),
-    'hardware': lambda value: isinstance(value, dict),
-}
 
 
 def _with_advice(read, path, *arguments):
