@@ -131,7 +131,7 @@ class Beginning:
     """
 
     inputs: dict
-    strategy: object = None
+    strategy: list | dict | None = None
     unread: tuple = ()
     of: str | None = None
 

@@ -2,9 +2,12 @@
 
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from _cli import Run
 from _resume import Beginning, begin_run, check_identity, check_unchanged, has_settings, inputs_of
 from _setup import loaders_of
 
@@ -14,7 +17,8 @@ from lib.record.strategy import save_strategy
 from lib.runtime.distributed import is_main, on_main
 from lib.training.batch_norm import reestimate_batch_norm
 from lib.training.fit import fit, write_results
-from lib.training.loop import evaluate, loss_function
+from lib.training.loop import Precision, evaluate, loss_function
+from lib.training.settings import TrainingSettings
 
 logger = logging.getLogger('haq')
 
@@ -79,16 +83,16 @@ class Course:
         start_epoch: of a new training.
     """
 
-    run: object
-    settings: object
-    device: object
-    precision: object
+    run: Run
+    settings: TrainingSettings | None
+    device: torch.device
+    precision: Precision
     about: dict
     saved: dict | None = None
     estimate: int = 0
     costs: tuple = ()
     published: Path | None = None
-    rate: object = None
+    rate: Callable[[int], float] | None = None
     start_epoch: int = 0
 
     def train(self, model, loaders, quantization):
