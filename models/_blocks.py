@@ -18,14 +18,8 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
     return math.ceil(channels / divisor) * divisor
 
 
-def conv_bn(
-    in_channels: int,
-    out_channels: int,
-    kernel: int = 1,
-    stride: int = 1,
-    groups: int = 1,
-    activation: Callable[[], nn.Module] | None = None,
-) -> list[nn.Module]:
+def conv_bn(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1,
+            activation: Callable[[], nn.Module] | None = None) -> list[nn.Module]:
     """Return bias-free convolution, batch norm and activation (if any), consecutive entries of an `nn.Sequential`."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
     layers = [conv, nn.BatchNorm2d(out_channels)]

@@ -51,7 +51,6 @@ class HybridCNN(nn.Module):
     `conv0`, `bn0`, `blocks.N.conv1`, `.bn1`, `.shortcut.conv`, `fc`.
 
     Args:
-        num_classes: outputs of the classifier.
         blocks: [input channels, output channels, stride] of each block.
         kernel_size: of the convolutions, odd.
         bottleneck_type: blocks of three convolutions.

@@ -32,7 +32,6 @@ class MobileNet(nn.Module):
     Keys: `conv1.0`, `features.N.0` (depthwise), `features.N.3` (pointwise), `classifier.0`.
 
     Args:
-        num_classes: outputs of the classifier.
         width_mult: multiplies every channel count, rounded up to a multiple of 8.
     """
 

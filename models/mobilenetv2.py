@@ -36,7 +36,6 @@ class InvertedResiduals(nn.Module):
     Args:
         block: makes a block of (input channels, output channels, stride, expansion).
         stem_stride, strides: of the stem, and of the first block of each row.
-        num_classes: outputs of the classifier.
         width_mult: multiplies the channels of the blocks, rounded up to a multiple of 8; the last 1280 grow with it
             above 1 but do not shrink below.
     """

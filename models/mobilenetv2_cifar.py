@@ -2,11 +2,12 @@
 
 from torch import Tensor, nn
 
+from models import mobilenetv2
 from models._blocks import BitEntry, ConvNorm, global_pool, init_weights
-from models.mobilenetv2 import LAST_CHANNELS, ROWS, STEM_CHANNELS
+from models.mobilenetv2 import LAST_CHANNELS, STEM_CHANNELS
 from models.registry import register
 
-STRIDES = (1, 1, 2, 2, 1, 2, 1)  # of the first block of each row
+ROWS = [(*row[:3], stride) for row, stride in zip(mobilenetv2.ROWS, (1, 1, 2, 2, 1, 2, 1), strict=True)]
 
 
 class Bottleneck(nn.Module):
@@ -40,7 +41,7 @@ class MobileNetV2Cifar(nn.Module):
         self.image = nn.Identity()
         self.stem = ConvNorm(3, STEM_CHANNELS, 3, activation=nn.ReLU)
         blocks, before = [], STEM_CHANNELS
-        for (expansion, channels, repeats, _), first_stride in zip(ROWS, STRIDES, strict=True):
+        for expansion, channels, repeats, first_stride in ROWS:
             for i in range(repeats):
                 blocks.append(Bottleneck(before, channels, first_stride if i == 0 else 1, expansion))
                 before = channels

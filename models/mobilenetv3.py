@@ -68,15 +68,8 @@ class SqueezeExcitation(nn.Module):
         return x * gate[:, :, None, None]
 
 
-def _bottleneck(
-    in_channels: int,
-    hidden: int,
-    out_channels: int,
-    kernel: int,
-    stride: int,
-    excite: bool,
-    activation: Callable[[], nn.Module],
-) -> InvertedResidual:
+def _bottleneck(in_channels: int, hidden: int, out_channels: int, kernel: int, stride: int, excite: bool,
+                activation: Callable[[], nn.Module]) -> InvertedResidual:
     """Nine layers: expand 1x1 (0), BN, act, depthwise (3), BN, SE or identity (5), act, linear 1x1 (7), BN."""
     layers = [
         *conv_bn(in_channels, hidden, activation=activation),
@@ -95,7 +88,6 @@ class MobileNetV3(nn.Module):
     Keys: `features.N.conv.0..8`, the squeeze-and-excitation in `features.N.conv.5.fc.0` and `.2`, `classifier.1`.
 
     Args:
-        num_classes: outputs of the classifier.
         width_mult: multiplies the channels behind the stem, rounded up to a multiple of 8; the last 1280 grow with it
             above 1 but do not shrink below.
         mode: "small" or "large".

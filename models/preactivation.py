@@ -109,7 +109,6 @@ class PreActResNet(nn.Module):
         block: `BasicBlock` or `Bottleneck`.
         blocks_per_stage: number of blocks in each of the four stages.
         small_images: stem of 3x3 and stride 1 in place of 7x7 and stride 2; the max pooling stays.
-        num_classes: outputs of the last layer.
     """
 
     def __init__(self, block: type[nn.Module], blocks_per_stage: Sequence[int], small_images: bool = False,

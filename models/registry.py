@@ -52,20 +52,13 @@ def register(*names: str, resolution: int = 224) -> Callable:
     return add
 
 
-def create_model(
-    name: str,
-    *,
-    convert: Callable[[nn.Module], nn.Module] | None = None,
-    num_classes: int = 1000,
-    width_mult: float = 1.0,
-    **options,
-) -> nn.Module:
+def create_model(name: str, *, convert: Callable[[nn.Module], nn.Module] | None = None, num_classes: int = 1000,
+                 width_mult: float = 1.0, **options) -> nn.Module:
     """Build a network by name, with random weights; weights are loaded elsewhere.
 
     Args:
         name: one of `list_models()`; "q" + name is the quantized twin, `convert(create_model(name))`.
         convert: turns a float network into its quantized twin; not used for float names.
-        num_classes: outputs of the last layer.
         width_mult: channel multiplier, for the networks that have one.
         options: further keyword arguments of the network, e.g. `mode="large"` for mobilenetv3.
 
@@ -98,11 +91,7 @@ def list_models(*, quantized: bool = True) -> list[str]:
 
 
 def default_resolution(name: str) -> int:
-    """Side in pixels of the square images a network is meant for: 224, 299 (inception) or 32 (CIFAR).
-
-    Raises:
-        ValueError: unknown name.
-    """
+    """Side in pixels of the square images a network is meant for: 224, 299 (inception) or 32 (CIFAR)."""
     base, _ = _split(name)
     if base in REGISTRY:
         return REGISTRY[base].resolution
@@ -117,9 +106,6 @@ def torchvision_weights(name: str, version: str = 'DEFAULT') -> WeightsEnum | No
         version: member of the weights enum. DEFAULT is torchvision's best; results published before 2022, HAQ's
             76.15 % for resnet50 among them, start from IMAGENET1K_V1. Some defaults want another image size
             (`weights.transforms()`; vit_h_14 then needs `image_size=518` as an option).
-
-    Raises:
-        ValueError: unknown name or version.
     """
     base, _ = _split(name)
     if base in REGISTRY:

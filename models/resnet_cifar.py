@@ -55,7 +55,6 @@ class CifarResNet(nn.Module):
 
     Args:
         blocks_per_stage: n.
-        num_classes: outputs of the linear layer.
     """
 
     fan = 'fan_out'  # of the initial weights

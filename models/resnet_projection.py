@@ -40,7 +40,6 @@ class ProjectionResNet(nn.Module):
     Keys: `conv1`, `bn1`, `blocks.N.conv1`, `.conv2`, `.shortcut.conv`, `fc`.
 
     Args:
-        num_classes: outputs of the classifier.
         relu_after_add: put a ReLU after each sum, too. Without it, as in the original, a network at 32 bits has none
             there: the quantizer was meant to be the ReLU.
     """

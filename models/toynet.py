@@ -54,7 +54,6 @@ class ToyNet(nn.Module):
     Keys: `stem.conv`, `blocks.N.depthwise`, `.expand`, `.project`, `.downsample.conv`, `header.conv`, `fc`.
 
     Args:
-        num_classes: outputs of the classifier.
         strides: stride of the first block of each stage.
         num_layer_list: blocks of each stage.
         num_channel_list: channels of each stage.
@@ -65,16 +64,9 @@ class ToyNet(nn.Module):
         ValueError: the three lists differ in length.
     """
 
-    def __init__(
-        self,
-        num_classes: int = 10,
-        strides: Sequence[int] = (1, 2, 1, 2),
-        num_layer_list: Sequence[int] = (1, 3, 3, 3),
-        num_channel_list: Sequence[int] = (16, 32, 32, 64),
-        stem_channel: int = 16,
-        header_channel: int = 512,
-        expansion: int = 4,
-    ):
+    def __init__(self, num_classes: int = 10, strides: Sequence[int] = (1, 2, 1, 2),
+                 num_layer_list: Sequence[int] = (1, 3, 3, 3), num_channel_list: Sequence[int] = (16, 32, 32, 64),
+                 stem_channel: int = 16, header_channel: int = 512, expansion: int = 4):
         super().__init__()
         if not len(strides) == len(num_layer_list) == len(num_channel_list):
             raise ValueError(f'toynet: strides has {len(strides)} entries, num_layer_list {len(num_layer_list)}, '

@@ -75,7 +75,7 @@ def main(args):
 
     from lib.integer.compare import check_on_noise, compare_predictions
     from lib.integer.cost import simulate
-    from lib.integer.lowering import lower
+    from lib.integer.lowering import lower_network
     from lib.network.records import profile_layers
     from lib.record.disk import check_writable
     from lib.record.files import write_json
@@ -93,8 +93,8 @@ def main(args):
     check_writable(folder)
 
     # the integer network, beside it on noise and on images
-    integers = lower(model, shape, block_format=args.format, end_format=args.end_format, rounding=args.rounding,
-                     saturate=args.saturate, wide_word=args.wide_word)
+    integers = lower_network(model, shape, block_format=args.format, end_format=args.end_format,
+                             rounding=args.rounding, saturate=args.saturate, wide_word=args.wide_word)
     noise = check_on_noise(model, integers)
     logger.info('%d images of noise: the same prediction for %.2f %%; the logits differ by %.2g %% of how they vary',
                 noise.images, noise.agreement, 100 * noise.difference)

@@ -100,7 +100,7 @@ def main(args):
     from lib.engine.operand_search import find_operands
     from lib.engine.operands import choose_layers
     from lib.engine.plots import plot_layers
-    from lib.network.conversion import all_layers, some
+    from lib.network.conversion import all_layers, listed
     from lib.record.checkpoint import load_weights, read_checkpoint
     from lib.record.disk import check_writable
     from lib.record.files import write_json
@@ -140,8 +140,8 @@ def main(args):
     for operand in chosen.values():
         operand.check()
     for reason in dict.fromkeys(reasons.values()):
-        logger.info('stays digital: %s (%s)', some(name for name in reasons if reasons[name] == reason), reason)
-    logger.info('on the engine: %d of %d layers: %s', len(chosen), len(operands) + len(reasons), some(chosen))
+        logger.info('stays digital: %s (%s)', listed(name for name in reasons if reasons[name] == reason), reason)
+    logger.info('on the engine: %d of %d layers: %s', len(chosen), len(operands) + len(reasons), listed(chosen))
 
     # operands for a laboratory, or what it measured
     if args.collect is not None or args.replay:

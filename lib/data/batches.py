@@ -1,6 +1,9 @@
 """Which images make up each batch of an epoch, and which part of a batch each of several processes serves."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from lib.runtime.seeds import seeded_generator
 
@@ -15,7 +18,6 @@ class EpochBatches:
         count: number of images.
         batch_size: images per batch, of all processes together; the last batch may be smaller.
         shuffle: another order in each epoch.
-        seed: of the order.
         drop_last: leave out a last batch that is smaller than the others.
         shard: (rank, world).
 
@@ -40,7 +42,7 @@ class EpochBatches:
         self.drop_last, self.rank, self.world, self.epoch = drop_last, rank, world, 0
         self._sample = None
 
-    def sample(self, count):
+    def sample(self, count: int) -> None:
         """Serve, from now on, only `count` of the images, chosen at random and in random order, always the same.
 
         Raises:
@@ -51,7 +53,7 @@ class EpochBatches:
         self._sample = torch.randperm(self.count, generator=seeded_generator('sample'))[:count]
         self.count = count
 
-    def whole(self):
+    def whole(self) -> list[Tensor]:
         """Return the batches that a single process would serve, a list of int64 (n,)."""
         order = torch.arange(self.count) if self._sample is None else self._sample
         if self.shuffle:
@@ -68,7 +70,7 @@ class EpochBatches:
         return full + (not self.drop_last and len(self._part(range(rest))) > 0)
 
     @property
-    def smallest(self):
+    def smallest(self) -> int:
         """Images of the smallest part of a batch that a process gets."""
         sizes = {min(self.count, self.batch_size), 0 if self.drop_last else self.count % self.batch_size}
         return min(size // self.world or 1 for size in sizes if size)
@@ -82,28 +84,27 @@ class Loader:
     """What all loaders share; one that serves the images at given positions (`_serve`) makes it complete.
 
     Attributes:
-        batches: `EpochBatches`.
         input_shape: (C, H, W) of every image served.
     """
 
-    def __init__(self, batches, input_shape):
+    def __init__(self, batches: EpochBatches, input_shape: Sequence[int]):
         self.batches, self.input_shape = batches, tuple(input_shape)
 
     @property
-    def num_images(self):
+    def num_images(self) -> int:
         """Number of images of all processes together, those of a dropped last batch included."""
         return self.batches.count
 
     @property
-    def batch_size(self):
+    def batch_size(self) -> int:
         """Images per batch, of all processes together."""
         return self.batches.batch_size
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration serves."""
         self.batches.epoch = int(epoch)
 
-    def sample(self, count):
+    def sample(self, count: int) -> None:
         """Serve, from now on, only a fixed random sample, mixed: a validation set is often sorted by class.
 
         Args:
@@ -111,7 +112,7 @@ class Loader:
         """
         self.batches.sample(self.num_images if count < 0 else min(count, self.num_images))
 
-    def first_batch(self):
+    def first_batch(self) -> Tensor:
         """Return the images of the epoch's first batch as a single process gets them; disturbs no iteration."""
         return next(self._serve(self.batches.whole()[:1]))[0]
 
@@ -126,7 +127,7 @@ class Loader:
         raise NotImplementedError
 
 
-def drops_last(count, batch_size, world=1):
+def drops_last(count: int, batch_size: int, world: int = 1) -> bool:
     """Whether the last training batch is left out: it would leave a process one image, on which BatchNorm cannot train.
 
     It never is where it is the only one.

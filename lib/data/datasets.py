@@ -23,7 +23,7 @@ class Split:
     def __len__(self):
         return len(self.labels)
 
-    def take(self, indices):
+    def take(self, indices: torch.Tensor) -> 'Split':
         """Return the part at `indices`, int64 (M,), in that order."""
         if isinstance(self.images, list):
             return Split([self.images[i] for i in indices.tolist()], self.labels[indices])
@@ -58,19 +58,19 @@ class DatasetSpec:
     obtain: str
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         """'memory': held in memory as images of one size; 'folder': decoded from the files batch by batch."""
         return 'folder' if self.read is read_folder else 'memory'
 
 
-def dataset_spec(name):
+def dataset_spec(name: str) -> DatasetSpec:
     """Return the row of `DATASETS` for `name`; a ValueError lists the names."""
     if name not in DATASETS:
         raise ValueError(f'unknown data set {name!r}: expected one of {", ".join(DATASETS)}')
     return DATASETS[name]
 
 
-def num_classes(name, root=None):
+def num_classes(name: str, root: str | Path | None = None) -> int:
     """Return the number of outputs that a network for the data set needs.
 
     It is 1000 for ImageNet's subsets too: they keep ImageNet's labels, so that its 1000-way heads serve unchanged.
@@ -86,12 +86,12 @@ def num_classes(name, root=None):
     return spec.num_classes
 
 
-def read_folder(spec, root, split, download=False):
+def read_folder(spec: DatasetSpec, root: str | Path | None, split: str, download: bool = False) -> Split:
     """List an image folder; nothing is decoded yet, nothing can be downloaded."""
     return Split(*list_images(spec, root, split))
 
 
-def read_digits(spec, root, split, download=False):
+def read_digits(spec: DatasetSpec, root: str | Path | None, split: str, download: bool = False) -> Split:
     """Read scikit-learn's 1,797 digits of 8 x 8 pixels and 17 grey levels: 1,437 for training, 360 for validation.
 
     Every fifth image in the order of the labels is validation, so each class is split 80/20 to within one image.
@@ -106,19 +106,19 @@ def read_digits(spec, root, split, download=False):
     return Split(_square(images.unsqueeze(1), spec.resolution), torch.from_numpy(digits.target[chosen]).long())
 
 
-def read_mnist(spec, root, split, download=False):
+def read_mnist(spec: DatasetSpec, root: str | Path | None, split: str, download: bool = False) -> Split:
     """Read MNIST or Fashion-MNIST in torchvision's tree `root`/<class name>/raw."""
     data = _torchvision(spec, root, download, train=split == 'train')
     return Split(_square(data.data.unsqueeze(1), spec.resolution), data.targets.long())
 
 
-def read_svhn(spec, root, split, download=False):
+def read_svhn(spec: DatasetSpec, root: str | Path | None, split: str, download: bool = False) -> Split:
     """Read Street View House Numbers, `train_32x32.mat` and `test_32x32.mat` in `root`."""
     data = _torchvision(spec, root, download, split='train' if split == 'train' else 'test')
     return Split(torch.from_numpy(np.ascontiguousarray(data.data)), torch.from_numpy(data.labels).long())
 
 
-def read_cifar(spec, root, split, download=False):
+def read_cifar(spec: DatasetSpec, root: str | Path | None, split: str, download: bool = False) -> Split:
     """Read CIFAR from torchvision's folder of pickles in `root` or, where that is not there, from an image folder.
 
     In an image folder the labels are CIFAR's own as well: its class names are in alphabetical order. It is only
@@ -134,7 +134,7 @@ def read_cifar(spec, root, split, download=False):
 
 
 def _torchvision(spec, root, download, **options):
-    """Build torchvision's data set; says in one sentence what is missing."""
+    """Build torchvision's data set; say in one sentence what is missing."""
     root = Path(root).expanduser() if download and root is not None else existing_root(spec, root)
     try:
         return _TORCHVISION[spec.name](root, download=download, **options)

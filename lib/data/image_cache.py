@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,13 +19,10 @@ from lib.runtime import distributed
 logger = logging.getLogger(__name__)
 
 
-def decode_photographs(split, cache_size, *, workers=0, skip=False):
+def decode_photographs(split: Split, cache_size: int, *, workers: int = 0, skip: bool = False) -> Split:
     """Decode a `Split` of paths; shorter sides above `cache_size` become that.
 
     Args:
-        split: paths and labels.
-        cache_size: in pixels.
-        workers: threads.
         skip: leave out files that cannot be decoded and warn, instead of a ValueError.
 
     Returns:
@@ -40,7 +38,7 @@ def decode_photographs(split, cache_size, *, workers=0, skip=False):
     return Split([images[index] for index in kept], split.labels[kept])
 
 
-def decode_views(split, view, size, *, workers=0, skip=False):
+def decode_views(split: Split, view: Callable, size: int, *, workers: int = 0, skip: bool = False) -> Split:
     """Decode a `Split` of paths into one fixed view of each: images uint8 (N, 3, size, size).
 
     Args:
@@ -89,21 +87,18 @@ def _decode(split, store, workers, skip):
     return kept
 
 
-def photograph_bytes(paths, cache_size, workers=0):
+def photograph_bytes(paths: Sequence[str], cache_size: int, workers: int = 0) -> int:
     """Return the memory that `decode_photographs` takes, from the headers of the files."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
         sizes = [size for size in pool.map(image_size, paths) if size]
     return sum(3 * round(width * height * min(1, cache_size / min(width, height)) ** 2) for width, height in sizes)
 
 
-def fits_memory(cache, needed, count, *, name='images', world=1):
-    """Decide whether images go into memory, and logs what they take; several processes decide alike.
+def fits_memory(cache: str, needed: int, count: int, *, name: str = 'images', world: int = 1) -> bool:
+    """Decide whether images go into memory, and log what they take; several processes decide alike.
 
     Args:
         cache: 'auto': if they take at most half of the available memory; 'ram': always.
-        needed: bytes in one process.
-        count: number of images, for messages.
-        name: what they are, for messages.
         world: number of processes; each keeps all images.
 
     Raises:
@@ -126,7 +121,7 @@ def fits_memory(cache, needed, count, *, name='images', world=1):
     return fits
 
 
-def available_memory():
+def available_memory() -> int | None:
     """Return the bytes of memory that are available, None where the system does not say."""
     try:
         lines = Path('/proc/meminfo').read_text(encoding='ascii').splitlines()

@@ -5,6 +5,7 @@ A `spec` here is a row of `lib.data.datasets.DATASETS`; its name, its tree and h
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from lib.record.files import read_text
 logger = logging.getLogger(__name__)
 
 
-def list_images(spec, root, split):
+def list_images(spec: Any, root: str | Path | None, split: str) -> tuple[list[str], torch.Tensor]:
     """List the images of `root`/split/<class>/..., and of Tiny ImageNet's val/images with `val_annotations.txt`.
 
     Returns:
@@ -45,7 +46,7 @@ def list_images(spec, root, split):
     return [path for path, _ in samples], torch.tensor([label for _, label in samples])
 
 
-def class_names(spec, root):
+def class_names(spec: Any, root: str | Path | None) -> list[str]:
     """Return the sorted names of the class folders in `root`/train, or in `root`/val where there is no train/.
 
     Raises:
@@ -61,7 +62,7 @@ def class_names(spec, root):
     return names
 
 
-def existing_root(spec, root):
+def existing_root(spec: Any, root: str | Path | None) -> Path:
     """Return `root` as a `Path`, or raises a ValueError that says what is expected there and how to get it."""
     if root is None:
         raise ValueError(f'{spec.name} needs a root folder that holds {spec.tree}; {spec.obtain}')
@@ -74,13 +75,13 @@ def existing_root(spec, root):
 class BadImageError(ValueError):
     """An image file that is missing or cannot be decoded; `path` is its path."""
 
-    def __init__(self, path, reason):
+    def __init__(self, path: str | Path, reason: Any):
         super().__init__(f'cannot decode the image {path} ({reason}): replace or remove it, or leave out all such '
                          'images with --on_bad_image skip')
         self.path = str(path)
 
 
-def load_image(path):
+def load_image(path: str | Path) -> Image.Image:
     """Decode an image file as RGB with 8 bits per channel; a `BadImageError` names the file that is broken."""
     try:
         with Image.open(path) as image:
@@ -91,7 +92,7 @@ def load_image(path):
         raise BadImageError(path, error) from error
 
 
-def to_rgb(image):
+def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a PIL image of any kind to RGB with 8 bits per channel.
 
     Pillow's `convert` clips grey levels of 16 bits at 255, so that nearly all turn white; here their upper 8 bits are
@@ -110,7 +111,7 @@ def to_rgb(image):
     return image.convert('RGB')
 
 
-def image_size(path):
+def image_size(path: str | Path) -> tuple[int, int] | None:
     """Return (width, height) of an image file from its header; None where that cannot be read."""
     try:
         with Image.open(path) as image:

@@ -1,6 +1,7 @@
 """Serving images that are made one by one, by decoding a file or by a user's data set, in worker processes."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 class ImageFiles:
     """The images of a `Split` of paths, decoded when they are asked for: [i] is (image, label)."""
 
-    def __init__(self, split, transform, input_shape):
+    def __init__(self, split: Any, transform: Callable, input_shape: tuple[int, int, int]):
         self.split, self.transform, self.input_shape = split, transform, input_shape
 
     def __len__(self):
@@ -58,7 +59,7 @@ class ImageLoader(Loader):
                                   num_workers=workers, persistent_workers=workers > 0, pin_memory=pin_memory,
                                   generator=torch.Generator())
 
-    def first_batch(self):
+    def first_batch(self) -> torch.Tensor:
         """Return the images of the epoch's first batch as a single process gets them; disturbs no iteration."""
         epoch = self.batches.epoch
         keys = ([(index, epoch) for index in batch.tolist()] for batch in self.batches.whole())
@@ -109,7 +110,7 @@ class _Failure:
 class _SeededItems(Dataset):
     """The items at (index, epoch); a failure is returned, for an exception in a worker arrives as its traceback."""
 
-    def __init__(self, items, seed):
+    def __init__(self, items, seed: int):
         self.items, self.seed = items, seed
 
     def __getitem__(self, key):

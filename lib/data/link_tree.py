@@ -7,12 +7,13 @@ import filecmp
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 PARTIAL = '.partial.'  # beginning of the name of a copy that is not complete
 
 
-def make_tree(plan, target, *, copy=False):
+def make_tree(plan: Mapping[Path, Path], target: Path, *, copy: bool = False) -> int:
     """Make `target`/path a relative link to (or a copy of) its source, for each {path: source} that is not there.
 
     Returns:
@@ -40,7 +41,7 @@ def make_tree(plan, target, *, copy=False):
     return len(missing)
 
 
-def find_strangers(plan, target):
+def find_strangers(plan: Mapping[Path, Path], target: Path) -> list[Path]:
     """Return the paths below `target`, relative to it, that are neither in `plan` nor folders on the way to it."""
     folders = {parent for path in plan for parent in path.parents}
     found = []
@@ -52,7 +53,7 @@ def find_strangers(plan, target):
     return found
 
 
-def refuse_overlap(source, target):
+def refuse_overlap(source: Path, target: Path) -> None:
     """Raise a ValueError where `target` is `source` or lies in it, by links or by a file system that ignores case."""
     if target.exists() and target.samefile(source):
         raise ValueError(f'{source} and {target} are one folder (a file system that does not tell upper from lower '
@@ -61,7 +62,7 @@ def refuse_overlap(source, target):
         raise ValueError(f'{target} lies in {source}: give a --target outside')
 
 
-def some_names(names, limit=5):
+def some_names(names: Iterable, limit: int = 5) -> str:
     """Return the first names in alphabetical order as text, and how many more there are."""
     names = [name if name.isprintable() and len(name) <= 100 else f'{name!r:.100}' for name in sorted(map(str, names))]
     return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')

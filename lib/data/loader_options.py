@@ -29,7 +29,6 @@ class LoaderOptions:
         cache: image folders: 'ram': decode all images once into memory; 'auto': if they take at most half of what is
             available; 'off': decode the files of each batch. Validation images are the same either way; training
             images are cut out of the photographs in memory, whose shorter side is at most `cache_size`.
-        cache_size: in pixels.
         device: where batches of images in memory are normalised, and then lie; those of decoded files lie on the CPU.
         on_bad_image: a file that cannot be decoded: 'refuse' it by name, or 'skip' it and warn.
         normalize: 'imagenet', 'cifar': the mean and standard deviation in use with these data sets; 'symmetric': pixels
@@ -68,7 +67,7 @@ class LoaderOptions:
             logger.debug('%d workers instead of %d: there are no more CPUs', cpus, self.workers)
             self.workers = cpus
 
-    def batches(self, count, training):
+    def batches(self, count: int, training: bool) -> dict:
         """Return the arguments that all loaders of `count` images share."""
         batch_size = self.batch_size if training else self.test_batch_size or self.batch_size
         return {'batch_size': batch_size, 'seed': self.seed, 'shard': self.shard,

@@ -40,7 +40,6 @@ class TensorLoader(Loader):
         mean, std: one number per channel, in units of [0, 1] pixels: y = (x / 255 - mean) / std.
         augment: an `Augment`, or None to serve the images as they are.
         size: side to which the cropped images are resized (bilinear), None to leave them; kept out of memory.
-        device: where a batch is resized and normalised, and then lies.
         **batches: those of `EpochBatches`; its seed is that of the augmentation, too.
 
     Raises:
@@ -48,8 +47,8 @@ class TensorLoader(Loader):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, *, mean: Sequence[float], std: Sequence[float],
-                 augment: Augment | None = None, size: int | None = None, device: torch.device | str = 'cpu',
-                 **batches):
+                 augment: Augment | None = None, size: int | None = None, device: torch.device | str = 'cpu', **batches
+                 ):
         _check(images, labels)
         super().__init__(EpochBatches(len(images), **batches),
                          (images.shape[1], *((size, size) if size else images.shape[2:])))
@@ -75,7 +74,7 @@ class TensorLoader(Loader):
 class Normalise:
     """Move pixels uint8 (N, C, H, W) to `device`, as float32 (x / 255 - mean) / std."""
 
-    def __init__(self, mean, std, device='cpu'):
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = 'cpu'):
         self.device = torch.device(device)
         self.mean, self.std = (255 * torch.tensor(x, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
                                for x in (mean, std))
@@ -92,7 +91,6 @@ def crop(images: Tensor, top: Tensor, left: Tensor, mirror: Tensor, *, pad: int)
     """Cut each image of a batch out of its padded self, each at its own place, by one gather.
 
     Args:
-        images: (N, C, H, W).
         top, left: int64 (N,), from 0 to 2 * pad: corner of the window of size H x W in the padded image.
         mirror: bool (N,): turn the window left to right.
         pad: black pixels added on each side.

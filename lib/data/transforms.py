@@ -1,6 +1,8 @@
 """How a PIL image becomes what a network sees: the augmentation for training, the fixed view for validation."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from torchvision import transforms
 
@@ -13,7 +15,7 @@ NORMALIZE = {
 }
 
 
-def train_transform(spec, size):
+def train_transform(spec: Any, size: int) -> Callable:
     """Return the augmentation of an image file for training: PIL image -> float32 (3, size, size)."""
     if spec.augment is None:
         steps = [transforms.RandomResizedCrop(size)]
@@ -22,24 +24,24 @@ def train_transform(spec, size):
     return transforms.Compose([*steps, transforms.RandomHorizontalFlip(), *_to_tensor(spec)])
 
 
-def val_transform(spec, size):
+def val_transform(spec: Any, size: int) -> Callable:
     """Return the fixed view of an image file: PIL image -> float32 (3, size, size)."""
     return transforms.Compose([fixed_view(spec, size), *_to_tensor(spec)])
 
 
-def fixed_view(spec, size):
+def fixed_view(spec: Any, size: int) -> Callable:
     """Return PIL image -> PIL image of size x size; photographs: the shorter side to 256/224 `size`, centre crop."""
     if spec.augment is None:
         return transforms.Compose([transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)])
     return transforms.Resize((size, size))
 
 
-def scaled_augment(spec, size):
+def scaled_augment(spec: Any, size: int) -> Augment:
     """Return the crop and mirroring that `train_transform` applies to fixed views of size x size pixels."""
     return Augment(pad=round(spec.augment.pad * size / spec.resolution), flip=True)
 
 
-def renormalised(spec, normalize):
+def renormalised(spec: Any, normalize: str | None) -> Any:
     """Return the row with another mean and standard deviation: 'imagenet', 'symmetric' ([-1, 1]) or None, its own."""
     if normalize is None:
         return spec

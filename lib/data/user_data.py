@@ -2,8 +2,10 @@
 
 import inspect
 import pickle
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -22,30 +24,25 @@ class UserBuild:
     It gets `root` and `augment` too if it has parameters of these names. It always draws the same random numbers, so
     that a split that it makes at random is the same in every run and process.
 
-    Args:
-        file: 'FILE.py:build'.
-        root: folder of the data, or None.
-
     Raises:
         ValueError: the file fails, or has no such function.
-        FileNotFoundError: there is no such file.
     """
 
-    def __init__(self, file, root=None):
+    def __init__(self, file: str, root: str | Path | None = None):
         self.file, self.root = file, root
         with own_generators('load'):
             self.build = load_object(file, OPTION)
         if not callable(self.build):
             raise ValueError(f'{OPTION} {file} is a {type(self.build).__name__}: expected a function build(split)')
 
-    def takes(self, name):
+    def takes(self, name: str) -> bool:
         """Return whether the function has a parameter of this name."""
         try:
             return name in inspect.signature(self.build).parameters
         except (TypeError, ValueError):  # some functions that are not written in Python do not tell
             return False
 
-    def source(self, split):
+    def source(self, split: str) -> str:
         """Return the call as messages name it, e.g. "my_data.py:build('train')"."""
         return f'{self.file}({split!r})'
 
@@ -73,7 +70,7 @@ class UserBuild:
             raise ValueError(f'{call} returned an empty data set')
 
 
-def count_classes(file, dataset, given=None):
+def count_classes(file: str, dataset: Any, given: int | None = None) -> int:
     """Return the number of classes: as given, or the data set's `num_classes`, or the length of its `classes`."""
     if given:
         return given
@@ -90,8 +87,6 @@ class UserImages:
     A PIL image goes through `transform`; a floating point tensor is used as it is.
 
     Args:
-        dataset: the user's.
-        file: 'FILE.py:build'.
         source: how messages call it, e.g. "my_data.py:build('train')".
         classes: number of classes; labels are 0 to classes - 1.
         transform: PIL image in RGB -> float32 (3, size, size).
@@ -102,7 +97,8 @@ class UserImages:
         is_tensor: whether the images come as tensors.
     """
 
-    def __init__(self, dataset, file, source, *, classes, transform, indices=None):
+    def __init__(self, dataset: Any, file: str, source: str, *, classes: int, transform: Callable,
+                 indices: Sequence[int] | None = None):
         self.dataset, self.file, self.source, self.classes, self.transform = dataset, file, source, classes, transform
         self.indices = range(len(dataset)) if indices is None else [int(index) for index in indices]
         self.input_shape = None
@@ -121,7 +117,7 @@ class UserImages:
                              f'{self.input_shape}: all images must have the same')
         return image, label
 
-    def raw(self, index):
+    def raw(self, index: int) -> tuple:
         """Return the user's pair at a position of the part."""
         try:
             item = self.dataset[self.indices[index]]
@@ -132,7 +128,7 @@ class UserImages:
             raise ValueError(f'{self._name(index)} is {found}: expected a pair (image, label)')
         return item
 
-    def reads_differ(self, index=0, reads=8):
+    def reads_differ(self, index: int = 0, reads: int = 8) -> bool:
         """Return whether the image at a position comes out differently when it is read again: it is augmented."""
         seen = set()
         for read in range(reads):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.network.conversion import some
+from lib.network.conversion import listed
 from lib.quantize.layers import QuantizedLayer
 from lib.quantize.quantizer import Affine
 
@@ -188,7 +188,7 @@ def choose_layers(text: str, names: Sequence[str], operands: Mapping[str, LayerO
                              f'{", ".join(f"{i} {name}" for i, name in enumerate(names))}')
         if not any(name in operands for name in hits):
             raise ValueError(f'{text}: {hits[0]} {reasons[hits[0]]}, so no dot-product engine can compute it; '
-                             f'those that can are {some(operands) or "none"}')
+                             f'those that can are {listed(operands) or "none"}')
         chosen.update(hits)
     return {name: operands[name] for name in names if name in chosen and name in operands}
 

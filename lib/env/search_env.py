@@ -12,7 +12,7 @@ import torch
 
 from lib.env.screen import Screen
 from lib.env.state import action_from_bits, bits_from_action, layer_features
-from lib.network.conversion import some
+from lib.network.conversion import listed
 from lib.network.hooks import batch_norms
 from lib.network.other_state import OtherState
 from lib.runtime.seeds import seed_everything
@@ -115,7 +115,7 @@ class SearchEnv:
         self._float_state, self._other_state = copy.deepcopy(model.state_dict()), OtherState(model)
         if self._other_state.left:
             logger.warning('%s cannot be copied: an episode finds there what the episode before left',
-                           some(self._other_state.left))
+                           listed(self._other_state.left))
         self._scaler_state = copy.deepcopy(precision.scaler.state_dict()) if precision else None
         self.float_accuracy = self._accuracy(self._evaluate(train_loader if reward_on == 'train' else val_loader))
         self.reset()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lib.hybrid.placement import (
     HybridQuantization,
     calibrate_after_training,
-    fold,
+    finish_training,
     integer_weights,
     place_after_training,
 )
@@ -53,7 +53,7 @@ def quantize_after_training(model: nn.Module, plan: Plan, images: Tensor, batche
     model.eval()
     with torch.no_grad():
         before = model(images)
-    pairs = fold(model, plan, images)
+    pairs = finish_training(model, plan, images)
     with torch.no_grad():
         difference = (model(images) - before).abs().max().item()
     place_after_training(model, plan)

@@ -1,12 +1,14 @@
 """Hybrid quantization of networks: soft DSQ in training, then folding, then ACIQ."""
 
 import logging
+from collections.abc import Iterable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from lib.hybrid.plan import Plan
 from lib.network.batch_norm_folding import fold_batch_norms, foldable_batch_norms
 from lib.network.conversion import activation_quantizers, all_layers, quantized_layers
 from lib.network.hooks import evaluating, hooked, replace_module
@@ -23,15 +25,15 @@ logger = logging.getLogger(__name__)
 class QuantizedActivation(nn.Module):
     """An activation function and the quantizer of its output."""
 
-    def __init__(self, activation, quantizer):
+    def __init__(self, activation: nn.Module, quantizer: Quantizer):
         super().__init__()
         self.activation, self.quantizer = activation, quantizer
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.quantizer(self.activation(x))
 
 
-def prepare_training(model, plan, images):
+def prepare_training(model: nn.Module, plan: Plan, images: Tensor) -> None:
     """Put the DSQ quantizers of a plan into a float network, in place.
 
     Convolutions with such weights are trained with their BatchNorm folded in, where the plan says so and one follows
@@ -58,14 +60,13 @@ def prepare_training(model, plan, images):
         _behind(model, name, entry, _dsq(entry))
 
 
-def fold(model, plan, images):
-    """End training: folds every BatchNorm that can be folded; what DSQ made of the weights stays, for it saw them so.
+def finish_training(model: nn.Module, plan: Plan, images: Tensor) -> list[tuple[str, str]]:
+    """End training: fold every BatchNorm that can be folded. Bounds and slopes of DSQ stay, which saw folded weights.
 
     The BatchNorm of a layer whose weights were trained without folding stays.
 
     Args:
         model: network after `prepare_training`.
-        plan, images: as there.
 
     Returns:
         (layer, BatchNorm) names of those folded.
@@ -75,8 +76,8 @@ def fold(model, plan, images):
     return fold_batch_norms(model, images, leave)
 
 
-def place_after_training(model, plan):
-    """Put the ACIQ quantizers of a plan into a network after `fold`, in place; they are not calibrated yet."""
+def place_after_training(model: nn.Module, plan: Plan) -> None:
+    """Put the ACIQ quantizers of a plan into a network after `finish_training`, in place, not calibrated yet."""
     aciq = plan.of('aciq')
     for name, entry in aciq.weights.items():
         settings = {key: entry[key] for key in ('prior', 'per_channel', 'bit_alloc', 'bias_corr')}
@@ -89,7 +90,7 @@ def place_after_training(model, plan):
 
 
 @torch.no_grad()
-def calibrate_after_training(model, plan, batches):
+def calibrate_after_training(model: nn.Module, plan: Plan, batches: Iterable[Tensor]) -> None:
     """Find what the ACIQ quantizers need: of weights first, then of activations, from images.
 
     While images pass, the activations to be calibrated stay float, all else is quantized. The range of each is the mean
@@ -97,7 +98,6 @@ def calibrate_after_training(model, plan, batches):
 
     Args:
         model: network after `place_after_training`.
-        plan: a `Plan`.
         batches: iterable of images (N, C, H, W) on the model's device.
 
     Raises:
@@ -148,21 +148,19 @@ def _covering(ranges):
     return (high - low) / 2, (high + low) / 2
 
 
-def rebuild(model, plan, images, *, quantized):
+def rebuild(model: nn.Module, plan: Plan, images: Tensor, *, quantized: bool) -> None:
     """Give a float network the modules of a checkpoint, whose state dict then fits.
 
     Args:
-        model: float network.
-        plan, images: see `prepare_training`.
         quantized: whether the checkpoint is of the network after `place_after_training`.
     """
     prepare_training(model, plan, images)
     if quantized:
-        fold(model, plan, images)
+        finish_training(model, plan, images)
         place_after_training(model, plan)
 
 
-def integer_weights(model):
+def integer_weights(model: nn.Module) -> dict[str, np.ndarray]:
     """Return {'layer.codes': ..., '.scale', '.zero_point', '.bias'} of every layer with quantized weights, as arrays.
 
     A weight is scale * (code - zero_point); codes are uint8 in the layout of the layer.
@@ -183,12 +181,10 @@ def integer_weights(model):
 class HybridQuantization(Quantization):
     """Training of a network that `prepare_training` prepared; its `kind` is 'hybrid', or 'float' without DSQ."""
 
-    def __init__(self, model, plan, settings, *, qat, training):
+    def __init__(self, model: nn.Module, plan: Plan, settings: dict, *, qat: dict, training: dict):
         """Take over a prepared network.
 
         Args:
-            model: the network.
-            plan: its `Plan`.
             settings: plain values that checkpoints carry beside the plan.
             qat, training: these sections of the configuration: what bounds and slopes are kept in, the schedule of
                 slopes that are not learned, and the largest norm of the gradient.
@@ -203,7 +199,7 @@ class HybridQuantization(Quantization):
         self._clamps = [(quantizer, _ranges(qat, letter)) for quantizer, _, letter in placed]
         self._slopes = [(quantizer, entry['slope']) for quantizer, entry, _ in placed if not entry['learn_slope']]
 
-    def before_epoch(self, epoch, epochs, optimizer):
+    def before_epoch(self, epoch: int, epochs: int, optimizer: torch.optim.Optimizer) -> None:
         """Set the slopes that are not learned: s(e) = s0 + (s1 - s0) e / E in the first E epochs."""
         first, length = self.training_keys['warmup_slope'], self.training_keys['slope_warmup_epochs']
         share = min(epoch / length, 1.0) if length else 1.0
@@ -211,25 +207,25 @@ class HybridQuantization(Quantization):
             for quantizer, last in self._slopes:
                 quantizer.slope.fill_(first + (last - first) * share)
 
-    def before_step(self):
+    def before_step(self) -> None:
         """Limit the norm of the gradient."""
         clip_grad_norm_(self.model.parameters(), self.training_keys['clip_grad'])
 
-    def after_step(self):
+    def after_step(self) -> None:
         """Keep learned bounds and slopes in their ranges."""
         for quantizer, ranges in self._clamps:
             quantizer.clamp_(**ranges)
 
-    def synchronise(self):
+    def synchronise(self) -> None:
         """Give every process the weights, bounds, slopes and signs of the main one."""
         super().synchronise()
         synchronise_signs(activation_quantizers(self.model).values())
 
-    def describe(self):
+    def describe(self) -> dict:
         """Return the kind of quantization and the plan, as plain values."""
         return {'quantization': self.kind, 'plan': self.plan.to_dict()}
 
-    def state(self):
+    def state(self) -> dict:
         """Return what a checkpoint carries: plan and settings."""
         return {**self.describe(), 'hybrid': self.settings}
 

@@ -1,5 +1,6 @@
 """Which tensor of a network hybrid quantization gives which quantizer: from block lists, or layer by layer."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from torch import nn
@@ -13,7 +14,8 @@ ACTIVATIONS = (nn.ReLU, nn.ReLU6)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 QAT_BELOW = 4  # bits: with a strategy, fewer are trained with DSQ, others quantized after training with ACIQ
 FIRST = -1  # the block number that stands for the first layer
-SLOPES = ('learn_lower', 'learn_upper', 'learn_slope')
+SITES = {  # what block numbers stand for, in words and by type; bounds of DSQ, and its range if each part has its own
+    'w': ('convolution', nn.Conv2d, 'minmax', (-0.2, 0.2)), 'a': ('ReLU', ACTIVATIONS, 'fixed', (0, 2))}
 
 
 @dataclass
@@ -30,11 +32,11 @@ class Plan:
     activations: dict = field(default_factory=dict)
     inputs: dict = field(default_factory=dict)
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """Return plain values, for checkpoints."""
         return asdict(self)
 
-    def of(self, method):
+    def of(self, method: str) -> 'Plan':
         """Return the part of the plan that uses a method."""
         return Plan(*({name: entry for name, entry in group.items() if entry['method'] == method}
                       for group in (self.weights, self.activations, self.inputs)))
@@ -43,7 +45,7 @@ class Plan:
         return bool(self.weights or self.activations or self.inputs)
 
 
-def residual_blocks(model):
+def residual_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Return {name: block}: the outermost modules, but for plain containers, that hold two or more convolutions."""
     found = {}
 
@@ -60,13 +62,8 @@ def residual_blocks(model):
     return found
 
 
-def make_plan(model, config, network='the network'):
+def make_plan(model: nn.Module, config: dict, network: str = 'the network') -> Plan:
     """Return the `Plan` that a configuration means for a network.
-
-    Args:
-        model: float network.
-        config: of `read_config`.
-        network: its name, for messages.
 
     Raises:
         ValueError: names a key of wrong length, a block or layer that the network has not, or a layer that is to be
@@ -82,7 +79,7 @@ def make_plan(model, config, network='the network'):
     return _plan_of_blocks(model, config, network) if lists or config['ptq']['post_image_bit_width'] else Plan()
 
 
-def layers_of_strategy(strategy, names):
+def layers_of_strategy(strategy: list, names: Sequence[str]) -> dict[str, list[int]]:
     """Return a strategy as the section `layers`: {name: [weight bits, input bits]}, -1 for float."""
     return {name: list(entry) if isinstance(entry, (list, tuple)) else [entry, -1]
             for name, entry in zip(names, strategy, strict=True)}
@@ -97,26 +94,23 @@ def _plan_of_layers(model, config, network):
         if not pair or not all(BITS.accepts(bits) or bits in (-1, 32) for bits in entry):
             raise ValueError(f'layers: {name} is {entry!r:.60}: expected [weight bits, input bits], each 1 to 8, or -1 '
                              'for float')
-        for group, bits, dsq, aciq in ((plan.weights, entry[0], _dsq_weights, _aciq_weights),
-                                       (plan.inputs, entry[1], _dsq_activations, _aciq_activations)):
+        for group, bits, letter in ((plan.weights, entry[0], 'w'), (plan.inputs, entry[1], 'a')):
             if BITS.accepts(bits):
-                group[name] = dsq(config) if bits < QAT_BELOW else aciq(config)
-                group[name]['bits'] = bits
+                group[name] = {**(_dsq if bits < QAT_BELOW else _aciq)(config, letter), 'bits': bits}
     return plan
 
 
 def _plan_of_blocks(model, config, network):
-    sites = _Sites(model, network)
-    qat, ptq, plan = config['qat'], config['ptq'], Plan()
-    _add_qat(plan.weights, qat, 'w', sites.layers, _dsq_weights(config))
-    _add_qat(plan.activations, qat, 'a', sites.activations, _dsq_activations(config))
-    if ptq['post_quantize_w']:
-        _add_ptq(plan.weights, ptq, 'w', sites.layers, _aciq_weights(config))
-    if ptq['post_quantize_a']:
-        _add_ptq(plan.activations, ptq, 'a', sites.activations, _aciq_activations(config))
+    sites, plan, ptq = _Sites(model, network), Plan(), config['ptq']
+    groups = {'w': plan.weights, 'a': plan.activations}
+    for letter, group in groups.items():
+        _add_qat(group, config, letter, sites)
+    for letter, group in groups.items():
+        if ptq[f'post_quantize_{letter}']:
+            _add_ptq(group, config, letter, sites)
     if ptq['post_image_bit_width']:
-        first = sites.layers(FIRST, 'post_image_bit_width')[0]
-        plan.inputs[first] = {**_aciq_activations(config), 'bits': ptq['post_image_bit_width']}
+        first = sites.of('w', FIRST, 'post_image_bit_width')[0]
+        plan.inputs[first] = {**_aciq(config, 'a'), 'bits': ptq['post_image_bit_width']}
     for name, entry in plan.activations.items():
         if len(sites.names[name]) > 1:
             entry['names'] = sites.names[name]
@@ -130,11 +124,10 @@ class _Sites:
         names: {first name: all names} of every module.
     """
 
-    def __init__(self, model, network):
+    def __init__(self, model: nn.Module, network: str):
         self.network, self.blocks = network, residual_blocks(model)
         self.names = {names[0]: names for names in names_of(model).values()}
-        self._layers = self._find(model, nn.Conv2d)
-        self._activations = self._find(model, ACTIVATIONS)
+        self._found = {letter: self._find(model, kind) for letter, (_, kind, *_) in SITES.items()}
 
     def _find(self, model, kind):
         names = [name for name, module in model.named_modules() if isinstance(module, kind)]
@@ -143,15 +136,9 @@ class _Sites:
         outside = [name for name in names if not any(name in part for part in inside)]
         return {FIRST: outside[:1], **dict(enumerate(inside))}
 
-    def layers(self, block, key):
-        """Return the names of a block's convolutions."""
-        return self._of(self._layers, block, key, 'convolution')
-
-    def activations(self, block, key):
-        """Return the names of a block's ReLUs."""
-        return self._of(self._activations, block, key, 'ReLU')
-
-    def _of(self, found, block, key, what):
+    def of(self, letter: str, block: int, key: str) -> list[str]:
+        """Return the names of a block's convolutions ('w') or ReLUs ('a'); `key` of the configuration asks for them."""
+        found = self._found[letter]
         if block not in found:
             known = f', 0 ({next(iter(self.blocks))}) to {len(self.blocks) - 1}' if self.blocks else \
                 ': give the bits layer by layer, in the section layers or by --strategy'
@@ -159,14 +146,14 @@ class _Sites:
                              f'blocks{known}')
         if not found[block]:
             where = 'outside of the blocks' if block == FIRST else f'in block {block}'
-            raise ValueError(f'{key}: {self.network} has no {what} {where}')
+            raise ValueError(f'{key}: {self.network} has no {SITES[letter][0]} {where}')
         return found[block]
 
 
-def _add_qat(group, qat, letter, sites, settings):
-    blocks_key = f'quantize_{letter}_blocks'
+def _add_qat(group, config, letter, sites):
+    qat, settings, blocks_key = config['qat'], _dsq(config, letter), f'quantize_{letter}_blocks'
     blocks = qat[blocks_key]
-    parts = [sites(block, f'qat.{blocks_key}') for block in blocks]
+    parts = [sites.of(letter, block, f'qat.{blocks_key}') for block in blocks]
     values = {name: _spread(qat[key], f'qat.{key}', f'qat.{blocks_key}', blocks, parts, leaf) for name, key, leaf in (
         ('chosen', f'quantize_{letter}', BOOL.accepts), ('bits', f'{letter}_bit_width', BITS.accepts),
         ('range', f'q_{letter}_range', RANGE.accepts), ('slope', f'{letter}_slope', SLOPE.accepts))}
@@ -185,11 +172,11 @@ def _add_qat(group, qat, letter, sites, settings):
                                  'settings: give it the same in all of them')
 
 
-def _add_ptq(group, ptq, letter, sites, settings):
-    key = f'post_quantize_{letter}_layers'
+def _add_ptq(group, config, letter, sites):
+    ptq, settings, key, bits_key = (config['ptq'], _aciq(config, letter), f'post_quantize_{letter}_layers',
+                                    f'post_{letter}_bit_width')
     blocks = ptq[key]
-    parts = [sites(block, f'ptq.{key}') for block in blocks]
-    bits_key = f'post_{letter}_bit_width'
+    parts = [sites.of(letter, block, f'ptq.{key}') for block in blocks]
     bits = _spread(ptq[bits_key], f'ptq.{bits_key}', f'ptq.{key}', blocks, parts, BITS.accepts)
     for i, names in enumerate(parts):
         for j, name in enumerate(names):
@@ -219,29 +206,21 @@ def _spread(value, key, blocks_key, blocks, parts, leaf):
     return rows
 
 
-def _dsq_weights(config):
-    qat = config['qat']
-    lower, upper = qat['q_w_range'] if RANGE.accepts(qat['q_w_range']) else (-0.2, 0.2)
-    return {'method': 'dsq', 'bits': None, 'fold': qat['fold_bn'], 'bounds': 'minmax', 'lower': lower, 'upper': upper,
-            'slope': qat['w_slope'] if SLOPE.accepts(qat['w_slope']) else 2.0,
-            **{name: qat[name.replace('learn_', 'learn_w_')] for name in SLOPES}}
+def _dsq(config, letter):
+    """Return the entry of a weight ('w') or an activation ('a') that is trained with DSQ, but for its bits."""
+    qat, (_, _, bounds, default) = config['qat'], SITES[letter]
+    lower, upper = qat[f'q_{letter}_range'] if RANGE.accepts(qat[f'q_{letter}_range']) else default
+    slope = qat[f'{letter}_slope'] if SLOPE.accepts(qat[f'{letter}_slope']) else 2.0
+    learned = {f'learn_{name}': qat[f'learn_{letter}_{name}'] for name in ('lower', 'upper', 'slope')}
+    fold = {'fold': qat['fold_bn']} if letter == 'w' else {}
+    return {'method': 'dsq', 'bits': None, **fold, 'bounds': bounds, 'lower': lower, 'upper': upper, 'slope': slope,
+            **learned}
 
 
-def _dsq_activations(config):
-    qat = config['qat']
-    lower, upper = qat['q_a_range'] if RANGE.accepts(qat['q_a_range']) else (0, 2)
-    return {'method': 'dsq', 'bits': None, 'bounds': 'fixed', 'lower': lower, 'upper': upper,
-            'slope': qat['a_slope'] if SLOPE.accepts(qat['a_slope']) else 2.0,
-            **{name: qat[name.replace('learn_', 'learn_a_')] for name in SLOPES}}
-
-
-def _aciq_weights(config):
+def _aciq(config, letter):
+    """Return the entry of a tensor that is quantized after training with ACIQ, but for its bits."""
     ptq = config['ptq']
-    return {'method': 'aciq', 'bits': None, 'clipping': ptq['weight_method'],
-            **{name: ptq[name] for name in ('prior', 'per_channel', 'bit_alloc', 'bias_corr')}}
-
-
-def _aciq_activations(config):
-    return {'method': 'aciq', 'bits': None, 'clipping': config['ptq']['activation_method'],
-            'prior': config['ptq']['prior'], 'center': config['ptq']['relu_center'],
-            'spread': config['ptq']['relu_spread']}
+    own = {name: ptq[name] for name in ('per_channel', 'bit_alloc', 'bias_corr')} if letter == 'w' else \
+        {'center': ptq['relu_center'], 'spread': ptq['relu_spread']}
+    clipping = ptq['weight_method' if letter == 'w' else 'activation_method']
+    return {'method': 'aciq', 'bits': None, 'clipping': clipping, 'prior': ptq['prior'], **own}

@@ -3,7 +3,7 @@
 import operator
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from lib.integer.network import noise_images
 
@@ -20,13 +20,9 @@ class Aliases:
 
     PyTorch counts the changes of a tensor's memory (`_version`), so whatever works in place is found: methods with an
     underscore, `+=`, `inplace=True`, `out=`, and modules that change their input.
-
-    Args:
-        model, graph: the network and its trace.
-        input_shape: (channels, height, width) of an image.
     """
 
-    def __init__(self, model, graph: fx.Graph, input_shape):
+    def __init__(self, model: nn.Module, graph: fx.Graph, input_shape: tuple[int, int, int]):
         self.runner = fx.Interpreter(model, garbage_collect_values=False, graph=graph)
         self.values = self.runner.env  # {node: tensor or anything else}
         self.place = {node: i for i, node in enumerate(graph.nodes)}

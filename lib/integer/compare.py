@@ -1,10 +1,12 @@
 """Compares an integer network with the fake-quantized network that it was lowered from, quantizer by quantizer."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
-from lib.integer.network import noise_images
+from lib.integer.network import IntegerNetwork, noise_images
 from lib.network.conversion import activation_quantizers
 from lib.network.hooks import evaluating, hooked
 
@@ -38,7 +40,7 @@ class NoiseCheck(NamedTuple):
 
 
 @torch.no_grad()
-def check_on_noise(model, network, count=NOISE_IMAGES) -> NoiseCheck:
+def check_on_noise(model: nn.Module, network: IntegerNetwork, count: int = NOISE_IMAGES) -> NoiseCheck:
     """Return the `NoiseCheck` of an `IntegerNetwork` and the fake-quantized network, on the CPU, that it comes from."""
     images = noise_images(network.input_shape, count)
     found = network(images, arithmetic='float64').double() * network.scale
@@ -60,7 +62,8 @@ class PredictionCheck(NamedTuple):
 
 
 @torch.no_grad()
-def compare_predictions(model, network, loader, *, code_images=64, arithmetic='int64') -> PredictionCheck:
+def compare_predictions(model: nn.Module, network: IntegerNetwork, loader: Iterable, *, code_images: int = 64,
+                        arithmetic: str = 'int64') -> PredictionCheck:
     """Evaluate the fake-quantized `model` and the integer `network` on a loader.
 
     Args:
@@ -81,13 +84,11 @@ def compare_predictions(model, network, loader, *, code_images=64, arithmetic='i
     return PredictionCheck(images, *(100 * count / images for count in (fake_hits, hits, agreed)), codes)
 
 
-def compare_codes(model, network, images):
+def compare_codes(model: nn.Module, network: IntegerNetwork, images: Tensor) -> dict[str, CodeDifference]:
     """Return {name of a quantizer: `CodeDifference`} on a batch of images.
 
     Args:
         model: the fake-quantized network, on the CPU.
-        network: its `IntegerNetwork`.
-        images: (N, C, H, W).
 
     Raises:
         ValueError: the two have other quantizers.
@@ -117,7 +118,7 @@ def _difference(codes, expected):
 
 
 @torch.no_grad()
-def fake_quantized_codes(model, images):
+def fake_quantized_codes(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return {name: int64 codes} of every active quantizer of activations that `model` calls; later calls get #2..."""
     found = {}
 

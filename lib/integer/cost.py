@@ -1,8 +1,12 @@
 """Cycles of an integer network on a multiply-accumulate array, layer by layer."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from lib.integer.network import IntegerNetwork
 from lib.simulator.cost import MAX_BIT
+from lib.simulator.hardware import Hardware
+from lib.simulator.layer import LayerRecord
 
 
 class LayerCycles(NamedTuple):
@@ -17,7 +21,7 @@ class LayerCycles(NamedTuple):
     bound: str
 
 
-def simulate(network, records, hardware):
+def simulate(network: IntegerNetwork, records: Sequence[LayerRecord], hardware: Hardware) -> list[LayerCycles]:
     """Price every multiplication of weights in an integer network.
 
     Bits are those of the integers themselves: a tensor that no quantizer made is as wide as its integers. The
@@ -25,9 +29,7 @@ def simulate(network, records, hardware):
     last, as bit-serial and bit-composed arrays do it.
 
     Args:
-        network: an `IntegerNetwork`.
         records: `LayerRecord`s of the float network, whose names those of the operations are.
-        hardware: any `Hardware`.
 
     Returns:
         A list of `LayerCycles`, in the order of the operations.
@@ -51,6 +53,6 @@ def simulate(network, records, hardware):
     return found
 
 
-def slices(bits):
+def slices(bits: int) -> list[int]:
     """Return the widths of the passes for an operand: 20 bits are 8, 8 and 4."""
     return [MAX_BIT] * (bits // MAX_BIT) + ([bits % MAX_BIT] if bits % MAX_BIT else [])

@@ -65,8 +65,6 @@ def encode(values: Tensor, form: FixedPoint, *, what: str = 'value', saturate: b
     """Return (round(v 2^(T-I)) as int64, how many were clipped) for real numbers, in double precision, ties to even.
 
     Args:
-        values: any shape.
-        form: the format; codes are in -2^(T-1) .. 2^(T-1) - 1.
         what: what the numbers are, for the message.
         saturate: clip what does not fit instead of raising.
 

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from typing import Any
 
 WIDTH = 118
 MEANINGS = {
@@ -16,7 +17,7 @@ MEANINGS = {
 }
 
 
-def header_lines(network):
+def header_lines(network: Any) -> list[str]:
     """Return the lines of a header: per operation a comment, its arrays in the smallest type, its numbers as macros.
 
     Arrays are flat, in row-major order, with their shape in a comment. A multiplier or offset of one element holds for

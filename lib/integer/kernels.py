@@ -5,15 +5,19 @@ out of integers. Matrix products serve 1x1 convolutions, for they are the fastes
 depthwise convolution of integers is the slowest, so that one is a sum over shifted slices.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from lib.integer.fixed_point import shift_right_
 
+Pair = tuple[int, int]
 CACHED = 2**16  # numbers of a tensor that stays in the processor's cache
 
 
-def conv(x, weight, *, stride, padding, dilation, groups):
+def conv(x: Tensor, weight: Tensor, *, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Tensor:
     """Return the convolution of (N, C, H, W) with (O, C / groups, kh, kw), zero padding; options are pairs."""
     kernel = tuple(weight.shape[-2:])
     if kernel == (1, 1) and groups == 1 and not any(padding):
@@ -59,24 +63,25 @@ def _windows(x, kernel, stride, padding=(0, 0), dilation=(1, 1)):
                        left:left + (width - 1) * stride[1] + 1:stride[1]]
 
 
-def linear(x, weight):
+def linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return (N, I) times (O, I) transposed."""
     return x @ weight.t()
 
 
-def sum_pool(x, *, kernel, stride):
+def sum_pool(x: Tensor, *, kernel: Pair, stride: Pair) -> Tensor:
     """Return the sum over each window; the division is part of the next multiplier."""
     if tuple(kernel) == tuple(x.shape[2:]):
         return x.sum((2, 3), keepdim=True)
     return sum(part for _, part in _windows(x, kernel, stride))
 
 
-def max_pool(x, *, kernel, stride, padding, dilation):
+def max_pool(x: Tensor, *, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
     """Return the largest code of each window."""
     return F.max_pool2d(x, kernel, stride, padding, dilation)
 
 
-def requantize(*inputs, shift, rounding, low=None, high=None, binary=False, **constants):
+def requantize(*inputs, shift: int, rounding: str, low: int | None = None, high: int | None = None,
+               binary: bool = False, **constants) -> Tensor:
     """Return clip((x0 M0 + x1 M1 + ... + C) / 2^shift, low, high); a binary one the sign, +1 for 0 and above.
 
     `constants` are `multiplier0`, `multiplier1`, ... and `offset`, one integer a channel or a single one.
@@ -98,17 +103,17 @@ def _per_channel(vector, x):
     return vector.view(-1, *[1] * (x.dim() - 2))
 
 
-def flatten(x):
+def flatten(x: Tensor) -> Tensor:
     """Return (N, C H W)."""
     return x.flatten(1)
 
 
-def take(x, *, slices):
+def take(x: Tensor, *, slices: Sequence[tuple]) -> Tensor:
     """Return x[:, channels, rows, columns]; each slice is (start, stop, step)."""
     return x[(slice(None), *(slice(*part) for part in slices))]
 
 
-def pad(x, *, widths):
+def pad(x: Tensor, *, widths: Sequence[int]) -> Tensor:
     """Return `x` with zeros around it, widths as those of `torch.nn.functional.pad`."""
     return F.pad(x, tuple(widths))
 

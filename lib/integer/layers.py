@@ -1,12 +1,13 @@
 """Lowering of layers with weights: integer weights, the accumulator and the range that it cannot leave."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lib.integer.fixed_point import FixedPoint, Mantissa, encode_mantissa
-from lib.integer.values import INT64, Register, Term, Value
+from lib.integer.values import INT64, Program, Register, Term, Value
 from lib.quantize.layers import QuantizedLayer
 
 # What weights of 32 bits get: 16 bits move about one code in a thousand behind the layer, 20 one in ten thousand.
@@ -30,7 +31,7 @@ class Weight(NamedTuple):
         return self.codes.abs().flatten(1).sum(1).amax().item()
 
 
-def room_for_accumulators(form) -> int:
+def room_for_accumulators(form: FixedPoint | Mantissa | None) -> int:
     """Return the bits of int64 that multipliers of the format `form` leave to accumulators, sign not counted.
 
     None stands for the last layer: no multiplier follows.
@@ -40,7 +41,7 @@ def room_for_accumulators(form) -> int:
     return 62 - form.bits if isinstance(form, Mantissa) else ACCUMULATOR_BITS
 
 
-def integer_weight(name, layer, form) -> Weight:
+def integer_weight(name: str, layer: nn.Module, form: FixedPoint | Mantissa | None) -> Weight:
     """Return the weight of a layer as integers; weights without bits become fixed point with a scale of 2^-exponent.
 
     The bits of those are at most 20, and no more than half of what `form`, the format of the multipliers behind the
@@ -72,7 +73,8 @@ def _float_weight_bits(weight, form):
     return max(12, min(FLOAT_WEIGHT_BITS, (room_for_accumulators(form) - int(spread).bit_length()) // 2))
 
 
-def accumulate(program, name, layer, weight: Weight, term: Term, kind: str, shape, **options) -> Value:
+def accumulate(program: Program, name: str, layer: nn.Module, weight: Weight, term: Term, kind: str,
+               shape: Sequence[int], **options) -> Value:
     """Add the convolution or product of `layer` with the codes of `term`; the bias is an offset of the result."""
     codes, _, scale, exponent = weight
     low, high, bound = _bounds(codes, term.register, options.get('groups', 1))
@@ -105,7 +107,7 @@ def _bounds(codes, register: Register, groups):
     return product(positive, low) + product(negative, high), product(positive, high) + product(negative, low), estimate
 
 
-def input_word(name, weight: Weight, word, form):
+def input_word(name: str, weight: Weight, word: int, form: FixedPoint | Mantissa | None) -> int:
     """Return with how many bits a wide input leaves an accumulator that the next multiplier does not push off int64.
 
     Raises:
@@ -118,7 +120,7 @@ def input_word(name, weight: Weight, word, form):
     return word
 
 
-def plain_convolution(name, layer):
+def plain_convolution(name: str, layer: nn.Module) -> tuple[int, int]:
     """Return the padding of a convolution as a pair.
 
     Raises:
@@ -138,12 +140,12 @@ def plain_convolution(name, layer):
     return tuple(layer.padding)
 
 
-def is_layer(module):
+def is_layer(module: nn.Module) -> bool:
     """Return whether `module` is a convolution or linear layer, quantized or not."""
     return isinstance(module, (QuantizedLayer, nn.Conv2d, nn.Linear))
 
 
-def batch_norm(name, norm, value: Value) -> Value:
+def batch_norm(name: str, norm: nn.Module, value: Value) -> Value:
     """Return the value after a BatchNorm in evaluation: terms and offset times gamma / sqrt(var + eps), shifted."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError(f'{name} has no running statistics: it depends on the batch and has no integer form')

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from lib.integer import shapes as shapes
 from lib.integer.aliases import Aliases, InPlaceProxy, title
-from lib.integer.fixed_point import ROUNDINGS, Mantissa, parse_format
+from lib.integer.fixed_point import ROUNDINGS, FixedPoint, Mantissa, parse_format
 from lib.integer.layers import accumulate, batch_norm, input_word, integer_weight, is_layer, plain_convolution
 from lib.integer.network import IMAGE_LIMIT, IntegerNetwork, noise_images
 from lib.integer.values import Program, Term, Value, value_of
@@ -26,12 +26,14 @@ ADDITIONS = (operator.add, operator.iadd, torch.add, 'add', 'add_')
 # Bits behind the point of the images; a step of a normalised 8-bit image is 0.015 or more. The shift of fixed-point
 # multipliers is longer by these bits, so there they are fewer.
 IMAGE_FRACTION, FIXED_POINT_IMAGE_FRACTION = 20, 16
+Form = FixedPoint | Mantissa
 USED_BITS = 10  # of a wide tensor, at least
 BATCH = object()  # stands for x.size(0)
 
 
-def lower(model, input_shape, *, block_format='mantissa:24', end_format=None, rounding='round', saturate=False,
-          wide_word=None):
+def lower_network(model: nn.Module, input_shape: tuple[int, int, int], *, block_format: str = 'mantissa:24',
+                  end_format: str | None = None, rounding: str = 'round', saturate: bool = False,
+                  wide_word: int | None = None) -> IntegerNetwork:
     """Return the `IntegerNetwork` that computes what `model` computes in evaluation, up to rounding.
 
     A quantizer of activations is where integers are made: Y = clip((sum acc_i M_i + C) >> F), with batch norms, biases,
@@ -41,7 +43,6 @@ def lower(model, input_shape, *, block_format='mantissa:24', end_format=None, ro
 
     Args:
         model: its Quantizers are modules of their own, or in `QConv2d` and `QLinear`, or both.
-        input_shape: (channels, height, width) of one image.
         block_format: of the multipliers and offsets of all quantizers under `blocks.`: 'mantissa:BITS' with a shift
             for each layer, '<T,I>' fixed point with I integer bits, or 'original': <32,10>.
         end_format: the same for stem, header and classifier; by default that of the blocks for a mantissa, else
@@ -68,17 +69,17 @@ def lower(model, input_shape, *, block_format='mantissa:24', end_format=None, ro
 
 
 class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module, name):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, (QuantizedLayer, Quantizer)) or super().is_leaf_module(module, name)
 
-    def proxy(self, node):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
         return InPlaceProxy(node, self)
 
 
 class _Lowering:
     """Walks the graph of a network with symbolic values."""
 
-    def __init__(self, model, program, blocks, ends, wide_word):
+    def __init__(self, model: nn.Module, program: Program, blocks: Form, ends: Form, wide_word: int | None):
         self.model, self.program, self.blocks, self.ends = model, program, blocks, ends
         self.modules = dict(model.named_modules())
         self.quantizers, self.wide, self.last = {}, set(), set()
@@ -86,7 +87,7 @@ class _Lowering:
         self.wide_word = wide_word or (32 if mantissas else 24)
         self.fraction = IMAGE_FRACTION if mantissas else FIXED_POINT_IMAGE_FRACTION
 
-    def run(self, input_shape) -> IntegerNetwork:
+    def run(self, input_shape: tuple[int, int, int]) -> IntegerNetwork:
         try:
             graph = _Tracer().trace(self.model)
         except Exception as error:  # whatever a forward raises when it is given a symbol
@@ -169,7 +170,7 @@ class _Lowering:
         return accumulate(self.program, name, layer, weight, term, 'conv', shape, stride=tuple(layer.stride),
                           padding=padding, dilation=tuple(layer.dilation), groups=layer.groups)
 
-    def quantize(self, name, quantizer, value):
+    def quantize(self, name: str, quantizer: Quantizer, value: Value) -> Value:
         """Return the value as codes of `quantizer`."""
         if not quantizer.active:
             return value
@@ -192,7 +193,7 @@ class _Lowering:
 
     # Values
 
-    def codes(self, name, value, word) -> Term:
+    def codes(self, name: str, value: Value, word: int) -> Term:
         """Return a value as integers of at most `word` bits with one scale: its own, or those of a wide tensor."""
         for known in (value, value.wide):
             term = None if known is None else known.codes()
@@ -205,20 +206,20 @@ class _Lowering:
         value.wide = value_of(register, 2.0**-point, point)
         return value.wide.codes()
 
-    def linear(self, name, value):
+    def linear(self, name: str, value: Value) -> Value:
         """Return a value without a pending clip, for operations that do not pass it."""
         if not value.clipped:
             return value
         self.codes(name, value, self.wide_word)
         return value.wide
 
-    def relu(self, name, value, top):
+    def relu(self, name: str, value: Value, top: float) -> Value:
         if value.low >= 0 and value.high <= top:
             return value
         low, high = max(value.low, 0.0), min(value.high, top)
         return Value(value.shape, value.terms, value.offset, low, max(low, high))
 
-    def add(self, name, left, right):
+    def add(self, name: str, left: Value, right: Value) -> Value:
         if not (isinstance(left, Value) and isinstance(right, Value)) or left.shape != right.shape:
             kinds = [part.shape if isinstance(part, Value) else part for part in (left, right)]
             raise ValueError(f'{name} adds {kinds[0]} and {kinds[1]}; expected two tensors of one shape')
@@ -277,13 +278,12 @@ class _Lowering:
         return None if pool is None else self._pool(name, value, *pool)
 
 
-def check_resolution(network, wide):
+def check_resolution(network: IntegerNetwork, wide: set[int]) -> None:
     """Refuse a network whose wide tensors carry next to nothing, because the bounds far exceed what occurs.
 
     Bounds grow from layer to layer where no quantizer and no ReLU6 ends them.
 
     Args:
-        network: the `IntegerNetwork`.
         wide: its registers with wide tensors.
 
     Raises:

@@ -1,9 +1,12 @@
 """A network of integers: images in, integer logits out, and no floating-point number between."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lib.integer.header import header_lines
 from lib.integer.kernels import KERNELS
@@ -31,28 +34,28 @@ OPERATION = {
 
 
 class IntegerNetwork:
-    """What `lower` makes of a network: a list of operations on int64 tensors.
+    """What `lower_network` makes of a network: a list of operations on int64 tensors.
 
     Called with images (N, C, H, W) it returns int64 logits (N, classes); `scale` times them are those of the float
     network, which is for display only.
 
     Args:
         operations: list of `Operation`; register 0 holds the encoded images.
-        input_shape: (channels, height, width).
         output: the register of the logits.
         scale: real value of one unit of the logits.
         quantizers: {name of a quantizer of activations: (register of its codes, real value of one code)}.
         fraction: bits of the images behind the point.
     """
 
-    def __init__(self, operations, input_shape, output, scale, quantizers, *, fraction):
+    def __init__(self, operations: list[Operation], input_shape: Sequence[int], output: int, scale: float,
+                 quantizers: dict[str, tuple[int, float]], *, fraction: int):
         self.operations, self.input_shape, self.output = operations, tuple(input_shape), output
         self.scale, self.fraction = scale, fraction
         self.quantizers = {name: (register, scale) for name, (register, scale) in quantizers.items()}
         self._last_use = {register: i for i, operation in enumerate(operations) for register in operation.inputs}
         self._arrays = {}
 
-    def __call__(self, images, *, arithmetic='int64', batch=16):
+    def __call__(self, images: Tensor, *, arithmetic: str = 'int64', batch: int = 16) -> Tensor:
         """Return int64 logits.
 
         Args:
@@ -63,7 +66,7 @@ class IntegerNetwork:
         """
         return torch.cat([self.forward(self.encode(part), arithmetic=arithmetic) for part in images.split(batch)])
 
-    def encode(self, images):
+    def encode(self, images: Tensor) -> Tensor:
         """Return images as fixed-point integers, round(x 2^fraction) in int64.
 
         Raises:
@@ -76,16 +79,12 @@ class IntegerNetwork:
                              f'{IMAGE_LIMIT}: normalise them as in training')
         return (images.double() * 2.0**self.fraction).round().long()
 
-    def forward(self, codes, *, arithmetic='int64', watch=None):
+    def forward(self, codes: Tensor, *, arithmetic: str = 'int64', watch: Callable | None = None) -> Tensor:
         """Return int64 logits of encoded images.
 
         Args:
             codes: int64, from `encode`.
-            arithmetic: see `__call__`.
             watch: called with every operation and its int64 output; a tensor that it returns takes the place of that.
-
-        Raises:
-            ValueError: another arithmetic.
         """
         if arithmetic not in TYPES:
             raise ValueError(f"arithmetic is {arithmetic!r}; expected 'int64' or 'float64'")
@@ -107,11 +106,11 @@ class IntegerNetwork:
             self._arrays[index, dtype] = {name: array.to(dtype) for name, array in operation.arrays.items()}
         return KERNELS[operation.kind](*inputs, **self._arrays[index, dtype], **operation.options)
 
-    def beyond_double(self):
+    def beyond_double(self) -> list[str]:
         """Return the names of the operations that double precision could not hold exactly."""
         return [operation.name for operation in self.operations if operation.bound > TYPES['float64'][torch.float64]]
 
-    def codes(self, images, *, arithmetic='int64'):
+    def codes(self, images: Tensor, *, arithmetic: str = 'int64') -> dict[str, Tensor]:
         """Return {name of a quantizer: int64 codes}."""
         found, names = {}, {register: name for name, (register, _) in self.quantizers.items()}
 
@@ -122,7 +121,7 @@ class IntegerNetwork:
         self.forward(self.encode(images), arithmetic=arithmetic, watch=watch)
         return found
 
-    def save(self, path):
+    def save(self, path: str | Path) -> None:
         """Write the program and its integers to one .npz file, atomically."""
         arrays, operations = {}, []
         for i, operation in enumerate(self.operations):
@@ -136,11 +135,10 @@ class IntegerNetwork:
         write_npz(path, {'program': json_array(program), **arrays}, compress=True)
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | Path) -> 'IntegerNetwork':
         """Read what `save` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
             ValueError: the file is truncated or of another kind.
         """
         file = read_npz(path, 'integer network')
@@ -158,18 +156,18 @@ class IntegerNetwork:
             raise ValueError(f'{path} cannot be read as an integer network: it is damaged or of another kind; make or '
                              f'copy it again ({type(error).__name__}: {error})') from error
 
-    def write_header(self, path):
+    def write_header(self, path: str | Path) -> None:
         """Write all constants as a C header, with the meaning of every operation in comments, atomically."""
         write_text(path, '\n'.join(header_lines(self)) + '\n')
 
 
-def noise_images(input_shape, count):
+def noise_images(input_shape: Sequence[int], count: int) -> Tensor:
     """Return noise (count, *input_shape) from a generator of its own, within what an integer network takes."""
     noise = torch.randn(count, *input_shape, generator=torch.Generator().manual_seed(0))
     return noise.clamp_(-IMAGE_LIMIT, IMAGE_LIMIT)
 
 
-def smallest(array):
+def smallest(array: Tensor) -> np.ndarray:
     """Return a NumPy copy of an int64 tensor in the smallest integer type that holds it."""
     array = array.numpy()
     low, high = (array.min(), array.max()) if array.size else (0, 0)

@@ -1,28 +1,33 @@
 """Lowering of what moves, sums or drops integers: pools, flattening, slices, zeros around a tensor."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lib.integer.kernels import Pair
 from lib.integer.values import Program, Term, Value, value_of
 
+Pool = tuple[str, dict]  # kind of operation, options
 MEANS = (torch.mean, 'mean')
 FLATTENS = (torch.flatten, 'flatten')
 VIEWS = ('view', 'reshape', torch.reshape)
 
 
-def pair(size):
+def pair(size: int | Sequence[int]) -> Pair:
     """Return (size, size), or the two of a pair."""
     return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
 
 
-def windows(sizes, kernel, stride, padding=(0, 0), dilation=(1, 1)):
+def windows(sizes: Sequence[int], kernel: Pair, stride: Pair, padding: Pair = (0, 0), dilation: Pair = (1, 1)) -> Pair:
     """Return how many windows fit, for both dimensions."""
     return tuple((size + 2 * edge - reach * (length - 1) - 1) // step + 1 for size, length, step, edge, reach
                  in zip(sizes, kernel, stride, padding, dilation, strict=True))
 
 
-def module_pool(name, module, shape):
+def module_pool(name: str, module: nn.Module, shape: Sequence[int]) -> Pool | None:
     """Return (kind, options) of a pooling module, None for another one; ValueError where it has no integer form."""
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return _adaptive(name, module.output_size, shape)
@@ -35,7 +40,7 @@ def module_pool(name, module, shape):
     return None
 
 
-def function_pool(name, target, arguments, options):
+def function_pool(name: str, target: Any, arguments: list, options: dict) -> Pool | None:
     """The same for a function of torch.nn.functional; its arguments begin with the tensor."""
     value, *rest = arguments or [None]
     if target is F.adaptive_avg_pool2d:
@@ -55,8 +60,7 @@ def _adaptive(name, output_size, shape):
     return 'sum_pool', {'kernel': kernel, 'stride': kernel}
 
 
-def _average(name, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
-             divisor_override=None):
+def _average(name, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
     if any(pair(padding)) or ceil_mode or divisor_override:
         raise ValueError(f'{name}: average pooling has an integer form without padding, ceil_mode, divisor_override')
     return 'sum_pool', {'kernel': pair(kernel_size), 'stride': pair(stride or kernel_size)}
@@ -69,7 +73,7 @@ def _maximum(name, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fa
                         'dilation': pair(dilation)}
 
 
-def average(program: Program, name, value: Value, kernel, stride) -> Value:
+def average(program: Program, name: str, value: Value, kernel: Pair, stride: Pair) -> Value:
     """Return the average over windows: every term is summed, and its multiplier divided by their size."""
     count = kernel[0] * kernel[1]
     if kernel == (1, 1) and stride == (1, 1):
@@ -83,7 +87,8 @@ def average(program: Program, name, value: Value, kernel, stride) -> Value:
     return Value(shape, terms, value.offset)
 
 
-def maximum(program: Program, name, term: Term, kernel, stride, padding, dilation) -> Value:
+def maximum(program: Program, name: str, term: Term, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
+            ) -> Value:
     """Return the largest code of each window, at the same scale."""
     register = term.register
     shape = (register.shape[0], *windows(register.shape[1:], kernel, stride, padding, dilation))
@@ -92,7 +97,7 @@ def maximum(program: Program, name, term: Term, kernel, stride, padding, dilatio
     return value_of(out, term.multiplier[0].item(), term.exponent)
 
 
-def flatten(program: Program, name, value: Value) -> Value:
+def flatten(program: Program, name: str, value: Value) -> Value:
     """Return the value as a vector; per-channel numbers are repeated for every position."""
     if len(value.shape) == 1:
         return value
@@ -101,7 +106,7 @@ def flatten(program: Program, name, value: Value) -> Value:
                   lambda vector: vector.repeat_interleave(positions))
 
 
-def take(program: Program, name, value: Value, key) -> Value:
+def take(program: Program, name: str, value: Value, key: Any) -> Value:
     """Return value[key]; the key is a tuple of slices, the whole batch first."""
     key = key if isinstance(key, tuple) else (key,)
     if Ellipsis in key:
@@ -124,7 +129,8 @@ def _moved(program, kind, name, value, shape, spread, **options):
     return Value(shape, terms, spread(value.offset), value.low, value.high)
 
 
-def pad(program: Program, name, term: Term, widths=None, mode='constant', value=None, **options) -> Value:
+def pad(program: Program, name: str, term: Term, widths: Sequence[int] | None = None, mode: str = 'constant',
+        value: float | None = None, **options) -> Value:
     """Return codes with zeros around them, `widths` as those of `torch.nn.functional.pad`."""
     widths = tuple(options.get('pad', widths))
     if mode != 'constant' or value not in (None, 0) or min(widths) < 0 or len(widths) > 2 * len(term.register.shape):
@@ -138,7 +144,7 @@ def pad(program: Program, name, term: Term, widths=None, mode='constant', value=
     return value_of(out, term.multiplier[0].item(), term.exponent)
 
 
-def flattens(target, arguments, options, batch):
+def flattens(target: Any, arguments: list, options: dict, batch: object) -> bool:
     """Return whether a call keeps the images and makes vectors of them."""
     if target in FLATTENS:
         return (*arguments, *options.values()) in ((1,), (1, -1))
@@ -146,7 +152,7 @@ def flattens(target, arguments, options, batch):
     return target in VIEWS and len(sizes) == 2 and sizes[0] is batch and sizes[1] == -1
 
 
-def mean_axes(target, arguments, options):
+def mean_axes(target: Any, arguments: list, options: dict) -> bool | None:
     """Return whether a mean over height and width keeps the two axes, None for any other call."""
     axes, keep = (*arguments, None)[0], options.get('keepdim', arguments[1] if len(arguments) > 1 else False)
     axes = options.get('dim', axes)

@@ -2,15 +2,17 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lib.integer.fixed_point import FixedPoint, FixedPointOverflow, encode, encode_mantissa, shift_right
+from lib.integer.fixed_point import FixedPoint, FixedPointOverflow, Mantissa, encode, encode_mantissa, shift_right
 
 logger = logging.getLogger(__name__)
 
+Bound = Tensor | int | None
 INT64 = 2.0**63
 MAX_SHIFT = 60
 MIN_SHIFT = 12  # so that an offset keeps so many bits behind the point
@@ -110,15 +112,16 @@ class Program:
         self.operations: list[Operation] = []
         self.registers = 0
 
-    def register(self, shape, low, high) -> Register:
+    def register(self, shape: Sequence[int], low: Bound, high: Bound) -> Register:
         """Return a new register; `low` and `high` are int64 vectors over the channels, or one integer for all."""
         self.registers += 1
         low, high = (torch.as_tensor(bound).expand(shape[0]) for bound in (low, high))
         return Register(self.registers - 1, tuple(shape), low, high)
 
-    def add(self, kind, name, inputs, shape, low, high, /, *, arrays=None, bound=0, note='', operand_bits=None,
-            **options) -> Register:
-        """Append an operation and returns its output; `bound` is the largest magnitude inside it."""
+    def add(self, kind: str, name: str, inputs: Sequence[Register], shape: Sequence[int], low: Bound, high: Bound, /, *,
+            arrays: dict[str, Tensor] | None = None, bound: float = 0, note: str = '',
+            operand_bits: tuple[int, int] | None = None, **options) -> Register:
+        """Append an operation and return its output; `bound` is the largest magnitude inside it."""
         output = self.register(shape, low, high)
         arrays = arrays or {}
         tensors = [*(register.magnitude for register in (*inputs, output)), *(array.abs() for array in arrays.values())]
@@ -135,7 +138,8 @@ class Program:
             return 1
         return max(high.bit_length(), 1) if low >= 0 else max(high.bit_length(), (-low - 1).bit_length()) + 1
 
-    def requantize(self, value: Value, name: str, form, *, step: float, low=None, high=None, binary=False) -> Register:
+    def requantize(self, value: Value, name: str, form: FixedPoint | Mantissa | None, *, step: float, low: Bound = None,
+                   high: Bound = None, binary: bool = False) -> Register:
         """Add round(value / step), clipped to the integers low .. high and by the clip of the value itself.
 
         Args:
@@ -205,7 +209,7 @@ class _Constants:
     its own, and those with fewer bits behind it are shifted left to the common one.
     """
 
-    def __init__(self, value: Value, name: str, form, step: float, saturate: bool):
+    def __init__(self, value: Value, name: str, form: FixedPoint | Mantissa | None, step: float, saturate: bool):
         self.value, self.name, self.form, self.step = value, name, form, step
         if isinstance(form, FixedPoint):
             self._fixed_point(saturate)

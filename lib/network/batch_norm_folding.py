@@ -1,6 +1,7 @@
 """Folds the BatchNorms of a whole network; which can be folded is found by following tensors through one forward."""
 
 import weakref
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import torch
@@ -44,7 +45,7 @@ class ConsumerTracker(TorchDispatchMode):
         output: for the network's output. A tensor that is alive at the end is one that somebody keeps.
     """
 
-    def __init__(self, layers, norms):
+    def __init__(self, layers: Iterable[nn.Module], norms: Iterable[nn.Module]):
         super().__init__()
         self.calls, self.inputs = {layer: [] for layer in layers}, {norm: [] for norm in norms}
         self.readers, self.output = {}, None
@@ -131,7 +132,7 @@ def _is_private(tracker, layer, norm) -> bool:
     return call.batched and call.consumers == {norm} and call.output() is None and tracker.readers[layer] == {layer}
 
 
-def fold_batch_norms(model: nn.Module, images: Tensor, leave=()) -> list[tuple[str, str]]:
+def fold_batch_norms(model: nn.Module, images: Tensor, leave: Collection[str] = ()) -> list[tuple[str, str]]:
     """Fold every BatchNorm that can be folded into the layer before it, in place; evaluation gives what it gave before.
 
     The layer gets a bias where it had none, and an `nn.Identity` takes the place of the BatchNorm under all its names,
@@ -139,7 +140,6 @@ def fold_batch_norms(model: nn.Module, images: Tensor, leave=()) -> list[tuple[s
     `batch_norms`. Quantized layers are to be calibrated afterwards.
 
     Args:
-        model, images: see `foldable_batch_norms`.
         leave: names of layers that are left as they are.
 
     Returns:

@@ -14,16 +14,12 @@ MAX_PARAMETERS = 2**31
 
 
 @torch.no_grad()
-def check_network(
-    model: nn.Module, input_shape: tuple[int, int, int], num_classes: int, single: Collection[str] = ()
-):
+def check_network(model: nn.Module, input_shape: tuple[int, int, int], num_classes: int, single: Collection[str] = ()):
     """Run `model` on two images of noise, in evaluation and in training mode; it stays as it is.
 
     The first run also gives lazy modules their shapes, before anything else looks at them.
 
     Args:
-        model: any network, on its device.
-        input_shape: (channels, height, width) of one image.
         num_classes: outputs that the data need.
         single: the modes ('evaluation', 'training') in which a batch of one image will come: it is run on that, too.
 

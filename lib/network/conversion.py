@@ -1,24 +1,26 @@
 """Which layers of a network can be quantized, and the conversion of a network to quantized layers."""
 
 import logging
+from collections.abc import Iterable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from lib.network.signedness import probe_inputs
 from lib.quantize.layers import QConv2d, QLinear, obstacle, quantized_type
 from lib.quantize.quantizer import Quantizer
+from lib.simulator.layer import LayerRecord
 
 logger = logging.getLogger(__name__)
 
 NAMED = 8  # so many names are written out
 
 
-def all_layers(model):
+def all_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return {name: layer} of every convolution and linear layer, in the order of `model.modules()`."""
     return {name: module for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
 
 
-def quantizable_layers(model):
+def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return {name: layer} of every convolution and linear layer whose weight is a Parameter of its own.
 
     These the K-means flow clusters, in the order of `model.modules()`; also layers that are never called, because other
@@ -34,29 +36,25 @@ def quantizable_layers(model):
     return found
 
 
-def quantized_layers(model):
+def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return {name: layer} of every `QConv2d` and `QLinear`, in the order of `model.modules()`."""
     return {name: module for name, module in model.named_modules() if isinstance(module, (QConv2d, QLinear))}
 
 
-def convertible_layers(model, records):
+def convertible_layers(model: nn.Module, records: Sequence[LayerRecord]) -> dict[str, nn.Module]:
     """Return {name: layer} of the layers that the linear flow quantizes: those called, and without an `obstacle`.
-
-    Args:
-        model: float or converted network.
-        records: its `LayerRecord`s, from `profile_layers`.
     """
     called = {record.name for record in records if record.calls}
     return {name: layer for name, layer in all_layers(model).items()
             if name in called and (isinstance(layer, (QConv2d, QLinear)) or obstacle(layer) is None)}
 
 
-def layers_of(model, records, linear):
+def layers_of(model: nn.Module, records: Sequence[LayerRecord], linear: bool) -> dict[str, nn.Module]:
     """Return {name: layer} of the layers that a strategy has entries for, of the linear or of the K-means flow."""
     return convertible_layers(model, records) if linear else quantizable_layers(model)
 
 
-def convert_to_quantized(model, images, *, quiet=False):
+def convert_to_quantized(model: nn.Module, images: Tensor, *, quiet: bool = False) -> nn.Module:
     """Turn the convolution and linear layers of `model` into quantized ones, each of them in place.
 
     One forward pass on `images` finds which layers are called, and whether their inputs are signed; what it cannot
@@ -64,7 +62,6 @@ def convert_to_quantized(model, images, *, quiet=False):
     code, as inside torch's attention) or that has a forward of its own is named in a warning and left as it is.
 
     Args:
-        model: float network.
         images: probe (N, C, H, W) on the model's device.
         quiet: leave the warning out, where `describe_layers` says the same.
 
@@ -90,14 +87,14 @@ def convert_to_quantized(model, images, *, quiet=False):
             module.activation_relu_or_gelu = 0  # else evaluation takes a fast path that reads the float weights
     if left and not quiet:
         logger.warning('%d layers keep float weights and inputs in the linear flow: %s', sum(map(len, left.values())),
-                       '; '.join(f'{some(names)} ({reason})' for reason, names in left.items()))
+                       '; '.join(f'{listed(names)} ({reason})' for reason, names in left.items()))
     if not quantized_layers(model):
         raise ValueError(f'none of the {len(layers)} convolutions and linear layers of {type(model).__name__} can be '
                          'quantized in the linear flow')
     return model
 
 
-def some(names):
+def listed(names: Iterable[str]) -> str:
     """Return names separated by commas: all of a short list, the first ones and a count of a long one."""
     names = list(names)
     if len(names) <= NAMED:
@@ -105,7 +102,7 @@ def some(names):
     return f'{", ".join(names[:NAMED - 2])} and {len(names) - NAMED + 2} more'
 
 
-def activation_quantizers(model):
+def activation_quantizers(model: nn.Module) -> dict[str, Quantizer]:
     """Return {name: quantizer} of the quantizers of activations, on their own or of a layer's input."""
     weights = {id(layer.weight_quantizer) for layer in quantized_layers(model).values()}
     return {name: module for name, module in model.named_modules()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from lib.network.conversion import all_layers, layers_of, quantized_layers, some
+from lib.network.conversion import all_layers, layers_of, listed, quantized_layers
 from lib.network.records import Profile, profile_network
 from lib.simulator.inventory import LOW, Inventory
 from lib.simulator.layer import LayerRecord, merge
@@ -23,9 +23,7 @@ def take_inventory(model: nn.Module, profile: Profile, linear: bool, *, is_prune
     that shares the Parameter or code that reads it. In the linear flow an entry is about a layer.
 
     Args:
-        model: float or converted network.
         profile: its `profile_network`.
-        linear: whether the linear flow is meant; else the K-means flow.
         is_pruned: count the weights that are not zero.
         chosen: {name: layer} under the strategy, where these are not all that the flow can quantize.
     """
@@ -70,7 +68,7 @@ def coverage_lines(inventory: Inventory, what: str | None = None) -> list[str]:
         lines[0] += '; what stays float is priced as float in sizes, and at 8/8 bits, the widest there, in latency, ' \
                     'energy and operations'
     if inventory.coverage.low:
-        lines.append(f'{what} covers less than {LOW:.0%}; these stay float: {some(inventory.float_names)}')
+        lines.append(f'{what} covers less than {LOW:.0%}; these stay float: {listed(inventory.float_names)}')
     return lines
 
 

@@ -18,7 +18,6 @@ class OtherState:
     elsewhere (in globals, in files) is out of reach, and what cannot be copied stays as it is.
 
     Args:
-        model: the network.
         leave: kinds of modules that are left alone.
 
     Attributes:

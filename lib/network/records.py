@@ -38,16 +38,14 @@ class Profile(NamedTuple):
         return sum(layer.macs for layer in self.layers) + sum(other.record.macs for other in self.others)
 
 
-def profile_layers(
-    model: nn.Module, input_shape: tuple[int, int, int], device: torch.device | str | None = None
-) -> list[LayerRecord]:
+def profile_layers(model: nn.Module, input_shape: tuple[int, int, int], device: torch.device | str | None = None
+                   ) -> list[LayerRecord]:
     """Return the `layers` of `profile_network`."""
     return profile_network(model, input_shape, device).layers
 
 
-def profile_network(
-    model: nn.Module, input_shape: tuple[int, int, int], device: torch.device | str | None = None
-) -> Profile:
+def profile_network(model: nn.Module, input_shape: tuple[int, int, int], device: torch.device | str | None = None
+                    ) -> Profile:
     """Return the `Profile` of a network.
 
     One image of noise goes through the model in evaluation mode, without gradients; modes are restored and global
@@ -58,7 +56,6 @@ def profile_network(
 
     Args:
         model: any network that takes one image batch; on the meta device nothing is computed.
-        input_shape: (channels, height, width) of one image.
         device: where the model lives; None = where its first parameter is.
 
     Raises:

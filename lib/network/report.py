@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from lib.network.conversion import all_layers, layers_of, some
+from lib.network.conversion import all_layers, layers_of, listed
 from lib.network.coverage import count_weights, float_weights
 from lib.quantize.layers import obstacle
 
@@ -15,11 +15,6 @@ def describe_layers(model: nn.Module, records: list, linear: bool) -> list[str]:
     A weight that several layers share counts once. Layers that are called several times, with inputs of the same size,
     are named with the number of calls of one image. How much it is in all, `coverage_lines` says.
 
-    Args:
-        model: float or converted network.
-        records: its `LayerRecord`s, from `profile_layers`.
-        linear: whether the linear flow is meant; else the K-means flow.
-
     Returns:
         Lines without end of line; a single one for a network without anything special.
     """
@@ -28,16 +23,16 @@ def describe_layers(model: nn.Module, records: list, linear: bool) -> list[str]:
     count = sum(count_weights(chosen).values())
     lines = [f'{len(chosen)} layers with {count:,} weights are quantized in the {flow} flow']
     if several := [f'{record.name} ({record.calls})' for record in records if record.calls > 1]:
-        lines.append(f'called several times: {some(several)}')
+        lines.append(f'called several times: {listed(several)}')
     uncalled = [record.name for record in records if not record.calls]
     if uncalled:
-        lines.append(f'never called: {some(uncalled)}; ' + ('they stay float' if linear else
+        lines.append(f'never called: {listed(uncalled)}; ' + ('they stay float' if linear else
                      'their weights are clustered all the same'))
     left = {}
     for name, layer in layers.items():
         if name not in chosen and not (linear and name in uncalled):
             left.setdefault(_reason(layer, layers, linear), []).append(name)
-    lines += [f'{reason}: {some(names)}' for reason, names in left.items()]
+    lines += [f'{reason}: {listed(names)}' for reason, names in left.items()]
     return lines + _large_parameters(model, layers, chosen)
 
 
@@ -60,7 +55,7 @@ def _large_parameters(model, layers, chosen) -> list[str]:
     large = [f'{name} of {_owner(model, name)} ({"x".join(map(str, model.get_parameter(name).shape))})'
              for name, count in sizes.items() if count >= LARGE * total and name not in layers
              and name.rpartition('.')[0].removesuffix('.parametrizations.weight') not in layers]
-    return [f'stays float, for it belongs to no Conv2d and no Linear: {some(large)}'] if large else []
+    return [f'stays float, for it belongs to no Conv2d and no Linear: {listed(large)}'] if large else []
 
 
 def _owner(model, name) -> str:

@@ -65,7 +65,6 @@ def probe_inputs(model: nn.Module, layers: Mapping[str, nn.Module], images: Tens
 
     Args:
         model: the network; its mode is restored afterwards.
-        layers: {name: module} to look at.
         images: tensor (N, C, H, W), on the model's device; also on the meta device, where only structure tells.
 
     Returns:

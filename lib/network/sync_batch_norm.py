@@ -1,7 +1,7 @@
 """BatchNorm over the batch of all processes, on any device (torch's `SyncBatchNorm` is for GPUs only)."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -15,7 +15,7 @@ class _Synchronised:
     the variance unbiased by the number of values in all processes.
     """
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if not self.training or distributed.world_size() == 1:
             return super().forward(x)
         self._check_input_dim(x)
@@ -43,7 +43,7 @@ class SyncBatchNorm2d(_Synchronised, nn.BatchNorm2d):
 TWINS = {nn.BatchNorm1d: SyncBatchNorm1d, nn.BatchNorm2d: SyncBatchNorm2d}
 
 
-def synchronise_batch_norm(model):
+def synchronise_batch_norm(model: nn.Module) -> int:
     """Turn every `nn.BatchNorm1d` and `nn.BatchNorm2d` of `model` into its synchronised twin, in place.
 
     The modules remain the same objects, with their parameters, hooks and parents. Subclasses with a forward of their
@@ -69,7 +69,7 @@ class _Normalise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, eps):
+    def forward(ctx, x, weight: Tensor, bias, eps):
         mean, var, count = global_moments(x.float())
         y = F.batch_norm(x, mean.float(), var.float(), weight, bias, False, 0.0, eps)
         scale = (var + eps).rsqrt().float()
@@ -92,7 +92,7 @@ class _Normalise(torch.autograd.Function):
         return dx.to(x.dtype), dw, db, None
 
 
-def global_moments(x):
+def global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and biased variance of each channel over all processes, (C,), and the values per channel, float64.
 
     Each process finds those of its own images about its own mean; they are merged by Chan, Golub and LeVeque (1979):

@@ -46,14 +46,12 @@ class WholeNetwork:
         return {**asdict(self), **ratios}
 
 
-def measure_whole_network(
-    model: nn.Module, input_shape: tuple[int, int, int], machine: MeasuredMachine
-) -> WholeNetwork:
+def measure_whole_network(model: nn.Module, input_shape: tuple[int, int, int], machine: MeasuredMachine
+                          ) -> WholeNetwork:
     """Measure the layers of a network one by one, as a chain, and the network as a whole, at 8/8 bits.
 
     Args:
         model: any network that takes one image batch, in floating point; it is copied, not changed.
-        input_shape: (channels, height, width) of one image.
         machine: kernel, batch, threads and protocol. The network runs in the machine's arithmetic where that is a
             floating-point one, else in fp32.
 

@@ -1,20 +1,22 @@
 """The bit lists of quantization-aware training, `layer_wbit` and `layer_abit`, one entry per part of the network."""
 
 import re
+from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 MAX_ENTRIES = 10_000  # more than any network has parts
 MAX_DESCRIBED = 20  # entries that a message explains
 ALLOWED = (*range(1, 9), 16, 32)
 
 
-def check_bit_lists(entries, layer_wbit, layer_abit, network='the network'):
-    """Check the two lists against the entries of a network and fills in what may be left out.
+def check_bit_lists(entries: Sequence, layer_wbit: list[int], layer_abit: list[int], network: str = 'the network'
+                    ) -> tuple[list[int], list[int]]:
+    """Check the two lists against the entries of a network and fill in what may be left out.
 
     Args:
         entries: the network's `bit_entries()`: rows with `name`, `layers`, `activations` and `implied`.
         layer_wbit, layer_abit: bits of weights and of activations per entry: 1..8, 16, or 32 for float.
-        network: its name, for messages.
 
     Returns:
         (layer_wbit, layer_abit) with all entries.
@@ -42,13 +44,13 @@ def _check(entries, bits, which, name, network):
     return list(bits)
 
 
-def check_bits(bits, where):
+def check_bits(bits: Any, where: str) -> None:
     """Raise ValueError, saying `where`, unless these are bits that quantization-aware training takes."""
     if isinstance(bits, bool) or not isinstance(bits, Integral) or bits not in ALLOWED:
         raise ValueError(f'{where} is {bits!r}: expected 1 to 8 or 16 bits, or 32 to leave it float')
 
 
-def meaning(entries, which):
+def meaning(entries: Sequence, which: int) -> str:
     """Return what the entries of `layer_wbit` (`which` 0) or `layer_abit` (1) stand for, in a line: the first ones."""
     described = []
     for i, entry in enumerate(entries):
@@ -64,13 +66,13 @@ def _short(names, own):
     return ', '.join(name.removeprefix(f'{own}.') for name in names)
 
 
-def is_quantized(strategy):
+def is_quantized(strategy: dict | list) -> bool:
     """Whether a strategy of quantization-aware training, the two lists or a list of pairs, quantizes anything."""
     rows = strategy.values() if isinstance(strategy, dict) else strategy
     return any(0 < bits < 32 for row in rows for bits in row)
 
 
-def parse_bit_list(text):
+def parse_bit_list(text: str) -> list[int]:
     """Read a list from the command line: `[32, 8, 8]`, `32,8,8`, or with repetitions, `32,8x10,16`.
 
     Raises:

@@ -1,8 +1,10 @@
 """The quantizers of the progressive search (ProQHA) in a network: where they sit, their bits, and what these cost."""
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from lib.network.conversion import convert_to_quantized, convertible_layers
 from lib.network.coverage import count_weights
@@ -15,7 +17,7 @@ from lib.quantize.layers import quantized_type
 from lib.simulator.counting import proqha_float_layers
 from lib.utils.utils import set_learning_rate
 
-UNTOUCHED = [8, -1]  # entry of a strategy for a layer that stays float
+FLOAT_LAYER = [8, -1]  # entry of a strategy for a layer that stays float
 
 
 class Part(NamedTuple):
@@ -40,17 +42,17 @@ class _Entry(NamedTuple):
 class ClippedReLU(PACTActivationQuantizer):
     """PACT in place of a ReLU: at 32 bits it still clips to [0, alpha], and alpha still learns, as in the original."""
 
-    def bits_changed(self):
+    def bits_changed(self) -> None:
         self.range.requires_grad_(self.trainable)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if self.active:
             return super().forward(x)
         clip = self.clip()
         return torch.where(x >= clip, clip.to(x.dtype), x.relu())  # NaN stays NaN
 
 
-def find_parts(model, shape, in_order=True):
+def find_parts(model: nn.Module, shape: tuple[int, int, int], in_order: bool = True) -> list[Part]:
     """Return the parts of a network, in module order.
 
     They are what its `quantized_parts()` says. Of a network without it: every layer that can be quantized, but the
@@ -58,7 +60,6 @@ def find_parts(model, shape, in_order=True):
 
     Args:
         model: float network, or one that was converted.
-        shape: (C, H, W) of an image.
         in_order: whether the first and the last layer are those of the calls; else of the definition.
 
     Raises:
@@ -79,12 +80,11 @@ class PartQuantizers:
     """The quantizers of a network in the order of ProQHA's lists of bits: weights and activations, part by part.
 
     Attributes:
-        parts: the `Part`s.
         labels: what each entry of a list of bits belongs to, `layer1.0.conv1.weight` or the activation's name.
         num_weights: number of weights per part.
     """
 
-    def __init__(self, model, parts):
+    def __init__(self, model: nn.Module, parts: Iterable[Part]):
         """Find the quantizers that `quantize_parts` put into the model."""
         self.parts, self._quantizers, self.labels, self._is_weight = list(parts), [], [], []
         counts = count_weights({part.layer: model.get_submodule(part.layer) for part in self.parts})
@@ -103,21 +103,21 @@ class PartQuantizers:
         return len(self._quantizers)
 
     @property
-    def bits(self):
+    def bits(self) -> list[int]:
         """Bits of every quantizer; may be set."""
         return [quantizer.bits for quantizer in self._quantizers]
 
     @bits.setter
-    def bits(self, bits):
+    def bits(self, bits: list[int]) -> list[int]:
         for quantizer, value in zip(self._quantizers, bits, strict=True):
             if quantizer.bits != value:
                 quantizer.bits = value
 
-    def lists(self, bits):
+    def lists(self, bits: list[int]) -> dict[str, list[int]]:
         """Return a list of bits as {'layer_wbit': [...], 'layer_abit': [...]}, an entry per part each."""
         return {'layer_wbit': self._of(bits, True), 'layer_abit': self._of(bits, False)}
 
-    def joined(self, layer_wbit, layer_abit):
+    def joined(self, layer_wbit: list[int], layer_abit: list[int]) -> list[int]:
         """Return the list of bits that `lists` takes apart."""
         weights, activations = iter(layer_wbit), iter(layer_abit)
         return [next(weights if is_weight else activations) for is_weight in self._is_weight]
@@ -125,7 +125,7 @@ class PartQuantizers:
     def _of(self, bits, weights):
         return [value for value, is_weight in zip(bits, self._is_weight, strict=True) if is_weight == weights]
 
-    def cost(self, bits, *, odd_positions=False):
+    def cost(self, bits: list[int], *, odd_positions: bool = False) -> float:
         """Return ProQHA's cost: bits of the weights of all parts over the same weights at 32 bits, in (0, 1].
 
         `odd_positions` is the original's rule, which takes every second entry for that of the weights: those of the
@@ -135,7 +135,7 @@ class PartQuantizers:
         total = sum(count * value for count, value in zip(self.num_weights, weight_bits, strict=True))
         return total / (32 * sum(self.num_weights))
 
-    def strategy(self, bits, layer_names):
+    def strategy(self, bits: list[int], layer_names: Sequence[str]) -> list[list[int]]:
         """Return [weight bits, bits of the input] for each of these layers, as the linear flow means them.
 
         Layers that stay float get [8, -1]. Where activations are quantized behind the layers, the input of a layer is
@@ -146,20 +146,18 @@ class PartQuantizers:
                   zip(self.parts, lists['layer_abit'], [-1, *lists['layer_abit']], strict=False)]
         entries = {part.layer: [w_bit, a_bit] for part, w_bit, a_bit in
                    zip(self.parts, lists['layer_wbit'], inputs, strict=True)}
-        return [entries.get(name, list(UNTOUCHED)) for name in layer_names]
+        return [entries.get(name, list(FLOAT_LAYER)) for name in layer_names]
 
 
-def quantize_parts(model, layer_wbit, layer_abit, quantizers, images, network='the network', in_order=True):
+def quantize_parts(model: nn.Module, layer_wbit: list[int] | int, layer_abit: list[int] | int, quantizers: Quantizers,
+                   images: Tensor, network: str = 'the network', in_order: bool = True) -> 'PartQuantizers':
     """Put quantizers into the parts of a float network, in place; all else stays float.
 
     Weights at 32 bits are left alone; a learned clip in place of a ReLU still clips at 32 bits.
 
     Args:
-        model: float network.
         layer_wbit, layer_abit: bits per part, or an int for all parts.
-        quantizers: a `Quantizers`.
         images: probe (N, C, H, W) on the model's device.
-        network: its name, for messages.
         in_order: see `find_parts`.
 
     Returns:
@@ -219,7 +217,7 @@ def _convert(model, chosen, images):
             layer.weight_quantizer, layer.input_quantizer = Quantizer(), Quantizer()
 
 
-def in_place_of_relu(quantizers, bits):
+def in_place_of_relu(quantizers: Quantizers, bits: int) -> nn.Module:
     """Return the quantizer of activations that also is the activation function."""
     if quantizers.activations == 'mpact':
         raise ValueError('mpact keeps negative values, so it cannot take the place of a ReLU: give --act_quantizer '
@@ -234,21 +232,19 @@ def in_place_of_relu(quantizers, bits):
 class ProgressiveTraining(QATQuantization):
     """Fine-tuning of one step of the search: a learning rate for every batch, and a limit for the gradient's norm."""
 
-    def __init__(self, model, strategy, settings, *, optimizer, rates, clip, unscale):
+    def __init__(self, model: nn.Module, strategy: dict | list, settings: dict, *, optimizer: torch.optim.Optimizer,
+                 rates: Iterable[float], clip: float, unscale: Callable[[], None]):
         """Take over a prepared network.
 
         Args:
-            model, strategy, settings: as in `QATQuantization`.
-            optimizer: the optimizer of this step of the search.
-            rates: iterable of learning rates, one per batch.
             clip: largest L2 norm of the gradient of all parameters.
             unscale: function that takes the factor of mixed precision out of the gradients.
         """
         super().__init__(model, strategy, settings, clip_decay=0)
         self.optimizer, self.rates, self.clip, self.unscale = optimizer, iter(rates), clip, unscale
 
-    def before_step(self):
-        """Set the learning rate and clips the gradient."""
+    def before_step(self) -> None:
+        """Set the learning rate and clip the gradient."""
         set_learning_rate(self.optimizer, next(self.rates))
         self.unscale()
         torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 
 import torch
+from torch import Tensor, nn
 
 from lib.network.conversion import activation_quantizers, convert_to_quantized, quantized_layers
 from lib.network.coverage import active_layers, count_weights, float_weights
@@ -71,19 +72,19 @@ class Quantizers:
                 raise ValueError(f'{what}: {getattr(self, what)!r} is not known; expected one of {", ".join(known)}')
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: dict) -> 'Quantizers':
         """Return the quantizers that `to_dict` described."""
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """Return plain values, for checkpoints."""
         return asdict(self)
 
-    def weight(self, bits):
+    def weight(self, bits: int) -> Quantizer:
         """Return a new weight quantizer."""
         return WEIGHT_QUANTIZERS[self.weights](bits)
 
-    def activation(self, bits, *, signed=False, end=False):
+    def activation(self, bits: int, *, signed: bool | None = False, end: bool = False) -> Quantizer:
         """Return a new activation quantizer for a tensor that is signed (None: not known yet), at an `end` or not."""
         alpha = self.end_alpha if end else self.alpha
         if self.activations == 'lsq':
@@ -98,14 +99,13 @@ class Quantizers:
         return PACTActivationQuantizer(bits, alpha=alpha, trainable=learned, gradient=self.gradient)
 
 
-def quantize_blocks(model, layer_wbit, layer_abit, quantizers, network='the network'):
+def quantize_blocks(model: nn.Module, layer_wbit: list[int], layer_abit: list[int], quantizers: Quantizers,
+                    network: str = 'the network') -> tuple[list[int], list[int]]:
     """Put quantizers into a network with bit lists, in place.
 
     Args:
         model: float network with `bit_entries()`.
         layer_wbit, layer_abit: a number of bits per entry.
-        quantizers: a `Quantizers`.
-        network: its name, for messages.
 
     Returns:
         The complete lists.
@@ -136,13 +136,12 @@ def _place(model, name, bits, quantizers):
     replace_module(model, [name], quantizer.to(device).train(model.training))
 
 
-def quantize_layers(model, strategy, quantizers, images, *, input_bits=32):
+def quantize_layers(model: nn.Module, strategy: list, quantizers: Quantizers, images: Tensor, *, input_bits: int = 32
+                    ) -> list[list[int]]:
     """Put quantizers into every layer of any network, in place: weights and inputs, as the searches here mean them.
 
     Args:
-        model: float network.
         strategy: weight bits per layer, or pairs [w_bit, a_bit]; -1 is float.
-        quantizers: a `Quantizers`.
         images: probe (N, C, H, W) that tells which inputs are signed.
         input_bits: bits of all inputs where the strategy has none.
 
@@ -174,11 +173,10 @@ class QATQuantization(Quantization):
     Its `kind` is 'qat', or 'float' where the strategy quantizes nothing.
     """
 
-    def __init__(self, model, strategy, settings, *, clip_decay=2e-4):
+    def __init__(self, model: nn.Module, strategy: dict | list, settings: dict, *, clip_decay: float = 0.0002):
         """Take over a prepared network.
 
         Args:
-            model: the network.
             strategy: {'layer_wbit': [...], 'layer_abit': [...]} or a list of pairs.
             settings: what rebuilds the network with its quantizers, plain values; kept in checkpoints.
             clip_decay: L2 penalty: clip_decay * sum of alpha^2 over the learned clips is added to the loss, beside the
@@ -190,29 +188,28 @@ class QATQuantization(Quantization):
         self._clips = [quantizer.range for quantizer in activation_quantizers(model).values()
                        if isinstance(quantizer, PACTActivationQuantizer) and quantizer.trainable]
 
-    def loss(self, logits, labels):
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return cross entropy and the penalty of the clips."""
         loss = super().loss(logits, labels)
         if not self.clip_decay or not self._clips:
             return loss
         return loss + self.clip_decay * sum(clip.square().sum() for clip in self._clips)
 
-    def synchronise(self):
+    def synchronise(self) -> None:
         """Give every process the weights, clips, steps and signs of the main one."""
         super().synchronise()
         synchronise_signs(activation_quantizers(self.model).values())
 
-    def state(self):
+    def state(self) -> dict:
         """Return what a checkpoint carries: strategy and settings."""
         return {**super().state(), 'qat': self.settings}
 
 
 @torch.no_grad()
-def find_steps(model, images):
+def find_steps(model: nn.Module, images: Tensor) -> None:
     """Let quantizers that begin with what the first batch tells, steps and signs, find it; changes nothing else.
 
     Args:
-        model: prepared network.
         images: a training batch (N, C, H, W) on its device.
     """
     # In training mode activations are normalised by the batch, as they will be in training.
@@ -220,7 +217,7 @@ def find_steps(model, images):
         model(images)
 
 
-def weight_bits(model):
+def weight_bits(model: nn.Module) -> tuple[int, int]:
     """Return (bits of all weights, the same at 32 bits); what stays float counts 32, a shared weight once."""
     layers = active_layers(model)
     counts, rest = count_weights(layers), sum(float_weights(model, layers).values())

@@ -49,9 +49,6 @@ class ACIQActivationQuantizer(SignedQuantizer):
         center: 'none' or 'mean', of unsigned inputs.
         spread: 'after_relu' or 'before_relu', of unsigned inputs.
         method: 'aciq', or 'minmax', which clips nothing (of one signed bit both are the same).
-
-    Raises:
-        ValueError: another prior, center, spread or method.
     """
 
     shown = ('bits', 'method', 'prior', 'signed', 'center', 'spread')

@@ -51,7 +51,6 @@ class DSQQuantizer(Quantizer):
             tensor at hand, without gradient, as weights have them, but for a bound that is learned.
         lower, upper: bounds to start with. None: 0 and 2; a learned one of 'minmax' begins where the first tensor that
             comes, or that is calibrated with, has its minimum or maximum, and is infinite until then.
-        slope: the slope to start with.
         learn_lower, learn_upper, learn_slope: which of them are learned.
 
     Raises:

@@ -19,8 +19,6 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None, gamma: Tensor | None, b
         weight: (out, ...).
         bias: (out,); None = 0.
         gamma, beta: (out,), weight and bias of the batch normalization; None = 1 and 0.
-        mean, var: (out,), its statistics.
-        eps: what it adds to the variance.
 
     Raises:
         ValueError: the statistics are not one number per output channel.

@@ -31,7 +31,6 @@ def fit_codebook(weight: Tensor, bits: int, *, max_iter: int = 3, is_pruned: boo
         bits: 1..8.
         max_iter: iterations of Lloyd on all the weights (3 in the search, 50 in fine-tuning).
         is_pruned: zeros stay zero and get no centroid.
-        seed: of the seeding's own random generator.
 
     Raises:
         ValueError: bits outside 1..8, max_iter below 1, an empty tensor, or weights that are not finite.

@@ -129,8 +129,6 @@ class LinearActivationQuantizer(SignedQuantizer):
     Args:
         bits: 1..16, or None, -1, >= 32 to leave inputs alone.
         signed: whether inputs can be negative; None to find out.
-        initial_range: the range before calibration.
-        trainable: whether the range learns.
         range_gradient: 'clip' (faithful to HAQ) or 'exact'.
     """
 

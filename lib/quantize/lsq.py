@@ -39,9 +39,6 @@ class LSQQuantizer(SignedQuantizer):
         bits: 1..16, or None, -1, >= 32 to leave the tensor alone.
         signed: whether values can be negative; None: weights can, of features the first tensor tells.
         per: what N counts, 'weights' or 'features' (of the second dimension on).
-
-    Raises:
-        ValueError: `per` is another word.
     """
 
     shown = ('bits', 'signed', 'per')

@@ -33,9 +33,6 @@ class PACTActivationQuantizer(LinearActivationQuantizer):
 
     Args:
         bits: 1..16, or None, -1, >= 32 to leave inputs alone; it is no ReLU then either.
-        signed: whether negative values are kept.
-        alpha: the clip to start with.
-        trainable: whether alpha is learned.
         gradient: 'paper' or 'ste'.
 
     Raises:

@@ -40,7 +40,6 @@ def read_npy(path: str | Path, what: str = 'array', limit: int = MAX_ARRAYS) -> 
     """Return the array of a .npy file.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: it cannot be read, is larger than `limit` bytes, or damaged.
     """
     return parse_npy(read_bytes(path, what, limit), f'{what} {path}')
@@ -59,13 +58,10 @@ def read_npz(path: str | Path, what: str = 'archive of arrays', limit: int = MAX
     """Return {name: array} of an .npz file; the digest of one of `write_npz` is checked and left out.
 
     Args:
-        path: the file.
-        what: what it should be, for messages.
         limit: bytes that the file and its arrays may take.
         added: names of arrays that others may put into a file of ours.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: it cannot be read, is damaged, was changed, or its arrays take more than `limit` bytes.
     """
     data, source = read_bytes(path, what, limit), f'{what} {path}'

@@ -46,7 +46,6 @@ def read_checkpoint(path: str | Path) -> Any:
     """Return what a checkpoint holds, on the CPU, without its digest.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: it cannot be read without running code, is damaged, was changed after it was written, or holds
             values that no run of ours writes.
     """
@@ -118,8 +117,6 @@ def load_weights(model: nn.Module, checkpoint: Any, path: str | Path = 'checkpoi
     What torchvision's files hold beyond the networks here is left out: auxiliary heads, and DenseNet's old names.
 
     Args:
-        model: the network.
-        checkpoint: a state dict or what holds one, in any wrapping that `find_weights` knows.
         path: where it is from, for messages.
         reset_classifier: leave the layer as it is that differs in the number of classes only.
 

@@ -83,7 +83,6 @@ def write_json(path: str | Path, value: Mapping, *, seal: bool = False) -> None:
     """Write the dict `value` as JSON to `path` atomically, one entry a line.
 
     Args:
-        path: the file.
         value: plain values.
         seal: add the digest of everything, which `read_json` checks and takes out again.
     """
@@ -130,12 +129,9 @@ def read_bytes(path: str | Path, what: str = 'file', limit: int = MAX_TEXT) -> b
     """Return what a file holds.
 
     Args:
-        path: the file.
-        what: what it should be, for messages ("lookup table", "settings of a run").
         limit: bytes beyond which it is not read at all.
 
     Raises:
-        FileNotFoundError: there is no such file, or it is a folder.
         ValueError: it cannot be opened, or is larger than `limit`.
     """
     path, size = Path(path), file_size(path, what)
@@ -151,7 +147,6 @@ def file_size(path: str | Path, what: str = 'file') -> int:
     """Return the bytes of a regular file.
 
     Raises:
-        FileNotFoundError: there is no such file, or it is a folder.
         ValueError: it cannot be looked at, or is a device or a pipe.
     """
     try:
@@ -236,7 +231,6 @@ def read_json(path: str | Path, what: str = 'JSON file', kind: type = dict) -> A
     """Return the value of a JSON file, of type `kind`; the digest of a sealed one is checked and left out.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: it cannot be read as JSON, holds a value of another type, or its digest is of something else.
     """
     value = parse_json(read_text(path, what), f'{what} {path}')
@@ -252,7 +246,6 @@ def read_csv(path: str | Path, columns: Sequence[str], what: str = 'CSV table') 
     """Yield (line number, {column: text without spaces at its ends}) of a CSV file with a line of column names.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: no CSV, a column is missing, or a line has too many cells.
     """
     reader = csv.DictReader(io.StringIO(read_text(path, what), newline=''))

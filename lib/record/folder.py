@@ -15,13 +15,12 @@ OWN_FILES = ('args.json', 'log.txt', 'results.json', 'strategy.json', 'strategy.
 KEPT_FILES = ('experiment_data/q_model/*', 'experiment_data/results/*')  # written too, and not replaced unasked
 
 
-def check_folder(folder, *, resume=False, overwrite=False):
+def check_folder(folder: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
     """Check that a run may be written to `folder`; called before anything slow begins.
 
     A folder that exists is locked until the end of the process.
 
     Args:
-        folder: path of the run.
         resume: the run continues what is in the folder.
         overwrite: an earlier run in the folder is to be replaced.
 
@@ -39,14 +38,13 @@ def check_folder(folder, *, resume=False, overwrite=False):
                               '--resume to continue it, --overwrite to replace it, or another folder')
 
 
-def open_run(folder, args, *, resume=False):
-    """Make the folder of a run that `check_folder` has passed, locks it and writes `args.json`.
+def open_run(folder: str | Path, args: dict, *, resume: bool = False) -> None:
+    """Make the folder of a run that `check_folder` has passed, lock it and write `args.json`.
 
     Unless the run is resumed, the files of an earlier run are removed; files of others in the folder are left alone.
     Temporary files of runs that were killed are removed in any case.
 
     Args:
-        folder: path of the run.
         args: dict of the run's settings.
         resume: keep what is there, `args.json` too.
 

@@ -21,12 +21,9 @@ def read_mat(path: str | Path, what: str = 'MATLAB file', limit: int = 1 << 26) 
     An array of numbers is a list, one of characters a text, one of structures a list of dicts; others are None.
 
     Args:
-        path: the file.
-        what: what it is, for messages.
         limit: bytes of the file, and of what is packed in it.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: it cannot be read.
     """
     data = read_bytes(path, what, limit)

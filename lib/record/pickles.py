@@ -100,7 +100,6 @@ class PickledNames(NamedTuple):
         """Return what keeps a file from being read without running code, as a predicate, and what to do; None: nothing.
 
         Args:
-            path: the file.
             error: what `torch.load(weights_only=True)` said, to tell which object it refused.
             by_pickle: it was written by pickle.dump.
         """

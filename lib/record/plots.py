@@ -36,9 +36,6 @@ def plot_strategy(strategy: list, kinds: list[str], names: list[str], path: str 
     Args:
         strategy: ints (weight bits) or pairs [w_bit, a_bit], one per layer; a_bit -1 is drawn hatched at 8 bits.
         kinds: 'conv', 'depthwise', 'pointwise' or 'linear' per layer, decides the colour; others are grey.
-        names: layer names per layer.
-        path: file to write.
-        title: line above the figure.
 
     Raises:
         ValueError: the three lists differ in length, or are empty.
@@ -113,9 +110,7 @@ def plot_search(episodes: list[dict], path: str | Path, warmup: int | None, floa
 
     Args:
         episodes: dicts with `episode`, `reward`, `accuracy` (percent) and `best_reward`, in order.
-        path: file to write.
         warmup: last episode that acted at random, or None.
-        float_accuracy: accuracy of the float network in percent, drawn as a line.
     """
     number, reward, accuracy, best = (_column(episodes, key) for key in
                                       ('episode', 'reward', 'accuracy', 'best_reward'))
@@ -142,9 +137,6 @@ def plot_search_cloud(episodes: list[dict], path: str | Path, float_accuracy: fl
 
     Args:
         episodes: dicts with `episode`, `reward`, `ratio` and `accuracy` (percent).
-        path: file to write.
-        float_accuracy: accuracy of the float network in percent, drawn as a line.
-        xlabel: what `ratio` is.
     """
     number, ratio, accuracy, reward = (_column(episodes, key) for key in ('episode', 'ratio', 'accuracy', 'reward'))
     figure, (ax,) = new_figure(5.6, 3.8)
@@ -199,13 +191,7 @@ def plot_budget(points: list[dict], path: str | Path, float_accuracy: float | No
 
     Args:
         points: dicts with `label` (written beside the point; may be empty), `ratio`, `accuracy` (percent), `group`.
-        path: file to write.
-        float_accuracy: accuracy of the float network in percent, drawn as a line.
-        xlabel: what `ratio` is.
         curve: more such points, all of one group, what others are to be above: a dashed grey line.
-
-    Raises:
-        ValueError: there is nothing to draw.
     """
     _column(points, 'ratio')
     figure, (ax,) = new_figure(5.6, 3.8)
@@ -237,10 +223,6 @@ def plot_training(columns: dict[str, list], path: str | Path) -> None:
     Args:
         columns: the columns of `log.txt`, {'Train Loss': [...], 'Valid Loss': [...], 'Train Acc.': [...],
             'Valid Acc.': [...]}, one number per epoch; others are ignored.
-        path: file to write.
-
-    Raises:
-        ValueError: there is no epoch to draw.
     """
     if not len(columns['Train Loss']):
         raise ValueError('nothing to plot: expected at least one epoch')

@@ -27,7 +27,6 @@ def read_settings(path: str | Path) -> tuple[dict, dict | None]:
     """Return (settings, record) of an `args.json`; the record is None where a version before it wrote the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: it is damaged, or was changed since it was written.
     """
     what = f'settings of a run {path}'

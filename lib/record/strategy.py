@@ -12,7 +12,7 @@ from lib.record.files import parse_json, read_text, unsealed, write_json, write_
 MAX_BIT = 8
 
 
-def uniform_strategy(num_layers, bits, *, linear=False, ends=(0, -1)):
+def uniform_strategy(num_layers: int, bits: int, *, linear: bool = False, ends: tuple[int, int] = (0, -1)) -> list:
     """Return the same bits for every layer.
 
     A linear one keeps the image as it is, `[8, -1]` in the first layer, and the last one at `[8, 8]`, as the search
@@ -27,16 +27,15 @@ def uniform_strategy(num_layers, bits, *, linear=False, ends=(0, -1)):
     return strategy
 
 
-def check_strategy(strategy, layer_names, *, linear, source='the strategy', names_in_file=None, network='the network'):
+def check_strategy(strategy: list, layer_names: Sequence[str], *, linear: bool, source: str = 'the strategy',
+                   names_in_file: list[str] | None = None, network: str = 'the network') -> list:
     """Check that a strategy is one of this network and of this kind.
 
     Args:
         strategy: what was given.
         layer_names: names of the network's quantizable layers, in module order.
         linear: whether pairs `[w_bit, a_bit]` are expected, else single weight bits.
-        source: where the strategy comes from, for the message.
         names_in_file: the layer names saved with the strategy, where known.
-        network: name of the network, for the message.
 
     Returns:
         The strategy as a list of ints or of two-entry lists.
@@ -99,7 +98,6 @@ def find_strategy(text: str, layer_names: Sequence[str] | Callable[[bool], Seque
         linear: whether pairs are expected.
         either: take pairs and single bits alike; `linear` then says what `uniform:K` is alone.
         published: {name: strategy} of those that have a name.
-        network: name of the network, for messages.
         ends: indices of the first and the last layer in the linear flow, where `uniform:K` differs.
 
     Raises:
@@ -189,7 +187,7 @@ def _as_list(value, source):
     return list(value)
 
 
-def save_strategy(folder, strategy, layer_names, **about):
+def save_strategy(folder: str | Path, strategy: list, layer_names: Sequence[str], **about) -> None:
     """Write `strategy.json` (with layer names and `about`) and `strategy.txt` (the line to paste) to `folder`."""
     write_json(Path(folder) / 'strategy.json', {'strategy': strategy, 'layers': list(layer_names), **about}, seal=True)
     write_text(Path(folder) / 'strategy.txt', json.dumps(strategy) + '\n')

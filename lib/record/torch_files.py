@@ -42,12 +42,7 @@ class _Refused(ValueError):
 def read_torch_file(path: str | Path, what: str = 'checkpoint') -> Any:
     """Return what a file of `torch.save` or safetensors holds, on the CPU; its checksums are verified.
 
-    Args:
-        path: the file.
-        what: what it should be, for messages.
-
     Raises:
-        FileNotFoundError: there is no such file, or it is a folder.
         ValueError: it is damaged, of another kind, or holds what cannot be read without running code.
     """
     path = Path(path)

@@ -84,7 +84,6 @@ def find_weights(checkpoint: Any, own: Mapping[str, Tensor] | None = None, sourc
     Args:
         checkpoint: what a file holds.
         own: state dict of the network; None: wrappers are removed from all names.
-        source: where the checkpoint is from, for messages.
         average: take the running average (EMA, SWA), not the raw weights beside it.
 
     Raises:

@@ -91,7 +91,6 @@ def read_yaml(path: str | Path, what: str = 'YAML file') -> Any:
     """Return the value of a YAML file, made of plain values; None of an empty one. Keys are texts.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: see `parse_yaml`.
     """
     return parse_yaml(read_text(path, what), f'{what} {path}')

@@ -8,6 +8,8 @@ import contextlib
 import datetime
 import inspect
 import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 TIMEOUT = datetime.timedelta(hours=1)  # of one answer; the main process may be making a lookup table meanwhile
 TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 # What an error becomes in the other processes: the first of these kinds that it belongs to.
-KINDS = (FileNotFoundError, FileExistsError, OSError, FloatingPointError, ValueError, RuntimeError)
+ERROR_KINDS = (FileNotFoundError, FileExistsError, OSError, FloatingPointError, ValueError, RuntimeError)
 # BatchNorm statistics are averaged once an epoch, not sent with every step; the option has two names.
 SYNC_BUFFERS = next(name for name in ('forward_sync_buffers', 'broadcast_buffers')
                     if name in inspect.signature(DistributedDataParallel).parameters)
@@ -28,8 +30,8 @@ class LostPeer(ConnectionError):
     """Another process of this run has ended, so this one cannot go on either."""
 
 
-def start(device):
-    """Join the processes that torchrun started; does nothing where it started none, or only one.
+def start(device: torch.device | str) -> torch.device:
+    """Join the processes that torchrun started; do nothing where it started none, or only one.
 
     Tensors on GPUs travel by NCCL and all others by gloo.
 
@@ -67,30 +69,30 @@ def _own_gpu(device, number):
     return torch.device('cuda', number)
 
 
-def finish():
+def finish() -> None:
     """Leave the other processes. For the end of a run that succeeded: after an error, ending is enough."""
     _wrappers.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def world_size():
+def world_size() -> int:
     """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def rank():
+def rank() -> int:
     """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_main():
+def is_main() -> bool:
     """Return whether this process is number 0, which alone writes files and reports."""
     return rank() == 0
 
 
 @contextlib.contextmanager
-def watching():
+def watching() -> Iterator[None]:
     """Turn the error of torch that tells of a process that is gone into a `LostPeer`."""
     try:
         yield
@@ -101,7 +103,7 @@ def watching():
                        'process said last tells the reason') from error
 
 
-def total(*numbers):
+def total(*numbers) -> list:
     """Return the sums of `numbers` over the processes, in float64: exact for integers up to 2^53."""
     if world_size() == 1:
         return list(numbers)
@@ -111,7 +113,7 @@ def total(*numbers):
     return sums.tolist()
 
 
-def gather(tensor):
+def gather(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensors of all processes, which have one shape, as (processes, *shape)."""
     if world_size() == 1:
         return tensor[None]
@@ -121,7 +123,7 @@ def gather(tensor):
     return torch.stack(table)
 
 
-def add_up(tensor):
+def add_up(tensor: torch.Tensor) -> torch.Tensor:
     """Add the tensors of all processes into `tensor`, with the same bits in all of them; returns it."""
     if world_size() > 1:
         with watching():
@@ -129,7 +131,7 @@ def add_up(tensor):
     return tensor
 
 
-def broadcast(value):
+def broadcast(value: Any) -> Any:
     """Return the `value` of the main process: numbers, text, lists, tensors on the CPU."""
     if world_size() == 1:
         return value
@@ -139,7 +141,7 @@ def broadcast(value):
     return box[0]
 
 
-def broadcast_tensors(tensors):
+def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
     """Give `tensors` the values of the main process, in place; shapes and types are the same in all processes."""
     if world_size() > 1:
         for flat in _joined(tensors):
@@ -147,7 +149,7 @@ def broadcast_tensors(tensors):
                 dist.broadcast(flat, src=0)
 
 
-def average_tensors(tensors):
+def average_tensors(tensors: Iterable[torch.Tensor]) -> None:
     """Give floating-point `tensors` their mean over the processes, in place."""
     if world_size() > 1:
         for flat in _joined(tensors):
@@ -167,8 +169,8 @@ def _joined(tensors):
             tensor.copy_(part.view_as(tensor))
 
 
-def agree(error=None):
-    """Go on if no process has an error; else raises in every process: its own, or that of the lowest number.
+def agree(error: Exception | None = None) -> None:
+    """Go on if no process has an error; else raise in every process: its own, or that of the lowest number.
 
     What is raised for another process is marked, see `is_repeated`.
 
@@ -182,7 +184,7 @@ def agree(error=None):
         first = next(filter(None, told), None)
         if first and (error is None or (own == first and told.index(first) < rank())):
             kind, message = first
-            repeated = KINDS[kind](message)
+            repeated = ERROR_KINDS[kind](message)
             repeated.repeated = True
             raise repeated from error
     if error is not None:
@@ -190,30 +192,30 @@ def agree(error=None):
 
 
 def _portable(error):
-    kind = next((i for i, kind in enumerate(KINDS) if isinstance(error, kind)), len(KINDS) - 1)
-    return kind, str(error) if isinstance(error, KINDS) else f'{type(error).__name__}: {error}'
+    kind = next((i for i, kind in enumerate(ERROR_KINDS) if isinstance(error, kind)), len(ERROR_KINDS) - 1)
+    return kind, str(error) if isinstance(error, ERROR_KINDS) else f'{type(error).__name__}: {error}'
 
 
-def is_repeated(error):
+def is_repeated(error: BaseException) -> bool:
     """Return whether `error` was raised for that of another process, which reports it."""
     return getattr(error, 'repeated', False)
 
 
-def on_main(function, *args, **options):
+def on_main(function: Callable, *args, **options) -> Any:
     """Call `function` in the main process; all get its result, which must be fit for `broadcast`, or its error."""
     result, error = _attempt(function, *args, **options) if is_main() else (None, None)
     agree(error)
     return broadcast(result)
 
 
-def together(function, *args, **options):
+def together(function: Callable, *args, **options) -> Any:
     """Call `function` in all processes at once; returns what it returned here, or all raise the first error."""
     result, error = _attempt(function, *args, **options)
     agree(error)
     return result
 
 
-def main_first(function, *args, **options):
+def main_first(function: Callable, *args, **options) -> Any:
     """Call `function` in the main process, then in the first one of every other machine, then in the rest.
 
     For what leaves a file behind (a download, a lookup table): the later ones find it. An error in one turn is raised
@@ -240,7 +242,7 @@ def _attempt(function, *args, **options):
         return None, error
 
 
-def data_parallel(model, images):
+def data_parallel(model: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:
     """Return what a training step calls in place of `model`, so that gradients are averaged over the processes.
 
     That is the model itself or, with several processes, its `DistributedDataParallel`, which is made once and again
@@ -275,13 +277,13 @@ def _some_unused(model, images):
     return any(gradient is None for gradient in gradients)
 
 
-def running_statistics(model):
+def running_statistics(model: torch.nn.Module) -> list[torch.Tensor]:
     """Return the tensors in which normalisation layers gather statistics: means, variances, counts."""
     found = [getattr(module, name, None) for module in model.modules()
              for name in ('running_mean', 'running_var', 'num_batches_tracked')]
     return [tensor for tensor in found if tensor is not None]
 
 
-def average_running_statistics(model):
+def average_running_statistics(model: torch.nn.Module) -> None:
     """Give every BatchNorm the mean over the processes of its running mean and variance."""
     average_tensors([tensor for tensor in running_statistics(model) if tensor.is_floating_point()])

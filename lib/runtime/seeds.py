@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,14 +11,14 @@ import torch
 from lib.runtime import distributed
 
 
-def derived_seed(*parts):
+def derived_seed(*parts) -> int:
     """Return a 63-bit seed that depends on all `parts` (numbers and names), the same on every machine."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], 'little') >> 1
 
 
 
-def seed_everything(*parts):
+def seed_everything(*parts) -> None:
     """Seed the global generators of Python, NumPy and torch from `parts`, e.g. (seed, 'epoch', 3).
 
     Called at the start of every epoch and episode: a resumed run then draws what an uninterrupted one would. Of several
@@ -30,15 +31,15 @@ def seed_everything(*parts):
 
 
 
-def seeded_generator(*parts):
+def seeded_generator(*parts) -> torch.Generator:
     """Return a new CPU generator whose stream depends on all `parts` (integers and names) and on nothing else."""
     return torch.Generator().manual_seed(derived_seed(*parts))
 
 
 
 @contextmanager
-def own_generators(*parts):
-    """Seed Python's, NumPy's and torch's global CPU generators from `parts` for a while, and puts them back."""
+def own_generators(*parts) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's global CPU generators from `parts` for a while, and put them back."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     seed = derived_seed(*parts)
     random.seed(seed)

@@ -4,8 +4,10 @@ import importlib.util
 import inspect
 import logging
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,16 +17,11 @@ from lib.record.files import is_file
 logger = logging.getLogger(__name__)
 
 
-def load_object(spec, option):
+def load_object(spec: str, option: str) -> Any:
     """Return the object of `FILE.py:NAME`; the file's folder is searched first for what it imports.
-
-    Args:
-        spec: what the user gave.
-        option: name of the option, for messages.
 
     Raises:
         ValueError: not of this form, the file fails, or it has no such name.
-        FileNotFoundError: there is no such file.
     """
     file, _, name = spec.rpartition(':')
     if not file.endswith('.py') or not name.isidentifier():
@@ -45,7 +42,7 @@ def load_object(spec, option):
     return getattr(module, name)
 
 
-def load_model(spec, num_classes):
+def load_model(spec: str, num_classes: int) -> nn.Module:
     """Return the network that `FILE.py:build` makes: `build(num_classes=N)` where it takes that, else `build()`.
 
     It comes without the wrapper of `torch.compile` or `DataParallel`, which would go on with the float layers.
@@ -83,8 +80,8 @@ def _unwrapped(model):
 
 
 @contextmanager
-def importing_from(folder):
-    """Let imports search this folder first, and leaves no `__pycache__` in it: the folder is the user's."""
+def importing_from(folder: Path) -> Iterator[None]:
+    """Let imports search this folder first, and leave no `__pycache__` in it: the folder is the user's."""
     sys.path.insert(0, str(folder))
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
@@ -95,6 +92,6 @@ def importing_from(folder):
             sys.path.remove(str(folder))
 
 
-def describe_error(error):
+def describe_error(error: BaseException) -> str:
     """Return kind and message of an error in one line."""
     return ' '.join(f'{type(error).__name__}: {error}'.split())

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lib.network.conversion import some
+from lib.network.conversion import listed
 from lib.record.arrays import read_npz, write_npz
 from lib.record.files import is_file, parse_json
 from lib.record.values import check_values, real, whole
@@ -172,7 +172,7 @@ def _by_curvature(env, free, images, labels, kind, seed):
 def _check_gradients(kind, names):
     """Raises ValueError, with what to do instead, where there are layers that no gradient arrives at."""
     if names:
-        raise ValueError(f'no gradient arrives at {some(names)}, on which the logits depend (torch.no_grad, detach, '
+        raise ValueError(f'no gradient arrives at {listed(names)}, on which the logits depend (torch.no_grad, detach, '
                          f'rounding or reentrant checkpointing in the network): the {kind} sensitivity would be 0, as '
                          'if these layers needed no bits; take the searcher greedy or ilp, which measure the loss, or '
                          'one that evaluates strategies, without a warm start from sensitivities')

@@ -1,7 +1,7 @@
 """BatchNorm statistics of a network, estimated anew: those of the float network are not those of the quantized one."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -16,9 +16,8 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def reestimate_batch_norm(
-    model: nn.Module, loader, batches: int, device: torch.device | str, precision: Precision | None = None
-) -> int:
+def reestimate_batch_norm(model: nn.Module, loader: Iterable, batches: int, device: torch.device | str,
+                          precision: Precision | None = None) -> int:
     """Replace running mean and variance of every BatchNorm by averages over the first batches of the loader's epoch.
 
     The averages are those of `momentum=None` and of `torch.optim.swa_utils.update_bn`: the mean over the batches of
@@ -32,10 +31,7 @@ def reestimate_batch_norm(
 
     Args:
         model: any network, quantized or not; modes and momenta are restored, also after an exception.
-        loader: iterable of (images, labels).
         batches: how many batches to use; all there are where there are fewer, which is logged.
-        device: where the batches go; the model is there already.
-        precision: a `Precision`; float32 if None.
 
     Returns:
         The number of batches used in this process; 0 if there is no BatchNorm that keeps statistics.

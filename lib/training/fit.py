@@ -3,7 +3,12 @@
 import logging
 import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
 
 from lib.record import plots
 from lib.record.checkpoint import save_checkpoint, tensor_bytes
@@ -13,7 +18,7 @@ from lib.record.logs import ScalarLog, TableLog
 from lib.runtime import distributed
 from lib.runtime.seeds import seed_everything
 from lib.training.batch_norm import reestimate_batch_norm
-from lib.training.loop import evaluate, loss_function, train_one_epoch
+from lib.training.loop import Precision, evaluate, loss_function, train_one_epoch
 from lib.training.settings import TrainingSettings
 from lib.utils.quantize_utils import Quantization
 from lib.utils.utils import Metrics, set_learning_rate
@@ -28,17 +33,16 @@ SCALARS = ('learning_rate', 'train_loss', 'test_loss', 'train_accuracy', 'test_a
 class TrainingLog:
     """Write `log.txt`, scalars, checkpoints and the plot of a training run; of several processes only the main one."""
 
-    def __init__(self, folder, start_epoch=0):
-        """Start the record in `folder`, or continues it after `start_epoch` epochs."""
+    def __init__(self, folder: str | Path, start_epoch: int = 0):
+        """Start the record in `folder`, or continue it after `start_epoch` epochs."""
         self.folder = Path(folder)
         self.table = TableLog(self.folder / 'log.txt', COLUMNS, keep_rows=start_epoch)
         self.scalars = ScalarLog(self.folder / 'logs', purge_step=start_epoch)
 
-    def add(self, epoch, row, checkpoint, improved, keep=False):
+    def add(self, epoch: int, row: Sequence[float], checkpoint: dict, improved: bool, keep: bool = False) -> None:
         """Add an epoch.
 
         Args:
-            epoch: counted from 0.
             row: the values of `COLUMNS`; NaN where there was no evaluation.
             checkpoint: what training goes on from, for `checkpoint.pth.tar`.
             improved: it is the best so far, for `model_best.pth.tar` too.
@@ -54,14 +58,17 @@ class TrainingLog:
         save_checkpoint(self.folder / 'checkpoint.pth.tar', checkpoint)
         self.scalars.flush()
 
-    def plot(self):
+    def plot(self) -> None:
         """Draw the training curves."""
         if len(self.table.rows) > 1:
             plots.plot_training(self.table.columns(), self.folder / 'training.png')
 
 
-def fit(model, loaders, settings=None, *, quantization=None, folder=None, optimizer=None, rate=None, device='cpu',
-        precision=None, start_epoch=0, best=-1.0, about=None):
+def fit(model: nn.Module, loaders: tuple, settings: TrainingSettings | None = None, *,
+        quantization: Quantization | None = None, folder: str | Path | None = None,
+        optimizer: torch.optim.Optimizer | None = None, rate: Callable[[int], float] | None = None,
+        device: torch.device | str = 'cpu', precision: Precision | None = None, start_epoch: int = 0,
+        best: float = -1.0, about: dict | None = None) -> tuple[Metrics | None, float]:
     """Train and validate epoch by epoch; the main process writes everything of a `TrainingLog` after each.
 
     Args:
@@ -117,14 +124,14 @@ def fit(model, loaders, settings=None, *, quantization=None, folder=None, optimi
     return metrics, best
 
 
-def checkpoint_bytes(model, optimizer):
+def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Return about how many bytes a checkpoint takes: weights, buffers, and what the optimizer will keep of each."""
     moments = 2 if 'betas' in optimizer.defaults else bool(optimizer.defaults.get('momentum'))
     trained = sum(p.nbytes for group in optimizer.param_groups for p in group['params'])
     return tensor_bytes(model.state_dict()) + moments * trained
 
 
-def check_disk(folder, size, epochs):
+def check_disk(folder: str | Path, size: int, epochs: int) -> None:
     """Check that the disk has room for checkpoints of `size` bytes, of which one more is there while it is written.
 
     Raises:
@@ -139,8 +146,10 @@ def check_disk(folder, size, epochs):
                        folder, megabytes(free), megabytes(size))
 
 
-def train_epoch(model, loader, optimizer, epoch, epochs, *, rate, device, precision, seed, quantization):
-    """Train one epoch and leaves the network ready to be validated; returns the training `Metrics`."""
+def train_epoch(model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer, epoch: int, epochs: int, *,
+                rate: float, device: torch.device | str, precision: Precision, seed: int, quantization: Quantization
+                ) -> Metrics:
+    """Train one epoch and leave the network ready to be validated; returns the training `Metrics`."""
     seed_everything(seed, 'epoch', epoch)
     loader.set_epoch(epoch)
     quantization.before_epoch(epoch, epochs, optimizer)
@@ -152,7 +161,7 @@ def train_epoch(model, loader, optimizer, epoch, epochs, *, rate, device, precis
     return metrics
 
 
-def write_results(folder, metrics, best, **about):
+def write_results(folder: str | Path, metrics: Metrics, best: float, **about) -> None:
     """Write `results.json`: the accuracies of the last epoch, the best top-1, and what they belong to.
 
     The file marks a run as finished.

@@ -2,15 +2,17 @@
 
 import contextlib
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from progress.bar import Bar
-from torch import nn
+from torch import Tensor, nn
 
 from lib.network.hooks import evaluating
 from lib.network.not_finite import where_not_finite
 from lib.runtime import distributed
-from lib.utils.utils import MetricCounter
+from lib.utils.utils import MetricCounter, Metrics
 
 
 class Precision:
@@ -20,26 +22,28 @@ class Precision:
     which needs none, on the CPU. With `channels_last` the images, and so the activations, are laid out as N, H, W, C.
     """
 
-    def __init__(self, device, half=False, channels_last=False):
+    def __init__(self, device: torch.device | str, half: bool = False, channels_last: bool = False):
         self.device_type, self.half = torch.device(device).type, half
         self.dtype = torch.float16 if self.device_type == 'cuda' else torch.bfloat16
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=half and self.device_type == 'cuda')
         self.channels_last = channels_last
 
-    def autocast(self):
+    def autocast(self) -> contextlib.AbstractContextManager:
         """Return the context in which the forward pass runs."""
         if not self.half:
             return contextlib.nullcontext()
         return torch.autocast(self.device_type, dtype=self.dtype)
 
-    def to(self, device, images, labels):
+    def to(self, device: torch.device | str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return a batch on the device, in the memory layout."""
         layout = {'memory_format': torch.channels_last} if self.channels_last and images.dim() == 4 else {}
         return images.to(device, non_blocking=True, **layout), labels.to(device, non_blocking=True)
 
 
-def train_one_epoch(model, loader, criterion, optimizer, device, after_step=None, *, before_step=None,
-                    precision=None, title='train'):
+def train_one_epoch(model: nn.Module, loader: Any, criterion: Callable, optimizer: torch.optim.Optimizer,
+                    device: torch.device | str, after_step: Callable | None = None, *,
+                    before_step: Callable | None = None, precision: Precision | None = None, title: str = 'train'
+                    ) -> Metrics:
     """Train `model` over `loader` once.
 
     With several processes each has its part of every batch, and the gradients are those of the mean loss over the whole
@@ -49,12 +53,8 @@ def train_one_epoch(model, loader, criterion, optimizer, device, after_step=None
         model: any module that maps images (N, C, H, W) to logits (N, classes).
         loader: iterable of (images, labels), of the same length in all processes.
         criterion: loss of (logits, labels), averaged over the batch.
-        optimizer: steps after every batch.
-        device: where the batches go; the model is there already.
         after_step: called without arguments after every optimizer step (writes trained centroids to the weights).
         before_step: called after the backward pass (moves the weights' gradients to the centroids).
-        precision: a `Precision`; float32 if None.
-        title: name on the progress bar, which is silent where the output is no terminal.
 
     Returns:
         The `Metrics` in training mode, while the weights moved, over the images of all processes.
@@ -108,8 +108,9 @@ def _stop(model, images, value, where):
 
 
 @torch.no_grad()
-def evaluate(model, loader, criterion, device, *, precision=None, title='valid'):
-    """Evaluate `model` in evaluation mode over `loader`, and gives it its former mode back.
+def evaluate(model: nn.Module, loader: Any, criterion: Callable, device: torch.device | str, *,
+             precision: Precision | None = None, title: str = 'valid') -> Metrics:
+    """Evaluate `model` in evaluation mode over `loader`, and give it its former mode back.
 
     With several processes each evaluates its own images, as many as it has, and all get the `Metrics` of all images.
 
@@ -137,7 +138,7 @@ def evaluate(model, loader, criterion, device, *, precision=None, title='valid')
     return counter.result()
 
 
-def loss_function():
+def loss_function() -> nn.Module:
     """Return the criterion of all scripts, cross entropy averaged over the batch."""
     return nn.CrossEntropyLoss()
 

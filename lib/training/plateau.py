@@ -18,14 +18,15 @@ class PlateauRate:
             `observe`.
     """
 
-    def __init__(self, lr, *, min_lr=0.0, warmup_epochs=0, warmup_lr=0.0, factor=0.5, patience=3, threshold=1e-4,
-                 cooldown=0, history=None):
+    def __init__(self, lr: float, *, min_lr: float = 0.0, warmup_epochs: int = 0, warmup_lr: float = 0.0,
+                 factor: float = 0.5, patience: int = 3, threshold: float = 0.0001, cooldown: int = 0,
+                 history: list | None = None):
         self.lr, self.warmup_epochs, self.warmup_lr = lr, warmup_epochs, warmup_lr
         self.settings = {'mode': 'max', 'factor': factor, 'patience': patience, 'threshold': threshold,
                          'cooldown': cooldown, 'min_lr': min_lr}
         self.history = [] if history is None else history
 
-    def __call__(self, epoch):
+    def __call__(self, epoch: int) -> float:
         """Return the rate of an epoch, counted from 0."""
         if epoch < self.warmup_epochs:
             return self.warmup_lr + (self.lr - self.warmup_lr) * epoch / self.warmup_epochs
@@ -36,6 +37,6 @@ class PlateauRate:
                 scheduler.step(accuracy)
         return optimizer.param_groups[0]['lr']
 
-    def observe(self, accuracy):
+    def observe(self, accuracy: float | None) -> None:
         """Add the validation accuracy of an epoch, or None."""
         self.history.append(accuracy)

@@ -7,6 +7,8 @@ Several processes serve a part of each batch; their parts together are the batch
 """
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,8 +30,9 @@ logger = logging.getLogger(__name__)
 SPLIT_SEED = 1  # the originals': the same images are held out whatever the seed of a run
 
 
-def create_loaders(name, root=None, *, splits=('train', 'val'), download=False, dataset_file=None, num_classes=None,
-                   **options):
+def create_loaders(name: str, root: str | Path | None = None, *, splits: Sequence[str] = ('train', 'val'),
+                   download: bool = False, dataset_file: str | None = None, num_classes: int | None = None, **options
+                   ) -> tuple:
     """Return loaders of the training images (shuffled, augmented) and of the validation images.
 
     Args:
@@ -57,8 +60,9 @@ def create_loaders(name, root=None, *, splits=('train', 'val'), download=False, 
     return *_named_loaders(spec, parts, options, 'images'), _classes(name, root, parts, num_classes)
 
 
-def create_search_loaders(name, root=None, *, train_size, val_size, download=False, dataset_file=None,
-                          num_classes=None, **options):
+def create_search_loaders(name: str, root: str | Path | None = None, *, train_size: int, val_size: int,
+                          download: bool = False, dataset_file: str | None = None, num_classes: int | None = None,
+                          **options) -> tuple:
     """Return loaders of two disjoint parts of the training images, for a search that must not see val/.
 
     The training images are put into one fixed random order: the first `val_size` validate (not shuffled, not
@@ -90,7 +94,7 @@ def create_search_loaders(name, root=None, *, train_size, val_size, download=Fal
     return *_named_loaders(spec, parts, options, 'search images'), classes
 
 
-def search_split(count, train_size, val_size):
+def search_split(count: int, train_size: int, val_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the indices (training, validation), int64, of a search among `count` images.
 
     Raises:

@@ -32,12 +32,11 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 SUBSETS = {'imagenet100': 100, 'imagenet10': 10}
 
 
-def split_dtd(source, target, *, copy=False, split=None):
+def split_dtd(source: Path, target: Path, *, copy: bool = False, split: int | None = None) -> str:
     """Split `source`/images/<class>/ into `target`/train/<class>/ and `target`/val/<class>/.
 
     Args:
         source: folder of the Describable Textures, with images/ and perhaps labels/.
-        target: folder to make.
         copy: copy the files instead of making relative symbolic links.
         split: 1 to 10: that official split, trainN + valN for training and testN for validation. 0: one image in
             five of each class validates, chosen by the SHA-256 of its name, the same everywhere.
@@ -61,7 +60,7 @@ def split_dtd(source, target, *, copy=False, split=None):
             f'{made} {"copied" if copy else "linked"} now, {len(plan) - made} were there')
 
 
-def link_subset(source, target, count):
+def link_subset(source: Path, target: Path, count: int) -> str:
     """Link the first `count` synset folders, sorted by name, of `source`/train and `source`/val into `target`.
 
     Of the complete ImageNet these are its first `count` labels, so its 1000-way heads serve the subset unchanged.
@@ -83,13 +82,11 @@ def link_subset(source, target, count):
                if total != 1000 else ''))
 
 
-def sort_validation(source, target, labels):
+def sort_validation(source: Path, target: Path, labels: Path) -> str:
     """Move ImageNet's validation images from `source` into `target`/<synset>/; the two may be one folder.
 
     Args:
         source: folder of ILSVRC2012_val_00000001.JPEG and so on.
-        target: folder of the class folders.
-        labels: file for `read_labels`.
 
     Returns and raises as `split_dtd`. Nothing moves unless every image has a label and every label an image.
     """
@@ -110,7 +107,7 @@ def sort_validation(source, target, labels):
     return f'{target}: {len(synsets)} images in {len(set(synsets.values()))} synsets; {len(flat)} moved now'
 
 
-def read_labels(file):
+def read_labels(file: Path) -> dict[str, str]:
     """Read which synset each validation image belongs to.
 
     Args:
@@ -237,8 +234,9 @@ def _parser():
     return parser
 
 
-def run(dataset, source=None, target=None, *, copy=False, split=None, labels=None):
-    """Make `dataset` and returns the sentence that says what was made; see the command's help for the arguments."""
+def run(dataset: str, source: Path | None = None, target: Path | None = None, *, copy: bool = False,
+        split: int | None = None, labels: Path | None = None) -> str:
+    """Make `dataset` and return the sentence that says what was made; see the command's help for the arguments."""
     data = REPOSITORY / 'data'
     if dataset == 'dtd':
         return split_dtd(source or data / 'dtd', target or data / 'DTD', copy=copy, split=split)
@@ -248,7 +246,7 @@ def run(dataset, source=None, target=None, *, copy=False, split=None, labels=Non
     return sort_validation(source, target or source, labels)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Run the command; errors end it with one sentence and status 2."""
     parser = _parser()
     args = parser.parse_args(argv)
@@ -265,7 +263,7 @@ def main(argv=None):
     print(said)
 
 
-def command():
+def command() -> None:
     """Run `main`; whoever reads the output may stop."""
     try:
         try:

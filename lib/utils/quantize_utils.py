@@ -1,11 +1,15 @@
 """Quantization of whole networks: K-means with trained centroids, and conversion to linearly quantized layers."""
 
 import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.network.conversion import convert_to_quantized, quantizable_layers, quantized_layers, some
+from lib.network.conversion import convert_to_quantized, listed, quantizable_layers, quantized_layers
 from lib.network.hooks import evaluating
 from lib.network.not_finite import locating
 from lib.network.other_state import kept_state
@@ -23,7 +27,7 @@ logger = logging.getLogger(__name__)
 HIGH_BIT = 6  # with `free_high_bit`, layers above these bits stay float until the last epoch
 
 
-def weight_counts(model, is_pruned=False):
+def weight_counts(model: nn.Module, is_pruned: bool = False) -> dict[str, int]:
     """Return {name: number of weights} of every quantizable layer; only those that are not zero if `is_pruned`."""
     return {name: int((layer.weight != 0).sum()) if is_pruned else layer.weight.numel()
             for name, layer in quantizable_layers(model).items()}
@@ -35,38 +39,38 @@ class Quantization:
     kind = 'float'
     complete = True  # whether the network is quantized as its strategy says
 
-    def __init__(self, model, strategy=None):
+    def __init__(self, model: nn.Module, strategy: Any = None):
         self.model, self.strategy = model, strategy
 
-    def parameters(self):
+    def parameters(self) -> list[nn.Parameter]:
         """Return what an optimizer trains."""
         return list(self.model.parameters())
 
-    def loss(self, logits, labels):
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return what training minimises: cross entropy, averaged over the batch."""
         return F.cross_entropy(logits, labels)
 
-    def before_epoch(self, epoch, epochs, optimizer):
+    def before_epoch(self, epoch: int, epochs: int, optimizer: torch.optim.Optimizer) -> None:
         """Called before every epoch."""
 
-    def after_epoch(self, optimizer):
+    def after_epoch(self, optimizer: torch.optim.Optimizer) -> None:
         """Called after every epoch."""
 
-    def before_step(self):
+    def before_step(self) -> None:
         """Called between backward pass and optimizer step."""
 
-    def after_step(self):
+    def after_step(self) -> None:
         """Called after every optimizer step."""
 
-    def synchronise(self):
+    def synchronise(self) -> None:
         """Give the network of every process the weights and buffers of the main one's."""
         distributed.broadcast_tensors([*self.model.parameters(), *self.model.buffers()])
 
-    def describe(self):
+    def describe(self) -> dict:
         """Return the kind of quantization and the strategy, as plain values."""
         return {'quantization': self.kind, 'strategy': self.strategy}
 
-    def state(self):
+    def state(self) -> dict:
         """Return what a checkpoint carries, so that it needs no strategy beside it."""
         return self.describe()
 
@@ -76,8 +80,9 @@ class LinearQuantization(Quantization):
 
     kind = 'linear'
 
-    def __init__(self, model, strategy, images=None, *, method='kl', cap=None, cache=None):
-        """Set the bits from pairs [w_bit, a_bit] and calibrates on `images`; None keeps the ranges of a checkpoint.
+    def __init__(self, model: nn.Module, strategy: list | None, images: Tensor | None = None, *, method: str = 'kl',
+                 cap: float | None = None, cache: dict | None = None):
+        """Set the bits from pairs [w_bit, a_bit] and calibrate on `images`; None keeps the ranges of a checkpoint.
 
         `cache` is a dict shared by the episodes of a search, which quantize the same weights on the same images.
         """
@@ -88,13 +93,13 @@ class LinearQuantization(Quantization):
             calibrate(model, images, method=method, cap=cap, cache=cache)
         self.synchronise()
 
-    def synchronise(self):
+    def synchronise(self) -> None:
         """Give every process the weights, ranges and signs of the main one."""
         super().synchronise()
         synchronise_signs(layer.input_quantizer for layer in quantized_layers(self.model).values())
 
 
-def synchronise_signs(quantizers):
+def synchronise_signs(quantizers: Iterable[Quantizer]) -> None:
     """Give the quantizers of every process the signs of the main one's, where they have one."""
     signed = [quantizer for quantizer in quantizers if hasattr(quantizer, 'signed')]
     for quantizer, sign in zip(signed, distributed.broadcast([q.signed for q in signed]), strict=True):
@@ -113,19 +118,17 @@ class KMeansQuantization(Quantization):
 
     kind = 'kmeans'
 
-    def __init__(self, model, strategy, *, is_pruned=False, free_high_bit=False, cache=None, codebooks=None,
-                 max_iter=50, seed=0):
+    def __init__(self, model: nn.Module, strategy: list[int], *, is_pruned: bool = False, free_high_bit: bool = False,
+                 cache: CodebookCache | None = None, codebooks: dict[str, Codebook] | None = None, max_iter: int = 50,
+                 seed: int = 0):
         """Cluster the weights of `model` in place.
 
         Args:
-            model: network with float weights.
             strategy: weight bits (1..8) per quantizable layer.
             is_pruned: zero weights stay zero and get no centroid.
             free_high_bit: layers above 6 bits stay float until the last epoch.
             cache: a `CodebookCache` over the same weights, shared by the episodes of a search.
             codebooks: {layer name: `Codebook`} of a checkpoint, used instead of clustering.
-            max_iter: Lloyd iterations.
-            seed: of the k-means++ initialisation.
         """
         super().__init__(model, strategy)
         self.is_pruned = is_pruned
@@ -144,7 +147,7 @@ class KMeansQuantization(Quantization):
         self._cluster([name for name in self.bits if name not in later], known)
 
     @property
-    def complete(self):
+    def complete(self) -> bool:
         """Return whether no layer is float."""
         return not self.free and not self.unformed
 
@@ -170,25 +173,25 @@ class KMeansQuantization(Quantization):
             self.trainers.append(trainer)
             self._centroids.update(zip(layers, trainer.parameters(), strict=True))
 
-    def parameters(self):
+    def parameters(self) -> list[nn.Parameter]:
         """Return centroids in place of clustered weights, in layer order, and everything else as it is."""
         clustered = {id(self._weight(name)) for name in self._centroids}
         rest = [p for p in self.model.parameters() if id(p) not in clustered]
         return rest + [self._centroids[name] for name in self.bits if name in self._centroids]
 
-    def before_epoch(self, epoch, epochs, optimizer):
-        """Before the last epoch clusters the layers left free, and hands their centroids to the optimizer."""
+    def before_epoch(self, epoch: int, epochs: int, optimizer: torch.optim.Optimizer) -> None:
+        """Cluster the layers left free before the last epoch, and hand their centroids to the optimizer."""
         if epoch == epochs - 1:
             freed, self.free = [name for name in self.free if name not in self.unformed], []
             self._cluster_later(freed, optimizer)
 
-    def after_epoch(self, optimizer):
-        """After the first epoch clusters the layers that had one value only before it."""
+    def after_epoch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Cluster, after the first epoch, the layers that had one value only before it."""
         formed, self.unformed = [name for name in self.unformed if name not in self.free], []
         self._cluster_later(formed, optimizer)
 
     def _cluster_later(self, names, optimizer):
-        """Cluster layers that were float until now, and hands their centroids to the optimizer."""
+        """Cluster layers that were float until now, and hand their centroids to the optimizer."""
         if not names:
             return
         self.synchronise()  # all processes cluster the same weights
@@ -200,48 +203,49 @@ class KMeansQuantization(Quantization):
             optimizer.state.pop(self._weight(name), None)
             self._weight(name).grad = None  # zero_grad no longer reaches it
 
-    def synchronise(self):
+    def synchronise(self) -> None:
         """Give every process the weights, buffers and centroids of the main one."""
         super().synchronise()
         distributed.broadcast_tensors(self._centroids.values())
 
-    def before_step(self):
+    def before_step(self) -> None:
         """Move the gradients of the weights to their centroids."""
         for trainer in self.trainers:
             trainer.before_step()
 
     @torch.no_grad()
-    def after_step(self):
-        """Write the centroids to the weights, and keeps the pruned weights of free layers at zero."""
+    def after_step(self) -> None:
+        """Write the centroids to the weights, and keep the pruned weights of free layers at zero."""
         for trainer in self.trainers:
             trainer.after_step()
         for name, mask in self._masks.items():
             self._weight(name).mul_(mask)
 
-    def state(self):
+    def state(self) -> dict:
         """Return what a checkpoint carries: strategy, codebooks with their labels."""
         books = {name: codebook.state_dict() for trainer in self.trainers
                  for name, codebook in trainer.codebooks().items()}
         return {**super().state(), 'is_pruned': self.is_pruned, 'codebooks': books}
 
 
-def has_one_value(weight, is_pruned=False):
+def has_one_value(weight: Tensor, is_pruned: bool = False) -> bool:
     """Return whether a weight that is trained has several values, without pruned zeros, and all are the same."""
     values = weight.detach()[weight != 0] if is_pruned else weight.detach()
     return weight.requires_grad and values.numel() > 1 and bool(values.min() == values.max())
 
 
-def name_constant_layers(model, is_pruned=False):
+def name_constant_layers(model: nn.Module, is_pruned: bool = False) -> None:
     """Tell which layers begin with weights that are all the same, and what becomes of them."""
     weights = {name: layer.weight for name, layer in quantizable_layers(model).items()}
     if names := [name for name, weight in weights.items() if has_one_value(weight, is_pruned)]:
         logger.warning('all weights of %s are the same: they stay float through the first epoch of training and are '
-                       'clustered after it, for weights of one cluster can never differ', some(names))
+                       'clustered after it, for weights of one cluster can never differ', listed(names))
     if names := [name for name, weight in weights.items() if is_pruned and weight.numel() and not weight.any()]:
-        logger.warning('all weights of %s are 0, and pruned: they stay 0', some(names))
+        logger.warning('all weights of %s are 0, and pruned: they stay 0', listed(names))
 
 
-def find_codebooks(model, checkpoint, is_pruned=False, source='the checkpoint'):
+def find_codebooks(model: nn.Module, checkpoint: Any, is_pruned: bool = False, source: str | Path = 'the checkpoint'
+                   ) -> dict[str, Codebook]:
     """Return {layer name: `Codebook`} of weights to begin with: saved with them, or recognised in them; {}: none.
 
     Args:
@@ -263,7 +267,7 @@ def find_codebooks(model, checkpoint, is_pruned=False, source='the checkpoint'):
     return books
 
 
-def recognise_codebooks(model, is_pruned=False):
+def recognise_codebooks(model: nn.Module, is_pruned: bool = False) -> dict[str, Codebook] | None:
     """Find the codebooks in a K-means network that came without them: its weights take few values per layer.
 
     Returns:
@@ -284,7 +288,7 @@ def recognise_codebooks(model, is_pruned=False):
     return found if any(book.labels.numel() > len(book.centroids) > 1 for book in found.values()) else None
 
 
-def has_ranges(model, state_dict):
+def has_ranges(model: nn.Module, state_dict: dict) -> bool:
     """Whether a state dict has the clipping ranges of every quantized layer, under our names or the original's."""
     keys = state_dict.keys()
     return all({f'{name}.weight_range', f'{name}.activation_range'} <= keys
@@ -293,7 +297,8 @@ def has_ranges(model, state_dict):
 
 
 @torch.no_grad()
-def calibrate(model, images, *, method='kl', cap=None, cache=None):
+def calibrate(model: nn.Module, images: Tensor, *, method: str = 'kl', cap: float | None = None,
+              cache: dict | None = None) -> None:
     """Set the ranges of all quantized layers from one batch.
 
     The pass runs in evaluation mode and unquantized; of the network it changes nothing but the quantizers.

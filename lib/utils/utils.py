@@ -1,7 +1,11 @@
 """What users of the original know from here: metrics, learning rates, seeds, the log of a training."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from lib.record.files import write_text  # noqa: F401
 from lib.record.logs import TableLog  # noqa: F401
@@ -24,7 +28,7 @@ class MetricCounter:
     def __init__(self):
         self.images, self.loss, self.hits1, self.hits5 = 0, 0.0, 0, 0
 
-    def add(self, loss, logits, labels):
+    def add(self, loss: float, logits: Tensor, labels: Tensor) -> None:
         """Add one batch: mean loss (float), logits (N, classes), labels (N,)."""
         top = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5), or fewer classes
         hit = top.eq(labels[:, None])
@@ -33,15 +37,16 @@ class MetricCounter:
         self.hits1 += int(hit[:, 0].sum())
         self.hits5 += int(hit.sum())
 
-    def result(self):
+    def result(self) -> Metrics:
         """Return the `Metrics` of all batches added so far, by all processes."""
         images, loss, hits1, hits5 = distributed.total(self.images, self.loss, self.hits1, self.hits5)
         n = max(images, 1)
         return Metrics(loss / n, 100.0 * hits1 / n, 100.0 * hits5 / n)
 
 
-def learning_rate(epoch, *, lr, epochs, lr_type='cos', schedule=(31, 61, 91), gamma=0.1, warmup_epoch=0, lr_min=0.0):
-    """Learning rate of an epoch, computed from the epoch alone, so that a resumed run takes the right one.
+def learning_rate(epoch: int, *, lr: float, epochs: int, lr_type: str = 'cos', schedule: Sequence[int] = (31, 61, 91),
+                  gamma: float = 0.1, warmup_epoch: int = 0, lr_min: float = 0.0) -> float:
+    """Return the learning rate of an epoch, computed from the epoch alone, so that a resumed run takes the right one.
 
     cos `lr_min + .5 (lr - lr_min) (1 + cos(pi e / epochs))`; exp `lr gamma^e`; step3
     `lr gamma^(number of schedule entries <= e)`; fixed `lr`. In the first `warmup_epoch` epochs it is the constant
@@ -63,7 +68,7 @@ def learning_rate(epoch, *, lr, epochs, lr_type='cos', schedule=(31, 61, 91), ga
     raise ValueError(f'unknown --lr_type {lr_type!r}: expected cos, exp, step3 or fixed')
 
 
-def set_learning_rate(optimizer, lr):
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group of `optimizer` the learning rate `lr`."""
     for group in optimizer.param_groups:
         group['lr'] = lr

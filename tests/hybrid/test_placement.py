@@ -11,7 +11,7 @@ from lib.hybrid.config import default_config
 from lib.hybrid.placement import (
     HybridQuantization,
     calibrate_after_training,
-    fold,
+    finish_training,
     integer_weights,
     place_after_training,
     prepare_training,
@@ -94,7 +94,7 @@ def test_folding_changes_nothing_of_a_trained_network():
     model.eval()
     with torch.no_grad():
         before = model(IMAGES)
-        pairs = fold(model, plan, IMAGES[:2])
+        pairs = finish_training(model, plan, IMAGES[:2])
         assert len(pairs) == 8 and not batch_norms(model)
         torch.testing.assert_close(model(IMAGES), before, rtol=1e-4, atol=1e-4)
     assert type(model.blocks[0].conv1) is QConv2d
@@ -108,7 +108,7 @@ def test_weights_trained_without_folding_keep_their_batch_norm():
     model.eval()
     with torch.no_grad():
         before = model(IMAGES)
-        pairs = fold(model, plan, IMAGES[:2])
+        pairs = finish_training(model, plan, IMAGES[:2])
         torch.testing.assert_close(model(IMAGES), before, rtol=1e-4, atol=1e-4)
     assert {layer for layer, _ in pairs} == {'conv0', 'blocks.2.conv1', 'blocks.2.conv2'}
     assert len(batch_norms(model)) == 5
@@ -153,7 +153,7 @@ def test_slopes_that_are_not_learned_follow_the_schedule():
 def test_quantization_after_training_is_that_of_the_quantizers_alone():
     """Weights: of the folded weight. Activations: the mean of the batches' clips, while all else is quantized."""
     model, plan, _ = trained()
-    fold(model, plan, IMAGES[:2])
+    finish_training(model, plan, IMAGES[:2])
     reference = deepcopy(model).eval()
     place_after_training(model, plan)
     batches = list(IMAGES.split(2))
@@ -179,7 +179,7 @@ def test_quantization_after_training_is_that_of_the_quantizers_alone():
 
 def test_calibration_needs_images_and_leaves_the_mode_and_hooks():
     model, plan, _ = trained()
-    fold(model, plan, IMAGES[:2])
+    finish_training(model, plan, IMAGES[:2])
     place_after_training(model, plan)
     with pytest.raises(ValueError, match='saw no images'):
         calibrate_after_training(model, plan, [])
@@ -190,7 +190,7 @@ def test_calibration_needs_images_and_leaves_the_mode_and_hooks():
 
 def finished():
     model, plan, quantization = trained()
-    fold(model, plan, IMAGES[:2])
+    finish_training(model, plan, IMAGES[:2])
     place_after_training(model, plan)
     calibrate_after_training(model, plan, [IMAGES])
     return model.eval(), plan, quantization
@@ -236,7 +236,7 @@ def test_a_strategy_quantizes_the_inputs_of_layers():
     prepare_training(model, plan, IMAGES[:2])
     assert isinstance(model.layer1[0].conv1.input_quantizer, DSQQuantizer)
     assert plan.inputs['layer1.0.conv1']['signed'] is False and plan.inputs['conv1']['signed'] is True
-    fold(model, plan, IMAGES[:2])
+    finish_training(model, plan, IMAGES[:2])
     place_after_training(model, plan)
     calibrate_after_training(model, plan, [IMAGES])
     assert model.conv1.input_quantizer.signed and model.layer1[0].conv2.input_quantizer.bits == 4
@@ -259,7 +259,7 @@ def test_an_activation_that_is_called_twice_has_one_quantizer():
     plan = make_plan(model, config)
     images = torch.randn(2, 3, 32, 32)
     prepare_training(model, plan, images)
-    fold(model, plan, images)
+    finish_training(model, plan, images)
     place_after_training(model, plan)
     calibrate_after_training(model, plan, [images])
     assert list(activation_quantizers(model)) == ['layer1.0.relu.quantizer', 'layer1.1.relu.quantizer']
@@ -291,7 +291,7 @@ def calibrated(model, config, change_plan=lambda plan: None):
     plan = make_plan(model, config)
     change_plan(plan)
     prepare_training(model, plan, IMAGES[:2])
-    fold(model, plan, IMAGES[:2])
+    finish_training(model, plan, IMAGES[:2])
     place_after_training(model, plan)
     calibrate_after_training(model, plan, IMAGES.split(3))
     return model

@@ -22,7 +22,7 @@ def small_network(name):
                       header_channel=32)
     module, changes = {
         'mobilenetv2_cifar': (mobilenetv2_cifar, {'ROWS': [(1, 8, 1, 1), (6, 12, 2, 2), (6, 16, 2, 2)],
-                                                  'STRIDES': (1, 2, 2), 'STEM_CHANNELS': 8, 'LAST_CHANNELS': 48}),
+                                                  'STEM_CHANNELS': 8, 'LAST_CHANNELS': 48}),
         'resnet20_projection': (resnet_projection, {'STAGES': [(8, 3, 1), (12, 3, 2)]}),
     }[name]
     before = {key: getattr(module, key) for key in changes}

@@ -9,7 +9,7 @@ from torch import nn
 
 from lib.integer.aliases import Aliases
 from lib.integer.compare import check_on_noise
-from lib.integer.lowering import lower
+from lib.integer.lowering import lower_network
 from lib.quantize.pact import PACTActivationQuantizer
 
 SHAPE = (3, 6, 6)
@@ -75,7 +75,7 @@ FOLLOWED = {
 def test_what_works_in_place_is_followed(kind):
     halves = ('copy', 'view beside')
     net = Net(FOLLOWED[kind], 72 if kind in halves else 144).eval()
-    network = lower(net, SHAPE)
+    network = lower_network(net, SHAPE)
     with torch.no_grad():
         expected = net(IMAGES.clone()).double()
     torch.testing.assert_close(network(IMAGES).double() * network.scale, expected, atol=1e-4, rtol=0)
@@ -83,7 +83,7 @@ def test_what_works_in_place_is_followed(kind):
 
 def test_images_changed_in_place():
     net = nn.Sequential(nn.ReLU(inplace=True), Net(lambda net, x: x)).eval()
-    network = lower(net, SHAPE)
+    network = lower_network(net, SHAPE)
     with torch.no_grad():
         expected = net(IMAGES.clone()).double()
     torch.testing.assert_close(network(IMAGES).double() * network.scale, expected, atol=1e-4, rtol=0)
@@ -109,13 +109,13 @@ REFUSED = {
 def test_what_cannot_be_followed_is_named(kind):
     body, message = REFUSED[kind]
     with pytest.raises(ValueError, match=message):
-        lower(Net(body, 108 if kind == 'slices that overlap' else 144), SHAPE)
+        lower_network(Net(body, 108 if kind == 'slices that overlap' else 144), SHAPE)
 
 
 @pytest.mark.parametrize('kind', ['method', 'module, result dropped', 'augmented'])
 def test_the_check_on_noise_finds_what_is_lowered_wrongly(kind, monkeypatch):
     net = Net(FOLLOWED[kind]).eval()
-    right = check_on_noise(net, lower(net, SHAPE))
+    right = check_on_noise(net, lower_network(net, SHAPE))
     assert right.agreement == 100 and right.difference < 1e-3
     monkeypatch.setattr(Aliases, 'run', lambda self, node: [])
-    assert check_on_noise(net, lower(net, SHAPE)).difference > 0.25
+    assert check_on_noise(net, lower_network(net, SHAPE)).difference > 0.25

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lib.integer.cost import simulate, slices
-from lib.integer.lowering import lower
+from lib.integer.lowering import lower_network
 from lib.network.records import profile_layers
 from lib.quantize import DoReFaWeightQuantizer, PACTActivationQuantizer, QConv2d, QLinear, Quantizer
 from lib.simulator.backends import find_hardware
@@ -29,7 +29,7 @@ class Small(nn.Module):
 def small():
     torch.manual_seed(0)
     model = Small().eval()
-    return model, lower(model, (3, 4, 4)), profile_layers(model, (3, 4, 4))
+    return model, lower_network(model, (3, 4, 4)), profile_layers(model, (3, 4, 4))
 
 
 @pytest.mark.parametrize(('bits', 'expected'), [(1, [1]), (8, [8]), (9, [8, 1]), (16, [8, 8]), (20, [8, 8, 4])])

@@ -8,7 +8,7 @@ from torch import nn
 from lib.integer import shapes as shapes
 from lib.integer.compare import compare_codes
 from lib.integer.layers import Weight, accumulate
-from lib.integer.lowering import lower
+from lib.integer.lowering import lower_network
 from lib.integer.values import Program, value_of
 from lib.quantize.layers import QConv2d, QLinear
 from lib.quantize.pact import PACTActivationQuantizer
@@ -65,7 +65,7 @@ def test_networks_of_the_linear_flow(name, images):
     torch.manual_seed(0)
     images = torch.randn(12, 3, 32, 32).clamp_(-8, 8) if name == 'mobilenetv2' else images
     model = quantized(NETWORKS[name](), images)
-    network = lower(model, images.shape[1:], block_format='mantissa:24')
+    network = lower_network(model, images.shape[1:], block_format='mantissa:24')
     found = compare_codes(model, network, images)
     assert len(found) == len(quantized_layers(model))
     assert max(difference.largest for difference in found.values()) <= 1
@@ -108,12 +108,12 @@ def test_functional_forms(variant, images):
     model = Functional(variant).eval()
     with torch.no_grad():
         model.conv1.weight.mul_(12)  # so that 6 is reached
-    network = lower(model, SHAPE)  # not quantized at all: wide integers all through
+    network = lower_network(model, SHAPE)  # not quantized at all: wide integers all through
     with torch.no_grad():
         assert (model.conv1(images) > 6).double().mean() > 0.1
         expected = model(images).double()
     torch.testing.assert_close(network(images).double() * network.scale, expected, atol=1e-4, rtol=0)
-    found = compare_codes(quantized(model, images), lower(model, SHAPE, block_format='mantissa:24'), images)
+    found = compare_codes(quantized(model, images), lower_network(model, SHAPE, block_format='mantissa:24'), images)
     assert len(found) == 3 and min(difference.equal for difference in found.values()) > 0.999
 
 
@@ -128,7 +128,7 @@ def test_batch_norm_of_a_negative_scale_before_max_pooling(fraction, images):
         model[1].bias.zero_()  # without offsets, the accumulators are codes of one scale, below 0
         model[1].running_var.fill_(1.0)
         expected = model(images).double()
-    network = lower(model, SHAPE)
+    network = lower_network(model, SHAPE)
     torch.testing.assert_close(network(images).double() * network.scale, expected, atol=1e-3, rtol=0)
 
 
@@ -180,7 +180,7 @@ class Shared(nn.Module):
 def test_a_quantizer_that_is_called_twice(images):
     torch.manual_seed(0)
     model = Shared().eval()
-    found = compare_codes(model, lower(model, SHAPE, block_format='mantissa:24'), images)
+    found = compare_codes(model, lower_network(model, SHAPE, block_format='mantissa:24'), images)
     assert list(found) == ['quantizer', 'quantizer#2']
     assert all(difference.equal > 0.999 and difference.largest <= 1 for difference in found.values())
 
@@ -191,7 +191,7 @@ def test_a_range_of_zero_gives_zeros(images):
     with torch.no_grad():
         model[4].input_quantizer.range.zero_()
         expected = model(images).double()
-    network = lower(model, SHAPE)
+    network = lower_network(model, SHAPE)
     assert not network.codes(images)['4.input_quantizer'].any()
     assert (network(images) * network.scale - expected).abs().max() < 0.05
 
@@ -234,7 +234,7 @@ REFUSED = {
 def test_what_has_no_integer_form_is_named(kind):
     model, message = REFUSED[kind]
     with pytest.raises(ValueError, match=message):
-        lower(model.train(), SHAPE)
+        lower_network(model.train(), SHAPE)
     assert model.training
 
 
@@ -243,23 +243,23 @@ def test_what_has_no_integer_form_is_named(kind):
     ({'end_format': 'double'}, 'number format'), ({'wide_word': 64}, 'wide_word is 64')])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        lower(net(), SHAPE, **options)
+        lower_network(net(), SHAPE, **options)
 
 
 def test_sums_beyond_int64_are_refused_by_name(images):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 8, 3), PACTActivationQuantizer(8, signed=True),
                           nn.Flatten(), nn.Linear(288, CLASSES)).eval()
-    assert lower(model, SHAPE)(images).shape == (24, CLASSES)
+    assert lower_network(model, SHAPE)(images).shape == (24, CLASSES)
     model[1] = QConv2d.from_float(model[1], w_bit=16)
     with pytest.raises(ValueError, match=r'1: its weights add up to \d+, which leaves \d+ bits'):
-        lower(model, SHAPE, end_format='mantissa:32')
+        lower_network(model, SHAPE, end_format='mantissa:32')
     with pytest.raises(ValueError, match=r'2: \|acc \* M \+ C\| may reach .* beyond int64'):
-        lower(model, SHAPE, block_format='original', end_format='48,8')
+        lower_network(model, SHAPE, block_format='original', end_format='48,8')
     with torch.no_grad():
         model[4].bias.fill_(1e30)
         with pytest.raises(ValueError, match='output: accumulator and bias may reach .* beyond int64'):
-            lower(model, SHAPE)
+            lower_network(model, SHAPE)
 
 
 @pytest.mark.parametrize('form', ['mantissa:32', 'original'])
@@ -269,7 +269,7 @@ def test_the_last_layer_leaves_no_room_for_multipliers(form, images):
     model = nn.Sequential(nn.Conv2d(3, 800, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).eval()
     with torch.no_grad():
         expected = model(images).double()
-    network = lower(model, SHAPE, block_format=form)
+    network = lower_network(model, SHAPE, block_format=form)
     torch.testing.assert_close(network(images).double() * network.scale, expected, atol=1e-4, rtol=0)
 
 
@@ -280,7 +280,7 @@ def test_bounds_that_leave_images_no_bits_are_refused():
         layers += [nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, CLASSES))
     with pytest.raises(ValueError, match=r'\d+: its input is not quantized, .* quantize an activation'):
-        lower(model, SHAPE)
+        lower_network(model, SHAPE)
 
 
 def test_weights_that_are_not_finite():
@@ -288,4 +288,4 @@ def test_weights_that_are_not_finite():
     with torch.no_grad():
         model[1].weight[0, 0] = float('nan')
     with pytest.raises(ValueError, match='1 has weights that are not finite'):
-        lower(model, SHAPE)
+        lower_network(model, SHAPE)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lib.integer.compare import compare_codes, fake_quantized_codes
-from lib.integer.lowering import lower
+from lib.integer.lowering import lower_network
 from lib.integer.network import IntegerNetwork
 from lib.qat.placement import Quantizers, quantize_blocks
 from lib.quantize.dorefa import DoReFaActivationQuantizer
@@ -56,7 +56,7 @@ def same_classes(model, network, images):
 @pytest.mark.parametrize('name', NAMES)
 def test_codes_are_those_of_the_fake_quantized_network(networks, name, kind):
     model, images = networks(name, kind)
-    network = lower(model, SHAPE, block_format='mantissa:24')
+    network = lower_network(model, SHAPE, block_format='mantissa:24')
     found = compare_codes(model, network, images)
     assert len(found) >= LENGTHS[name] - 3
     assert max(difference.largest for difference in found.values()) <= 1
@@ -68,7 +68,7 @@ def test_codes_are_those_of_the_fake_quantized_network(networks, name, kind):
 @pytest.mark.parametrize('name', NAMES)
 def test_multipliers_of_16_bits_are_enough(networks, name):
     model, images = networks(name)
-    network = lower(model, SHAPE, block_format='mantissa:16')
+    network = lower_network(model, SHAPE, block_format='mantissa:16')
     found = compare_codes(model, network, images)
     assert max(difference.largest for difference in found.values()) <= 1 and share(found) > 0.999
     assert all(int(array.min()) > -2**15 and int(array.max()) < 2**15 for operation in network.operations
@@ -80,7 +80,7 @@ def test_multipliers_of_16_bits_are_enough(networks, name):
 @pytest.mark.parametrize('name', NAMES)
 def test_logits_are_real_values_in_integers(networks, name):
     model, images = networks(name, 4)
-    network = lower(model, SHAPE, block_format='mantissa:24')
+    network = lower_network(model, SHAPE, block_format='mantissa:24')
     logits = network(images)
     with torch.no_grad():
         expected = model(images)
@@ -91,14 +91,14 @@ def test_logits_are_real_values_in_integers(networks, name):
 def test_floor_and_truncation_cost_half_of_the_codes_and_two_steps_at_most(networks):
     model, images = networks('resnet20_projection')
     for rounding in ('floor', 'trunc'):
-        found = compare_codes(model, lower(model, SHAPE, rounding=rounding), images)
+        found = compare_codes(model, lower_network(model, SHAPE, rounding=rounding), images)
         assert max(difference.largest for difference in found.values()) <= 2
         assert 0.3 < share(found) < 0.95
 
 
 def test_original_formats(networks):
     model, images = networks('resnet20_projection', 'ends')
-    network = lower(model, SHAPE, block_format='original')
+    network = lower_network(model, SHAPE, block_format='original')
     shifts = {operation.name: operation.options['shift'] for operation in network.operations
               if operation.name in network.quantizers}
     assert shifts['blocks.2.output1'] == 22 and shifts['blocks.2.output'] == 22
@@ -113,23 +113,23 @@ def test_fixed_point_of_16_bits_collapses_and_a_mantissa_of_16_does_not(networks
         return [operation.arrays['multiplier0'].abs().max() for operation in network.operations
                 if operation.name in network.quantizers and operation.name.startswith('blocks.')]
 
-    rough = lower(model, SHAPE, block_format='16,8', saturate=True)
+    rough = lower_network(model, SHAPE, block_format='16,8', saturate=True)
     assert max(multipliers(rough)) <= 3 and share(compare_codes(model, rough, images)) < 0.5
-    dead = lower(model, SHAPE, block_format='16,10', saturate=True)
+    dead = lower_network(model, SHAPE, block_format='16,10', saturate=True)
     assert multipliers(dead).count(0) >= 8
     codes = dead.codes(images)['blocks.5.output1']
     assert codes.equal(codes[:1].expand_as(codes))  # whatever the image
-    good = lower(model, SHAPE, block_format='mantissa:16')
+    good = lower_network(model, SHAPE, block_format='mantissa:16')
     assert min(multipliers(good)) >= 2**14 and share(compare_codes(model, good, images)) > 0.999
 
 
 def test_constants_that_do_not_fit_name_layer_value_and_format(networks, caplog):
     model, images = networks('toynet')
     with pytest.raises(ValueError, match=r'blocks\.\d\.\w+: offset -?\d+\S* does not fit <24,4>.*saturate') as caught:
-        lower(model, SHAPE, block_format='24,4')
+        lower_network(model, SHAPE, block_format='24,4')
     assert abs(caught.value.__cause__.value) > 8
     assert not caplog.records
-    network = lower(model, SHAPE, block_format='24,4', saturate=True)
+    network = lower_network(model, SHAPE, block_format='24,4', saturate=True)
     assert re.search(r'blocks\.0\.depthwise_output: \d+ of 8 offsets do not fit <24,4> and were clipped', caplog.text)
     assert network(images).shape == (16, 4)
 
@@ -138,7 +138,7 @@ def test_constants_that_do_not_fit_name_layer_value_and_format(networks, caplog)
 @pytest.mark.parametrize('name', NAMES)
 def test_floating_point_gives_the_same_integers(networks, name, kind):
     model, images = networks(name, kind)
-    network = lower(model, SHAPE)
+    network = lower_network(model, SHAPE)
     assert network(images, arithmetic='float64', batch=7).equal(network(images))
     expected = network.codes(images)
     codes = network.codes(images, arithmetic='float64')
@@ -152,7 +152,7 @@ def test_floating_point_gives_the_same_integers(networks, name, kind):
 @pytest.mark.parametrize('name', NAMES)
 def test_no_integer_leaves_its_bounds(networks, name):
     model, _ = networks(name, 'ends')
-    network = lower(model, SHAPE)
+    network = lower_network(model, SHAPE)
     generator, largest = torch.Generator().manual_seed(0), {}
     images = 8.0 * (torch.randint(0, 2, (8, *SHAPE), generator=generator) * 2 - 1)  # as large as they may be
 
@@ -179,7 +179,7 @@ class NoFloat(TorchDispatchMode):
 @pytest.mark.parametrize('name', NAMES)
 def test_no_floating_point_number_between_image_and_logits(networks, name):
     model, images = networks(name, 'ends')
-    network = lower(model, SHAPE)
+    network = lower_network(model, SHAPE)
     codes = network.encode(images[:2])
     with NoFloat():
         logits = network.forward(codes)
@@ -191,7 +191,7 @@ def test_no_floating_point_number_between_image_and_logits(networks, name):
 @pytest.mark.parametrize('rescale', [True, False])
 def test_dorefa_activations(rescale):
     model = ready('resnet20_projection', 4, 8, lambda bits: DoReFaActivationQuantizer(bits, rescale=rescale))
-    network, images = lower(model, SHAPE, block_format='mantissa:24'), batch(16, seed=3)
+    network, images = lower_network(model, SHAPE, block_format='mantissa:24'), batch(16, seed=3)
     found = compare_codes(model, network, images)
     assert max(difference.largest for difference in found.values()) <= 1 and share(found) > 0.999
     assert all(int(codes.min()) >= 0 for codes in network.codes(images).values())
@@ -204,7 +204,7 @@ def test_other_quantizers(weights, activations):
     model, n = small_network('toynet'), LENGTHS['toynet']
     quantize_blocks(model, [5] * n, [6] * n, Quantizers(weights, activations))
     settle(model, batch())
-    network, images = lower(model, SHAPE, block_format='mantissa:24'), batch(16, seed=3)
+    network, images = lower_network(model, SHAPE, block_format='mantissa:24'), batch(16, seed=3)
     found = compare_codes(model, network, images)
     assert max(difference.largest for difference in found.values()) <= 1 and share(found) > 0.9998
     assert same_classes(model, network, images) > 0.99
@@ -212,7 +212,7 @@ def test_other_quantizers(weights, activations):
 
 def test_one_bit_activations_are_signs():
     model = ready('toynet', 8, 1, lambda bits: PACTActivationQuantizer(bits, signed=True))
-    network, images = lower(model, SHAPE, block_format='mantissa:24'), batch(8, seed=3)
+    network, images = lower_network(model, SHAPE, block_format='mantissa:24'), batch(8, seed=3)
     found = compare_codes(model, network, images)
     assert share(found) > 0.999
     assert all(set(codes.unique().tolist()) <= {-1, 1} for codes in network.codes(images).values())
@@ -220,7 +220,7 @@ def test_one_bit_activations_are_signs():
 
 def test_a_file_gives_the_same_network(networks, tmp_path):
     model, images = networks('mobilenetv2_cifar', 'ends')
-    network = lower(model, SHAPE)
+    network = lower_network(model, SHAPE)
     network.save(tmp_path / 'net.npz')
     again = IntegerNetwork.load(tmp_path / 'net.npz')
     assert again(images).equal(network(images)) and again.scale == network.scale
@@ -233,7 +233,7 @@ def test_a_file_gives_the_same_network(networks, tmp_path):
 
 
 def test_broken_files_are_refused(networks, tmp_path):
-    network = lower(networks('toynet')[0], SHAPE)
+    network = lower_network(networks('toynet')[0], SHAPE)
     path = tmp_path / 'net.npz'
     network.save(path)
     whole = path.read_bytes()
@@ -254,7 +254,7 @@ def test_broken_files_are_refused(networks, tmp_path):
 def test_a_program_that_was_changed_is_refused(networks, tmp_path):
     """Under the digest any; in a file of before, which has none, what no lowering gives or what cannot be computed."""
     path = tmp_path / 'net.npz'
-    lower(networks('toynet')[0], SHAPE).save(path)
+    lower_network(networks('toynet')[0], SHAPE).save(path)
     with np.load(path) as file:
         held = dict(file)
     program, weights = json.loads(bytes(held['program'])), next(name for name in held if name.endswith('weight'))
@@ -285,7 +285,7 @@ def test_a_program_that_was_changed_is_refused(networks, tmp_path):
 
 
 def test_the_header_holds_all_integers_and_compiles(networks, tmp_path):
-    network = lower(networks('toynet', 'ends')[0], SHAPE)
+    network = lower_network(networks('toynet', 'ends')[0], SHAPE)
     path = tmp_path / 'net.h'
     network.write_header(path)
     text = path.read_text()
@@ -305,7 +305,7 @@ def test_the_header_holds_all_integers_and_compiles(networks, tmp_path):
 
 
 def test_images_that_cannot_be_encoded(networks):
-    network = lower(networks('toynet')[0], SHAPE)
+    network = lower_network(networks('toynet')[0], SHAPE)
     images = batch(4)
     assert (network.encode(images).double() / 2**20 - images).abs().max() <= 2**-21
     for bad in (images[:, :2], images[0], images[:, :, :8], images[:0]):
@@ -320,6 +320,6 @@ def test_images_that_cannot_be_encoded(networks):
 def test_comparing_with_another_network_is_refused(networks):
     (model, images), (other, _) = networks('toynet'), networks('toynet', 'ends')
     with pytest.raises(ValueError, match='differ in their quantizers'):
-        compare_codes(other, lower(model, SHAPE), images)
+        compare_codes(other, lower_network(model, SHAPE), images)
     codes = fake_quantized_codes(model, images)
     assert 'blocks.3.output' in codes and not any('weight' in name for name in codes)

@@ -6,7 +6,7 @@ from torch import nn
 
 from lib.data.batches import EpochBatches
 from lib.network.check import check_network
-from lib.network.conversion import some
+from lib.network.conversion import listed
 from lib.network.records import profile_layers
 from lib.network.report import describe_layers
 from tests.own_models import CLASSES, ZOO
@@ -226,8 +226,8 @@ def test_layers_called_several_times_and_of_other_kinds():
 
 
 def test_long_lists_are_counted():
-    assert some(map(str, range(8))) == '0, 1, 2, 3, 4, 5, 6, 7'
-    assert some(map(str, range(12))) == '0, 1, 2, 3, 4, 5 and 6 more'
+    assert listed(map(str, range(8))) == '0, 1, 2, 3, 4, 5, 6, 7'
+    assert listed(map(str, range(12))) == '0, 1, 2, 3, 4, 5 and 6 more'
 
 
 def test_shared_weights_are_named():
