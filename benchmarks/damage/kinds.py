@@ -140,8 +140,7 @@ def _hybrid(home, file):
 
 
 def _engine(home, file):
-    from lib.engine.array import ArrayConfig, read_array_settings
-    return ArrayConfig.from_dict(read_array_settings(file)).to_dict()
+    return _script('_engine').engine_config(file, home, {})().to_dict()
 
 
 def _calibration(home, file):
