@@ -36,7 +36,7 @@ def main(args):
     from lib.simulator.counting import COUNTED
     from lib.simulator.hardware import make_table
     from lib.simulator.table_files import load_table
-    from lib.simulator.table_plots import plot_matrix
+    from lib.simulator.table_report import plot_matrix
 
     # runs of one network
     runs = [read_run(text) for text in args.runs]

@@ -43,13 +43,11 @@ def main(args):
 
     from lib.network.coverage import coverage_lines
     from lib.network.whole_network import measure_whole_network
-    from lib.simulator import table_plots
     from lib.simulator.backends import PRESETS, find_hardware
-    from lib.simulator.csv_table import read_csv_table
     from lib.simulator.hardware import check_metric, make_table, table_from_cells
     from lib.simulator.rest import noted
-    from lib.simulator.table_files import check_replaceable, npy_path, save_table
-    from lib.simulator.table_report import summarize_cells, summarize_table
+    from lib.simulator.table_files import check_replaceable, npy_path, read_csv_table, save_table
+    from lib.simulator.table_report import plot_heat_maps, plot_roofline, summarize_cells, summarize_table
 
     if args.list_hardware:
         list_presets(PRESETS)
@@ -109,10 +107,10 @@ def main(args):
     figures = []
     if args.plot:
         figures = [path.with_name(f'{path.stem}_heat.png')]
-        table_plots.plot_heat_maps(table, figures[0])
+        plot_heat_maps(table, figures[0])
         if cells is not None:
             figures.append(path.with_name(f'{path.stem}_roofline.png'))
-            table_plots.plot_roofline(cells, layers, hardware, figures[1])
+            plot_roofline(cells, layers, hardware, figures[1])
     beside = [path.with_suffix('.json').name, *(figure.name for figure in figures)]
     print(f'written to {path}; beside it {", ".join(beside)}')
 

@@ -119,8 +119,7 @@ def _table(home, file):
 
 
 def _csv(home, file):
-    from lib.simulator.csv_table import read_csv_table
-    from lib.simulator.table_files import load_table
+    from lib.simulator.table_files import load_table, read_csv_table
     layers = load_table(home / 'table.npy').about['layers']
     from lib.simulator.layer import LayerRecord
     return read_csv_table(file, [LayerRecord.from_dict(layer) for layer in layers], unit='ms', name='mine').table

@@ -6,9 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from lib.simulator.csv_table import COLUMNS, read_csv_table
 from lib.simulator.layer import LayerRecord
-from lib.simulator.table_files import load_table, save_table
+from lib.simulator.table_files import COLUMNS, load_table, read_csv_table, save_table
 
 HEAD = 'layer,w_bit,a_bit,cost\n'
 REST = 'block.1,*,*,2\nfc,*,*,3\n'  # the lines that HEAD + a good line for stem still lacks

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from lib.record import plots
-from lib.simulator import table_plots
+from lib.simulator import table_report
 from lib.simulator.backends import PRESETS
 from lib.simulator.cost import CostTable
 from lib.simulator.hardware import Hardware, LayerCost, parameter, table_from_cells
@@ -54,7 +54,7 @@ def figures(monkeypatch):
     def collect(figure, path):
         saved.append(figure)
         plots.save_figure(figure, path)
-    monkeypatch.setattr(table_plots, 'save_figure', collect)
+    monkeypatch.setattr(table_report, 'save_figure', collect)
     return saved
 
 
@@ -62,7 +62,7 @@ def figures(monkeypatch):
 def sketches(monkeypatch):
     """Collects the figures, without the time that writing a file takes."""
     saved = []
-    monkeypatch.setattr(table_plots, 'save_figure', lambda figure, path: saved.append(figure))
+    monkeypatch.setattr(table_report, 'save_figure', lambda figure, path: saved.append(figure))
     return saved
 
 
@@ -89,7 +89,7 @@ def maps(figure):
 
 def test_heat_maps_hold_the_cells_relative_to_8_bits(sketches):
     table, _, _ = priced(LAYERS)
-    table_plots.plot_heat_maps(table, 'heat.png')
+    table_report.plot_heat_maps(table, 'heat.png')
     found = maps(sketches[0])
     # 64,000 cycles times 4, 2 x 8, 4, 4, 1: equal rows of three layers are one map
     assert list(found) == ['twice\n55.2%', 'stem ×3\n41.4%', 'fc\n3.4%']
@@ -102,7 +102,7 @@ def test_heat_maps_hold_the_cells_relative_to_8_bits(sketches):
 def test_weight_bits_go_up_and_activation_bits_to_the_right(sketches):
     cells = np.zeros((1, 8, 8))
     cells[0, 7, 7], cells[0, 1, 6] = 1, 0.5  # 2 weight bits, 7 activation bits
-    table_plots.plot_heat_maps(CostTable(cells, reference=1, name='t', unit='ms'), 'heat.png')
+    table_report.plot_heat_maps(CostTable(cells, reference=1, name='t', unit='ms'), 'heat.png')
     ax = next(ax for ax in sketches[0].axes if ax.images and ax.get_title())
     (image,) = ax.images
     assert image.origin == 'lower' and image.get_extent() == [0.5, 8.5, 0.5, 8.5]
@@ -114,16 +114,16 @@ def test_weight_bits_go_up_and_activation_bits_to_the_right(sketches):
 @pytest.mark.parametrize('count', [1, 120])
 def test_any_number_of_equal_layers_is_one_map(figures, tmp_path, count):
     table, cells, hardware = priced([conv(f'b{i}') for i in range(count)])
-    table_plots.plot_heat_maps(table, tmp_path / 'heat.png')
-    table_plots.plot_roofline(cells, [conv(f'b{i}') for i in range(count)], hardware, tmp_path / 'roof.png')
+    table_report.plot_heat_maps(table, tmp_path / 'heat.png')
+    table_report.plot_roofline(cells, [conv(f'b{i}') for i in range(count)], hardware, tmp_path / 'roof.png')
     assert list(maps(figures[0])) == [f'b0{f" ×{count}" if count > 1 else ""}\n100.0%']
     assert drawn(tmp_path / 'heat.png') and drawn(tmp_path / 'roof.png')
 
 
 def test_of_many_different_layers_the_most_expensive_are_drawn(sketches, monkeypatch):
-    monkeypatch.setattr(table_plots, 'MAX_MAPS', 11)  # 60 take seconds
+    monkeypatch.setattr(table_report, 'MAX_MAPS', 11)  # 60 take seconds
     table, _, _ = priced([conv(f'stage.block.{i:03}.convolution', size=i + 1) for i in range(120)])
-    table_plots.plot_heat_maps(table, 'heat.png')
+    table_report.plot_heat_maps(table, 'heat.png')
     found = list(maps(sketches[0]))
     total = sum(range(1, 121))
     assert found == [f'…k.{i:03}.convolution\n{(i + 1) / total:.1%}' for i in range(119, 108, -1)]
@@ -133,8 +133,8 @@ def test_of_many_different_layers_the_most_expensive_are_drawn(sketches, monkeyp
 def test_layers_that_cost_nothing(figures, tmp_path):
     layers = [conv('used'), conv('never', calls=0), linear('nor', calls=0)]
     table, cells, hardware = priced(layers)
-    table_plots.plot_heat_maps(table, tmp_path / 'heat.png')
-    table_plots.plot_roofline(cells, layers, hardware, tmp_path / 'roof.png')
+    table_report.plot_heat_maps(table, tmp_path / 'heat.png')
+    table_report.plot_roofline(cells, layers, hardware, tmp_path / 'roof.png')
     assert list(maps(figures[0])) == ['used\n100.0%', 'never ×2\n0.0%']
     assert len(points(figures[1])) == 2, 'one layer at two pairs of bits'
     assert drawn(tmp_path / 'heat.png') and drawn(tmp_path / 'roof.png')
@@ -156,7 +156,7 @@ def roofs(figure):
 def test_the_roofline_holds_layers_and_roofs(sketches):
     layers = [conv('stem', 4), conv('twice', 8, calls=2), linear('fc')]
     _, cells, hardware = priced(layers, Toy(batch=3))
-    table_plots.plot_roofline(cells, layers, hardware, 'roof.png')
+    table_report.plot_roofline(cells, layers, hardware, 'roof.png')
     found = points(sketches[0])
     expected = []
     for bits, marker in ((8, 'o'), (4, 's')):
@@ -176,7 +176,7 @@ def test_the_roofline_holds_layers_and_roofs(sketches):
 
 def test_no_roof_has_the_colour_of_a_kind_of_layer_or_hides_the_other(sketches):
     _, cells, hardware = priced(LAYERS)
-    table_plots.plot_roofline(cells, LAYERS, hardware, 'roof.png')
+    table_report.plot_roofline(cells, LAYERS, hardware, 'roof.png')
     lines = [line for line in sketches[0].axes[0].lines if len(line.get_xdata()) > 1]
     legend = sketches[0].legends[0].get_lines()[:2]
     for line, entry in zip(lines, legend, strict=True):
@@ -192,7 +192,7 @@ def test_a_roof_that_is_not_known_is_left_out(sketches, monkeypatch, peak, bandw
     monkeypatch.setattr(Toy, 'peak_macs', lambda self, w, a: peak)
     monkeypatch.setattr(Toy, 'memory_bandwidth', lambda self: bandwidth)
     _, cells, hardware = priced(LAYERS)
-    table_plots.plot_roofline(cells, LAYERS, hardware, 'roof.png')
+    table_report.plot_roofline(cells, LAYERS, hardware, 'roof.png')
     drawn_roofs = roofs(sketches[0])
     assert len(drawn_roofs) == (2 if roof else 0)
     for x, y in drawn_roofs:
@@ -201,7 +201,7 @@ def test_a_roof_that_is_not_known_is_left_out(sketches, monkeypatch, peak, bandw
 
 def test_a_figure_of_real_hardware(tmp_path):
     _, cells, hardware = priced(LAYERS, PRESETS['isaac'], 'energy')
-    table_plots.plot_roofline(cells, LAYERS, hardware, tmp_path / 'roof.svg')
+    table_report.plot_roofline(cells, LAYERS, hardware, tmp_path / 'roof.svg')
     assert '<svg' in (tmp_path / 'roof.svg').read_text()
 
 
@@ -209,7 +209,7 @@ def test_a_figure_of_real_hardware(tmp_path):
 
 
 def test_the_matrix_holds_ratios_and_what_they_are_relative_to_the_cheapest(sketches):
-    table_plots.plot_matrix([[0.5, 0.8], [0.6, 0.4], [1, 0.6]], ['for a', 'for b', 'uniform'],
+    table_report.plot_matrix([[0.5, 0.8], [0.6, 0.4], [1, 0.6]], ['for a', 'for b', 'uniform'],
                             ['edge_latency', 'model_size'], 'matrix.png')
     ax = sketches[0].axes[0]
     assert np.asarray(ax.images[0].get_array()) == pytest.approx(np.array([[1, 2], [1.2, 1], [2, 1.5]]))
@@ -221,7 +221,7 @@ def test_the_matrix_holds_ratios_and_what_they_are_relative_to_the_cheapest(sket
 
 
 def test_a_matrix_of_one(tmp_path):
-    table_plots.plot_matrix([[0.5]], ['only'], ['one'], tmp_path / 'matrix.png')
+    table_report.plot_matrix([[0.5]], ['only'], ['one'], tmp_path / 'matrix.png')
     assert drawn(tmp_path / 'matrix.png')
 
 
