@@ -10,9 +10,8 @@ from _cli import ROOT
 from _networks import Network
 from _options import ratio as option_ratio
 
-from lib.network.coverage import active_inventory, as_before, coverage_lines, take_inventory
+from lib.network.coverage import active_inventory, as_before, coverage_lines, describe_layers, take_inventory
 from lib.network.records import profile_network
-from lib.network.report import describe_layers
 from lib.record.files import file_stem
 from lib.record.strategy import uniform_strategy
 from lib.runtime.distributed import is_main, on_main

@@ -1,4 +1,4 @@
-"""What tells one data set from another: digests of the files that are read."""
+"""Digests of data sets, computed from the files that are read: they tell one data set from another."""
 
 import os
 from collections.abc import Sequence

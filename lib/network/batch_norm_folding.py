@@ -32,7 +32,7 @@ class Call(NamedTuple):
 
 
 class ConsumerTracker(TorchDispatchMode):
-    """While active, notes who takes the outputs and the parameters of layers.
+    """While active, note which modules read the outputs and the parameters of layers.
 
     A tensor that is followed carries the attribute `_consumers`: the modules in whose calls an operation took it, None
     standing for operations outside of `layers` and `norms`. The dispatch mode sees every operation that computes, also

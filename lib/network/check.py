@@ -1,4 +1,4 @@
-"""Whether a network is one that can be trained, searched and priced here; if not, what is wrong with it."""
+"""Checks that a network can be trained, searched and priced here, with a message about what is wrong."""
 
 from collections.abc import Callable, Collection
 

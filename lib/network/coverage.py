@@ -1,4 +1,4 @@
-"""What of a network a strategy covers: the inventory of a model, and the words about it."""
+"""Which part of a network a strategy covers: the inventory of a model, and its description in words."""
 
 from collections.abc import Container
 from dataclasses import replace
@@ -8,11 +8,13 @@ from torch import nn
 
 from lib.network.conversion import all_layers, layers_of, listed, quantized_layers
 from lib.network.records import Profile, profile_network
+from lib.quantize.layers import obstacle
 from lib.simulator.inventory import LOW, Inventory
 from lib.simulator.layer import LayerRecord, merge
 
+LARGE = 0.01  # share of the weights from which on a parameter outside of all layers is named
 QUANTIZERS = ('weight_quantizer.', 'input_quantizer.')  # what a quantized layer has beside its weight and bias
-OF_WEIGHT = ('weight', 'parametrizations.weight.', *QUANTIZERS)  # what codes and scales take the place of
+OF_WEIGHT = ('weight', 'parametrizations.weight.', *QUANTIZERS)  # replaced by codes and scales
 
 
 def take_inventory(model: nn.Module, profile: Profile, linear: bool, *, is_pruned: bool = False,
@@ -36,7 +38,8 @@ def take_inventory(model: nn.Module, profile: Profile, linear: bool, *, is_prune
     layers = [records[name] for name in chosen]
     floats = [record for group in floats.values() for record in group] + [other.record for other in others]
     sizes = float_weights(model, chosen, profile.unread)
-    counts, kept = list(count_weights(chosen).values()), _kept(chosen) if is_pruned else None
+    counts = list(count_weights(chosen).values())
+    kept = [int((layer.weight != 0).sum()) for layer in chosen.values()] if is_pruned else None
     return Inventory(layers, floats, counts, kept, sum(sizes.values()), _float_names(sizes, floats),
                      _file_rest(model, chosen), linear)
 
@@ -135,10 +138,6 @@ def count_weights(chosen: dict) -> dict[str, int]:
     return {name: parts[name] for name in chosen}
 
 
-def _kept(chosen) -> list[int]:
-    return [int((layer.weight != 0).sum()) for layer in chosen.values()]
-
-
 def _float_names(sizes, floats) -> list[str]:
     """Return the names of what stays float, by the larger of its shares of the float weights and operations."""
     macs = {}
@@ -163,3 +162,55 @@ def _file_rest(model, chosen) -> int:
         seen.add(id(value))
         total += value.numel() * (value.element_size() if not value.is_floating_point() else 4)
     return total
+
+
+# ---- the layers in words
+
+def describe_layers(model: nn.Module, records: list, linear: bool) -> list[str]:
+    """Say which layers and weights one of the two flows quantizes, and name the layers that are out of the ordinary.
+
+    A weight that several layers share counts once. Layers that are called several times, with inputs of the same size,
+    are named with the number of calls of one image. How much it is in all, `coverage_lines` says.
+
+    Returns:
+        Lines without end of line; a single one for a network without anything special.
+    """
+    layers, flow = all_layers(model), 'linear' if linear else 'K-means'
+    chosen = layers_of(model, records, linear)
+    count = sum(count_weights(chosen).values())
+    lines = [f'{len(chosen)} layers with {count:,} weights are quantized in the {flow} flow']
+    if several := [f'{record.name} ({record.calls})' for record in records if record.calls > 1]:
+        lines.append(f'called several times: {listed(several)}')
+    uncalled = [record.name for record in records if not record.calls]
+    if uncalled:
+        lines.append(f'never called: {listed(uncalled)}; ' + ('they stay float' if linear else
+                     'their weights are clustered all the same'))
+    left = {}
+    for name, layer in layers.items():
+        if name not in chosen and not (linear and name in uncalled):
+            left.setdefault(_reason(layer, layers, linear), []).append(name)
+    lines += [f'{reason}: {listed(names)}' for reason, names in left.items()]
+    return lines + _large_parameters(model, layers, chosen)
+
+
+def _reason(layer, layers, linear) -> str:
+    """Return why a layer is not quantized by itself, as the beginning of a line."""
+    kind = type(layer).__name__
+    if linear:
+        return f'stays float, for {kind} {obstacle(layer)}'
+    weight = layer._parameters.get('weight')
+    if weight is None:
+        return f'stays float, for {kind} computes its weight'
+    first = next(name for name, other in layers.items() if other._parameters.get('weight') is weight)
+    return f'shares the weight of {first}'
+
+
+def _large_parameters(model, layers, chosen) -> list[str]:
+    """Return the line about large weights outside of all layers, if there are any."""
+    sizes = float_weights(model, chosen)
+    total = sum(sizes.values()) + sum(count_weights(chosen).values())
+    owners = {name: type(model.get_submodule(name.rpartition('.')[0])).__name__ for name in sizes if name not in layers}
+    large = [f'{name} of {owners[name]} ({"x".join(map(str, model.get_parameter(name).shape))})'
+             for name, count in sizes.items() if count >= LARGE * total and name not in layers
+             and name.rpartition('.')[0].removesuffix('.parametrizations.weight') not in layers]
+    return [f'stays float, for it belongs to no Conv2d and no Linear: {listed(large)}'] if large else []

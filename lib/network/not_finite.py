@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +18,12 @@ def where_not_finite(model: nn.Module, images: Tensor) -> str:
     leaves, found = {name: module for name, module in model.named_modules() if not list(module.children())}, []
 
     def note(name, _module, _x, output):
-        if not _finite(output):
+        if isinstance(output, Tensor) and not torch.isfinite(output).all():
             found.append(name)
 
     with hooked(leaves, after=note), suppress(ValueError):  # of a quantizer, for what is looked for here
         model(images)
-    if not torch.isfinite(images).all():  # looked at last: all processes make the pass, whoever has such images
+    if not torch.isfinite(images).all():  # checked last: all processes must make the pass
         return 'the images hold values that are not finite'
     return f'the first output that is not finite comes from layer {found[0]}' if found else \
         'all layers are finite, the loss alone is not'
@@ -39,7 +38,3 @@ def locating(model: nn.Module, images: Tensor) -> Iterator[None]:
         if 'finite' not in str(error):
             raise
         raise ValueError(f'{error}; {where_not_finite(model, images)}') from error
-
-
-def _finite(output: Any) -> bool:
-    return not isinstance(output, Tensor) or bool(torch.isfinite(output).all())

@@ -77,7 +77,7 @@ def owned_tensors(model: nn.Module) -> dict[int, tuple[str, Tensor]]:
 
 
 def memory_of(tensor: Tensor) -> int | None:
-    """Return what tells the memory of a tensor from that of all others that are alive, None where it has none."""
+    """Return a key of the memory of a tensor, unique among all that are alive, None where it has none."""
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse and other tensors without a storage

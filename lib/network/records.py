@@ -124,7 +124,7 @@ class _Recorder:
         self.number += 1
         self.orders[layer] = (self.orders.get(layer, (self.number,))[0], self.number)
         macs = images * sizes[2] * sizes[3] * _num_weights(layer)
-        found = [sum(_macs(record) for record in product.records) for product in products]
+        found = [sum(LayerRecord('', **record).macs for record in product.records) for product in products]
         if macs in found:  # a subclass may add products to the layer's own
             del products[found.index(macs)]
         elif sum(found) == macs or not products:
@@ -157,10 +157,6 @@ class _Recorder:
                   for layer, calls in self.calls.items()]
         unread = frozenset(name for memory, (name, _) in self.owned.items() if memory not in self.read)
         return Profile(layers, list(self.others.values()), self.extras, unread)
-
-
-def _macs(record) -> int:
-    return LayerRecord('', **record).macs
 
 
 def _pool_additions(pool, inputs, output) -> int:

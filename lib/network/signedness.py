@@ -65,11 +65,11 @@ def probe_inputs(model: nn.Module, layers: Mapping[str, nn.Module], images: Tens
 
     Args:
         model: the network; its mode is restored afterwards.
-        images: tensor (N, C, H, W), on the model's device; also on the meta device, where only structure tells.
+        images: tensor (N, C, H, W), on the model's device; also on the meta device, where only the structure counts.
 
     Returns:
         {name: signed} of the layers whose forward was called: False where the structure proves all inputs not negative,
-        True where the probe shows a negative value, None where neither tells.
+        True where the probe shows a negative value, None where neither is known.
     """
     signed, tracker = {}, SignTracker()
 

@@ -16,7 +16,7 @@ class TensorTracker(TorchFunctionMode):
     """While active, knows a fact of some tensors and derives that of what functions make of them.
 
     A subclass says in `derive` what follows for the output of a function. A fact ends with the next change in place, of
-    the tensor or of any view of the same memory: their common version counter tells. Tensors of inference mode have
+    the tensor or of any view of the same memory, for they share a version counter. Tensors of inference mode have
     none, so nothing is known of them.
     """
 

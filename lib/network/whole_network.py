@@ -18,8 +18,8 @@ class WholeNetwork:
     """Times in ms for a batch, all measured in the same rounds.
 
     They differ for known reasons. In the chain every layer has weights and inputs of its own and always the same
-    neighbours, so that the caches are in another state. The network has, besides, what is no convolution and no linear
-    layer: normalization, activation functions, pooling, additions.
+    neighbours, so that the caches are in another state. The network also has operations outside
+    of these layers: normalization, activation functions, pooling, additions.
     """
 
     layers: float  # sum over the layers, each as often as it is called: what a table says at 8/8 bits
@@ -32,12 +32,12 @@ class WholeNetwork:
 
     @property
     def layers_over_chain(self) -> float:
-        """What adding up layers makes of the same kernels run in turn."""
+        """The sum of single layers over the time of the same kernels run one after another."""
         return self.layers / self.chain
 
     @property
     def layers_over_network(self) -> float:
-        """The share of the network that the layers explain; a speed-up upside down where the arithmetic differs."""
+        """The share of the network's time that the layers explain; an inverse speed-up where the arithmetic differs."""
         return self.layers / self.network
 
     def to_dict(self) -> dict:

@@ -207,7 +207,7 @@ class QATQuantization(Quantization):
 
 @torch.no_grad()
 def find_steps(model: nn.Module, images: Tensor) -> None:
-    """Let quantizers that begin with what the first batch tells, steps and signs, find it; changes nothing else.
+    """Let quantizers find steps and signs, which come from the first batch; change nothing else.
 
     Args:
         images: a training batch (N, C, H, W) on its device.

@@ -288,5 +288,5 @@ def _takes_numbers(x: Tensor) -> bool:
 
 
 def _positive(clip: Tensor) -> Tensor:
-    """The range, or the smallest positive number where it is 0 or less: the sign of x still tells the side then."""
+    """Return the range, or the smallest positive number where it is 0 or less, so that x is inside or outside of it."""
     return clip.clamp_min(torch.finfo(clip.dtype).tiny)

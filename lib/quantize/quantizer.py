@@ -194,7 +194,7 @@ class SignedQuantizer(Quantizer):
         if self.signed is None:
             low = x.detach().amin().item()
             if math.isnan(low):
-                return False  # it tells nothing of the tensors to come
+                return False  # no evidence about later tensors
             self.signed = low < 0
         return self.signed
 

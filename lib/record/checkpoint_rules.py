@@ -33,7 +33,7 @@ PLANNED = {  # types of what a plan says of a tensor
 
 
 def check_checkpoint(saved: dict, *, has_digest: bool) -> None:
-    """Check a checkpoint of ours; one of others passes.
+    """Check a checkpoint that a run here wrote; one of another program passes.
 
     Args:
         saved: what the file holds, without its digest.

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # who needs no arrays needs no NumPy
+if TYPE_CHECKING:  # the rest of this file works without NumPy
     import numpy as np
 
 CHUNK = 1 << 20  # bytes

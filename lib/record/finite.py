@@ -1,4 +1,4 @@
-"""The last look at what is about to be written: a network that has diverged must not look like one that is finished."""
+"""The check for values that are not finite before anything is written, so that no diverged network looks finished."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ def check_finite(value: Any, what: str) -> None:
     """Raise an error where a tensor holds NaN, or infinity that is no constant of the network.
 
     Args:
-        value: tensors in dicts and lists, nested at will; what is none of these is passed over.
+        value: tensors in nested dicts and lists; anything else is ignored.
         what: what is about to be written, for the message.
 
     Raises:

@@ -41,7 +41,7 @@ def check_folder(folder: str | Path, *, resume: bool = False, overwrite: bool = 
 def open_run(folder: str | Path, args: dict, *, resume: bool = False) -> None:
     """Make the folder of a run that `check_folder` has passed, lock it and write `args.json`.
 
-    Unless the run is resumed, the files of an earlier run are removed; files of others in the folder are left alone.
+    Unless the run is resumed, the files of an earlier run are removed; other files in the folder are left alone.
     Temporary files of runs that were killed are removed in any case.
 
     Args:
@@ -55,7 +55,8 @@ def open_run(folder: str | Path, args: dict, *, resume: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if hold(folder) and not resume:
         check_folder(folder)
-    for path in [*_temporary_files(folder), *([] if resume else _own_files(folder))]:
+    left = [path for pattern in (*OWN_FILES, *KEPT_FILES) for path in temporaries(folder / pattern)]
+    for path in [*left, *([] if resume else _own_files(folder))]:
         path.unlink()
     if not resume:
         write_json(folder / 'args.json', args, seal=True)
@@ -63,7 +64,3 @@ def open_run(folder: str | Path, args: dict, *, resume: bool = False) -> None:
 
 def _own_files(folder):
     return [path for pattern in OWN_FILES for path in sorted(Path(folder).glob(pattern)) if path.name[0] != '.']
-
-
-def _temporary_files(folder):
-    return [path for pattern in (*OWN_FILES, *KEPT_FILES) for path in temporaries(Path(folder) / pattern)]

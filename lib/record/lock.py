@@ -1,7 +1,7 @@
 """A lock on a folder: one process at a time writes a run.
 
 The lock is the kernel's, on the file `.lock` in the folder, so that of a process that was killed is gone with it. The
-file tells others who holds it.
+file names its holder.
 """
 
 import errno
@@ -84,7 +84,7 @@ def _is_file(path, descriptor):
 
 
 def _owner(descriptor):
-    """Return in words who wrote the file, `NOBODY` where it does not tell."""
+    """Return the process that wrote the file, in words, `NOBODY` where that is unknown."""
     try:
         said = json.loads(os.pread(descriptor, 4096, 0))
         return f'process {int(said["process"])} on {str(said["host"])[:80]}'

@@ -42,7 +42,7 @@ class ScalarLog:
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
         data = event.SerializeToString()
-        for part in (struct.pack('<Q', len(data)), data):  # a record: its length, what it holds, each with a checksum
+        for part in (struct.pack('<Q', len(data)), data):  # a record: its length and its content, each with a checksum
             self._waiting += part + struct.pack('<I', masked_crc32c(part))
 
     def flush(self) -> None:

@@ -1,8 +1,8 @@
 """What a pickled file may hold, so that it is read without running code from it, and which objects it names.
 
 `torch.load(weights_only=True)` refuses every class it does not know. Arrays and scalars of NumPy are read as they are.
-Settings of other trainers are replaced while they are read: what is a dict there becomes an OrderedDict, what is
-anything else an `Inert`. Nothing that the file names is imported or called.
+Settings of other trainers are replaced while they are read: dicts become OrderedDicts, all other objects an `Inert`.
+Nothing that the file names is imported or called.
 """
 
 import pickletools
@@ -24,7 +24,7 @@ RISKY = re.compile(r'(os|posix|nt|io|_io|sys|subprocess|shutil|socket|urllib|htt
 
 
 class Inert:
-    """Stands in the place of an object whose content nobody needs."""
+    """Placeholder of an object whose content is not needed."""
 
     def __new__(cls, *_args, **_kwargs):
         return object.__new__(cls)
@@ -119,7 +119,7 @@ class PickledNames(NamedTuple):
 
 
 def resave(found: str, path: Path, name: str, load: str, weights: str) -> str:
-    """Return, as a predicate, what a file is, and the two lines of Python that save its weights by themselves."""
+    """Return a predicate that says what a file is, with two lines of Python that save its weights alone."""
     file, target = str(path), f'{path.stem}_weights.pth'
     opened = {'torch.jit.load': f"torch.jit.load({file!r}, map_location='cpu')",
               'torch.load': f"torch.load({file!r}, map_location='cpu', weights_only=False)",

@@ -191,7 +191,7 @@ def plot_budget(points: list[dict], path: str | Path, float_accuracy: float | No
 
     Args:
         points: dicts with `label` (written beside the point; may be empty), `ratio`, `accuracy` (percent), `group`.
-        curve: more such points, all of one group, what others are to be above: a dashed grey line.
+        curve: more points, of one group, to compare with: a dashed grey line.
     """
     _column(points, 'ratio')
     figure, (ax,) = new_figure(5.6, 3.8)

@@ -1,4 +1,4 @@
-"""What is expected of a value that was read: its kind and range, and the words for a message."""
+"""Rules for values that were read: type and range, with the words for a message."""
 
 import math
 import reprlib
@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 
 class Rule(NamedTuple):
-    """Whether a value will do, and what is expected, in words."""
+    """What is accepted as a value, and the same in words."""
 
     accepts: Callable[[Any], bool]
     expected: str
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ValueError, naming the value, unless it will do."""
+        """Raise ValueError, naming the value, unless it is accepted."""
         if not self.accepts(value):
             raise ValueError(f'{name} is {_shown(value)}, expected {self.expected}')
 
@@ -92,7 +92,7 @@ def _is_bits(value: Any) -> bool:
 
 
 def check_values(values: Mapping, rules: Mapping[str, Rule], source: str) -> None:
-    """Raise ValueError, naming `source` and the first value that will not do, unless all of `rules` are followed."""
+    """Raise ValueError, naming `source` and the first value that breaks its rule."""
     for key, rule in rules.items():
         if key not in values and not rule.accepts(None):
             raise ValueError(f'{source} has no {key}, expected {rule.expected}')

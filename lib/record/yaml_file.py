@@ -67,7 +67,7 @@ def _measure(node: yaml.Node, known: dict[Hashable, int | None], depth: int) -> 
     if depth > MAX_DEPTH:
         raise RecursionError
     if id(node) not in known:
-        known[id(node)] = None  # still open: who meets it again is inside it
+        known[id(node)] = None  # still open: meeting it again means a cycle
         children = [] if isinstance(node, yaml.ScalarNode) else node.value
         if isinstance(node, yaml.MappingNode):
             _refuse_twins(node)

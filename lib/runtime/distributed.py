@@ -1,4 +1,4 @@
-"""Several processes started by torchrun: who is who, what they tell each other, and the gradient of all of them.
+"""Several processes started by torchrun: ranks, what they exchange, and the gradient of all of them.
 
 Every function here does the obvious thing where there is one process, so the code that calls them has no second path.
 Those that several processes answer together must be called by all of them, in the same order.
@@ -93,7 +93,7 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def watching() -> Iterator[None]:
-    """Turn the error of torch that tells of a process that is gone into a `LostPeer`."""
+    """Turn torch's error about a process that is gone into a `LostPeer`."""
     try:
         yield
     except RuntimeError as error:
@@ -270,7 +270,7 @@ def _some_unused(model, images):
     statistics = running_statistics(model)
     before = [tensor.clone() for tensor in statistics]
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        logits = model.forward(images)  # no pass of the training: whoever counts these by a hook leaves it out
+        logits = model.forward(images)  # not model(images): hooks that count training passes must not see it
         gradients = torch.autograd.grad(logits.sum(), trained, allow_unused=True)
     for tensor, value in zip(statistics, before, strict=True):
         tensor.copy_(value)

@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def command() -> None:
-    """Run `main`; whoever reads the output may stop."""
+    """Run `main`; end quietly where the reader of its output stops."""
     try:
         try:
             main()

@@ -7,8 +7,8 @@ from torch import nn
 from lib.data.batches import EpochBatches
 from lib.network.check import check_network
 from lib.network.conversion import listed
+from lib.network.coverage import describe_layers
 from lib.network.records import profile_layers
-from lib.network.report import describe_layers
 from tests.own_models import CLASSES, ZOO
 
 SHAPE = (3, 8, 8)
