@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -265,8 +264,8 @@ def test_where_statistics_are_to_be_estimated(module, tmp_path, start, changed, 
     """Those of an earlier version's checkpoint are what the settings beside it say."""
     if settings:
         (tmp_path / 'args.json').write_text('{}')
-    args = SimpleNamespace(bn_batches=4, changed=changed, resume=str(tmp_path) if settings else None)
-    assert module('_training').to_estimate(args, start) == expected
+    run = module('_cli').Run(tmp_path, {}, str(tmp_path) if settings else None, changed=changed)
+    assert module('_training').batches_to_estimate(run, 4, start) == expected
 
 
 # ---- what is lost, and what is not
