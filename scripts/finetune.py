@@ -67,9 +67,10 @@ def main(args):
         start_value,
     )
 
+    from lib.network.codebooks import find_codebooks
     from lib.training.loop import Precision
     from lib.training.settings import TrainingSettings
-    from lib.utils.quantize_utils import KMeansQuantization, LinearQuantization, find_codebooks, has_ranges
+    from lib.utils.quantize_utils import KMeansQuantization, LinearQuantization, has_ranges
 
     run, device = training_run(args), start_device(args.device)
     network, data, start = pick(Network, args), pick(Data, args), pick(Start, args)

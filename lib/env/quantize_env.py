@@ -5,8 +5,9 @@ from contextlib import contextmanager
 import torch
 
 from lib.env.search_env import SearchEnv
+from lib.network.codebooks import name_constant_layers
 from lib.quantize.kmeans import CodebookCache
-from lib.utils.quantize_utils import KMeansQuantization, name_constant_layers, quantizable_layers
+from lib.utils.quantize_utils import KMeansQuantization, quantizable_layers
 
 FIRST_ACTION = 4  # the previous action of the first layer, in raw bits
 

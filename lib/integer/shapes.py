@@ -29,30 +29,21 @@ def windows(sizes: Sequence[int], kernel: Pair, stride: Pair, padding: Pair = (0
 
 def module_pool(name: str, module: nn.Module, shape: Sequence[int]) -> Pool | None:
     """Return (kind, options) of a pooling module, None for another one; ValueError where it has no integer form."""
-    if isinstance(module, nn.AdaptiveAvgPool2d):
-        return _adaptive(name, module.output_size, shape)
-    if isinstance(module, nn.AvgPool2d):
-        return _average(name, module.kernel_size, module.stride, module.padding, module.ceil_mode,
-                        module.count_include_pad, module.divisor_override)
-    if isinstance(module, nn.MaxPool2d):
-        return _maximum(name, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode,
-                        module.return_indices)
+    for kind, _, make, fields in POOLS:
+        if isinstance(module, kind):
+            return make(name, shape, *(getattr(module, field) for field in fields))
     return None
 
 
 def function_pool(name: str, target: Any, arguments: list, options: dict) -> Pool | None:
-    """The same for a function of torch.nn.functional; its arguments begin with the tensor."""
-    value, *rest = arguments or [None]
-    if target is F.adaptive_avg_pool2d:
-        return _adaptive(name, *rest, shape=value.shape, **options)
-    if target is F.avg_pool2d:
-        return _average(name, *rest, **options)
-    if target in (F.max_pool2d, torch.max_pool2d):
-        return _maximum(name, *rest, **options)
+    """Return the same for a function of torch.nn.functional; its arguments begin with the tensor."""
+    for _, functions, make, _ in POOLS:
+        if target in functions:
+            return make(name, arguments[0].shape, *arguments[1:], **options)
     return None
 
 
-def _adaptive(name, output_size, shape):
+def _adaptive(name, shape, output_size):
     out = tuple(size or have for size, have in zip(pair(output_size), shape[1:], strict=True))
     if any(have % size for have, size in zip(shape[1:], out, strict=True)):
         raise ValueError(f'{name} makes {out} of {shape[1:]}: its windows differ in size, which has no integer form')
@@ -60,17 +51,26 @@ def _adaptive(name, output_size, shape):
     return 'sum_pool', {'kernel': kernel, 'stride': kernel}
 
 
-def _average(name, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
+def _average(name, _shape, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
+             divisor_override=None):
     if any(pair(padding)) or ceil_mode or divisor_override:
         raise ValueError(f'{name}: average pooling has an integer form without padding, ceil_mode, divisor_override')
     return 'sum_pool', {'kernel': pair(kernel_size), 'stride': pair(stride or kernel_size)}
 
 
-def _maximum(name, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+def _maximum(name, _shape, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     if ceil_mode or return_indices:
         raise ValueError(f'{name}: max pooling has an integer form without ceil_mode and indices')
     return 'max_pool', {'kernel': pair(kernel_size), 'stride': pair(stride or kernel_size), 'padding': pair(padding),
                         'dilation': pair(dilation)}
+
+
+POOLS = (  # module, functions, what reads them, attributes of the module in the order of the functions' arguments
+    (nn.AdaptiveAvgPool2d, (F.adaptive_avg_pool2d,), _adaptive, ('output_size',)),
+    (nn.AvgPool2d, (F.avg_pool2d,), _average, ('kernel_size', 'stride', 'padding', 'ceil_mode', 'count_include_pad',
+                                               'divisor_override')),
+    (nn.MaxPool2d, (F.max_pool2d, torch.max_pool2d), _maximum, ('kernel_size', 'stride', 'padding', 'dilation',
+                                                                'ceil_mode', 'return_indices')))
 
 
 def average(program: Program, name: str, value: Value, kernel: Pair, stride: Pair) -> Value:

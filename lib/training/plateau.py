@@ -11,19 +11,17 @@ class PlateauRate:
     whole state is `history`, so a resumed run takes the right rates.
 
     Args:
-        lr, min_lr: highest and lowest rate.
+        lr: the highest rate.
         warmup_epochs, warmup_lr: of the warm-up.
-        factor, patience, threshold, cooldown: those of ReduceLROnPlateau, mode 'max'.
         history: validation accuracies so far, one per epoch, None where there was no evaluation; appended to by
             `observe`.
+        **schedule: `factor`, `patience`, `threshold`, `cooldown` and `min_lr` of ReduceLROnPlateau.
     """
 
-    def __init__(self, lr: float, *, min_lr: float = 0.0, warmup_epochs: int = 0, warmup_lr: float = 0.0,
-                 factor: float = 0.5, patience: int = 3, threshold: float = 0.0001, cooldown: int = 0,
-                 history: list | None = None):
+    def __init__(self, lr: float, *, warmup_epochs: int = 0, warmup_lr: float = 0.0, history: list | None = None,
+                 **schedule):
         self.lr, self.warmup_epochs, self.warmup_lr = lr, warmup_epochs, warmup_lr
-        self.settings = {'mode': 'max', 'factor': factor, 'patience': patience, 'threshold': threshold,
-                         'cooldown': cooldown, 'min_lr': min_lr}
+        self.schedule = {'mode': 'max', 'factor': 0.5, 'patience': 3, **schedule}
         self.history = [] if history is None else history
 
     def __call__(self, epoch: int) -> float:
@@ -31,7 +29,7 @@ class PlateauRate:
         if epoch < self.warmup_epochs:
             return self.warmup_lr + (self.lr - self.warmup_lr) * epoch / self.warmup_epochs
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.lr)
-        scheduler = ReduceLROnPlateau(optimizer, **self.settings)
+        scheduler = ReduceLROnPlateau(optimizer, **self.schedule)
         for accuracy in self.history[self.warmup_epochs:epoch]:
             if accuracy is not None:
                 scheduler.step(accuracy)
