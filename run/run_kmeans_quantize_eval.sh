@@ -6,7 +6,7 @@ set -euo pipefail
 use_environment requirements.txt
 CHECKPOINT=checkpoints/resnet50/resnet50_0.1_75.48.pth.tar
 need_file "$CHECKPOINT" "bash run/setup.sh --checkpoints fetches it"
-need_file data/imagenet/val "link ImageNet to data/imagenet, see README.md, Data preparation"
+need_file data/imagenet/val "link ImageNet to data/imagenet, see data/README.md"
 python scripts/finetune.py \
     --arch resnet50 \
     --data_name imagenet --data data/imagenet --workers 32 --test_batch 512 \

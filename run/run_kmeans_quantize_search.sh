@@ -5,7 +5,7 @@
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 use_environment requirements.txt
-need_file data/imagenet/train "link ImageNet to data/imagenet, see README.md, Data preparation"
+need_file data/imagenet/train "link ImageNet to data/imagenet, see data/README.md"
 python scripts/rl_quantize.py \
     --arch resnet50 \
     --dataset imagenet --dataset_root data/imagenet \

@@ -7,7 +7,7 @@ set -euo pipefail
 use_environment requirements.txt
 CHECKPOINT=checkpoints/mobilenetv2/qmobilenetv2_0.6_71.23.pth.tar
 need_file "$CHECKPOINT" "bash run/setup.sh --checkpoints fetches it"
-need_file data/imagenet/val "link ImageNet to data/imagenet, see README.md, Data preparation"
+need_file data/imagenet/val "link ImageNet to data/imagenet, see data/README.md"
 python scripts/finetune.py \
     --arch qmobilenetv2 --linear_quantization \
     --data_name imagenet --data data/imagenet --workers 32 --test_batch 512 \

@@ -5,7 +5,7 @@
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 use_environment requirements.txt
-need_file data/imagenet/train "link ImageNet to data/imagenet, see README.md, Data preparation"
+need_file data/imagenet/train "link ImageNet to data/imagenet, see data/README.md"
 need_file pretrained/imagenet/mobilenetv2-150.pth.tar "bash run/setup.sh fetches it"
 python scripts/finetune.py \
     --arch qmobilenetv2 --linear_quantization \
