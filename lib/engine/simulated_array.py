@@ -51,7 +51,6 @@ class SimulatedArray(ArrayDriver):
         self.range = None
 
     def program(self, cells: Tensor) -> None:
-        """See `ArrayDriver.program`."""
         _, self._rows, self._columns = cells.shape
         if not self.config.signed:
             cells = torch.cat([cells, cells.new_zeros(1, self._rows, 1)], dim=-1)  # the reference column
@@ -77,7 +76,6 @@ class SimulatedArray(ArrayDriver):
         self._converter = self._folded(zero, step), step.to(self._dtype), zero.to(self._dtype)
 
     def read(self, inputs: Tensor) -> Tensor:
-        """See `ArrayDriver.read`."""
         if not self.config.adc_bits:
             return self.currents(inputs)
         if self.range is None:
@@ -91,7 +89,6 @@ class SimulatedArray(ArrayDriver):
         return values if self.config.signed else values.add_(zero)
 
     def currents(self, inputs: Tensor) -> Tensor:
-        """See `ArrayDriver.currents`."""
         return self._analog(inputs, self._raw)
 
     def _analog(self, inputs, folded) -> Tensor:

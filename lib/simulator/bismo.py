@@ -136,7 +136,6 @@ class Bismo(Hardware):
         return 2 * self.lhs_rows * self.rhs_rows * self.chunk_bits * self.clock_mhz / 1e6
 
     def peak_macs(self, w_bit: int, a_bit: int) -> float:
-        """See `Hardware.peak_macs`."""
         return self.peak_binary_tops * 1e12 / (2 * w_bit * a_bit)
 
     def memory_bandwidth(self) -> float:

@@ -51,7 +51,6 @@ class BitSerialArray(Hardware):
         return LayerCost(cycles, energy, max(loads, key=loads.get), traffic)
 
     def peak_macs(self, w_bit: int, a_bit: int) -> float:
-        """See `Hardware.peak_macs`."""
         return self.dim**2 * self.chunk_bits * self.clock_mhz * 1e6 / (w_bit * a_bit)
 
     def memory_bandwidth(self) -> float:

@@ -99,11 +99,9 @@ class BitFusion(Hardware):
         return LayerCost(best.cycles, best.energy, bound, traffic).times(repeats)
 
     def peak_macs(self, w_bit: int, a_bit: int) -> float:
-        """See `Hardware.peak_macs`."""
         return self.rows * self.columns * self.products(w_bit, a_bit) * self.clock_mhz * 1e6
 
     def memory_bandwidth(self) -> float:
-        """See `Hardware.memory_bandwidth`."""
         return self.dram_bits / 8 * self.clock_mhz * 1e6
 
     def products(self, w_bit: int, a_bit: int) -> int:

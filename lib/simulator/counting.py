@@ -99,8 +99,8 @@ def activation_memory(layers: Sequence[LayerRecord], floats: Sequence[LayerRecor
     differ in size, its record and so this count hold the positions of all calls together. What stays float, `floats`,
     counts 8 bits.
     """
-    table = _outer([_elements(layer) if layer.calls else 0 for layer in layers], ALIKE, BITS)
-    rest = MAX_BIT * max((_elements(layer) for layer in floats if layer.calls), default=0)
+    table = _outer([layer.inputs + layer.outputs if layer.calls else 0 for layer in layers], ALIKE, BITS)
+    rest = MAX_BIT * max((layer.inputs + layer.outputs for layer in floats if layer.calls), default=0)
     return CostTable(table, reference=max(int(table[:, -1, -1].max()), rest), name='activation_memory', unit='bits',
                      combine='max', layer_names=[layer.name for layer in layers], rest=rest, rest_names=_unique(floats),
                      meaning='bits of the input and the output of one layer for one image, both at its activation '
@@ -144,10 +144,6 @@ COUNTED = {
     'activation_memory': lambda found: activation_memory(found.layers, found.floats),
     'proqha_ratio': lambda found: proqha_ratio(found.layers, found.weights, found.in_order),
 }  # {name: function of an `Inventory`}
-
-
-def _elements(layer) -> int:
-    return layer.in_channels * layer.in_h * layer.in_w + layer.out_channels * layer.out_h * layer.out_w
 
 
 def _outer(counts, by_weight_bits, by_activation_bits) -> np.ndarray:

@@ -73,8 +73,7 @@ class Crossbar(Array, Hardware):
         pixels, reads = self.batch * layer.out_h * layer.out_w, ceil_div(a_bit, self.dac_bits)
         latency = ceil_div(pixels, self.replication) * reads * self.read_cycle_ns / 1e6
         energy = pixels * reads * (arrays // self.replication) * self.read_energy() / 1e3
-        inputs, outputs = layer.in_channels * layer.in_h * layer.in_w, layer.out_channels * layer.out_h * layer.out_w
-        traffic = self.batch * (inputs * a_bit + outputs * self.output_bits)
+        traffic = self.batch * (layer.inputs * a_bit + layer.outputs * self.output_bits)
         conversions = self.columns_per_adc * self.conversion_ns
         return LayerCost(latency, energy, 'ADC' if conversions > self.read_ns else 'read', traffic)
 

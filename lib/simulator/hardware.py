@@ -57,7 +57,6 @@ class Hardware(Parameters, ABC):
         super().__post_init__()
 
     def owner(self, name: str) -> str:
-        """See `Parameters.owner`."""
         return self.backend if name == 'name' else self.name
 
     def rule(self, f, value) -> Rule:

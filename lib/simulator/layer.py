@@ -65,6 +65,16 @@ class LayerRecord:
         return 'pointwise' if self.kernel == (1, 1) else 'conv'
 
     @property
+    def inputs(self) -> int:
+        """Values that go into one call for an image."""
+        return self.in_channels * self.in_h * self.in_w
+
+    @property
+    def outputs(self) -> int:
+        """Values that come out of one call for an image."""
+        return self.out_channels * self.out_h * self.out_w
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulate operations per image, all calls together."""
         weights = self.out_channels * (self.in_channels // self.groups) * prod(self.kernel)

@@ -83,9 +83,7 @@ class Roofline(Hardware):
         """Return the bits between chip and memory for one call: weights w, inputs a, outputs `output_bits` each."""
         if self.storage == 'native':
             w_bit = a_bit = self.precision(w_bit, a_bit)
-        inputs = layer.in_channels * layer.in_h * layer.in_w
-        outputs = layer.out_channels * layer.out_h * layer.out_w
-        return layer.num_weights * w_bit + self.batch * (inputs * a_bit + outputs * self.output_bits)
+        return layer.num_weights * w_bit + self.batch * (layer.inputs * a_bit + layer.outputs * self.output_bits)
 
     def mac_energy(self, w_bit: int, a_bit: int) -> float:
         """Return the pJ of one multiply-accumulate without memory traffic.
@@ -105,7 +103,6 @@ class Roofline(Hardware):
         return self._rates()[self.precision(w_bit, a_bit)] * 1e9 * self.utilization
 
     def memory_bandwidth(self) -> float:
-        """See `Hardware.memory_bandwidth`."""
         return self.bandwidth * 1e9
 
     def _rates(self) -> dict[int, float]:

@@ -104,7 +104,6 @@ class MeasuredMachine(Hardware):
         return {'machine': machine_facts(self.device), 'timings_ms': list(shapes.values())}
 
     def cell_meaning(self, metric: str) -> str:
-        """See `Hardware.cell_meaning`."""
         bits = 'w weight and a activation bits' if self.kernel == 'popcount' else f'every pair of bits ({self.kernel})'
         return f'ms of one layer for a batch of {self.batch}, measured alone, at {bits}'
 
@@ -203,9 +202,7 @@ class MeasuredMachine(Hardware):
         w_size, x_size, y_size = sizes.get(self.kernel, (16, 16, 16))
         if self.kernel == 'int8' and self.device == 'cuda':
             y_size = 32
-        inputs = layer.in_channels * layer.in_h * layer.in_w
-        outputs = layer.out_channels * layer.out_h * layer.out_w
-        return layer.num_weights * w_size + self.batch * (inputs * x_size + outputs * y_size)
+        return layer.num_weights * w_size + self.batch * (layer.inputs * x_size + layer.outputs * y_size)
 
 
 def interpolate(measured: Mapping[tuple[int, int], float]) -> np.ndarray:
