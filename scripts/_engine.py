@@ -1,10 +1,10 @@
 """The options about the dot-product engine, and where its results go."""
 
 from argparse import ArgumentTypeError
-from contextlib import contextmanager
 from pathlib import Path
 
 from _cli import ROOT
+from _options import naming
 
 DEFAULT_RUN = 'checkpoints/hybrid'
 QUANTIZED = Path('experiment_data', 'q_model', 'model.pth.tar')
@@ -125,13 +125,3 @@ def parse_sweep(text):
         except ValueError:
             raise ArgumentTypeError(f'{text}: {word!r} is no {"whole " * (kind is int)}number') from None
     return field, list(found)
-
-
-@contextmanager
-def naming(option):
-    """Put the option before what is said of a wrong value or file."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f'{option}{error}') from error

@@ -1,6 +1,7 @@
 """The options that several scripts share, in groups, and their types."""
 
 import argparse
+import contextlib
 import math
 import re
 import sys
@@ -109,6 +110,16 @@ def input_shape(text):
         raise argparse.ArgumentTypeError(f'{text:.60}: expected a side such as 224, or channels x height x width such '
                                          f'as 1x28x28, at most {MAX_SIDE} each')
     return tuple(sizes) if len(sizes) == 3 else (3, sizes[0], sizes[0])
+
+
+@contextlib.contextmanager
+def naming(option):
+    """Put the option before what is said of a wrong value or file."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f'{option}{error}') from error
 
 
 def add_architecture_options(group, arch):

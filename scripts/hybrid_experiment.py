@@ -17,11 +17,10 @@ from _engine import (
     find_run,
     given_fields,
     load_driver,
-    naming,
     parse_sweep,
 )
 from _options import BooleanOption as Bool
-from _options import add_architecture_options, add_data_options, add_run_options, at_least
+from _options import add_architecture_options, add_data_options, add_run_options, at_least, naming
 
 
 def make_experiment_parser():

@@ -10,10 +10,10 @@ from pathlib import Path
 import yaml
 from _cli import ROOT, logger, make_parser, pick, run, training_hint, training_run
 from _options import BooleanOption as Bool
-from _options import RepositoryPath, add_data_options, add_model_options, add_run_options, at_least, positive
+from _options import RepositoryPath, add_data_options, add_model_options, add_run_options, at_least, naming, positive
 from finetune import STRATEGIES
 
-from lib.hybrid.config import DATASETS, complete_config, read_config
+from lib.hybrid.config import DATASETS, complete_config, override, read_config
 from lib.record.files import write_text
 from lib.record.strategy import find_strategy, paired
 
@@ -76,7 +76,11 @@ def configure(args, parser):
             from _networks import checkpoint_settings  # it imports torch
             return checkpoint_settings(args.resume) if Path(args.resume).is_file() else {}
         default = isinstance(args.config, RepositoryPath)
-        config = read_config(ROOT / args.config if default else args.config, args.changes)
+        with naming('--config '):
+            config = read_config(ROOT / args.config if default else args.config)
+        for text in args.changes:
+            with naming('--set '):
+                override(config, text)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     environment, model, training = config['environment'], config['model'], config['training']

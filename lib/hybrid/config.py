@@ -130,15 +130,15 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict:
     """
     path = Path(path)
     if not is_file(path):
-        raise FileNotFoundError(f'--config {path}: there is no such file; run/hybrid/config.yaml is an example')
+        raise FileNotFoundError(f'{path}: there is no such file; run/hybrid/config.yaml is an example')
     given = read_yaml(path, 'configuration')
     config = complete_config({} if given is None else given, path)
     for text in overrides:
-        _override(config, text)
+        override(config, text)
     return config
 
 
-def complete_config(given, source) -> dict:
+def complete_config(given: Any, source: str | Path) -> dict:
     """Return a configuration with every key present; `source`, a file, is named in messages.
 
     Raises:
@@ -155,7 +155,8 @@ def complete_config(given, source) -> dict:
     return config
 
 
-def _override(config, text):
+def override(config: dict, text: str) -> None:
+    """Set `section.key=value` or `key=value`, whose value is YAML, in a configuration; ValueError as `read_config`."""
     name, equals, value = text.partition('=')
     section, dot, key = name.strip().rpartition('.')
     if not dot:
@@ -163,8 +164,8 @@ def _override(config, text):
     if section.split('.')[0] in FREE:  # the name of a layer has dots
         section, _, key = name.strip().partition('.')
     if not equals or not key:
-        raise ValueError(f'--set {text}: expected SECTION.KEY=VALUE, for example training.epochs=30')
-    _set(config, section, key, parse_yaml(value, f'--set {text:.80}: the value'), f'--set {text:.80}')
+        raise ValueError(f'{text}: expected SECTION.KEY=VALUE, for example training.epochs=30')
+    _set(config, section, key, parse_yaml(value, f'{text:.80}: the value'), f'{text:.80}')
 
 
 def _set(config, section, key, value, source):
