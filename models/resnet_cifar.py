@@ -72,7 +72,6 @@ class CifarResNet(nn.Module):
         init_weights(self, mode=self.fan)
 
     def make_block(self, in_channels: int, channels: int, stride: int) -> nn.Module:
-        """Return a block of a stage."""
         return BasicBlock(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:

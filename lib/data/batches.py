@@ -92,7 +92,6 @@ class Loader:
 
     @property
     def num_images(self) -> int:
-        """Number of images of all processes together, those of a dropped last batch included."""
         return self.batches.count
 
     @property

@@ -87,7 +87,6 @@ def num_classes(name: str, root: str | Path | None = None) -> int:
 
 
 def read_folder(spec: DatasetSpec, root: str | Path | None, split: str, download: bool = False) -> Split:
-    """List an image folder; nothing is decoded yet, nothing can be downloaded."""
     return Split(*list_images(spec, root, split))
 
 

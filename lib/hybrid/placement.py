@@ -208,25 +208,20 @@ class HybridQuantization(Quantization):
                 quantizer.slope.fill_(first + (last - first) * share)
 
     def before_step(self) -> None:
-        """Limit the norm of the gradient."""
         clip_grad_norm_(self.model.parameters(), self.training_keys['clip_grad'])
 
     def after_step(self) -> None:
-        """Keep learned bounds and slopes in their ranges."""
         for quantizer, ranges in self._clamps:
             quantizer.clamp_(**ranges)
 
     def synchronise(self) -> None:
-        """Give every process the weights, bounds, slopes and signs of the main one."""
         super().synchronise()
         synchronise_signs(activation_quantizers(self.model).values())
 
     def describe(self) -> dict:
-        """Return the kind of quantization and the plan, as plain values."""
         return {'quantization': self.kind, 'plan': self.plan.to_dict()}
 
     def state(self) -> dict:
-        """Return what a checkpoint carries: plan and settings."""
         return {**self.describe(), 'hybrid': self.settings}
 
 

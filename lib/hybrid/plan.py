@@ -33,11 +33,9 @@ class Plan:
     inputs: dict = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """Return plain values, for checkpoints."""
         return asdict(self)
 
     def of(self, method: str) -> 'Plan':
-        """Return the part of the plan that uses a method."""
         return Plan(*({name: entry for name, entry in group.items() if entry['method'] == method}
                       for group in (self.weights, self.activations, self.inputs)))
 
@@ -137,7 +135,6 @@ class _Sites:
         return {FIRST: outside[:1], **dict(enumerate(inside))}
 
     def of(self, letter: str, block: int, key: str) -> list[str]:
-        """Return the names of a block's convolutions ('w') or ReLUs ('a'); `key` of the configuration asks for them."""
         found = self._found[letter]
         if block not in found:
             known = f', 0 ({next(iter(self.blocks))}) to {len(self.blocks) - 1}' if self.blocks else \

@@ -64,7 +64,6 @@ def _windows(x, kernel, stride, padding=(0, 0), dilation=(1, 1)):
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Return (N, I) times (O, I) transposed."""
     return x @ weight.t()
 
 
@@ -76,7 +75,6 @@ def sum_pool(x: Tensor, *, kernel: Pair, stride: Pair) -> Tensor:
 
 
 def max_pool(x: Tensor, *, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
-    """Return the largest code of each window."""
     return F.max_pool2d(x, kernel, stride, padding, dilation)
 
 
@@ -104,7 +102,6 @@ def _per_channel(vector, x):
 
 
 def flatten(x: Tensor) -> Tensor:
-    """Return (N, C H W)."""
     return x.flatten(1)
 
 

@@ -111,7 +111,6 @@ class IntegerNetwork:
         return [operation.name for operation in self.operations if operation.bound > TYPES['float64'][torch.float64]]
 
     def codes(self, images: Tensor, *, arithmetic: str = 'int64') -> dict[str, Tensor]:
-        """Return {name of a quantizer: int64 codes}."""
         found, names = {}, {register: name for name, (register, _) in self.quantizers.items()}
 
         def watch(operation, result):

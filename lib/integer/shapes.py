@@ -17,7 +17,6 @@ VIEWS = ('view', 'reshape', torch.reshape)
 
 
 def pair(size: int | Sequence[int]) -> Pair:
-    """Return (size, size), or the two of a pair."""
     return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
 
 

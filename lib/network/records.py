@@ -89,7 +89,6 @@ class _Recorder:
         self.others, self.extras, self.number, self.read = {}, 0, 0, set()
 
     def enter(self, _name, module, _x):
-        """Note that a module begins to run."""
         self.running.append((module, []))
 
     def take(self, product):
@@ -98,7 +97,6 @@ class _Recorder:
             self.running[-1][1].append(product)
 
     def see(self, tensor):
-        """Note that a tensor is read."""
         self.read.add(memory_of(tensor))
 
     def leave(self, _name, module, x, output):
@@ -150,7 +148,6 @@ class _Recorder:
             self.others[key] = Operation(LayerRecord(name, **{**record, 'calls': calls}), weight)
 
     def profile(self):
-        """Return the `Profile`."""
         for product in self.running[0][1]:  # in hooks of the network itself
             self.note_other(self.model, product)
         layers = [_record(self.names[layer], layer, calls, self.orders.get(layer))

@@ -41,7 +41,6 @@ class WholeNetwork:
         return self.layers / self.network
 
     def to_dict(self) -> dict:
-        """Return plain values with both ratios, for JSON."""
         ratios = {'layers_over_chain': self.layers_over_chain, 'layers_over_network': self.layers_over_network}
         return {**asdict(self), **ratios}
 

@@ -244,7 +244,6 @@ class ProgressiveTraining(QATQuantization):
         self.optimizer, self.rates, self.clip, self.unscale = optimizer, iter(rates), clip, unscale
 
     def before_step(self) -> None:
-        """Set the learning rate and clip the gradient."""
         set_learning_rate(self.optimizer, next(self.rates))
         self.unscale()
         torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip)

@@ -73,15 +73,12 @@ class Quantizers:
 
     @classmethod
     def from_dict(cls, values: dict) -> 'Quantizers':
-        """Return the quantizers that `to_dict` described."""
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def to_dict(self) -> dict:
-        """Return plain values, for checkpoints."""
         return asdict(self)
 
     def weight(self, bits: int) -> Quantizer:
-        """Return a new weight quantizer."""
         return WEIGHT_QUANTIZERS[self.weights](bits)
 
     def activation(self, bits: int, *, signed: bool | None = False, end: bool = False) -> Quantizer:
@@ -189,19 +186,16 @@ class QATQuantization(Quantization):
                        if isinstance(quantizer, PACTActivationQuantizer) and quantizer.trainable]
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return cross entropy and the penalty of the clips."""
         loss = super().loss(logits, labels)
         if not self.clip_decay or not self._clips:
             return loss
         return loss + self.clip_decay * sum(clip.square().sum() for clip in self._clips)
 
     def synchronise(self) -> None:
-        """Give every process the weights, clips, steps and signs of the main one."""
         super().synchronise()
         synchronise_signs(activation_quantizers(self.model).values())
 
     def state(self) -> dict:
-        """Return what a checkpoint carries: strategy and settings."""
         return {**super().state(), 'qat': self.settings}
 
 

@@ -84,11 +84,9 @@ class CentroidTrainer:
         self.after_step()
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield (layer name, centroids)."""
         return ((name, layer.centroids) for name, layer in self._layers.items())
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the centroids of every layer, for the optimizer."""
         return [layer.centroids for layer in self._layers.values()]
 
     @torch.no_grad()

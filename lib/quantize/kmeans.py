@@ -96,7 +96,6 @@ class _Line:
         return np.add.reduceat(self.counts * self.values, edges[:-1]) / np.diff(self._sums[0, edges])
 
     def errors(self, edges: np.ndarray) -> np.ndarray:
-        """The squared error of every cluster."""
         count, total, square = np.diff(self._sums[:, edges])
         return np.maximum(square - total * total / count, 0)
 

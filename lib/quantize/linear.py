@@ -45,7 +45,6 @@ def quantize(x: Tensor, scale: Tensor, bits: int, signed: bool) -> Tensor:
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """Return the real values `codes * scale`."""
     return codes * scale
 
 

@@ -32,11 +32,9 @@ class ScalarLog:
         self._add(Event(step=purge_step, session_log=start))
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Add a number."""
         self._add(Event(step=step, summary=scalar(name, value)))
 
     def add_text(self, name: str, value: str, step: int) -> None:
-        """Add a text."""
         self._add(Event(step=step, summary=text(name, value)))
 
     def _add(self, event: Event) -> None:
@@ -46,7 +44,6 @@ class ScalarLog:
             self._waiting += part + struct.pack('<I', masked_crc32c(part))
 
     def flush(self) -> None:
-        """Write what was added since the last time."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, 'ab') as file:

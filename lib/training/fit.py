@@ -59,7 +59,6 @@ class TrainingLog:
         self.scalars.flush()
 
     def plot(self) -> None:
-        """Draw the training curves."""
         if len(self.table.rows) > 1:
             plots.plot_training(self.table.columns(), self.folder / 'training.png')
 

@@ -94,7 +94,6 @@ class LinearQuantization(Quantization):
         self.synchronise()
 
     def synchronise(self) -> None:
-        """Give every process the weights, ranges and signs of the main one."""
         super().synchronise()
         synchronise_signs(layer.input_quantizer for layer in quantized_layers(self.model).values())
 
@@ -148,7 +147,6 @@ class KMeansQuantization(Quantization):
 
     @property
     def complete(self) -> bool:
-        """Return whether no layer is float."""
         return not self.free and not self.unformed
 
     def _weight(self, name):
@@ -204,12 +202,10 @@ class KMeansQuantization(Quantization):
             self._weight(name).grad = None  # zero_grad no longer reaches it
 
     def synchronise(self) -> None:
-        """Give every process the weights, buffers and centroids of the main one."""
         super().synchronise()
         distributed.broadcast_tensors(self._centroids.values())
 
     def before_step(self) -> None:
-        """Move the gradients of the weights to their centroids."""
         for trainer in self.trainers:
             trainer.before_step()
 
@@ -222,7 +218,6 @@ class KMeansQuantization(Quantization):
             self._weight(name).mul_(mask)
 
     def state(self) -> dict:
-        """Return what a checkpoint carries: strategy, codebooks with their labels."""
         books = {name: codebook.state_dict() for trainer in self.trainers
                  for name, codebook in trainer.codebooks().items()}
         return {**super().state(), 'is_pruned': self.is_pruned, 'codebooks': books}
