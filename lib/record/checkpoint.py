@@ -16,7 +16,7 @@ from lib.record.checkpoint_rules import check_checkpoint
 from lib.record.files import atomic_path
 from lib.record.finite import check_finite
 from lib.record.torch_files import read_torch_file
-from lib.record.weights import Weights, find_weights
+from lib.record.weights import Weights, find_weights, first_few
 
 logger = logging.getLogger(__name__)
 
@@ -135,12 +135,12 @@ def load_weights(model: nn.Module, checkpoint: Any, path: str | Path = 'checkpoi
         shapes = [f'{key} is {theirs}, the model has {ours}' for key, (theirs, ours) in differ.items()]
         advice = '--reset_classifier starts the classifier from random weights' if classifier else \
             'check --arch, --width_mult and --num_classes'
-        raise ValueError(f'{path} does not fit the model: {_some(shapes)}; {advice}')
+        raise ValueError(f'{path} does not fit the model: {first_few(shapes)}; {advice}')
     for key in differ:
         state_dict[key] = own[key]
     _check_values(state_dict, own, path)
     missing, unexpected = model.load_state_dict(state_dict, strict=False)
-    problems = [f'{len(keys)} {kind} ({_some(keys)})' for kind, keys in
+    problems = [f'{len(keys)} {kind} ({first_few(keys)})' for kind, keys in
                 (('missing', _really_missing(model, missing)), ('unexpected', unexpected)) if keys]
     if problems:
         linear = any(key.endswith(('quantizer.range', 'activation_range')) for key in unexpected)
@@ -197,8 +197,3 @@ def _classifier(differ: Mapping[str, tuple]) -> str | None:
     layers = {key.rpartition('.')[0] for key in differ}
     outputs = all(theirs[1:] == ours[1:] and len(theirs) == len(ours) > 0 for theirs, ours in differ.values())
     return layers.pop() if len(layers) == 1 and outputs else None
-
-
-def _some(items: list, limit: int = 4) -> str:
-    more = f', and {len(items) - limit} more' if len(items) > limit else ''
-    return ', '.join(map(str, items[:limit])) + more

@@ -91,7 +91,7 @@ def find_weights(checkpoint: Any, own: Mapping[str, Tensor] | None = None, sourc
     """
     parts = {where: _unpruned(tensors, own) for where, tensors in _all_parts(checkpoint, joined=own is None)}
     if not parts:
-        held = f'; it has {_some(checkpoint)}' if isinstance(checkpoint, dict) and checkpoint else ''
+        held = f'; it has {first_few(checkpoint)}' if isinstance(checkpoint, dict) and checkpoint else ''
         raise ValueError(f'{source} holds no state dict: expected a dict of tensors, or one under "state_dict"{held}')
     found = [candidate for where, (tensors, _) in parts.items() for candidate in _candidates(where, tensors, own)]
     needed = len(own or ()) / 2
@@ -113,9 +113,9 @@ def _notes(taken: _Candidate, found: list[_Candidate], tensors: Mapping, pruned:
         yield f'{pruned} pruned tensors are multiplied by their masks'
     equal = {c.where for c in found if c.average == taken.average and c.hits == taken.hits and ' ' not in c.where}
     if others := sorted(equal - {taken.where}):
-        yield f'{_some(others)} would fit, too'
+        yield f'{first_few(others)} would fit, too'
     if left := [key for key in tensors if key not in taken.names and key != 'n_averaged']:
-        yield f'{len(left)} entries outside {taken.prefix or "it"} are left out ({_some(left)})'
+        yield f'{len(left)} entries outside {taken.prefix or "it"} are left out ({first_few(left)})'
 
 
 def _best(candidates: list[_Candidate], needed: float, source: str) -> _Candidate | None:
@@ -244,6 +244,7 @@ def _is_average(text: str) -> bool:
     return not AVERAGES.isdisjoint(word.lower() for word in WORDS.findall(text))
 
 
-def _some(items: Iterable, limit: int = 4) -> str:
+def first_few(items: Iterable, limit: int = 4) -> str:
+    """Return the first items separated by commas, and how many more there are."""
     items = [str(item)[:80] for item in items]
     return ', '.join(items[:limit]) + (f' and {len(items) - limit} more' if len(items) > limit else '')

@@ -65,7 +65,7 @@ def learning_rate(epoch: int, *, lr: float, epochs: int, lr_type: str = 'cos', s
         return lr * gamma ** sum(epoch >= step for step in schedule)
     if lr_type == 'fixed':
         return lr
-    raise ValueError(f'unknown --lr_type {lr_type!r}: expected cos, exp, step3 or fixed')
+    raise ValueError(f'unknown lr_type {lr_type!r}: expected cos, exp, step3 or fixed')
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
