@@ -45,8 +45,8 @@ def _rows(settings, name, model, bits, cache):
     model.load_state_dict(state)
     weights = sum(layer.weight.numel() for layer in layers.values())
     bound = 8 * weights + 4 * 510 * len(layers)  # 1 byte a weight at each of 1..8 bits; 2 + 4 + ... + 256 centroids
-    note = f'with writing the centroids to the weights; the cache of all bits so far holds ' \
-           f'{cache.num_bytes / 1e6:.1f} MB and never more than {bound / 1e6:.1f} MB, a byte a weight and bits'
+    note = f'with writing the centroids to the weights; the cache never holds more than {bound / 1e6:.1f} MB, a byte ' \
+           'a weight and bits'
     second = faster(2, f'{what}, from episode 2 on', {**times, **later}, LATER, note)
     return [first, second]
 

@@ -61,7 +61,7 @@ class IntegerNetwork:
         Args:
             images: float tensor (N, C, H, W), on the CPU.
             arithmetic: 'float64' holds the same integers in double precision, which is faster and gives the same
-                logits: operations that could leave the exact 53 bits (`beyond_double`) stay in int64.
+                logits: operations that could leave the exact 53 bits stay in int64.
             batch: images at a time; small tensors stay in the processor's cache.
         """
         return torch.cat([self.forward(self.encode(part), arithmetic=arithmetic) for part in images.split(batch)])
@@ -105,10 +105,6 @@ class IntegerNetwork:
         if (index, dtype) not in self._arrays:
             self._arrays[index, dtype] = {name: array.to(dtype) for name, array in operation.arrays.items()}
         return KERNELS[operation.kind](*inputs, **self._arrays[index, dtype], **operation.options)
-
-    def beyond_double(self) -> list[str]:
-        """Return the names of the operations that double precision could not hold exactly."""
-        return [operation.name for operation in self.operations if operation.bound > TYPES['float64'][torch.float64]]
 
     def codes(self, images: Tensor, *, arithmetic: str = 'int64') -> dict[str, Tensor]:
         found, names = {}, {register: name for name, (register, _) in self.quantizers.items()}

@@ -1,6 +1,6 @@
 """A clustered weight tensor, and the training of its centroids."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -60,10 +60,6 @@ class Codebook:
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> 'Codebook':
         return cls(state['centroids'], state['labels'], state.get('kept'))
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.state_dict().values())
-
 
 class CentroidTrainer:
     """Train centroids in place of weights, as if after every step each cluster's weights became their mean.
@@ -82,9 +78,6 @@ class CentroidTrainer:
     def __init__(self, layers: Mapping[str, tuple[nn.Parameter, Codebook]]):
         self._layers = {name: _ClusteredWeight(name, *layer) for name, layer in layers.items()}
         self.after_step()
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, layer.centroids) for name, layer in self._layers.items())
 
     def parameters(self) -> list[nn.Parameter]:
         return [layer.centroids for layer in self._layers.values()]

@@ -12,21 +12,6 @@ BOUNDS = ('fixed', 'minmax')
 MIN_SLOPE = 0.01
 
 
-def soft(x: Tensor, lower: Tensor | float, upper: Tensor | float, bits: int, slope: Tensor | float) -> Tensor:
-    """Return the soft curve of DSQ, differentiable in `x`, both bounds and the slope.
-
-    With D = (upper - lower) / (2^bits - 1), z = clip((x - lower) / D, 0, 2^bits - 1), f = floor(z) and
-    t = z - f - 1/2, it is lower + D (f + 1/2 + tanh(slope t) / (2 tanh(slope / 2))): the identity for a slope near 0,
-    the staircase for a large one, and both where z is whole. `slope` is k D in the paper's letters.
-    """
-    top = 2**bits - 1
-    step = (upper - lower) / top
-    slope = torch.as_tensor(slope, dtype=x.dtype, device=x.device)
-    z = ((x - lower) / step).clamp(0, top)
-    middle = z.detach().floor() + 0.5  # at `upper` that of a piece too many, with the same value and slope there
-    return lower + step * (middle + torch.tanh(slope * (z - middle)) / (2 * torch.tanh(slope / 2)))
-
-
 class DSQQuantizer(Quantizer):
     """Uniform rounding in [l, u] forward, the derivative of a soft staircase backward: q = l + D round((x - l) / D).
 
@@ -34,11 +19,13 @@ class DSQQuantizer(Quantizer):
 
     Example: x = (-1, 0.6, 2), l = 0, u = 1.5, 2 bits: (0, 0.5, 1.5).
 
-    With z, t and the slope k of the curve `soft`, dq/dx is its derivative r = k (1 - tanh(k t)^2) / (2 tanh(k / 2)) in
-    [l, u], both ends included (they are weights), and 0 outside. All other gradients are those of
-    l + D (soft + (round(soft) - soft).detach()), soft in steps: with c = round(z), dq/du is (c - z r) / (2^bits - 1)
-    inside, 1 above and 0 below; dq/dl is 1 - r - dq/du inside, 0 above and 1 below; dq/dk is that of the curve. The
-    slope is the same in steps of any size, and alpha of the paper is 1 - tanh(k / 2): 5 is 0.0134, 2 is 0.238.
+    With z = clip((x - l) / D, 0, 2^bits - 1), f = floor(z), t = z - f - 1/2 and the slope k, the soft curve is
+    l + D (f + 1/2 + tanh(k t) / (2 tanh(k / 2))): the identity for k near 0, the staircase for a large one. dq/dx is
+    its derivative r = k (1 - tanh(k t)^2) / (2 tanh(k / 2)) in [l, u], both ends included (they are weights), and 0
+    outside. All other gradients are those of l + D (soft + (round(soft) - soft).detach()), soft in steps: with
+    c = round(z), dq/du is (c - z r) / (2^bits - 1) inside, 1 above and 0 below; dq/dl is 1 - r - dq/du inside, 0 above
+    and 1 below; dq/dk is that of the curve. The slope is the same in steps of any size, and alpha of the paper is
+    1 - tanh(k / 2): 5 is 0.0134, 2 is 0.238.
 
     Where u is not above l, u in use is a trifle above l. All is finite then, and what lies above still teaches u. In
     use is |slope|, at least 0.01. For the backward pass only `x` is kept.

@@ -193,7 +193,3 @@ class CodebookCache:
     def fit(self, weight: Tensor, bits: int) -> Codebook:
         """Return `fit_codebook(weight, bits)` with the options of this cache, for other weights than the fixed ones."""
         return fit_codebook(weight, bits, **self._options)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(codebook.num_bytes for codebook in self._codebooks.values())

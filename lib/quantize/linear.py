@@ -44,13 +44,9 @@ def quantize(x: Tensor, scale: Tensor, bits: int, signed: bool) -> Tensor:
     return (x / step).round_().clamp_(-top if signed else 0, top)
 
 
-def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    return codes * scale
-
-
 @torch.no_grad()
 def fake_quantize(x: Tensor, scale: Tensor, bits: int, signed: bool) -> Tensor:
-    """Return `dequantize(quantize(x))` in the dtype of `x`, computed in one buffer; carries no gradient."""
+    """Return `quantize(x) * scale` in the dtype of `x`, computed in one buffer; carries no gradient."""
     if signed and bits == 1 or scale.numel() > 1 or scale.dtype != x.dtype:
         return quantize(x, scale, bits, signed).mul_(scale).to(x.dtype)
     x, out = dense(x), torch.empty_like(x)

@@ -169,7 +169,7 @@ def _joined(tensors):
 def agree(error: Exception | None = None) -> None:
     """Go on if no process has an error; else raise in every process: its own, or that of the lowest number.
 
-    What is raised for another process is marked, see `is_repeated`.
+    What is raised for another process has the attribute `repeated`: that process reports it.
 
     Args:
         error: the exception that this process has caught, or None.
@@ -191,11 +191,6 @@ def agree(error: Exception | None = None) -> None:
 def _portable(error):
     kind = next((i for i, kind in enumerate(ERROR_KINDS) if isinstance(error, kind)), len(ERROR_KINDS) - 1)
     return kind, str(error) if isinstance(error, ERROR_KINDS) else f'{type(error).__name__}: {error}'
-
-
-def is_repeated(error: BaseException) -> bool:
-    """Return whether `error` was raised for that of another process, which reports it."""
-    return getattr(error, 'repeated', False)
 
 
 def on_main(function: Callable, *args, **options) -> Any:

@@ -7,10 +7,19 @@ import pytest
 import torch
 
 from lib.quantize import DSQQuantizer
-from lib.quantize.dsq import soft
 
 ALL_BITS = range(1, 9)
 LEARN_ALL = {'learn_lower': True, 'learn_upper': True, 'learn_slope': True}
+
+
+def soft(x, lower, upper, bits, slope):
+    """The soft curve of DSQ, differentiable in `x`, both bounds and the slope."""
+    top = 2**bits - 1
+    step = (upper - lower) / top
+    slope = torch.as_tensor(slope, dtype=x.dtype)
+    z = ((x - lower) / step).clamp(0, top)
+    middle = z.detach().floor() + 0.5  # at `upper` that of a piece too many, with the same value and slope there
+    return lower + step * (middle + torch.tanh(slope * (z - middle)) / (2 * torch.tanh(slope / 2)))
 
 
 def sample(*shape, seed=0, dtype=torch.float32):

@@ -186,4 +186,3 @@ def test_cache_fits_once_for_every_layer_and_bits():
         books = [cache.get(name, weight, bits) for name, weight in weights.items() for bits in (2, 3)]
     assert cache.get('a', weights['a'], 2) is books[0] and cache.get('b', weights['b'], 3) is books[3]
     assert torch.equal(books[1].centroids, fit_codebook(weights['a'], 3, max_iter=5, seed=3).centroids)
-    assert cache.num_bytes == 2 * (500 + 400) + 4 * 2 * (4 + 8)

@@ -7,7 +7,6 @@ from torch import nn
 from lib.quantize.linear import (
     LinearActivationQuantizer,
     LinearWeightQuantizer,
-    dequantize,
     max_code,
     quantize,
 )
@@ -39,7 +38,7 @@ def assert_equal_but_for_ties(ours, reference, x, scale):
 
 def test_docstring_example():
     codes = quantize(torch.tensor([-0.4, 0.9, 7.0]), torch.tensor([0.5]), 3, True)
-    assert codes.tolist() == dequantize(codes, torch.tensor([0.5])).mul(2).tolist() == [-1, 2, 3]
+    assert codes.tolist() == [-1, 2, 3]
 
 
 # --- weights

@@ -257,7 +257,7 @@ def refusals(folder):
         try:
             yield
         except (ValueError, OSError, FloatingPointError) as error:
-            found.append((type(error).__name__, str(error), distributed.is_repeated(error)))
+            found.append((type(error).__name__, str(error), getattr(error, 'repeated', False)))
 
     def held():
         raise FileExistsError('the folder is taken')
