@@ -1,7 +1,12 @@
-"""A tiny classification problem: network and data."""
+"""A tiny classification problem: network and data; random tensors."""
 
 import torch
 from torch import nn
+
+
+def sample(*shape, seed=0, dtype=torch.float32):
+    """Return normally distributed values, those of the seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 class TinyNet(nn.Module):

@@ -5,6 +5,7 @@ import torch
 
 from lib.quantize.blocks import BLOCK, blocks, dense, like
 from lib.quantize.linear import LinearActivationQuantizer
+from tests.tiny import sample
 
 LAYOUTS = {
     'contiguous': lambda x: x,
@@ -14,10 +15,6 @@ LAYOUTS = {
     'expanded': lambda x: x[:1].expand(3, *x.shape[1:]),
     'part of a tensor': lambda x: torch.stack((-x, x))[1],
 }
-
-
-def sample(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def test_blocks_cover_every_element_once_and_in_the_same_order():

@@ -4,12 +4,9 @@ import pytest
 import torch
 
 from lib.quantize import DoReFaActivationQuantizer, DoReFaWeightQuantizer, PACTActivationQuantizer
+from tests.tiny import sample
 
 ALL_BITS = range(1, 9)
-
-
-def sample(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize('bits', ALL_BITS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lib.quantize import DSQQuantizer
+from tests.tiny import sample
 
 ALL_BITS = range(1, 9)
 LEARN_ALL = {'learn_lower': True, 'learn_upper': True, 'learn_slope': True}
@@ -20,10 +21,6 @@ def soft(x, lower, upper, bits, slope):
     z = ((x - lower) / step).clamp(0, top)
     middle = z.detach().floor() + 0.5  # at `upper` that of a piece too many, with the same value and slope there
     return lower + step * (middle + torch.tanh(slope * (z - middle)) / (2 * torch.tanh(slope / 2)))
-
-
-def sample(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def doubles(*values):

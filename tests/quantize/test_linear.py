@@ -11,12 +11,9 @@ from lib.quantize.linear import (
     quantize,
 )
 from lib.quantize.ranges import kl_threshold, mse_range
+from tests.tiny import sample
 
 ALL_BITS = range(1, 9)
-
-
-def sample(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def weight_quantizer(bits, clip, **options):

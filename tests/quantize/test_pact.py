@@ -5,10 +5,7 @@ import torch
 
 from lib.quantize import LinearActivationQuantizer, PACTActivationQuantizer, find_range
 from lib.quantize.pact import MIN_ALPHA
-
-
-def sample(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+from tests.tiny import sample
 
 
 def with_alpha(quantizer, alpha):

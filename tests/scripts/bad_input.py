@@ -160,7 +160,7 @@ linear_search --cost truncated.npy | wrong/truncated.npy
 linear_search --cost text.npy | wrong/text.npy
 linear_search --cost short.npy | 19 | 20
 linear_search --cost flat.npy | (20, 8) | (layers, 8, 8)
-linear_search --cost negative.npy | negative
+linear_search --cost negative.npy | that is not negative
 linear_search --cost other.npy | another network | layer 3 | in_channels
 linear_search --cost good.pth | wrong/good.pth | .npy
 linear_search --is_pruned | --is_pruned | K-means

@@ -23,6 +23,7 @@ from lib.simulator import table_cache
 from tests.processes import Program
 from tests.runs import SCRIPTS, crashing, snapshot
 
+sys.path.append(str(SCRIPTS))  # for tests that look into the modules of scripts/
 NETWORK = ('--dataset', 'digits', '--arch', 'resnet20', '--image_size', '8',
            '--workers', '0', '--device', 'cpu')
 LINEAR = ('--dataset', 'digits', '--arch', 'qresnet20', *NETWORK[4:])
@@ -80,6 +81,12 @@ def call_fixture():
 def succeed_fixture():
     """`succeed(script, *options, cwd=)` -> `Done` of a command that must succeed."""
     return succeed
+
+
+@pytest.fixture(scope='session')
+def names():
+    """`names(script)`: the globals of a script that is not run."""
+    return lambda script: runpy.run_path(str(SCRIPTS / script))
 
 
 @pytest.fixture(scope='session')

@@ -8,7 +8,7 @@ import pytest
 
 from lib.record.strategy import uniform_strategy
 from lib.simulator.cost import CostTable
-from tests.runs import SCRIPTS, log_without_seconds
+from tests.runs import log_without_seconds
 
 ALL = ('uniform', 'random', 'greedy', 'ilp', 'hessian', 'fisher', 'evolution', 'progressive', 'ddpg')
 SMALL = ('--train_size', '64', '--val_size', '24', '--train_batch', '32', '--test_batch', '64', '--warmup', '1',
@@ -167,8 +167,7 @@ def test_a_search_by_evolution_goes_on_to_the_same_numbers(succeed, kmeans_optio
     assert whole == part
 
 
-def test_the_budget_of_uniform_bits_is_what_they_cost_to_the_last_digit(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_the_budget_of_uniform_bits_is_what_they_cost_to_the_last_digit():
     from _costs import constraint_on
     table = np.zeros((3, 8, 8), dtype=np.int64)
     table[1, 1, 1], table[1, 7, 7] = 400167, 1571191

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import runpy
 import sys
 from dataclasses import replace
 
@@ -22,7 +21,6 @@ from lib.simulator.hardware import make_table
 from lib.simulator.layer import LayerRecord
 from lib.simulator.table_files import load_table
 from tests.meta import on_meta
-from tests.runs import SCRIPTS
 
 TABLE, MEASURE, SEARCH, COMPARE = 'make_lookup_table.py', 'measure.py', 'rl_quantize.py', 'compare_hardware.py'
 DIGITS = ('--arch', 'resnet20', '--dataset', 'digits', '--input_size', '8')
@@ -61,7 +59,6 @@ def chip_ms(shape, w, a):
 @pytest.fixture(autouse=True)
 def tables(tmp_path, monkeypatch):
     """The folder of the tables is elsewhere, so that the repository stays as it is."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
     import _costs
     monkeypatch.setattr(_costs, 'TABLES', tmp_path / 'tables')
     return tmp_path / 'tables'
@@ -395,13 +392,13 @@ def test_latency_and_energy_are_those_of_a_machine_in_a_file(do, options, user, 
 
 
 @pytest.fixture
-def finished(user):
+def finished(user, names):
     """`finished(folder, strategy, *options, **results)`: leaves in a folder what finetune.py leaves."""
-    names = runpy.run_path(str(SCRIPTS / 'finetune.py'))
+    make = names('finetune.py')['make_finetune_parser']
 
     def write(folder, strategy, *options, **results):
         command = ['--arch', 'qresnet20', '--dataset', 'digits', '--image_size', '8', *options]
-        args = sys.modules['_cli'].settings_of(names['make_finetune_parser']().parse_args(command))
+        args = sys.modules['_cli'].settings_of(make().parse_args(command))
         (user / folder).mkdir()
         (user / folder / 'args.json').write_text(json.dumps(args))
         (user / folder / 'results.json').write_text(json.dumps(

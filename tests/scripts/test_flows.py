@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 import struct
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 import torch
 from tensorboardX.proto.event_pb2 import Event
 
-SCRIPTS = Path(__file__).resolve().parents[2] / 'scripts'
 COLUMNS = ['Learning Rate', 'Train Loss', 'Valid Loss', 'Train Acc.', 'Valid Acc.']
 
 
@@ -265,7 +263,6 @@ def test_fine_tuning_layers_of_7_and_8_bits_for_two_epochs(high_options, high_bi
 def test_a_missing_latency_table_is_made_and_announced(home, weights, linear, episodes, succeed, tmp_path, table,
                                                        monkeypatch):
     """Under its conventional name; the folder of the tables is elsewhere here, so that the repository stays clean."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
     import _costs
     monkeypatch.setattr(_costs, 'TABLES', tmp_path / 'tables')
     done = succeed('rl_quantize.py', *linear, *episodes, '--weights', weights, '--output', tmp_path / 'save',

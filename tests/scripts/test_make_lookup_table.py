@@ -1,4 +1,3 @@
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,7 +34,6 @@ def test_a_table_by_command_and_its_protection(run, tmp_path):
 
 def test_a_file_is_named_after_what_is_said(monkeypatch, tmp_path, call):
     """Without --dataset after the images and classes it was made for, those of ImageNet where nothing else is given."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / 'scripts'))
     import _costs
     monkeypatch.setattr(_costs, 'TABLES', tmp_path)
     for options, name, shape, classes in (

@@ -301,15 +301,10 @@ def test_float_weights_come_by_name_and_clips_begin_at_ten(succeed, place):
 # ---- names of the original
 
 @pytest.fixture(scope='module')
-def script():
+def script(names):
     """The globals of the script and of its options."""
-    sys.path.insert(0, str(ROOT / 'scripts'))
-    try:
-        import _proqha
-        names = runpy.run_path(str(ROOT / 'scripts' / 'progressive_search.py'))
-    finally:
-        sys.path.remove(str(ROOT / 'scripts'))
-    make = names['make_progressive_parser']
+    import _proqha
+    make = names('progressive_search.py')['make_progressive_parser']
     return SimpleNamespace(parse=lambda *argv: make().parse_args(argv), make=make, names=_proqha)
 
 

@@ -23,20 +23,18 @@ SMALL = ('--image_size', '8', '--dataset=digits', '--train_epochs=1', '--device'
 @pytest.fixture(scope='module')
 def parse():
     """`parse(script, command line)`: (its settings, the lines that are said of them)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
-        import _cli
-        import _proqha
-        import pretrain
-        import qat_train
-        made = {'pretrain': (pretrain.make_pretrain_parser, _proqha.training_defaults),
-                'qat_train': (qat_train.make_qat_parser, qat_train.configure)}
+    import _cli
+    import _proqha
+    import pretrain
+    import qat_train
+    made = {'pretrain': (pretrain.make_pretrain_parser, _proqha.training_defaults),
+            'qat_train': (qat_train.make_qat_parser, qat_train.configure)}
 
-        def run(script, line):
-            make, configure = made[script]
-            parser = make()
-            return vars(_cli.parse(parser, line.split(), configure)), parser.said
-        yield run
+    def run(script, line):
+        make, configure = made[script]
+        parser = make()
+        return vars(_cli.parse(parser, line.split(), configure)), parser.said
+    return run
 
 
 @pytest.mark.parametrize(('script', 'archtype', 'more'), [
@@ -108,13 +106,14 @@ def test_both_baselines_by_their_command_lines(succeed, call, tmp_path):
     assert done.code == 1 and done.err.startswith('error: --ratio 0.5 is a fraction of the quantizers with --k_bits')
 
 
-def test_the_drawn_bits_are_those_of_the_search(parse):
+def test_the_drawn_bits_are_those_of_the_search():
     """progressive_search.py draws the same for --pre_k_bits; weights and activations alike."""
+    from _progressive import first_bits
+
     import models
     from lib.qat.parts import quantize_parts
     from lib.qat.placement import Quantizers
     from lib.search.progressive import first_lists
-    first_bits = __import__('_progressive').first_bits
     args = argparse.Namespace(k_bits=4, pre_k_bits=7, ratio=0.5, seed=3, weights=None)
     for name in ('preresnet20', 'postresnet18'):
         lists = first_lists(models.create_model(name, num_classes=10), (3, 32, 32), 4, 7, 0.5, 3)

@@ -4,7 +4,6 @@ The weights here are random: what is checked is names, prefixes, ranges and the 
 """
 
 import json
-import runpy
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from lib.utils.quantize_utils import (
     quantized_layers,
 )
 from tests.meta import on_meta
-from tests.runs import ROOT
 
 NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 ROWS = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)]  # of MobileNetV2
@@ -104,11 +102,9 @@ def is_full_wave(name):
 
 
 @pytest.fixture(scope='module')
-def strategy():
+def strategy(names):
     """The published linear strategy."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / 'scripts')
-        return runpy.run_path(str(ROOT / 'scripts' / 'finetune.py'), run_name='finetune')['STRATEGIES']['qmobilenetv2']
+    return names('finetune.py')['STRATEGIES']['qmobilenetv2']
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """The published strategies in finetune.py cost what the authors say, and every script takes them."""
 
 import json
-import runpy
 
 import pytest
 import torch
@@ -26,11 +25,9 @@ def qmobilenetv2(num_classes):
 
 
 @pytest.fixture(scope='module')
-def strategies():
+def strategies(names):
     """The STRATEGIES block."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / 'scripts')
-        return runpy.run_path(str(ROOT / 'scripts' / 'finetune.py'), run_name='finetune')['STRATEGIES']
+    return names('finetune.py')['STRATEGIES']
 
 
 @pytest.mark.parametrize(('name', 'ratio'), [('resnet50', 0.09958), ('resnet50_finetune', 0.09884)])

@@ -4,7 +4,6 @@ import json
 import math
 import runpy
 import shutil
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -176,11 +175,7 @@ def test_the_weights_of_a_float_run(floating, succeed, place):
 @pytest.fixture
 def started():
     """`started(saved, quantizers, lists)`: the state of a small network with other clips that starts from `saved`."""
-    sys.path.insert(0, str(ROOT / 'scripts'))
-    try:
-        import _networks
-    finally:
-        sys.path.remove(str(ROOT / 'scripts'))
+    import _networks
 
     def start(path, quantizers, bits=4):
         model = models.create_model('toynet', num_classes=10, num_layer_list=(1,), num_channel_list=(8,), strides=(1,))
@@ -294,13 +289,9 @@ def test_weight_bits_of_a_kmeans_search_and_uniform_bits(succeed, place):
 # ---- configurations
 
 @pytest.fixture(scope='module')
-def options_of():
+def options_of(names):
     """`options_of(*command line)`: the options after the configuration was read."""
-    sys.path.insert(0, str(ROOT / 'scripts'))
-    try:
-        script = runpy.run_path(str(ROOT / 'scripts' / 'qat_train.py'))
-    finally:
-        sys.path.remove(str(ROOT / 'scripts'))
+    script = names('qat_train.py')
 
     def parse(*argv):
         parser = script['make_qat_parser']()

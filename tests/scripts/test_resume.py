@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,6 @@ from tests.runs import SCRIPTS, history, last_line
 from tests.scripts.conftest import LINEAR
 
 SEARCH, TRAIN, TUNE = 'rl_quantize.py', 'pretrain.py', 'finetune.py'
-
-
-@pytest.fixture(scope='module')
-def module():
-    """`module(name)`: a module of scripts/."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield lambda name: __import__(name)
-    sys.path.remove(str(SCRIPTS))
 
 
 @pytest.fixture
@@ -204,8 +195,9 @@ def test_a_network_of_ones_own_that_was_edited(succeed, refused, tmp_path):
     ('model_file', '/gone/net.py:build', '/new/net.py:build', None, True),
     ('model_file', '/gone/net.py:build', '/new/net.py:other', None, False),
 ])
-def test_which_settings_may_move(module, name, before, now, record, may):
-    assert module('_resume').may_move(name, before, now, record) is may
+def test_which_settings_may_move(name, before, now, record, may):
+    from _resume import may_move
+    assert may_move(name, before, now, record) is may
 
 
 def test_a_data_set_is_known_by_its_files(tmp_path):
@@ -260,12 +252,14 @@ def test_statistics_are_estimated_once(succeed, finetune_options, tmp_path, read
     ({'bn_batches': 4}, {}, True, 0), ({'bn_batches': 0}, {'bn_batches': (0, 4)}, True, 4), ({}, {}, True, 0),
     ({}, {'bn_batches': (2, 4)}, True, 4), ({}, {}, False, 4), (None, {}, False, 4), ({'bn_batches': 2}, {}, False, 4),
 ])
-def test_where_statistics_are_to_be_estimated(module, tmp_path, start, changed, settings, expected):
+def test_where_statistics_are_to_be_estimated(tmp_path, start, changed, settings, expected):
     """Those of an earlier version's checkpoint are what the settings beside it say."""
+    from _cli import Run
+    from _training import batches_to_estimate
     if settings:
         (tmp_path / 'args.json').write_text('{}')
-    run = module('_cli').Run(tmp_path, {}, str(tmp_path) if settings else None, changed=changed)
-    assert module('_training').batches_to_estimate(run, 4, start) == expected
+    run = Run(tmp_path, {}, str(tmp_path) if settings else None, changed=changed)
+    assert batches_to_estimate(run, 4, start) == expected
 
 
 # ---- what is lost, and what is not

@@ -3,7 +3,6 @@
 import argparse
 import copy
 import hashlib
-import importlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ import models
 from lib.record.checkpoint import read_checkpoint
 from lib.record.download import read_download
 from lib.utils.quantize_utils import quantizable_layers
-from tests.runs import SCRIPTS, last_line
+from tests.runs import last_line
 
 
 @pytest.mark.usefixtures('kmeans_finetune')
@@ -108,8 +107,7 @@ def test_an_average_beside_the_weights_is_named_and_taken_by_ema(tmp_path, call,
     lambda o: o.update(param_groups=3), lambda o: o['param_groups'][0].pop('params'), lambda o: o.update(state=[1]),
 ])
 def test_an_optimizer_that_is_none_of_the_run_s_is_refused(tmp_path, monkeypatch, change):
-    monkeypatch.syspath_prepend(SCRIPTS)
-    training = importlib.import_module('_training')
+    import _training as training
     net = torch.nn.Linear(3, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     net(torch.ones(1, 3)).sum().backward()
