@@ -1,7 +1,7 @@
 """Calibration of an array's columns: gain and offset of each converter by least squares on known patterns."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import log2, sqrt
 from pathlib import Path
 
@@ -21,13 +21,13 @@ DEAD = 1e-3  # a column of a smaller gain does not respond
 CALIBRATION = 2**31  # first number of the random streams of the arrays here; engines count from 0
 
 
-RULES = {  # of a file
-    'gain': list_of(real()), 'offset': list_of(real()), 'fingerprint': TEXT, 'config': one_of(dict),
+RULES = {  # of a file, in its order
+    'gain': list_of(real()), 'offset': list_of(real()),
     'adc_range': optional(Rule(lambda value: list_of(real(), 2).accepts(value) and value[0] <= value[1],
                                'a range [lowest, highest]')),
     **dict.fromkeys(('r2_before', 'r2_after'), real(high=1)),
     **dict.fromkeys(('rmse_before', 'rmse_after'), real(0)),
-    **dict.fromkeys(('bits_before', 'bits_after'), optional(real())),
+    **dict.fromkeys(('bits_before', 'bits_after'), optional(real())), 'config': one_of(dict), 'fingerprint': TEXT,
 }
 
 
@@ -74,16 +74,14 @@ class Calibration:
 
     def to_dict(self) -> dict:
         """Return plain values, for JSON; without the samples."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != 'samples'}
-        return {**values, 'gain': self.gain.tolist(), 'offset': self.offset.tolist(),
-                'adc_range': list(self.adc_range) if self.adc_range else None}
+        return {**{name: getattr(self, name) for name in RULES}, 'gain': self.gain.tolist(),
+                'offset': self.offset.tolist(), 'adc_range': list(self.adc_range) if self.adc_range else None}
 
     @classmethod
     def from_dict(cls, values: Mapping) -> 'Calibration':
         """Rebuild a calibration from `to_dict`; ValueError for a missing or unknown key, or no two equal columns."""
-        known = {f.name for f in fields(cls)} - {'samples'}
-        if not isinstance(values, Mapping) or set(values) != known:
-            wrong = sorted(set(values) ^ known) if isinstance(values, Mapping) else repr(values)[:80]
+        if not isinstance(values, Mapping) or values.keys() != RULES.keys():
+            wrong = sorted(values.keys() ^ RULES.keys()) if isinstance(values, Mapping) else repr(values)[:80]
             raise ValueError(f'this is no calibration of columns: missing or unknown keys {wrong}')
         check_values(values, RULES, 'this is no calibration of columns: it')
         config = ArrayConfig.from_dict(values['config'])
