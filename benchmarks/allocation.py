@@ -16,16 +16,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import models  # noqa: E402
 from lib.data.tensor_loader import TensorLoader  # noqa: E402
+from lib.env.episode import EpisodeSettings  # noqa: E402
 from lib.env.linear_quantize_env import LinearQuantizeEnv  # noqa: E402
 from lib.env.quantize_env import QuantizeEnv  # noqa: E402
+from lib.env.space import Space  # noqa: E402
 from lib.network.records import profile_layers  # noqa: E402
 from lib.search.allocation import greedy_allocation, ilp_allocation  # noqa: E402
 from lib.search.sensitivity import measure_sensitivity  # noqa: E402
-from lib.search.space import Space  # noqa: E402
 from lib.simulator.backends import find_hardware  # noqa: E402
 from lib.simulator.budget import Constraint  # noqa: E402
 from lib.simulator.counting import model_size  # noqa: E402
 from lib.simulator.hardware import make_table  # noqa: E402
+from lib.simulator.inventory import Inventory  # noqa: E402
 from lib.utils.quantize_utils import convert_to_quantized, weight_counts  # noqa: E402
 
 CASES = [('resnet20', 32, 512), ('mobilenetv2', 224, 32)]  # network, side of the images, images
@@ -42,10 +44,11 @@ def make_env(name, side, count, linear):
         model = convert_to_quantized(model, loader.first_batch()[:2])
     records = profile_layers(model, (3, side, side))
     cost = make_table(records, find_hardware('edge')) if linear else model_size(list(weight_counts(model).values()))
-    settings = {'records': records, 'constraints': [Constraint.of_ratio(cost, 0.6 if linear else 0.1)], 'min_bit': 2,
-                'max_bit': 8, 'finetune_flag': False}
-    kind = LinearQuantizeEnv if linear else QuantizeEnv
-    return kind(model, loader, loader, **settings)
+    budgets, episodes = [Constraint.of_ratio(cost, 0.6 if linear else 0.1)], EpisodeSettings(finetune_flag=False)
+    if linear:
+        space = Space.of(Inventory(records, linear=True), budgets, min_bit=2)
+        return LinearQuantizeEnv(model, loader, loader, space, episodes)
+    return QuantizeEnv(model, loader, loader, Space(budgets, min_bit=2, records=records), episodes)
 
 
 def seconds(work):
@@ -62,8 +65,8 @@ def main():
         for linear in (False, True):
             env = make_env(name, side, count, linear)
             measured, found = seconds(lambda env=env, n=count: measure_sensitivity(env, 'hessian', num_images=n))
-            solved, _ = seconds(lambda env=env, table=found.table: ilp_allocation(table, Space.of(env)))
-            greedy, _ = seconds(lambda env=env, table=found.table: greedy_allocation(table, Space.of(env)))
+            solved, _ = seconds(lambda env=env, table=found.table: ilp_allocation(table, env.space))
+            greedy, _ = seconds(lambda env=env, table=found.table: greedy_allocation(table, env.space))
             print(f'{name}, {"linear" if linear else "K-means"}: sensitivities on {count} images {measured:.1f} s, '
                   f'integer program {solved:.2f} s, greedy {greedy:.2f} s', flush=True)
 

@@ -1,16 +1,19 @@
-"""What the scripts that search share: options of search and agent, and the environment that they make."""
+"""What the scripts that search share: the options of search and agent, and whose value an error speaks of."""
 
-from _cli import pick
+import contextlib
+import re
+
 from _options import MAX_UNITS, at_least, positive
 from _options import BooleanOption as Bool
 
 # Those of lib/search/bench.py, which is not imported before the options are parsed.
 SEARCHERS = ('uniform', 'random', 'greedy', 'ilp', 'hessian', 'fisher', 'evolution', 'progressive', 'ddpg')
-STOCHASTIC = ('random', 'evolution', 'progressive', 'ddpg')  # the seed makes a difference
+AGENT = ('hidden1', 'hidden2', 'lr_a', 'lr_c', 'tau', 'discount', 'bsize', 'init_delta', 'delta_decay', 'warmup',
+         'n_update')  # options that are those of `DDPG`
 
 
 def add_search_options(parser, *, finetune_flag, train_size, val_size):
-    """Adds the options about strategies and their evaluation; returns the group."""
+    """Add the options about strategies and their evaluation; returns the group."""
     group = parser.add_argument_group('search')
     group.add_argument('--wall', choices=['rounds', 'greedy'], default='rounds', help='how a strategy above its budget '
                        "is lowered: a bit in every layer, round by round (HAQ's), or always where most is saved per "
@@ -39,7 +42,7 @@ def add_search_options(parser, *, finetune_flag, train_size, val_size):
 
 
 def add_agent_options(parser):
-    """Adds the options of the DDPG agent."""
+    """Add the options of the DDPG agent."""
     group = parser.add_argument_group('agent')
     group.add_argument('--hidden1', type=at_least(1, maximum=MAX_UNITS), default=300,
                        help='units of the first hidden layer')
@@ -65,70 +68,10 @@ def add_agent_options(parser):
                            'no effect, as in the original')
 
 
-def agent_options(args):
-    """Returns the options of the agent, but for its seed and its capacity."""
-    names = ('hidden1', 'hidden2', 'lr_a', 'lr_c', 'tau', 'discount', 'bsize', 'init_delta', 'delta_decay', 'warmup',
-             'n_update')
-    return {name: getattr(args, name) for name in names}
-
-
-def begin(run, env, published=None, splits=('train',)):
-    """Open the folder of a search in an environment, by `begin_run`; return its identity."""
-    from _resume import Beginning, begin_run, inputs_of
-    inputs = inputs_of(run, splits, counts=[env.train_loader.num_images, env.val_loader.num_images],
-                       costs=[constraint.cost for constraint in env.constraints], published=published)
-    return begin_run(run, Beginning(inputs))
-
-
-def make_bench(args, env, folder, evaluations):
-    """Returns the `Bench` of a search of at most so many evaluations; sensitivities are kept in `folder`."""
-    from lib.search.bench import Bench, ImageCounter
-    agent = {**agent_options(args), 'capacity': args.rmsize * env.num_layers}
-    return Bench(env, ImageCounter(env.model), evaluations=evaluations, folder=folder, agent=agent,
-                 store_action=args.store_action, warm_start=args.warm_start, images=args.sensitivity_images)
-
-
-def make_env(args, device, option='--preserve_ratio', before=False):
-    """Returns the environment: data, network with float weights, cost and budget; and the `Layers` of a strategy.
-
-    `option` is what --preserve_ratio is called on the command line; `before`: see `find_layers`.
-    """
-    from _costs import Pricing, find_constraints, find_layers
-    from _networks import Network, Start, build_model, prepare, read_weights, say_own_weights
-    from _setup import Data, loaders_of
-
-    from lib.env.linear_quantize_env import LinearQuantizeEnv
-    from lib.env.quantize_env import QuantizeEnv
-    from lib.training.loop import Precision
-
-    network, data = pick(Network, args), pick(Data, args)
-    start = pick(Start, args, pretrained=not args.model_file)
-    linear = args.linear_quantization or network.is_twin
-    for other in ('is_pruned',) if linear else ('fold_bn',):
-        if getattr(args, other):
-            raise ValueError(f'--{other} belongs to the {"K-means" if linear else "linear"} flow: leave it out')
-    train_loader, val_loader, classes = loaders_of(data, network, device, train_size=args.train_size,
-                                                   val_size=args.val_size)
-    shape = train_loader.input_shape
-    model = build_model(network, classes, shape, device, (train_loader, val_loader),
-                        '--final_batch' if hasattr(args, 'final_batch') else '--train_batch')
-    checkpoint, source = read_weights(start, network)
-    if checkpoint is None:
-        say_own_weights(network)
-    prepare(model, shape, start, checkpoint, source, linear=linear, fold_bn=args.fold_bn, sync_bn=args.sync_bn,
-            bn_batches=args.bn_batches)
-    pricing = pick(Pricing, args, network=network, linear=linear, folder=args.output)
-    layers = find_layers(pricing, model, shape, is_pruned=args.is_pruned, before=before)
-    constraints = find_constraints(pricing, layers, args.preserve_ratio, args.constraint, option)
-    shared = {'records': layers.records, 'constraints': constraints,
-              'min_bit': args.min_bit, 'max_bit': args.max_bit, 'finetune_epoch': args.finetune_epoch,
-              'finetune_lr': args.finetune_lr, 'finetune_gamma': args.finetune_gamma,
-              'finetune_flag': args.finetune_flag, 'use_top5': args.use_top5, 'reward_on': args.reward_on,
-              'reward_cost': args.reward_cost, 'wall': args.wall, 'device': device,
-              'precision': Precision(device, args.half, args.channels_last), 'seed': args.seed,
-              'bn_batches': args.bn_batches, 'screen': args.screen}
-    if not linear:
-        return QuantizeEnv(model, train_loader, val_loader, is_pruned=args.is_pruned, kmeans_iter=args.kmeans_iter,
-                           **shared), layers
-    return LinearQuantizeEnv(model, train_loader, val_loader, calibrate_method=args.calibrate,
-                             activation_cap=args.activation_cap, ends=layers.inventory.ends, **shared), layers
+@contextlib.contextmanager
+def naming(*options):
+    """Let an error within this context, which speaks of these values, speak of the options that give them."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(re.sub(rf'\b({"|".join(options)})\b', r'--\1', str(error))) from error

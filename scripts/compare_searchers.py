@@ -6,10 +6,10 @@ figure of accuracy against cost.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from _cli import logger, make_parser, pick, run, run_of
-from _compare import read, run_finetuning, run_search
+from _cli import logger, make_parser, pick, run, run_of, settings_of
 from _options import (
     MAX_SEED,
     RepositoryPath,
@@ -21,7 +21,7 @@ from _options import (
     positive,
     ratio,
 )
-from _search import SEARCHERS, STOCHASTIC, add_agent_options, add_search_options, begin, make_bench, make_env
+from _search import AGENT, SEARCHERS, add_agent_options, add_search_options, naming
 
 ADDABLE = ('budgets', 'searchers', 'seeds')  # to a comparison that is resumed
 
@@ -34,7 +34,7 @@ def searcher_name(text):
 
 
 def make_compare_parser():
-    """Returns the parser of this script."""
+    """Return the parser of this script."""
     parser = make_parser(__doc__)
     group = parser.add_argument_group('comparison')
     group.add_argument('--searchers', type=searcher_name, nargs='+', default=list(SEARCHERS), metavar='NAME',
@@ -64,107 +64,121 @@ def make_compare_parser():
 
 
 def main(args):
-    """Searches and fine-tunes whatever is not done yet; writes tables after every result, the figure after a budget."""
-    from _networks import Network, published_file
-    from _setup import start_device
+    """Search and fine-tune whatever is not done yet; write tables after every result, the figure after a budget."""
+    from _costs import Pricing, find_constraints, find_layers
+    from _networks import (
+        Network,
+        Start,
+        build_model,
+        check_model,
+        prepare,
+        published_file,
+        read_weights,
+        say_own_weights,
+    )
+    from _resume import Beginning, begin_run, check_unchanged, inputs_of
+    from _setup import Data, loaders_of, start_device
 
+    from lib.env.episode import EpisodeSettings
+    from lib.env.linear_quantize_env import LinearQuantizeEnv
+    from lib.env.quantize_env import QuantizeEnv
+    from lib.env.space import Space
     from lib.record.folder import check_folder
-    from lib.simulator.inventory import PRICING
-
-    folder, device = Path(args.resume or args.output), start_device(args.device)
-    check_options(args)
-    run = run_of(args, folder, growing=ADDABLE, added=ADDABLE)
-    check_folder(folder, resume=bool(args.resume), overwrite=args.overwrite)
-    if args.resume:
-        check_resumed(run)
-    pricing = pricing_of(folder) if args.resume else PRICING
-    envs, bench = make_envs(args, device, folder, pricing)
-    published = None if args.model_file else published_file(pick(Network, args))
-    identity = begin(run, bench.env, published, ('train', 'val'))
-    logger.info('%s on %s: %d layers, %d budgets, %d searchers, seeds %s; %d evaluations on %d images each', args.arch,
-                device, bench.env.num_layers, len(envs), len(args.searchers), args.seeds, args.evaluations,
-                bench.env.val_loader.num_images)
-    mark = {'pricing': pricing} if pricing > 1 else {}  # by what rules costs are counted
-    compare(args, envs, bench, folder, device, {**mark, 'run': identity} if identity else mark)
-
-
-def pricing_of(folder):
-    """Returns by which rules the costs of a comparison were counted when its first search was written."""
-    from lib.simulator.inventory import PRICING
-    return min((read(path, {}).get('pricing', 1) for path in (folder / 'searches').glob('*.json')), default=PRICING)
-
-
-def check_options(args):
-    """Drops what is given twice; raises ValueError for what a comparison cannot do."""
     from lib.runtime.distributed import world_size
-    if world_size() > 1:
-        raise ValueError(f'a comparison works in one process, these are {world_size()}: start it without torchrun')
+    from lib.search.bench import Bench, SearcherSettings
+    from lib.search.comparison import Comparison, FinalTraining, pricing_of
+    from lib.simulator.inventory import PRICING
+    from lib.training.loop import Precision
+
+    budgets, searchers, seeds = (list(dict.fromkeys([*args.changed.get(name, ([],))[0], *getattr(args, name)]))
+                                 for name in ADDABLE)
+    run = run_of(args, args.resume or args.output, growing=ADDABLE, added=ADDABLE, settings={
+        **settings_of(args), 'budgets': budgets, 'searchers': searchers, 'seeds': seeds})
+    network, data, start = pick(Network, args), pick(Data, args), pick(Start, args, pretrained=not args.model_file)
+    linear, device = args.linear_quantization or network.is_twin, start_device(args.device)
+    check_options(args, linear, world_size())
+    check_folder(run.folder, resume=bool(args.resume), overwrite=args.overwrite)
+    if args.resume:
+        check_place(run.folder)
+        check_unchanged(run)
+    pricing_rules = pricing_of(run.folder) if args.resume else PRICING
+
+    # data
+    *loaders, classes = loaders_of(data, network, device, train_size=args.train_size, val_size=args.val_size)
+    shape = loaders[0].input_shape
+
+    # network
+    model = build_model(network, classes, shape, device, loaders)
+    checkpoint, source = read_weights(start, network)
+    if checkpoint is None:
+        say_own_weights(network)
+    prepare(model, shape, start, checkpoint, source, linear=linear, fold_bn=args.fold_bn, sync_bn=args.sync_bn,
+            bn_batches=args.bn_batches)
+
+    # strategies, and what becomes of them; all budgets are checked before anything slow begins
+    pricing = pick(Pricing, args, network=network, linear=linear, folder=args.output)
+    layers = find_layers(pricing, model, shape, is_pruned=args.is_pruned, before=pricing_rules == 1)
+    constraints = {budget: find_constraints(pricing, layers, budget, option='--budgets') for budget in budgets}
+    precision = Precision(device, args.half, args.channels_last)
+    with naming('min_bit', 'max_bit', 'reward_on', 'reward_cost', 'finetune_flag', 'finetune_epoch'):
+        space = Space.of(layers.inventory, constraints[budgets[0]], min_bit=args.min_bit, max_bit=args.max_bit,
+                         wall=args.wall)
+        spaces = {budget: space.with_constraints(found) for budget, found in constraints.items()}
+        episodes = pick(EpisodeSettings, args)
+    if linear:
+        env = LinearQuantizeEnv(model, *loaders, space, episodes, calibrate_method=args.calibrate,
+                                activation_cap=args.activation_cap, precision=precision)
+    else:
+        env = QuantizeEnv(model, *loaders, space, episodes, is_pruned=args.is_pruned, kmeans_iter=args.kmeans_iter,
+                          precision=precision)
+    agent = {**{name: getattr(args, name) for name in AGENT}, 'capacity': args.rmsize * space.num_layers}
+    bench = Bench(env, args.evaluations, pick(SearcherSettings, args, agent=agent), run.folder)
+    for name in searchers:
+        for each in spaces.values():
+            bench.check(name, each)
+    published = None if args.model_file else published_file(network)
+    identity = begin_run(run, Beginning(inputs_of(
+        run, ('train', 'val'), counts=[loader.num_images for loader in loaders],
+        costs=[constraint.cost for constraint in space.constraints], published=published)))
+    logger.info('%s on %s: %d layers, %d budgets, %d searchers, seeds %s; %d evaluations on %d images each', args.arch,
+                device, space.num_layers, len(budgets), len(searchers), seeds, args.evaluations,
+                loaders[1].num_images)
+
+    # searches and fine-tuning
+    *loaders, classes = loaders_of(replace(data, train_batch=args.final_batch), network, device)
+    check_model(network, model, shape, network.num_classes or classes, loaders, '--final_batch')
+    mark = {**({'pricing': pricing_rules} if pricing_rules > 1 else {}), **({'run': identity} if identity else {})}
+    training = FinalTraining(args.final_epochs, args.final_lr, args.final_wd)
+    report = Comparison(run.folder, bench, loaders, training, mark).run(
+        spaces, searchers, seeds, arch=args.arch, dataset=args.dataset)
+    logger.info('%s\n%s: comparison.md, comparison.csv, pareto.png', report.text(), run.folder)
+
+
+def check_options(args, linear, processes):
+    """Raise ValueError for what a comparison cannot do."""
+    if processes > 1:
+        raise ValueError(f'a comparison works in one process, these are {processes}: start it without torchrun')
     if args.screen:
         raise ValueError('--screen judges a strategy by those before it: leave it out, here every search is judged '
                          'alike')
-    for name in ADDABLE:
-        setattr(args, name, list(dict.fromkeys([*args.changed.get(name, ([],))[0], *getattr(args, name)])))
+    for other in ('is_pruned',) if linear else ('fold_bn',):
+        if getattr(args, other):
+            raise ValueError(f'--{other} belongs to the {"K-means" if linear else "linear"} flow: leave it out')
     if not args.finetune_flag and not args.bn_batches:
         logger.warning('strategies are judged with the BatchNorm statistics of the float network, which ranks them '
                        'wrongly (docs/results.md): --bn_batches 4 estimates them anew')
 
 
-def check_resumed(run):
-    """Raises an error where --resume names no comparison, or other settings than its own are given."""
-    from _resume import check_unchanged
-    folder = run.folder
+def check_place(folder):
+    """Raise an error where the folder to resume is that of no comparison."""
     if not (folder / 'args.json').is_file():
         raise FileNotFoundError(f'--resume {folder}: no comparison is there (args.json is missing)')
     if not (folder / 'searches').is_dir() and any(folder.glob('*.pth.tar')):
         raise ValueError(f'--resume {folder}: this is the folder of another kind of run')
-    check_unchanged(run)
-
-
-def make_envs(args, device, folder, pricing):
-    """Returns ({budget: environment}, `Bench`); all budgets are checked before anything slow begins."""
-    from _costs import Pricing, find_constraints
-    from _networks import Network
-    args.constraint, args.preserve_ratio = None, args.budgets[0]
-    network = pick(Network, args)
-    pricing = pick(Pricing, args, network=network, linear=args.linear_quantization or network.is_twin, folder=folder)
-    env, layers = make_env(args, device, '--budgets', before=pricing == 1)
-    envs = {}
-    for budget in args.budgets:
-        (constraint,) = find_constraints(pricing, layers, budget, option='--budgets')
-        envs[budget] = env.with_constraints([constraint])
-    bench = make_bench(args, env, folder, args.evaluations)
-    for name in args.searchers:
-        for each in envs.values():
-            bench.check(name, each)
-    return envs, bench
-
-
-def compare(args, envs, bench, folder, device, mark):
-    """Runs every search and every fine-tuning that has no file in the folder yet."""
-    from _networks import Network, check_model
-    from _setup import Data, loaders_of
-
-    from lib.search.comparison import Comparison
-
-    network, data = pick(Network, args), pick(Data, args, train_batch=args.final_batch)
-    *loaders, classes = loaders_of(data, network, device)
-    check_model(network, bench.env.model, loaders[0].input_shape, args.num_classes or classes, loaders, '--final_batch')
-    comparison = Comparison(folder, arch=args.arch, dataset=args.dataset, cost=bench.env.cost,
-                            finetuned=args.final_epochs > 0)
-    comparison.add_float(run_finetuning(args, bench.env, loaders, folder, None, args.seeds[0], mark))
-    for budget, env in envs.items():
-        for name in args.searchers:
-            for seed in args.seeds:
-                found = run_search(bench, env, folder, name, budget, seed if name in STOCHASTIC else None, mark)
-                top1 = run_finetuning(args, env, loaders, folder, found['strategy'], seed, mark)
-                comparison.add(budget, name, seed, found, top1)
-                comparison.write()
-        comparison.plot()
-    logger.info('%s\n%s: comparison.md, comparison.csv, pareto.png', comparison.text(), folder)
 
 
 def resume_hint(args):
-    """Says how an interrupted comparison goes on."""
+    """Say how an interrupted comparison goes on."""
     folder = Path(args.resume or args.output)
     return f'continue with --resume {folder}' if (folder / 'args.json').is_file() else 'nothing was begun; start again'
 

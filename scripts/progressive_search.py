@@ -6,307 +6,272 @@ you want, or give the --cost at which to stop. Starts from a network that was tr
 --k_bits 8), or from float weights.
 """
 
-import copy
-import time
 from pathlib import Path
 
 from _cli import logger, make_parser, pick, run, run_of, settings_of
-from _progressive import add_progressive_options, check_target, first_bits, progressive_settings
-from _proqha import find_network
+from _options import BooleanOption as Bool
+from _options import RepositoryPath, add_data_options, add_model_options, add_run_options, at_least, positive
+from _proqha import (
+    ALIASES,
+    NO_EFFECT,
+    add_depth_option,
+    add_historic_options,
+    find_network,
+    fraction,
+    say_unused,
+    start_from_file,
+)
 
 GROWING = ('step', 'cost')  # what a resumed search may change
+QUANTIZERS = {'weights': 'dorefa', 'activations': 'pact', 'alpha': 10.0, 'end_alpha': 10.0, 'gradient': 'ste',
+              'rescale': True, 'branch_out': True}
+K_BITS, LOWEST, HIGHEST = 8, 2, 8
+# Of the original's options those that mean nothing here, with values it took.
+UNUSED = {**NO_EFFECT, 'archtype': 'float networks are trained by pretrain.py', 'train_epochs': 'it belongs to '
+          'pretrain.py and qat_train.py', 'momentum': 'Adam has none', 'weight_decay': 'the search has none'}
 
 
 def make_progressive_parser():
-    """Returns the parser of this script."""
+    """Return the parser of this script."""
     parser = make_parser(__doc__)
-    add_progressive_options(parser)
+    group = add_model_options(parser, arch='resnet')
+    add_depth_option(group)
+    add_data_options(parser, batch=128, workers=8)
+    add_search_options(parser)
+    add_fine_tuning_options(parser)
+    group = parser.add_argument_group('output')
+    group.add_argument('--output', '--job_dir', dest='output', default=RepositoryPath('save'), help='folder that holds '
+                       'the folders of searches')
+    group.add_argument('--suffix', '--mission', dest='suffix', help='appended to the name of the folder, '
+                       '<arch>_<dataset>_progressive[_<suffix>]')
+    group.add_argument('--resume', metavar='RUN', help='folder of a search to continue, with its own settings; a '
+                       'checkpoint to start another search from is taken as --weights')
+    group.add_argument('--test_only', action=Bool, help='only evaluate the network to start from')
+    add_run_options(parser)
+    group = parser.add_argument_group('for command lines of the original')
+    add_historic_options(group, ALIASES, UNUSED)
+    group.add_argument('--clip', action=Bool, default=True, help='has no effect: the gradient is always clipped at '
+                       '--grad_clip')
+    parser.translate = lambda args, complete: [*start_from_file(args), *(say_unused(args, UNUSED) if complete else [])]
+    parser.set_defaults(dataset='cifar10', test_batch=100)
     return parser
 
 
-def main(args):
-    """Prepares the network and runs the search."""
-    from _setup import start_device
+def add_search_options(parser):
+    """Add the options of the choice of bits."""
+    group = parser.add_argument_group('search')
+    group.add_argument('--step', type=at_least(1), default=20, help='steps: choices of bits, each with fine-tuning')
+    group.add_argument('--lam', type=at_least(1), default=100, help='candidates per step')
+    group.add_argument('--ratio', type=fraction, default=0.5, help='fraction of all quantizers, of weights and '
+                       'activations alike, that a candidate lowers')
+    group.add_argument('--interval', type=int, choices=[1, 2, 4], default=1, help='by how many bits, never below 2')
+    group.add_argument('--info', choices=['hession', 'acc'], default='hession', help='how candidates are judged: by '
+                       "the original's score of one gradient (smallest), or by accuracy on held-out images (largest)")
+    group.add_argument('--cost', type=positive, metavar='TARGET', help='stop after the step whose cost is at most this '
+                       '(default: all steps)')
+    group.add_argument('--odd_positions', action=Bool, help="count the original's cost: every second number of bits is "
+                       'taken for that of the weights, which is wrong for postresnet18')
+    group.add_argument('--k_bits', type=at_least(1), help='bits to start from (default: those of the checkpoint of '
+                       '--weights, else 8)')
+    group.add_argument('--pre_k_bits', type=at_least(1), help='another start: a random fraction --ratio of the '
+                       'quantizers has --k_bits, the others have these (default: all --k_bits)')
+    group.add_argument('--val_size', type=at_least(1), default=1000, help='--info acc: images that are held out of the '
+                       'training set to judge candidates on')
 
+
+def add_fine_tuning_options(parser):
+    """Add the options of the training in each step."""
+    group = parser.add_argument_group('fine-tuning')
+    group.add_argument('--search_epochs', type=at_least(1), default=30, help='epochs after each choice')
+    group.add_argument('--lr', '--learning_rate', dest='lr', type=positive, default=1e-3, help='learning rate of Adam, '
+                       'in the score too; in each step it falls to 0 by half a cosine')
+    group.add_argument('--beta1', type=at_least(0, float), default=0.9, help="Adam's first decay rate")
+    group.add_argument('--beta2', type=at_least(0, float), default=0.999, help="Adam's second decay rate")
+    group.add_argument('--epsilon', type=positive, default=1e-7, help="Adam's epsilon")
+    group.add_argument('--grad_clip', type=positive, default=5.0, help='largest norm of the gradient')
+    group.add_argument('--eval_freq', type=at_least(1), default=1, help='evaluate after every so many epochs, and '
+                       'after the last one of a step')
+    group.add_argument('--normalize', choices=['imagenet', 'cifar'], help='mean and standard deviation of the images '
+                       "(default: those of the checkpoint of --weights, else the data set's own row)")
+
+
+def main(args):
+    """Lower the bits of a network step by step; only evaluate it with --test_only."""
+    from _costs import coverage_of
+    from _networks import (
+        Network,
+        Start,
+        build_model,
+        load_quantized,
+        probe,
+        read_weights,
+        say_own_weights,
+    )
+    from _resume import Beginning, begin_run, in_file, inputs_of
+    from _setup import Data, loaders_of, start_device
+
+    from lib.network.conversion import convertible_layers
+    from lib.network.records import profile_layers
+    from lib.qat.parts import quantize_parts
+    from lib.qat.placement import Quantizers, weight_bits
     from lib.record.folder import check_folder
     from lib.runtime.distributed import is_main, on_main
+    from lib.search.log import StepLog, step_path
+    from lib.search.progressive import ProgressiveSearch, StepSettings
+    from lib.training.loop import Precision
 
-    given = settings_of(args)
-    args.arch = find_network(args)
-    if args.arch != given['arch']:
-        logger.info('%s: %s', given['arch'], args.arch)
-    folder, device = run_path(args), start_device(args.device)
-    run = run_of(args, folder, settings=given, growing=GROWING)
+    arch = find_network(args)
+    if arch != args.arch:
+        logger.info('%s: %s', args.arch, arch)
+    run, device = run_of(args, run_path(args), settings=settings_of(args), growing=GROWING), start_device(args.device)
     if not args.test_only:
-        on_main(check_folder, folder, resume=bool(args.resume), overwrite=args.overwrite)
-    saved = read_search(args, run)
-    search = Search(args, folder, device, saved)
-    accuracy = search.accuracy(search.test_loader) if args.test_only or not saved else None
+        on_main(check_folder, run.folder, resume=bool(args.resume), overwrite=args.overwrite)
+    saved = read_search(run, args.step)
+    network, start = pick(Network, args, arch=arch), pick(Start, args, pretrained=False)
+    path = step_path(run.folder, saved['step']) if saved else None
+    checkpoint, source = (saved, path) if saved else read_weights(start, network)
+    qat = saved['qat'] if saved else {
+        'arch': arch, 'network': {}, 'normalize': args.normalize or of_quantized(checkpoint).get('normalize'),
+        'quantizers': dict(QUANTIZERS), 'parts': True, 'ends': 'called'}
+
+    # data
+    data, held_out = pick(Data, args, normalize=qat['normalize']), None
+    *loaders, classes = loaders_of(data, network, device)
+    if args.info == 'acc':
+        size = max(loaders[0].num_images - args.val_size, 1)
+        loaders[0], held_out, _ = loaders_of(data, network, device, train_size=size, val_size=args.val_size)
+    shape = loaders[0].input_shape
+
+    # network and quantizers
+    model = build_model(network, classes, shape, device, (loaders[0], held_out or loaders[1]))
+    records, names = profile_layers(model, shape), set(model.state_dict())
+    layer_names = list(convertible_layers(model, records))
+    with in_file(path):
+        parts = quantize_parts(model, K_BITS, K_BITS, Quantizers.from_dict(qat['quantizers']), probe(model, shape),
+                               arch, in_order=qat.get('ends') == 'called')
+        if saved and len(saved['kbits']) != len(parts):
+            raise ValueError(f'kbits is for {len(saved["kbits"])} quantizers, this network has {len(parts)}')
+        if saved:
+            start.load(model, saved, source)
+    if checkpoint is None:
+        say_own_weights(network, 'the network starts from random weights: give a trained one by --weights')
+    elif not saved:
+        load_quantized(model, checkpoint, source, start, qat, parts.lists(parts.bits), names)
+    parts.bits = saved['kbits'] if saved else starting_bits(args, parts, checkpoint)
+    about = {'arch': arch, 'dataset': args.dataset, 'input': list(shape), 'classes': args.num_classes or classes,
+             **coverage_of(model, shape)}
+
+    # search
+    precision = Precision(device, args.half, args.channels_last)
+    search = ProgressiveSearch(model, parts, loaders, pick(StepSettings, args), qat=qat, held_out=held_out,
+                               precision=precision)
+    accuracy = search.accuracy() if args.test_only or not saved else None
     if args.test_only:
-        logger.info('%s on %s: top-1 %.2f %% at cost %.4f', args.arch, args.dataset, accuracy, search.cost)
+        logger.info('%s on %s: top-1 %.2f %% at cost %.4f', arch, args.dataset, accuracy, search.cost)
         return
-    check_target(args, search.parts, search.bits)
-    search.identity = on_main(begin, search, run, saved)
-    search.start = saved['start'] if saved else {'cost': search.cost, 'test_acc': accuracy}
-    log = make_log(search, saved['history'] if saved else []) if is_main() else None
-    run_steps(search, log, saved['step'] if saved else 0)
-    if log:
-        finish(search, log)
+    check_target(args, parts)
+    inputs = {'counts': [loader.num_images for loader in (*loaders, *([held_out] if held_out else []))]}
+    identity = on_main(lambda: begin_run(run, Beginning(inputs_of(run, ('train', 'val'), **inputs),
+                                                        unread=('weights',) if saved else ())))
+    begun = saved['start'] if saved else {'cost': search.cost, 'test_acc': accuracy}
+    bits, full = weight_bits(model)
+    kinds = {record.name: record.type for record in records}
+    log = None
+    if is_main():
+        logger.info('%s on %s: %d quantizers in %d layers with %d weights, cost %.4f, with float layers %.4f of the '
+                    'float size; top-1 %.2f %%', arch, device, len(parts), len(parts.parts), sum(parts.num_weights),
+                    search.cost, bits / full, begun['test_acc'])
+        log = StepLog(run.folder, parts, kinds=[kinds[part.layer] for part in parts.parts], layer_names=layer_names,
+                      about=about, start=begun, history=saved['history'] if saved else (),
+                      mark={'run': identity} if identity else {})
+    search.run(log, saved['step'] if saved else 0)
 
-
-def begin(search, run, saved):
-    """Opens the folder of the search; returns its identity."""
-    from _resume import Beginning, begin_run, inputs_of
-    loaders = [search.loader, search.test_loader, *([search.held_out] if search.held_out else [])]
-    inputs = inputs_of(run, ('train', 'val'), counts=[loader.num_images for loader in loaders])
-    return begin_run(run, Beginning(inputs, unread=('weights',) if saved else ()))
+    # result
+    if not log:
+        return
+    bits, full = weight_bits(model)
+    try:
+        last = log.finish(search.bits, bits / full)
+    except FloatingPointError as error:
+        raise FloatingPointError(f'{error}; start another search with an --lr below {args.lr:g}') from error
+    advice = f'; evaluate any step by qat_train.py --arch {arch} --eval --resume ' \
+             f'{step_path(run.folder, last["step"])}' if log.history else ''
+    logger.info('%d steps: top-1 %.2f %% at cost %.4f, with float layers %.4f of the float size%s', last['step'],
+                last['test_acc'], last['cost'], bits / full, advice)
 
 
 def run_path(args):
-    """Returns the folder of the search."""
-    name = f'{args.arch}_{args.dataset}_progressive' + (f'_{args.suffix}' if args.suffix else '')
+    """Return the folder of the search."""
+    name = f'{find_network(args)}_{args.dataset}_progressive' + (f'_{args.suffix}' if args.suffix else '')
     return Path(args.resume or Path(args.output) / name)
 
 
-def step_path(folder, step):
-    """Returns the path of the checkpoint of a step."""
-    return Path(folder) / 'checkpoint' / f'{step}.pt'
-
-
-def read_search(args, run):
-    """Returns the checkpoint of the last step of the search to resume, or None."""
+def read_search(run, steps):
+    """Return the checkpoint of the last step of the search to resume, or None."""
     from _resume import check_identity, check_unchanged
 
     from lib.record.checkpoint import read_checkpoint
-    if not args.resume:
+    from lib.search.log import step_path
+    if not run.resume:
         return None
     check_unchanged(run)
     folder = run.folder
     if not (folder / 'args.json').is_file():
         raise FileNotFoundError(f'--resume {folder}: no run is there (args.json is missing); give the folder of a '
                                 'progressive search, or a checkpoint to start from by --weights')
-    steps = [int(path.stem) for path in (folder / 'checkpoint').glob('*.pt') if path.stem.isdecimal()]
-    if not steps:
+    done = [int(path.stem) for path in (folder / 'checkpoint').glob('*.pt') if path.stem.isdecimal()]
+    if not done:
         return None  # killed before the end of its first step
-    saved = read_checkpoint(step_path(folder, max(steps)))
+    path = step_path(folder, max(done))
+    saved = read_checkpoint(path)
     if not isinstance(saved, dict) or not {'kbits', 'history', 'step', 'qat'} <= saved.keys():
-        raise ValueError(f'{step_path(folder, max(steps))} is no step of a progressive search: it has no bits')
-    check_identity(run, saved, step_path(folder, max(steps)))
-    if saved['step'] > args.step:
-        raise ValueError(f'{folder} has {saved["step"]} steps already, --step {args.step} are fewer: give at least '
+        raise ValueError(f'{path} is no step of a progressive search: it has no bits')
+    check_identity(run, saved, path)
+    if saved['step'] > steps:
+        raise ValueError(f'{folder} has {saved["step"]} steps already, --step {steps} are fewer: give at least '
                          f'{saved["step"]}, or start another search')
     return saved
 
 
-class Search:
-    """The network with its quantizers, the data, and the bits of the last step."""
-
-    def __init__(self, args, folder, device, saved):
-        """Builds all; `saved` is the checkpoint of a step to go on from, or None."""
-        from _networks import Network, Start, read_weights
-        from _resume import in_file
-        from _setup import Data, loaders_of
-        self.network = pick(Network, args)
-        self.beginning = pick(Start, args, pretrained=False)
-        begun = (saved, step_path(folder, saved['step'])) if saved else None
-        start, source = begun or read_weights(self.beginning, self.network)
-        self.args, self.folder, self.device = args, folder, device
-        self.settings = saved['qat'] if saved else progressive_settings(args, start)
-        data = pick(Data, args, normalize=self.settings['normalize'])
-        self.loader, self.test_loader, self.classes = loaders_of(data, self.network, device)
-        self.held_out = None
-        if args.info == 'acc':
-            size = max(self.loader.num_images - args.val_size, 1)
-            self.loader, self.held_out, _ = loaders_of(data, self.network, device, train_size=size,
-                                                               val_size=args.val_size)
-        with in_file(source if saved else None):
-            self.build(saved, start, source)
-        self.start = self.identity = None  # cost and accuracy before the first step; what run it is
-
-    def build(self, saved, start, source):
-        """Makes the network, puts its quantizers in and loads the weights."""
-        from _costs import coverage_of
-        from _networks import build_model, load_quantized, probe, say_own_weights
-
-        from lib.network.conversion import convertible_layers
-        from lib.network.records import profile_layers
-        from lib.qat.parts import quantize_parts
-        from lib.qat.placement import Quantizers
-        args, shape = self.args, self.loader.input_shape
-        loaders = (self.loader, self.held_out or self.test_loader)
-        self.model = build_model(self.network, self.classes, shape, self.device, loaders)
-        self.records, names = profile_layers(self.model, shape), set(self.model.state_dict())
-        self.layer_names = list(convertible_layers(self.model, self.records))
-        quantizers = Quantizers.from_dict(self.settings['quantizers'])
-        self.parts = quantize_parts(self.model, 8, 8, quantizers, probe(self.model, shape), args.arch,
-                                    in_order=self.settings.get('ends') == 'called')
-        strategy = self.parts.lists(self.parts.bits)
-        if saved:
-            self.beginning.load(self.model, saved, source)
-        elif start is not None:
-            load_quantized(self.model, start, source, self.beginning, self.settings, strategy, names)
-        else:
-            say_own_weights(self.network, 'the network starts from random weights: give a trained one by --weights')
-        self.bits = saved['kbits'] if saved else first_bits(args, self.parts, start)
-        if len(self.bits) != len(self.parts):
-            raise ValueError(f'kbits is for {len(self.bits)} quantizers, this network has {len(self.parts)}')
-        self.parts.bits = self.bits
-        self.covered = coverage_of(self.model, shape)
-
-    @property
-    def cost(self):
-        """ProQHA's cost of the present bits."""
-        return self.parts.cost(self.bits, odd_positions=self.args.odd_positions)
-
-    def accuracy(self, loader):
-        """Returns the top-1 accuracy of the network as it is, in percent."""
-        from lib.training.loop import Precision, evaluate, loss_function
-        precision = Precision(self.device, self.args.half, self.args.channels_last)
-        return evaluate(self.model, loader, loss_function(), self.device, precision=precision).top1
-
-    def choose(self, step):
-        """Takes the bits of the best candidate of a step; returns its score, of --info."""
-        import numpy as np
-
-        from lib.runtime.seeds import derived_seed
-        from lib.search.progressive import balanced_batch, best_candidate, gradient_score
-        args = self.args
-        if args.info == 'hession':
-            batch = balanced_batch(self.loader, args.train_batch, derived_seed(args.seed, 'candidates', step))
-            images, labels = (tensor.to(self.device) for tensor in batch)
-
-        def judge(bits):
-            self.parts.bits = bits
-            if args.info == 'acc':
-                try:
-                    return -self.accuracy(self.held_out)
-                except FloatingPointError:
-                    return 0.0  # nothing is worse
-            return gradient_score(self.model, images, labels, clip=args.grad_clip, lr=args.lr, beta2=args.beta2,
-                                  eps=args.epsilon)
-
-        rng = np.random.default_rng(derived_seed(args.seed, 'progressive', step))
-        best = best_candidate(self.bits, judge, rng=rng, lam=args.lam, ratio=args.ratio, interval=args.interval)
-        self.bits = self.parts.bits = best.bits
-        return best.score if args.info == 'hession' else -best.score
-
-    def fine_tune(self, step):
-        """Trains the network at the present bits; returns (training accuracy of the last epoch, test accuracy)."""
-        import torch
-
-        from lib.qat.parts import ProgressiveTraining
-        from lib.training.fit import train_epoch
-        from lib.training.loop import Precision
-        from lib.utils.utils import learning_rate
-        args, epochs = self.args, self.args.search_epochs
-        precision = Precision(self.device, args.half, args.channels_last)
-        optimizer = torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=args.lr,
-                                     betas=(args.beta1, args.beta2), eps=args.epsilon)
-        batches = epochs * len(self.loader)
-        rates = (learning_rate(batch, lr=args.lr, epochs=batches) for batch in range(batches))
-        quantization = ProgressiveTraining(self.model, self.parts.lists(self.bits), self.settings, optimizer=optimizer,
-                                           rates=rates, clip=args.grad_clip,
-                                           unscale=lambda: precision.scaler.unscale_(optimizer))
-        for epoch in range(epochs):
-            rate = learning_rate(epoch, lr=args.lr, epochs=epochs)
-            train = train_epoch(self.model, self.loader, optimizer, (step - 1) * epochs + epoch, args.step * epochs,
-                                rate=rate, device=self.device, precision=precision, seed=args.seed,
-                                quantization=quantization)
-            if (epoch + 1) % args.eval_freq == 0 or epoch + 1 == epochs:
-                accuracy = self.accuracy(self.test_loader)
-                logger.info('step %d epoch %d/%d: lr %.5f  train loss %.4f acc %.2f  test acc %.2f', step, epoch + 1,
-                            epochs, rate, train.loss, train.top1, accuracy)
-        return train.top1, accuracy
-
-    def step(self, step):
-        """Takes a step, its training included; returns what its row says of it.
-
-        One that diverges leaves the network and its bits as they were.
-        """
-        from lib.record.finite import check_finite
-        before, bits = copy.deepcopy(self.model.state_dict()), self.bits
-        name = 'hession_info' if self.args.info == 'hession' else 'acc_info'
-        row = {'hession_info': None, 'acc_info': None, name: self.choose(step), 'cost': self.cost, 'kbits': self.bits}
-        try:
-            train_accuracy, test_accuracy = self.fine_tune(step)
-            check_finite(self.model.state_dict(), f'step {step}')
-            return {**row, 'train_acc': train_accuracy, 'test_acc': test_accuracy}
-        except FloatingPointError as error:
-            self.bits = self.parts.bits = bits
-            self.model.load_state_dict(before)
-            return {**row, 'train_acc': 0.0, 'test_acc': 0.0, 'diverged': str(error)}
-
-    def checkpoint(self, step, log):
-        """Returns what the checkpoint of a step holds."""
-        last = log.last or self.start
-        accuracy = last['test_acc']
-        return {'step': step, 'state_dict': self.model.state_dict(), 'kbits': self.bits, 'cost': last['cost'],
-                'test_prec1': accuracy, 'acc': accuracy, 'history': log.history, 'start': self.start,
-                'quantization': 'qat', 'strategy': self.parts.lists(self.bits), 'qat': self.settings,
-                **({'run': self.identity} if self.identity else {}), **self.about()}
-
-    def about(self):
-        """Returns what all files say of the run."""
-        return {'arch': self.args.arch, 'dataset': self.args.dataset, 'input': list(self.loader.input_shape),
-                'classes': self.args.num_classes or self.classes, **self.covered}
+def of_quantized(checkpoint):
+    """Return what rebuilds the quantizers of the checkpoint of --weights, {} where it has none."""
+    return checkpoint.get('qat', {}) if isinstance(checkpoint, dict) else {}
 
 
-def run_steps(search, log, done):
-    """Runs the steps that are left, saving everything after each of them, in the main process."""
-    from lib.record.checkpoint import save_checkpoint
-    from lib.search.progressive import FLOOR
-    args = search.args
-    for step in range(done + 1, args.step + 1):
-        if args.cost and search.cost <= args.cost:
-            logger.info('the cost is %.4f, --cost is %g: done', search.cost, args.cost)
-            return
-        if max(search.bits) <= FLOOR:
-            logger.info('all quantizers are at %d bits: nothing is left to lower', FLOOR)
-            return
-        begin = time.time()
-        row = search.step(step)
-        if log:
-            log.add({'step': step, 'step_time': time.time() - begin, 'model_size': 32 * sum(search.parts.num_weights),
-                     'lr': args.lr, **row})
-            save_checkpoint(step_path(search.folder, step), search.checkpoint(step, log))
+def starting_bits(args, parts, checkpoint):
+    """Return the bits that the search starts from, a list in the order of `PartQuantizers`.
+
+    Raises:
+        ValueError: bits below 2 or above 8.
+    """
+    from lib.search.progressive import first_bits
+    theirs = of_quantized(checkpoint).get('parts') and checkpoint['strategy']
+    if theirs and args.k_bits is None and args.pre_k_bits is None and len(theirs['layer_wbit']) == len(parts.parts):
+        bits, source = parts.joined(**theirs), args.weights
+    else:
+        k_bits, source = args.k_bits or K_BITS, '--k_bits'
+        bits = first_bits(len(parts), k_bits, args.pre_k_bits or k_bits, args.ratio, args.seed)
+    wrong = [value for value in bits if not LOWEST <= value <= HIGHEST]
+    if wrong:
+        raise ValueError(f'{source}: the search starts from {wrong[0]} bits, expected {LOWEST} to {HIGHEST}'
+                         + ('' if source == '--k_bits' else '; give --k_bits'))
+    return bits
 
 
-def make_log(search, history):
-    """Returns the `ProgressiveLog`, continued after `history`."""
-    from lib.qat.placement import weight_bits
-    from lib.search.progressive_log import ProgressiveLog
-    bits, full = weight_bits(search.model)
-    logger.info('%s on %s: %d quantizers in %d layers with %d weights, cost %.4f, with float layers %.4f of the float '
-                'size; top-1 %.2f %%', search.args.arch, search.device, len(search.parts), len(search.parts.parts),
-                sum(search.parts.num_weights), search.cost, bits / full, search.start['test_acc'])
-    kinds = {record.name: record.type for record in search.records}
-    return ProgressiveLog(search.folder, parts=search.parts, kinds=[kinds[part.layer] for part in search.parts.parts],
-                          layer_names=search.layer_names, about=search.about(), start=search.start, history=history)
-
-
-def finish(search, log):
-    """Draws the plots and writes the results of a finished search."""
-    from lib.qat.placement import weight_bits
-    from lib.record.files import write_json
-    log.plot()
-    bits, full = weight_bits(search.model)
-    if log.history and not log.last:
-        raise FloatingPointError(f'all {len(log.history)} steps diverged, the last one: {log.history[-1]["diverged"]}; '
-                                 f'start another search with an --lr below {search.args.lr:g}')
-    last = log.last or {'step': 0, 'kbits': search.bits, **search.start}
-    write_json(search.folder / 'results.json', {
-        **log.about, 'quantization': 'qat', 'strategy': search.parts.lists(last['kbits']), 'kbits': last['kbits'],
-        'steps': last['step'], 'top1': last['test_acc'], 'start_top1': search.start['test_acc'],
-        'cost_name': 'proqha_ratio', 'cost': last['cost'], 'ratio': last['cost'], 'size_ratio': bits / full},
-        seal=True)
-    advice = f'; evaluate any step by qat_train.py --arch {search.args.arch} --eval --resume ' \
-             f'{step_path(search.folder, last["step"])}' if log.history else ''
-    logger.info('%d steps: top-1 %.2f %% at cost %.4f, with float layers %.4f of the float size%s', last['step'],
-                last['test_acc'], last['cost'], bits / full, advice)
+def check_target(args, parts):
+    """Refuse a --cost that the search cannot reach, and a --ratio that draws nothing."""
+    from lib.search.candidates import num_drawn
+    num_drawn(len(parts), args.ratio)
+    lowest = parts.cost([LOWEST] * len(parts), odd_positions=args.odd_positions)
+    if args.cost and args.cost < lowest:
+        raise ValueError(f'--cost {args.cost:g} cannot be reached: {LOWEST} bits everywhere cost {lowest:.4g}')
+    if args.cost and parts.cost(parts.bits, odd_positions=args.odd_positions) <= args.cost:
+        logger.warning('--cost %g is what the network to start from costs already: there is nothing to search',
+                       args.cost)
 
 
 def resume_hint(args):
-    """Says how an interrupted search goes on."""
+    """Say how an interrupted search goes on."""
     folder = run_path(args)
     if (folder / 'args.json').is_file():
         return f'continue with --resume {folder}'

@@ -9,10 +9,9 @@ or its --strategy.
 import argparse
 import json
 import math
-import time
 from pathlib import Path
 
-from _cli import logger, make_parser, pick, run, run_of
+from _cli import logger, make_parser, pick, run, run_of, settings_of
 from _options import BooleanOption as Bool
 from _options import (
     DefaultFloat,
@@ -24,10 +23,9 @@ from _options import (
     at_least,
     ratio,
 )
-from _search import SEARCHERS, add_agent_options, add_search_options, begin, make_bench, make_env
+from _search import AGENT, SEARCHERS, add_agent_options, add_search_options, naming
 
 GROWING = ('train_episode',)  # what a resumed search may change
-CHECKPOINT = 'search.pth.tar'  # the agent, if any, with replay and random states, and the history of all episodes
 
 
 class ConstraintOption(argparse._AppendAction):
@@ -42,7 +40,7 @@ class ConstraintOption(argparse._AppendAction):
 
 
 def make_search_parser():
-    """Returns the parser of this script."""
+    """Return the parser of this script."""
     parser = make_parser(__doc__)
     add_model_options(parser, arch='mobilenet_v2')
     add_data_options(parser, batch=256, workers=32, cache='auto')
@@ -72,57 +70,125 @@ def make_search_parser():
 
 
 def main(args):
-    """Runs the search."""
-    from _networks import Network, published_file
-    from _setup import start_device
+    """Search the bits of every layer; record every episode."""
+    from _costs import Pricing, find_constraints, find_layers
+    from _networks import Network, Start, build_model, prepare, published_file, read_weights, say_own_weights
+    from _resume import Beginning, begin_run, in_file, inputs_of
+    from _setup import Data, loaders_of, start_device
 
+    from lib.env.episode import EpisodeSettings
+    from lib.env.linear_quantize_env import LinearQuantizeEnv
+    from lib.env.quantize_env import QuantizeEnv
+    from lib.env.space import Space
     from lib.record.folder import check_folder
-    from lib.runtime.distributed import on_main
+    from lib.runtime.distributed import is_main, on_main, world_size
+    from lib.search.bench import Bench, SearcherSettings
+    from lib.search.log import CHECKPOINT, EpisodeLog
+    from lib.search.loop import go_on, run_search
+    from lib.simulator.counting import model_size
+    from lib.training.loop import Precision
 
-    if args.constraint and isinstance(args.preserve_ratio, DefaultFloat):
-        args.preserve_ratio = None
-    run = run_of(args, run_path(args), growing=GROWING)
-    folder, device = run.folder, start_device(args.device)
-    check_processes(args)
-    on_main(check_folder, folder, resume=bool(args.resume), overwrite=args.overwrite)
-    saved = read_search(args, run)
-    env, layers = make_env(args, device, before=saved is not None and 'pricing' not in saved)
+    ratio = None if args.constraint and isinstance(args.preserve_ratio, DefaultFloat) else args.preserve_ratio
+    run = run_of(args, run_path(args), growing=GROWING, settings={**settings_of(args), 'preserve_ratio': ratio})
+    network, data, start = pick(Network, args), pick(Data, args), pick(Start, args, pretrained=not args.model_file)
+    linear, device = args.linear_quantization or network.is_twin, start_device(args.device)
+    check_flow(args, linear, world_size())
+    on_main(check_folder, run.folder, resume=bool(args.resume), overwrite=args.overwrite)
+    saved = read_search(run, args.train_episode, args.searcher)
+
+    # data
+    *loaders, classes = loaders_of(data, network, device, train_size=args.train_size, val_size=args.val_size)
+    shape = loaders[0].input_shape
+
+    # network
+    model = build_model(network, classes, shape, device, loaders)
+    checkpoint, source = read_weights(start, network)
+    if checkpoint is None:
+        say_own_weights(network)
+    prepare(model, shape, start, checkpoint, source, linear=linear, fold_bn=args.fold_bn, sync_bn=args.sync_bn,
+            bn_batches=args.bn_batches)
+
+    # strategies, and what becomes of them
+    pricing = pick(Pricing, args, network=network, linear=linear, folder=args.output)
+    layers = find_layers(pricing, model, shape, is_pruned=args.is_pruned, before=saved and 'pricing' not in saved)
+    constraints = find_constraints(pricing, layers, ratio, args.constraint)
+    precision = Precision(device, args.half, args.channels_last)
+    with naming('min_bit', 'max_bit', 'reward_on', 'reward_cost', 'screen', 'finetune_flag', 'finetune_epoch'):
+        space = Space.of(layers.inventory, constraints, min_bit=args.min_bit, max_bit=args.max_bit,
+                         wall=args.wall)
+        episodes = pick(EpisodeSettings, args)
+    if linear:
+        env = LinearQuantizeEnv(model, *loaders, space, episodes, calibrate_method=args.calibrate,
+                                activation_cap=args.activation_cap, precision=precision)
+    else:
+        env = QuantizeEnv(model, *loaders, space, episodes, is_pruned=args.is_pruned, kmeans_iter=args.kmeans_iter,
+                          precision=precision)
     if saved and 'run' not in saved:
-        check_history(env, saved, folder)
-    network = pick(Network, args)
+        check_history(space, saved['history'], run.folder)
     published = None if args.model_file else published_file(network)
-    identity = on_main(begin, run, env, published)
-    logger.info('%s on %s: %d layers, float accuracy %.2f %%', args.arch, device, env.num_layers, env.float_accuracy)
-    for budget in env.constraints:
+    identity = on_main(lambda: begin_run(run, Beginning(inputs_of(
+        run, ('train',), counts=[loader.num_images for loader in loaders],
+        costs=[constraint.cost for constraint in constraints], published=published))))
+    logger.info('%s on %s: %d layers, float accuracy %.2f %%', args.arch, device, space.num_layers, env.float_accuracy)
+    for budget in constraints:
         logger.info('budget: %s of at most %.6g %s = %.4f of %.6g', budget.cost.name, budget.limit, budget.cost.unit,
                     budget.ratio, budget.cost.reference)
+
+    # search
     first, _ = args.changed.get('train_episode', (args.train_episode, None))  # a search that goes on measures as before
-    bench = make_bench(args, env, folder, first)
-    search(args, env, layers, bench.searcher(args.searcher, args.seed), bench.counter, folder, saved, identity)
+    agent = {**{name: getattr(args, name) for name in AGENT}, 'capacity': args.rmsize * space.num_layers}
+    bench = Bench(env, first, pick(SearcherSettings, args, agent=agent), run.folder)
+    searcher, history = bench.searcher(args.searcher, args.seed), ()
+    if saved:
+        history = saved['history']
+        with in_file(run.folder / CHECKPOINT):
+            go_on(env, searcher, bench.counter, saved, reuse=args.reuse)
+    rules = layers.inventory.pricing  # by which costs are counted; a search that was begun before goes on as it was
+    mark = {**({'run': identity} if identity else {}), **({'pricing': rules} if rules > 1 else {})}
+    about = {'arch': args.arch, 'dataset': args.dataset, 'searcher': args.searcher, 'coverage': layers.coverage,
+             'pricing': rules}
+    sizes = model_size(layers.inventory.weights, float_weights=layers.inventory.float_weights)
+    log = EpisodeLog(run.folder, env, searcher, about=about, history=history, mark=mark, sizes=sizes) \
+        if is_main() else None
+    try:
+        best = run_search(env, searcher, bench.counter, args.train_episode, log, history, reuse=args.reuse)
+    except FloatingPointError as error:
+        raise FloatingPointError(f'{error}; start another search with a --finetune_lr below {args.finetune_lr:g}, or a '
+                                 'higher --min_bit') from error
+
+    # result
+    if log:
+        logger.info('best: accuracy %.2f %% (float %.2f %%) at ratio %.4f, episode %d', best.accuracy,
+                    env.float_accuracy, best.ratio, log.best['episode'])
+        logger.info('paste this into STRATEGIES of scripts/finetune.py, or give --strategy %s:\n%s',
+                    run.folder / 'strategy.json', json.dumps(best.strategy))
 
 
-def check_processes(args):
-    """Raises ValueError for a searcher that measures on the images of one process, where there are several."""
-    from lib.runtime.distributed import world_size
+def check_flow(args, linear, processes):
+    """Raise ValueError for options that do not go together."""
+    for other in ('is_pruned',) if linear else ('fold_bn',):
+        if getattr(args, other):
+            raise ValueError(f'--{other} belongs to the {"K-means" if linear else "linear"} flow: leave it out')
     measures = args.searcher not in ('ddpg', 'uniform', 'random', 'evolution') or args.warm_start != 'none'
-    if world_size() > 1 and measures:
+    if processes > 1 and measures:  # on the images of one process
         raise ValueError(f'--searcher {args.searcher} --warm_start {args.warm_start} works in one process, these '
-                         f'are {world_size()}: start it without torchrun')
+                         f'are {processes}: start it without torchrun')
 
 
 def run_path(args):
-    """Returns the folder of the search."""
+    """Return the folder of the search."""
     name = f'{args.arch}_{args.dataset}' + (f'_{args.suffix}' if args.suffix else '')
     return Path(args.resume or Path(args.output) / name)
 
 
-def read_search(args, run):
-    """Returns the saved state of the search to resume, or None."""
+def read_search(run, episodes, searcher):
+    """Return the saved state of the search to resume, or None."""
     from _resume import check_identity, check_unchanged
 
     from lib.record.checkpoint import read_checkpoint
-    folder = run.folder
-    if not args.resume:
+    from lib.search.log import CHECKPOINT
+    folder, path = run.folder, run.folder / CHECKPOINT
+    if not run.resume:
         return None
     check_unchanged(run)
     if not (folder / 'args.json').is_file():
@@ -131,151 +197,37 @@ def read_search(args, run):
     if (folder / 'checkpoint.pth.tar').exists():
         raise ValueError(f'--resume {folder}: this is the folder of a training, which pretrain.py or finetune.py '
                          'continues; give the folder of a search')
-    if not (folder / CHECKPOINT).is_file():
+    if not path.is_file():
         return None  # killed before the end of its first episode
-    saved = read_checkpoint(folder / CHECKPOINT)
-    needed = {'history', *(['agent'] if args.searcher == 'ddpg' else [])}
+    saved = read_checkpoint(path)
+    needed = {'history', *(['agent'] if searcher == 'ddpg' else [])}
     if not isinstance(saved, dict) or not needed <= saved.keys():
-        raise ValueError(f'{folder / CHECKPOINT} is not the state of a search: it has no agent and no history')
-    check_identity(run, saved, folder / CHECKPOINT)
-    if len(saved['history']) > args.train_episode:
-        raise ValueError(f'{folder} has {len(saved["history"])} episodes already, --train_episode {args.train_episode} '
-                         f'are fewer: give at least {len(saved["history"])}, or start another search')
+        raise ValueError(f'{path} is not the state of a search: it has no agent and no history')
+    check_identity(run, saved, path)
+    if (done := len(saved['history'])) > episodes:
+        raise ValueError(f'{folder} has {done} episodes already, --train_episode {episodes} are fewer: give at least '
+                         f'{done}, or start another search')
     return saved
 
 
-def check_history(env, saved, folder):
-    """Raises ValueError if an episode of a search before records does not have its cost here, or is above a budget."""
-    for number, record in enumerate(saved['history']):
+def check_history(space, history, folder):
+    """Raise ValueError if an episode of a search before records does not have its cost here, or is above a budget."""
+    path = folder / 'search.pth.tar'
+    for number, record in enumerate(history):
         try:
             strategy, ratio = record['strategy'], float(record['ratio'])
-            here = env.cost.ratio(strategy)
-            above = [budget.cost.name for budget in env.constraints if budget.cost.cost(strategy) > budget.limit]
+            here = space.cost.ratio(strategy)
+            above = [budget.cost.name for budget in space.constraints if budget.cost.cost(strategy) > budget.limit]
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'{folder / CHECKPOINT}: episode {number} has no strategy and ratio ({error})') from error
+            raise ValueError(f'{path}: episode {number} has no strategy and ratio ({error})') from error
         if above or not math.isclose(ratio, here):
-            raise ValueError(f'{folder / CHECKPOINT} is of a search under other budgets: the ratio of episode {number} '
+            raise ValueError(f'{path} is of a search under other budgets: the ratio of episode {number} '
                              f'was {ratio:.6g} and is {here:.6g} here'
                              + (f', above the budget of {", ".join(above)}' if above else ''))
 
 
-def search(args, env, layers, searcher, counter, folder, saved, identity):
-    """Runs the episodes that are left, saving everything after each of them, in the main process.
-
-    One that diverges counts as the worst, and the search goes on.
-    """
-    from lib.record.checkpoint import tensor_bytes
-    from lib.record.disk import check_space
-    from lib.runtime.distributed import is_main
-    from lib.simulator.counting import model_size
-
-    history = saved['history'] if saved else []
-    resume(searcher, history, saved, folder / CHECKPOINT)
-    if history:
-        counter.counts = history[-1]['images']
-    known = {str(record['strategy']): record for record in reversed(history)}
-    env.screen.pairs = [(record['screened'], record['accuracy']) for record in history if record.get('finetuned')
-                        and record['screened'] is not None and (record is known[str(record['strategy'])]
-                                                                or not args.reuse)]
-    log = make_log(args, env, layers, folder, history) if is_main() else None
-    if log and agent_of(searcher):
-        check_space(folder, tensor_bytes(agent_of(searcher).state_dict()), 'what an episode saves')
-    sizes = model_size(layers.inventory.weights, float_weights=layers.inventory.float_weights)
-    for episode in range(len(history), args.train_episode):
-        start = time.time()
-        strategy = searcher.propose()
-        if strategy is None:
-            break
-        seen = known.get(str(strategy)) if args.reuse else None
-        outcome = outcome_of(seen) if seen else env.evaluate_strategy(strategy, episode)
-        known.setdefault(str(strategy), vars(outcome))
-        delta = agent_of(searcher).delta(episode) if agent_of(searcher) else None
-        searcher.observe(strategy, outcome.reward)
-        if log:
-            losses = getattr(searcher, 'losses', {'value_loss': None, 'policy_loss': None})
-            about = {name: value for name, value in vars(outcome).items() if name != 'diverged' or value}
-            log.add({'episode': episode, **about, **losses, 'delta': delta,
-                     'w_ratio': sizes.ratio(outcome.strategy), 'images': counter.counts,
-                     'seconds': time.time() - start})
-            save_search(args, folder, agent_of(searcher), log, identity)
-    if log:
-        finish(args, env, folder, agent_of(searcher), log)
-
-
-def outcome_of(record):
-    """Returns the `Outcome` in the record of an episode."""
-    from dataclasses import fields
-
-    from lib.env.search_env import Outcome
-    return Outcome(**{field.name: record[field.name] for field in fields(Outcome) if field.name in record})
-
-
-def agent_of(searcher):
-    """Returns the `DDPG` of a searcher, or None."""
-    return getattr(searcher, 'agent', None)
-
-
-def resume(searcher, history, saved, path):
-    """Brings a new searcher to where the search was that is saved in the file `path`."""
-    from _resume import in_file
-
-    from lib.search.bench import replay
-    known = [(record['strategy'], record['reward']) for record in history]
-    with in_file(path):
-        if agent_of(searcher) and saved:
-            searcher.resume(known, saved['agent'])
-        else:
-            replay(searcher, known)
-
-
-def make_log(args, env, layers, folder, history):
-    """Returns the `SearchLog`, continued after `history`."""
-    from lib.search.log import SearchLog
-    about = {'arch': args.arch, 'dataset': args.dataset, 'preserve_ratio': env.constraints[0].ratio,
-             'budgets': {budget.cost.name: budget.ratio for budget in env.constraints},
-             'quantization': 'linear' if env.pairs else 'kmeans', 'cost_name': env.cost.name,
-             'cost_unit': env.cost.unit, 'searcher': args.searcher, 'min_bit': args.min_bit, 'max_bit': args.max_bit,
-             'coverage': layers.coverage, 'pricing': layers.inventory.pricing}
-    warmup = args.warmup if args.searcher == 'ddpg' else None
-    return SearchLog(folder, layer_names=[r.name for r in env.records], kinds=[r.type for r in env.records],
-                     float_accuracy=env.float_accuracy, warmup=warmup, about=about, history=history)
-
-
-def save_search(args, folder, agent, log, identity):
-    """Saves what the search goes on from and, at every tenth of it, the agent's networks and the plots."""
-    from lib.record.checkpoint import save_checkpoint
-    state = {'agent': agent.state_dict()} if agent else {}
-    state |= {'run': identity} if identity else {}
-    if log.about['pricing'] > 1:  # a search that was begun before goes on as it was
-        state['pricing'] = log.about['pricing']
-    save_checkpoint(folder / CHECKPOINT, {**state, 'history': log.history})
-    if len(log.history) % max(args.train_episode // 10, 1) == 0:
-        if agent:
-            agent.save_model(folder)
-        log.plot()
-
-
-def finish(args, env, folder, agent, log):
-    """Writes the results of a finished search and says what to do with them."""
-    from lib.record.files import write_json
-    if agent:
-        agent.save_model(folder)
-    log.plot()
-    best = log.best
-    if best.get('diverged'):
-        raise FloatingPointError(f'all {len(log.history)} episodes diverged, the last one: '
-                                 f'{log.history[-1]["diverged"]}; start another search with a --finetune_lr below '
-                                 f'{args.finetune_lr:g}, or a higher --min_bit')
-    write_json(folder / 'results.json', {**log.about, **best, 'float_accuracy': env.float_accuracy,
-                                         'episodes': len(log.history)}, seal=True)
-    logger.info('best: accuracy %.2f %% (float %.2f %%) at ratio %.4f, episode %d', best['accuracy'],
-                env.float_accuracy, best['ratio'], best['episode'])
-    logger.info('paste this into STRATEGIES of scripts/finetune.py, or give --strategy %s:\n%s',
-                folder / 'strategy.json', json.dumps(best['strategy']))
-
-
 def resume_hint(args):
-    """Says how an interrupted search goes on."""
+    """Say how an interrupted search goes on."""
     folder = run_path(args)
     return f'continue with --resume {folder}' if (folder / 'args.json').is_file() else 'nothing was begun; start again'
 

@@ -13,9 +13,11 @@ from benchmarks.rows.networks import network, settle, trainer
 from lib.data.tensor_loader import Augment
 from lib.env.linear_quantize_env import LinearQuantizeEnv
 from lib.env.quantize_env import QuantizeEnv
+from lib.env.space import Space
 from lib.network.records import profile_layers
 from lib.simulator.budget import Constraint
 from lib.simulator.counting import bit_operations, model_size
+from lib.simulator.inventory import Inventory
 from lib.training.loop import evaluate, loss_function
 from lib.utils.data_utils import TensorLoader
 from lib.utils.quantize_utils import convert_to_quantized, quantizable_layers, quantized_layers
@@ -92,8 +94,7 @@ def _float_passes(model, data, device):
 def _kmeans_sides(model, records, loaders, plain_loaders, device):
     strategy, plain = [BITS] * len(records), copy.deepcopy(model)
     size = model_size([record.num_weights for record in records])
-    env = QuantizeEnv(model, *loaders, records=records, constraints=[Constraint.of_ratio(size, 0.5)], min_bit=1,
-                      max_bit=8, device=device)
+    env = QuantizeEnv(model, *loaders, Space([Constraint.of_ratio(size, 0.5)]))
     state, layers = copy.deepcopy(plain.state_dict()), quantizable_layers(plain)
     return (lambda: env.evaluate_strategy(strategy),
             lambda: straightforward.kmeans_episode(plain, layers, state, strategy, plain_loaders, device))
@@ -105,8 +106,8 @@ def _linear_sides(model, records, loaders, plain_loaders, device):
     for net in (model, plain):
         convert_to_quantized(net, probe[:2].to(device), quiet=True)
     strategy = [[8, -1], *([BITS, BITS] for _ in range(len(records) - 2)), [8, 8]]
-    env = LinearQuantizeEnv(model, *loaders, records=records, min_bit=1, max_bit=8, device=device,
-                            constraints=[Constraint.of_ratio(bit_operations(records), 1.0)])
+    budget = Constraint.of_ratio(bit_operations(records), 1.0)
+    env = LinearQuantizeEnv(model, *loaders, Space.of(Inventory(records, linear=True), [budget]))
     env.evaluate_strategy(strategy)  # finds the signs
     signs = {name: layer.input_quantizer.signed for name, layer in quantized_layers(model).items()}
     layers = quantized_layers(plain)

@@ -1,6 +1,6 @@
 """The quantizers of the progressive search (ProQHA) in a network: where they sit, their bits, and what these cost."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,11 +11,10 @@ from lib.network.coverage import count_weights
 from lib.network.hooks import replace_module
 from lib.network.records import profile_layers
 from lib.qat.bit_lists import check_bit_lists
-from lib.qat.placement import QATQuantization, Quantizers, quantize_blocks, quantize_layers
+from lib.qat.placement import Quantizers, quantize_blocks, quantize_layers
 from lib.quantize import PACTActivationQuantizer, QConv2d, QLinear, Quantizer
 from lib.quantize.layers import quantized_type
 from lib.simulator.counting import proqha_float_layers
-from lib.utils.utils import set_learning_rate
 
 FLOAT_LAYER = [8, -1]  # entry of a strategy for a layer that stays float
 
@@ -227,23 +226,3 @@ def in_place_of_relu(quantizers: Quantizers, bits: int) -> nn.Module:
     if bits >= 32:
         return torch.nn.ReLU()
     return quantizers.activation(bits, signed=False)
-
-
-class ProgressiveTraining(QATQuantization):
-    """Fine-tuning of one step of the search: a learning rate for every batch, and a limit for the gradient's norm."""
-
-    def __init__(self, model: nn.Module, strategy: dict | list, settings: dict, *, optimizer: torch.optim.Optimizer,
-                 rates: Iterable[float], clip: float, unscale: Callable[[], None]):
-        """Take over a prepared network.
-
-        Args:
-            clip: largest L2 norm of the gradient of all parameters.
-            unscale: function that takes the factor of mixed precision out of the gradients.
-        """
-        super().__init__(model, strategy, settings, clip_decay=0)
-        self.optimizer, self.rates, self.clip, self.unscale = optimizer, iter(rates), clip, unscale
-
-    def before_step(self) -> None:
-        set_learning_rate(self.optimizer, next(self.rates))
-        self.unscale()
-        torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip)

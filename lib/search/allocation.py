@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lib.search.searcher import Searcher
-from lib.search.space import Space
+from lib.env.space import Space
+from lib.search.searcher import OneStrategy
 from lib.simulator.cost import MAX_BIT, UNTOUCHED
+from lib.simulator.feasible import pick_one_each, undominated
 
 SCALE = 1e4  # of objective and budgets: what differs by less than 1e-6 is the same to HiGHS
 CUTS = 50  # so many solutions that exceed a budget by less than that are cut off one by one
@@ -29,8 +30,8 @@ def greedy_allocation(table: np.ndarray, space: Space) -> list:
         space: layers, bits and budgets.
 
     Raises:
-        ValueError: no strategy holds the budgets, a budget is on a cost that is the same for all strategies, or the
-            table is not finite where a layer has a choice.
+        ValueError: a budget is on a cost that is the same for all strategies, or the table is not finite where a layer
+            has a choice.
     """
     problem = _Problem(table, space)
     lowering, raises = (functools.cache(functools.partial(find, problem)) for find in (_lowering, _raises))
@@ -38,7 +39,7 @@ def greedy_allocation(table: np.ndarray, space: Space) -> list:
     while exceeded := problem.exceeded(picks):
         moves = [lowering(layer, pick, exceeded) for layer, pick in enumerate(picks)]
         if not any(moves):  # costs that are not monotone
-            picks = problem.picks(space.fit(problem.strategy(picks)))
+            picks = problem.picks(space.within_budget(problem.strategy(picks)))
             break
         _, layer, picks[layer] = min(filter(None, moves))
     while True:
@@ -79,7 +80,6 @@ class _Problem:
     """
 
     def __init__(self, table: np.ndarray, space: Space):
-        space.check_feasible()
         table, layers = np.asarray(table), range(space.num_layers)
         if table.shape != (space.num_layers, MAX_BIT, MAX_BIT):
             raise ValueError(f'the sensitivity table has shape {table.shape}, expected '
@@ -140,9 +140,7 @@ class _Problem:
         allowed = np.flatnonzero(np.all([self.prices(number, layer) == 0 for number in peaks], axis=0)
                                  if peaks else np.ones(len(self.choices[layer])))
         cells = np.stack([self.rises[layer], *sums], 1)[allowed]
-        as_good = (cells[None] <= cells[:, None]).all(2)  # [i, j]: j is as good as i
-        better = as_good & ~(as_good.T & np.tri(len(cells), dtype=bool).T)  # of equals the first stays
-        return allowed[~better.any(1)]
+        return allowed[::-1][undominated(cells[::-1])][::-1]  # of equals the last
 
 
 def _pair(entry):
@@ -150,7 +148,7 @@ def _pair(entry):
 
 
 def _lowering(problem, layer, pick, exceeded):
-    """Returns (rise per saving, layer, choice) of a layer's best lowering, or None if none saves."""
+    """Return (rise per saving, layer, choice) of a layer's best lowering, or None if none saves."""
     lower = problem.moves(layer, pick, -1)
     prices = sum(problem.prices(number, layer) for number in exceeded)
     lower = lower[prices[lower] < prices[pick]]
@@ -159,7 +157,7 @@ def _lowering(problem, layer, pick, exceeded):
 
 
 def _raises(problem, layer, pick):
-    """Returns [(minus the gain per cost, layer, choice)] of a layer's raises that lower the sensitivity."""
+    """Return [(minus the gain per cost, layer, choice)] of a layer's raises that lower the sensitivity."""
     higher = problem.moves(layer, pick, 1)
     gains = problem.rises[layer][pick] - problem.rises[layer][higher]
     prices = (problem.prices(number, layer) for number in range(len(problem.costs)))
@@ -169,34 +167,28 @@ def _raises(problem, layer, pick):
 
 
 def _solve(problem, kept, cuts):
-    """Returns the solution of least sensitivity among the choices `kept` of each layer, without those in `cuts`."""
-    from scipy.optimize import LinearConstraint, milp
-
+    """Return the solution of least sensitivity among the choices `kept` of each layer, without those in `cuts`."""
     owner = np.repeat(np.arange(len(kept)), [len(indices) for indices in kept])
     choice = np.concatenate(kept)
     rises = np.concatenate([rises[indices] - rises[indices].min()
                             for rises, indices in zip(problem.rises, kept, strict=True)])
-    room = SCALE * (1 - 1e-9 * (len(cuts) >= CUTS))
     budgets = [np.concatenate([problem.prices(number, layer)[indices] for layer, indices in enumerate(kept)])
                for number in range(len(problem.costs))]
-    cut_rows = [choice == np.array(picks)[owner] for picks in cuts]
-    result = milp(
-        c=rises * (SCALE / (rises.max() or 1)),
-        constraints=[LinearConstraint(owner == np.arange(len(kept))[:, None], 1, 1),
-                     LinearConstraint(SCALE * np.array(budgets), -np.inf, room),
-                     *([LinearConstraint(np.array(cut_rows), -np.inf, len(kept) - 1)] if cuts else [])],
-        integrality=np.ones(len(owner)),
-        bounds=(0, 1),
-        options={'mip_rel_gap': 0},
-    )
-    if result.x is None or len(cuts) > CUTS:
-        raise RuntimeError(f'no exact solution of the allocation was found: {result.message}; take a budget that is a '
-                           'little larger')
-    return [int(indices[result.x[owner == layer].argmax()]) for layer, indices in enumerate(kept)]
+    room = SCALE * (1 - 1e-9 * (len(cuts) >= CUTS))
+    rows = [*(SCALE * budget for budget in budgets), *(choice == np.array(picks)[owner] for picks in cuts)]
+    upper = [room] * len(budgets) + [len(kept) - 1] * len(cuts)
+    try:
+        if len(cuts) > CUTS:
+            raise RuntimeError(f'{len(cuts)} solutions exceed a budget by rounding')
+        picks = pick_one_each(owner, np.array(rows), upper, rises * (SCALE / (rises.max() or 1)))
+    except RuntimeError as error:
+        raise RuntimeError(f'no exact solution of the allocation was found: {error}; take a budget that is a little '
+                           'larger') from error
+    return [int(indices[pick]) for indices, pick in zip(kept, picks, strict=True)]
 
 
-class AllocationSearcher(Searcher):
-    """Base of the searchers that propose the one strategy that an allocation by sensitivity gives."""
+class AllocationSearcher(OneStrategy):
+    """Base of the searchers that propose the strategy that an allocation by sensitivity gives."""
 
     allocate = None
 
@@ -205,18 +197,11 @@ class AllocationSearcher(Searcher):
         super().__init__(space)
         self.strategy = self.allocate(table, space)
 
-    def propose(self) -> list | None:
-        return None if self.history else self.strategy
-
-    def best(self) -> list:
-        return self.strategy
-
 
 class GreedySearcher(AllocationSearcher):
     """Proposes what `greedy_allocation` finds."""
 
     name = 'greedy'
-
     allocate = staticmethod(greedy_allocation)
 
 
@@ -224,5 +209,4 @@ class ILPSearcher(AllocationSearcher):
     """Proposes what `ilp_allocation` finds."""
 
     name = 'ilp'
-
     allocate = staticmethod(ilp_allocation)

@@ -2,23 +2,19 @@
 
 import numpy as np
 
-from lib.search.searcher import Searcher
+from lib.env.space import Space
+from lib.search.searcher import OneStrategy, Searcher
 
 
-class UniformSearcher(Searcher):
-    """Proposes one strategy: the most bits that fit the budgets when all layers have the same."""
+class UniformSearcher(OneStrategy):
+    """Proposes the most bits that fit the budgets when all layers have the same."""
 
     name = 'uniform'
 
-    def __init__(self, space, seed=0):
-        super().__init__(space)  # the seed changes nothing
-
-    def propose(self):
-        if self.history:
-            return None
-        space = self.space
+    def __init__(self, space: Space):
+        super().__init__(space)
         fitting = (space.uniform(bits) for bits in range(space.max_bit, space.min_bit - 1, -1))
-        return next(filter(space.holds, fitting), None) or space.fit(space.uniform(space.min_bit))
+        self.strategy = next(filter(space.holds, fitting), None) or space.within_budget(space.uniform(space.min_bit))
 
 
 class RandomSearcher(Searcher):
@@ -26,21 +22,21 @@ class RandomSearcher(Searcher):
 
     name = 'random'
 
-    def __init__(self, space, seed=0):
+    def __init__(self, space: Space, seed: int = 0):
         super().__init__(space)
         self.rng = np.random.default_rng(seed)
 
-    def propose(self):
+    def propose(self) -> list:
         return random_feasible(self.space, self.rng)
 
 
-def random_feasible(space, rng):
-    """Returns a random strategy within the budgets, to which no bit can be added."""
-    return fill(space, space.fit(space.random(rng)), rng)
+def random_feasible(space: Space, rng: np.random.Generator) -> list:
+    """Return a random strategy within the budgets, to which no bit can be added."""
+    return fill(space, space.within_budget(space.random(rng)), rng)
 
 
-def fill(space, strategy, rng):
-    """Returns the strategy with bits raised by one, in random order, as long as the budgets allow any."""
+def fill(space: Space, strategy: list, rng: np.random.Generator) -> list:
+    """Return the strategy with bits raised by one, in random order, as long as the budgets allow any."""
     strategy = [list(entry) if space.pairs else entry for entry in strategy]
     places = [(layer, side) for layer in space.free for side in range(1 + space.pairs)]
     raised = True
@@ -49,8 +45,8 @@ def fill(space, strategy, rng):
     return strategy
 
 
-def _raise(space, strategy, layer, side):
-    """Raises the bits of one place in place, if that holds the budgets; returns whether it did."""
+def _raise(space, strategy, layer, side) -> bool:
+    """Raise the bits of one place, in place, if that holds the budgets; return whether it did."""
     before = strategy[layer]
     bits = before[side] if space.pairs else before
     if bits >= space.max_bit or bits < 1:

@@ -1,179 +1,220 @@
-"""The results of a comparison of searchers: one row for each search, a table of means over seeds, a figure."""
+"""A comparison of searchers: their searches and the fine-tuning of what they found, each with a file of its own."""
 
-import csv
-import io
-import statistics
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from lib.record.files import write_json, write_text
-from lib.record.plots import BLUE, GREY, SERIES, float_line, new_figure, save_figure
-from lib.record.words import SEARCHERS, cost_words
+import torch
 
-COLUMNS = ('budget', 'searcher', 'seed', 'searched', 'ratio', 'search_accuracy', 'top1', 'evaluations', 'forwards',
-           'backwards', 'seconds', 'strategy')
-HEAD = ('budget', 'searcher', 'ratio', 'accuracy in the search', 'top-1 fine-tuned', 'against uniform', 'evaluations',
-        'images forward', 'images backward', 'seconds')
-MAX_PANELS = 3  # of bars; from that many budgets on, lines show more
+from lib.env.search_env import SearchEnv
+from lib.env.space import Space
+from lib.record.files import read_json, write_json
+from lib.search.bench import SEARCHERS, Bench
+from lib.search.comparison_report import ComparisonReport
+from lib.search.searcher import Searcher, replay
+from lib.simulator.inventory import PRICING
+from lib.training.batch_norm import reestimate_batch_norm
+from lib.training.fit import train_epoch
+from lib.training.loop import evaluate
+from lib.utils.utils import Metrics, learning_rate, set_learning_rate
+
+logger = logging.getLogger(__name__)
+
+STOCHASTIC = ('random', 'evolution', 'progressive', 'ddpg')  # a searcher without chance searches once for all seeds
+
+
+@dataclass(frozen=True)
+class FinalTraining:
+    """The fine-tuning after a search: epochs, its rate, which falls to 0 as a cosine, and weight decay."""
+
+    epochs: int = 1
+    lr: float = 0.01
+    weight_decay: float = 1e-4
 
 
 class Comparison:
-    """Collects rows and writes `comparison.csv`, `.json`, `.md` and `pareto.png` to a folder, each atomically."""
+    """Searches and fine-tunes whatever has no file in the folder yet; an evaluation that diverges is the worst."""
 
-    def __init__(self, folder, *, arch, dataset, cost, finetuned=True):
-        """Starts without rows.
+    def __init__(self, folder: str | Path, bench: Bench, loaders: Sequence, training: FinalTraining | None = None,
+                 mark: Mapping | None = None):
+        """Begin a comparison, or go on with it.
 
         Args:
-            folder: where the files go.
-            arch, dataset: for titles.
-            cost: `CostTable` of the budgets.
-            finetuned: whether strategies are fine-tuned before they are tested.
+            folder: of the comparison.
+            bench: builds the searchers.
+            loaders: (training loader, test loader) of the fine-tuning.
+            training: that fine-tuning.
+            mark: what every file says, to tell the comparison from others.
         """
-        self.folder, self.arch, self.dataset, self.cost = Path(folder), arch, dataset, cost
-        self.finetuned = finetuned
-        self.rows, self.float_accuracy = [], None
+        self.folder, self.bench, self.env, self.loaders = Path(folder), bench, bench.env, loaders
+        self.training, self.mark = training or FinalTraining(), dict(mark or {})
 
-    def add_float(self, top1):
-        """Takes the accuracy of the float network on the test images."""
-        self.float_accuracy = top1
+    def run(self, spaces: Mapping[object, Space], searchers: Sequence[str] = SEARCHERS, seeds: Sequence[int] = (1,),
+            **about) -> ComparisonReport:
+        """Do what is not done; write tables after every result, the figure after a budget.
 
-    def add(self, budget, searcher, seed, found, top1):
-        """Adds a search, the record `found`, whose strategy was fine-tuned with `seed` to an accuracy of `top1`."""
-        copied = ('ratio', 'evaluations', 'forwards', 'backwards', 'seconds', 'strategy')
-        self.rows.append({'budget': str(budget), 'searcher': searcher, 'seed': seed, 'searched': found['seed'],
-                          'search_accuracy': found['accuracy'], 'top1': top1, **{key: found[key] for key in copied}})
+        Args:
+            spaces: {budget: strategies that hold it}.
+            searchers: their names.
+            seeds: of searches and of fine-tuning.
+            about: `arch` and `dataset`, for titles.
+        """
+        report = ComparisonReport(self.folder, cost=self.env.space.cost, finetuned=self.training.epochs > 0, **about)
+        report.add_float(self.top1(None, seeds[0]))
+        for budget, space in spaces.items():
+            for name in searchers:
+                for seed in seeds:
+                    found = self.search(space, name, budget, seed if name in STOCHASTIC else None)
+                    report.add(budget, name, seed, found, self.top1(found['strategy'], seed))
+                    report.write()
+            report.plot()
+        return report
 
-    def groups(self):
-        """Returns {(budget, searcher): rows, one a seed}."""
-        groups = {}
-        for row in self.rows:
-            groups.setdefault((row['budget'], row['searcher']), []).append(row)
-        return groups
+    # ---- searches
 
-    def text(self):
-        """Returns the table in Markdown, mean and standard error over the seeds."""
-        head = [name if self.finetuned else name.replace('fine-tuned', 'without fine-tuning') for name in HEAD]
-        lines = [f'{self.arch} on {self.dataset}, cost {self.cost.name}; float {self.float_accuracy:.2f}', '',
-                 f'| {" | ".join(head)} |', '|' + '---|' * len(HEAD)]
-        groups = self.groups()
-        for (budget, searcher), rows in groups.items():
-            uniform = groups.get((budget, 'uniform'))
-            gain = '' if not uniform or searcher == 'uniform' else \
-                f'{mean(rows, "top1") - mean(uniform, "top1"):+.2f}'
-            cells = (budget, searcher, f'{mean(rows, "ratio"):.4f}', spread(rows, 'search_accuracy'),
-                     spread(rows, 'top1'), gain,
-                     *(f'{mean(rows, key):.0f}' for key in ('evaluations', 'forwards', 'backwards', 'seconds')))
-            lines.append(f'| {" | ".join(cells)} |')
-        return '\n'.join(lines)
+    def search(self, space: Space, name: str, budget, seed: int | None) -> dict:
+        """Return the record of a search, which goes on where its file ends; `seed` is None for one without chance.
 
-    def write(self):
-        """Writes the tables."""
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.folder / 'comparison.csv', buffer.getvalue())
-        write_json(self.folder / 'comparison.json', {'arch': self.arch, 'dataset': self.dataset,
-                                                     'cost': self.cost.name, 'float_accuracy': self.float_accuracy,
-                                                     'finetuned': self.finetuned,
-                                                     'rows': self.rows}, seal=True)
-        write_text(self.folder / 'comparison.md', self.text() + '\n')
+        It has strategy, accuracy, ratio, evaluations, forwards and backwards (images), seconds, and the history,
+        [{'strategy', 'accuracy', 'reward', 'ratio'}], with `diverged` where one did.
+        """
+        about = {'searcher': name, 'budget': budget, 'seed': seed, **self.mark}
+        path = self.folder / 'searches' / (f'{str(budget).replace(":", "")}_{name}'
+                                           + ('' if seed is None else f'_seed{seed}') + '.json')
+        record = read_part(path, about) or {'history': [], 'forwards': 0, 'backwards': 0, 'seconds': 0.0}
+        if 'strategy' in record:
+            return record
+        meter = Meter(self.bench, record)
+        searcher = self.bench.searcher(name, seed or 0, space)
+        replay(searcher, [(entry['strategy'], entry['reward']) for entry in record['history']])
+        if record['history']:  # which counts what led there
+            meter = Meter(self.bench, record)
 
-    def plot(self):
-        """Writes the figure: bars where searchers meet under a few budgets, else a line a searcher over the cost."""
-        groups = {}  # {budget: {searcher: (mean of the cost, mean accuracy, its standard error)}}
-        for (budget, searcher), rows in self.groups().items():
-            groups.setdefault(budget, {})[searcher] = mean(rows, 'ratio'), mean(rows, 'top1'), error(rows, 'top1') or 0
-        about = {'title': f'{self.arch} on {self.dataset}: {over_seeds(self.rows)}', 'cost': self.cost.name,
-                 'float_accuracy': self.float_accuracy,
-                 'top1': f'top-1 {"after" if self.finetuned else "without"} fine-tuning'}
-        several = len({row['searcher'] for row in self.rows}) > 1
-        draw = plot_bars if several and len(groups) <= MAX_PANELS else plot_lines
-        draw(groups, self.folder / 'pareto.png', **about)
+        def save(now):
+            write_json(path, {**about, **now}, seal=True)
+
+        record = self._evaluate(self.env.under(space), searcher, record, meter, save)
+        best = next(entry for entry in record['history'] if entry['strategy'] == searcher.best())
+        found = {**about, **{key: best[key] for key in best if key != 'reward'},
+                 'evaluations': len(record['history']), **record}
+        save(found)
+        logger.info('%s by %s%s: accuracy %.2f %% in the search, ratio %.4f; %d evaluations, %d images forward, %d '
+                    'backward, %.0f s', budget, name, '' if seed is None else f', seed {seed}', found['accuracy'],
+                    found['ratio'], found['evaluations'], found['forwards'], found['backwards'], found['seconds'])
+        return found
+
+    def _evaluate(self, env, searcher: Searcher, record: dict, meter: 'Meter', save) -> dict:
+        """Return the record after all evaluations; `save` gets it after each. The same strategy is evaluated once."""
+        history = record['history']
+        known = {str(entry['strategy']): entry for entry in history}
+        while len(history) < self.bench.evaluations and (strategy := searcher.propose()) is not None:
+            entry = known[str(strategy)] = known.get(str(strategy)) or entry_of(env, strategy)
+            searcher.observe(strategy, entry['reward'])
+            history.append(entry)
+            record = {'history': history, **meter.read()}
+            save(record)
+        return record
+
+    # ---- fine-tuning
+
+    def top1(self, strategy: list | None, seed: int) -> float:
+        """Return the top-1 accuracy of a strategy on the test images after fine-tuning; of the float network for None.
+
+        A fine-tuning is done once for each strategy and seed, whoever found it. One that diverges has an accuracy of 0.
+        """
+        name = 'float' if strategy is None else hashlib.sha1(json.dumps(strategy).encode()).hexdigest()[:12]
+        path = self.folder / 'finetuned' / (name + ('' if strategy is None else f'_seed{seed}') + '.json')
+        about = {'strategy': strategy, 'seed': seed, **self.mark}
+        if found := read_part(path, about if strategy else self.mark):
+            return found['top1']
+        start = time.time()
+        try:
+            metrics = self.finetune(strategy, seed) if strategy else self.float_metrics()
+        except FloatingPointError as error:
+            if strategy is None:
+                raise
+            logger.warning('the fine-tuning of %s, seed %d, diverged: %s; a lower learning rate may help', strategy,
+                           seed, error)
+            metrics, about = Metrics(None, 0.0, 0.0), {**about, 'diverged': str(error)}
+        write_json(path, {**about, 'top1': metrics.top1, 'top5': metrics.top5, 'loss': metrics.loss,
+                          'seconds': time.time() - start}, seal=True)
+        what = 'float network' if strategy is None else f'{name}, seed {seed}, fine-tuned'
+        logger.info('%s: top-1 %.2f %% on the test images, %.0f s', what, metrics.top1, time.time() - start)
+        return metrics.top1
+
+    def float_metrics(self) -> Metrics:
+        """Evaluate the float network on the test images."""
+        with self.env.float_network():
+            return self._test()
+
+    def finetune(self, strategy: list, seed: int) -> Metrics:
+        """Fine-tune the float weights under a strategy and evaluate them on the test images."""
+        env, epochs, images = self.env, self.training.epochs, self.loaders[0]
+        quantization, steps = env.quantize(strategy), epochs * len(images)
+        optimizer = torch.optim.SGD(quantization.parameters(), lr=self.training.lr, momentum=0.9,
+                                    weight_decay=self.training.weight_decay)
+        rates = iter([learning_rate(step / steps, lr=self.training.lr, epochs=1) for step in range(steps)])
+        for epoch in range(epochs):
+            train_epoch(env.model, images, optimizer, seed * epochs + epoch, (seed + 1) * epochs,
+                        rate=self.training.lr, device=env.device, precision=env.precision,
+                        seeds=(seed, 'finetune', epoch), quantization=quantization,
+                        before_step=lambda: set_learning_rate(optimizer, next(rates)))
+        if env.settings.bn_batches:
+            reestimate_batch_norm(env.model, images, env.settings.bn_batches, env.device, env.precision)
+        return self._test()
+
+    def _test(self) -> Metrics:
+        env = self.env
+        return evaluate(env.model, self.loaders[1], env.criterion, env.device, precision=env.precision)
 
 
-def over_seeds(rows):
-    """Returns what the numbers of a figure are: of one seed, or mean and standard error over several."""
-    count = len({row['seed'] for row in rows})
-    return f'mean and standard error over {count} seeds' if count > 1 else 'one seed'
+class Meter:
+    """Images and seconds of a search, beside those that its record has already."""
+
+    def __init__(self, bench: Bench, record: Mapping):
+        self.bench, self.record, self.before, self.start = bench, record, bench.counter.counts, time.time()
+        bench.saved_seconds = 0.0
+
+    def read(self) -> dict:
+        """Return forwards, backwards and seconds."""
+        forwards, backwards = (now - then for now, then in zip(self.bench.counter.counts, self.before, strict=True))
+        seconds = time.time() - self.start + self.bench.saved_seconds
+        return {name: self.record[name] + more for name, more in
+                (('forwards', forwards), ('backwards', backwards), ('seconds', seconds))}
 
 
-def plot_bars(groups, path, *, title, top1, cost, float_accuracy):
-    """Draws how far every searcher's accuracy is from that of the float network, a panel a budget.
+def pricing_of(folder: str | Path) -> int:
+    """Return by which rules the costs of a comparison were counted when its first search was written."""
+    parts = (read_part(path, {}) for path in Path(folder, 'searches').glob('*.json'))
+    return min((part.get('pricing', 1) for part in parts), default=PRICING)
 
-    Args:
-        groups: {budget: {searcher: (ratio, accuracy in percent, its standard error or 0)}}.
-        path: file to write.
-        title: of the figure.
-        top1: what the accuracy is.
-        cost: name of the cost of the budgets.
-        float_accuracy: in percent.
+
+def entry_of(env: SearchEnv, strategy: list) -> dict:
+    """Evaluate a strategy; return its entry in the history of a search."""
+    outcome = env.evaluate_strategy(strategy)
+    entry = {'strategy': strategy, 'accuracy': outcome.accuracy, 'reward': outcome.reward, 'ratio': outcome.ratio}
+    if not outcome.diverged:
+        return entry
+    logger.warning('%s diverged: %s', strategy, outcome.diverged)
+    return {**entry, 'diverged': outcome.diverged}
+
+
+def read_part(path: Path, about: Mapping) -> dict | None:
+    """Return the dict of a JSON file, or None where there is no such file.
+
+    Raises:
+        ValueError: the file cannot be read, or is of something else than what it says in `about`.
     """
-    names = list(dict.fromkeys(name for found in groups.values() for name in found))
-    figure, axes = new_figure(1.6 + 3.4 * len(groups), 1.3 + 0.3 * len(names), columns=len(groups))
-    for ax, (budget, found) in zip(axes, groups.items(), strict=True):
-        for place, name in enumerate(names):
-            if name in found:
-                _draw_bar(ax, place, GREY if name == 'uniform' else BLUE, float_accuracy, *found[name][1:])
-        ax.axvline(0, color='.3', linewidth=1)
-        ax.set_yticks(range(len(names)), [SEARCHERS.get(name, name) for name in names] if ax is axes[0] else [])
-        ax.tick_params(axis='y', length=0)
-        ax.set_ylim(len(names) - 0.4, -0.6)
-        ax.sharex(axes[0])
-        ax.grid(False, axis='y')
-        ax.set_title(budget_words(budget, cost), loc='left', fontsize=9)
-    figure.supxlabel(f'{top1}, points from float ({float_accuracy:.2f} %)', fontsize=9)
-    figure.suptitle(title, fontsize=10)
-    save_figure(figure, path)
-
-
-def _draw_bar(ax, place, color, float_accuracy, accuracy, deviation):
-    ax.barh(place, accuracy - float_accuracy, xerr=deviation or None, height=0.7, capsize=2, color=color,
-            error_kw={'linewidth': 1, 'ecolor': '.1'})
-    ax.annotate(f'{accuracy:.2f}' + (f' ± {deviation:.2f}' if deviation else ''), (1, place), (4, 0), fontsize=7.5,
-                xycoords=('axes fraction', 'data'), textcoords='offset points', va='center')
-
-
-def budget_words(budget, cost):
-    """Returns what a budget is called: `uniform:3`, what 3 bits in every layer cost, or a ratio."""
-    what, _, reference = cost_words(cost).partition(' relative to ')
-    bits = str(budget).removeprefix('uniform:')
-    return f'budget: the {what} of {bits} bits everywhere' if bits != str(budget) else \
-        f'budget: {budget} of the {what} ({reference} = 1)'
-
-
-def plot_lines(groups, path, *, title, top1, cost, float_accuracy):
-    """Draws accuracy against cost, a line a searcher; each line is thinner than those below it, so that none hides."""
-    figure, (ax,) = new_figure(7.6, 4.6)
-    names = list(dict.fromkeys(name for found in groups.values() for name in found))
-    for place, name in enumerate(names):
-        x, y, errors = zip(*sorted(found[name] for found in groups.values() if name in found), strict=True)
-        color, marker = SERIES[place % len(SERIES)]
-        below = len(names) - 1 - place
-        ax.errorbar(x, y, errors if any(errors) else None, color=color, marker=marker, markersize=4 + 0.9 * below,
-                    linewidth=1.2 + 0.7 * below, elinewidth=1.2, capsize=3, label=SEARCHERS.get(name, name))
-    if float_accuracy is not None:
-        float_line(ax, float_accuracy)
-    ax.set_xlabel(cost_words(cost))
-    ax.set_ylabel(f'{top1} (%)')
-    ax.set_title(title, loc='left', fontsize=10)
-    figure.legend(*ax.get_legend_handles_labels(), loc='outside right upper', frameon=False, fontsize=8)
-    save_figure(figure, path)
-
-
-def mean(rows, key):
-    """Returns the mean of a column."""
-    return statistics.fmean(row[key] for row in rows)
-
-
-def error(rows, key):
-    """Returns the standard error of the mean of a column, None for a single row."""
-    values = [row[key] for row in rows]
-    if key == 'search_accuracy' and len({row['searched'] for row in rows}) == 1:
-        return None  # one search, fine-tuned several times
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-
-
-def spread(rows, key):
-    """Returns `mean +- standard error` of a column, as text."""
-    found = error(rows, key)
-    return f'{mean(rows, key):.2f}' + ('' if found is None else f' +- {found:.2f}')
+    if not path.is_file():
+        return None
+    try:
+        found = read_json(path, 'part of a comparison')
+    except ValueError as error:
+        raise ValueError(f'{error}: delete it, and this part is done again') from error
+    if any(found.get(name) != value for name, value in about.items() if name in found or name == 'run'):
+        raise ValueError(f'{path} is of another search or comparison: delete it, and this part is done again')
+    return found

@@ -4,6 +4,7 @@ from collections import deque
 
 import numpy as np
 
+from lib.env.space import Space
 from lib.search.baselines import fill, random_feasible
 from lib.search.searcher import Searcher
 
@@ -21,16 +22,17 @@ class EvolutionSearcher(Searcher):
 
     name = 'evolution'
 
-    def __init__(self, space, seed=0, *, population=12, tournament=4, mutation=2.0):
+    def __init__(self, space: Space, seed: int = 0, *, population: int = 12, tournament: int = 4,
+                 mutation: float = 2.0):
         super().__init__(space)
         if population < 2 or not 1 <= tournament <= population:
             raise ValueError(f'a population of {population} with tournaments of {tournament}: expected at least 2 '
                              'members, and tournaments of 1 to as many')
         self.rng = np.random.default_rng(seed)
         self.tournament, self.mutation = tournament, mutation
-        self.members = deque(maxlen=population)  # (strategy, score)
+        self.members = deque(maxlen=population)  # (strategy, reward)
 
-    def propose(self):
+    def propose(self) -> list:
         known = [strategy for strategy, _ in self.history]
         for _ in range(TRIES):
             full = len(self.members) == self.members.maxlen
@@ -39,14 +41,14 @@ class EvolutionSearcher(Searcher):
                 break
         return strategy
 
-    def observe(self, strategy, score):
-        super().observe(strategy, score)
-        self.members.append((strategy, score))
+    def observe(self, strategy: list, reward: float) -> None:
+        super().observe(strategy, reward)
+        self.members.append((strategy, reward))
 
     def _child(self):
         mother, father = self._winner(), self._winner()
         child = [mother[i] if pick else father[i] for i, pick in enumerate(self.rng.random(len(mother)) < 0.5)]
-        return fill(self.space, self.space.fit(self._mutated(child)), self.rng)
+        return fill(self.space, self.space.within_budget(self._mutated(child)), self.rng)
 
     def _winner(self):
         drawn = self.rng.choice(len(self.members), self.tournament, replace=False)

@@ -1,214 +1,71 @@
 """Progressive search (ProQHA): from many bits downwards, always the least harmful of some random lowerings."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple
+import copy
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from lib.network.other_state import kept_state
-from lib.qat.parts import find_parts
-from lib.runtime.distributed import broadcast, is_main
+from lib.env.space import Space
+from lib.qat.parts import PartQuantizers, find_parts
+from lib.qat.placement import QATQuantization
+from lib.record.finite import check_finite
 from lib.runtime.seeds import derived_seed
-from lib.search.searcher import Searcher
+from lib.search.candidates import FLOOR, balanced_batch, best_candidate, draw, gradient_score, num_drawn
+from lib.search.log import StepLog
+from lib.search.searcher import OneStrategy
+from lib.training.fit import train_epoch
+from lib.training.loop import Precision, evaluate, loss_function
+from lib.utils.utils import learning_rate, set_learning_rate
 
-FLOOR = 2  # fewest bits that the search goes down to
-POOL = 4  # batches of a shuffled epoch among whose images a balanced one is chosen
+logger = logging.getLogger(__name__)
+
 TRIALS = 5  # random courses of a search that tell how many steps it takes
 
 
-def num_drawn(count: int, ratio: float) -> int:
-    """Returns floor(ratio * count).
-
-    Raises:
-        ValueError: that is none, or the ratio is above 1.
-    """
-    drawn = math.floor(ratio * count + 1e-9)  # 0.29 * 100 is a little below 29
-    if not 0 < drawn <= count:
-        raise ValueError(f'a ratio of {ratio:g} lowers {drawn} of {count} quantizers at a time: expected at least '
-                         f'{1 / count:.4g}, and at most 1')
-    return drawn
-
-
-def draw(rng: np.random.Generator, count: int, ratio: float) -> list[int]:
-    """Draws floor(ratio * count) different numbers below `count`, in random order; ValueError as `num_drawn`."""
-    return rng.permutation(count)[:num_drawn(count, ratio)].tolist()
+def first_bits(count: int, k_bits: int, pre_k_bits: int, ratio: float, seed: int) -> list[int]:
+    """Return the bits that `count` quantizers begin at: a random fraction `ratio` `k_bits`, the others `pre_k_bits`."""
+    bits = [pre_k_bits] * count
+    for i in draw(np.random.default_rng(derived_seed(seed, 'first bits')), count, ratio):
+        bits[i] = k_bits
+    return bits
 
 
 def first_lists(model: nn.Module, shape: Sequence[int], k_bits: int, pre_k_bits: int, ratio: float, seed: int) -> dict:
-    """Return the bit lists of a network that begins at `k_bits`, a number or a list each.
-
-    Args:
-        model: the float network.
-        shape: (C, H, W) of an image.
-        k_bits: of all quantizers, or below a `ratio` of 1 of this random fraction of them.
-        pre_k_bits: of the others.
-        ratio: above 0, at most 1.
-        seed: of the choice.
-    """
+    """Return the `first_bits` of a network as bit lists, a number or a list each; `shape` is that of an image."""
     if ratio == 1:
         return {'layer_wbit': k_bits, 'layer_abit': k_bits}
     parts = find_parts(model, shape)
-    bits = [pre_k_bits] * (2 * len(parts))
-    for i in draw(np.random.default_rng(derived_seed(seed, 'first bits')), len(bits), ratio):
-        bits[i] = k_bits
+    bits = first_bits(2 * len(parts), k_bits, pre_k_bits, ratio, seed)
     pairs = [bits[2 * i:2 * i + 2][::1 if part.activation_first else -1] for i, part in enumerate(parts)]
     return {'layer_wbit': [w_bit for _, w_bit in pairs], 'layer_abit': [a_bit for a_bit, _ in pairs]}
 
 
-def lower(bits: Sequence[int], chosen: Sequence[int], interval: int, floor: int = FLOOR) -> list[int]:
-    """Returns the bits, those at the `chosen` positions less by `interval`; none goes below `floor` or up."""
-    lowered = list(bits)
-    for i in chosen:
-        lowered[i] = min(lowered[i], max(floor, lowered[i] - interval))
-    return lowered
-
-
-class Candidate(NamedTuple):
-    """A list of bits, what drew it lower, and its score, smaller is better."""
-
-    bits: list
-    chosen: list
-    score: float
-
-
-def best_candidate(bits, judge, *, rng, lam, ratio, interval):
-    """Returns the best of `lam` random lowerings of `bits`, the first of equals, as a `Candidate`.
-
-    Args:
-        bits: a list of bits.
-        judge: function of a list of bits that returns its score, smaller is better.
-        rng: numpy generator.
-        lam: number of candidates.
-        ratio: fraction of the entries that a candidate lowers.
-        interval: by how many bits.
-    """
-    best = None
-    for _ in range(lam):
-        chosen = draw(rng, len(bits), ratio)
-        lowered = lower(bits, chosen, interval)
-        score = broadcast(judge(lowered))  # of the main process: on GPUs sums may round differently
-        if best is None or score < best.score:
-            best = Candidate(lowered, chosen, score)
-    return best
-
-
-def gradient_score(model, images, labels, *, clip=5.0, lr=1e-3, beta2=0.999, eps=1e-7) -> float:
-    """Returns ProQHA's score of a network at its present bits, smaller is better; changes nothing in it.
-
-    It is infinite where the gradient is not finite.
-
-    The original takes one step of Adam and sums (sqrt(v) + eps) * (change of the weight)^2 over all parameters, v being
-    the second moment after that step. With the gradient g, its norm clipped, that is sum lr^2 (1 - beta2) g^2 /
-    (sqrt(1 - beta2) |g| + eps), about lr^2 sqrt(1 - beta2) times the L1 norm of g: no step is needed.
-
-    Args:
-        model: the network; one forward and one backward pass in training mode, its statistics are restored.
-        images, labels: the batch, on the model's device.
-        clip: largest L2 norm of the gradient, or None.
-        lr, beta2, eps: of Adam.
-
-    Raises:
-        ValueError: no gradient arrives at any parameter.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with (kept_state(model), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []),
-          torch.enable_grad()):
-        torch.manual_seed(0)  # all candidates drop the same units
-        model.train()
-        loss = F.cross_entropy(model(images), labels)
-        gradients = _gradients(loss, parameters)
-    norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
-    scale = 1.0 if clip is None else (clip / (norm + 1e-6)).clamp(max=1.0)
-    root = math.sqrt(1 - beta2)
-    terms = [((root * lr * scale * g).square() / (root * (scale * g).abs() + eps)).sum() for g in gradients]
-    score = torch.stack(terms).sum().item()
-    return score if math.isfinite(score) else math.inf
-
-
-def _gradients(loss, parameters):
-    """Returns the gradients that there are, in float64."""
-    try:
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    except RuntimeError as error:
-        found, reason = [], f' ({error})'.partition('\n')[0]
-    else:
-        reason = ''
-    if all(gradient is None for gradient in found):
-        raise ValueError(f'no gradient arrives at any of the {len(parameters)} trainable parameters{reason}, and the '
-                         'progressive search compares gradients: leave out torch.no_grad, detach and reentrant '
-                         'checkpointing, unfreeze parameters, or take another searcher')
-    return [gradient.double() for gradient in found if gradient is not None]
-
-
-def balanced_batch(loader, size, seed=0):
-    """Returns (images, labels) on the CPU: about equally many from each class, as the loader serves and augments them.
-
-    Several processes get the same batch.
-
-    Args:
-        loader: of (images, labels), with `set_epoch`; one epoch is the same however often it is served. Where it
-            shuffles, only the first images of an epoch are looked at.
-        size: number of images; all of them where there are not as many.
-        seed: of choice and augmentation.
-    """
-    return broadcast(_balanced_batch(loader, size, seed) if is_main() else None)
-
-
-def _balanced_batch(loader, size, seed):
-    loader.set_epoch(derived_seed(seed, 'balanced batch'))
-    shuffled = getattr(getattr(loader, 'batches', None), 'shuffle', False)
-    labels = []
-    for _, some in loader:
-        labels += some.tolist()
-        if shuffled and len(labels) >= POOL * size:
-            break
-    picked = _balanced(labels, size, np.random.default_rng(derived_seed(seed, 'balanced choice')))
-    parts, start = [], 0
-    for images, some in loader:
-        here = [i - start for i in picked if start <= i < start + len(some)]
-        parts.append((images[here].cpu(), some[here].cpu()))
-        start += len(some)
-        if start > picked[-1]:
-            break
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-
-
-def _balanced(labels, size, rng):
-    """Returns `size` positions in ascending order: first one of every class, then a second one of every class ..."""
-    seen, rounds = {}, {}
-    for place, i in enumerate(rng.permutation(len(labels)).tolist()):
-        number = seen[labels[i]] = seen.get(labels[i], -1) + 1
-        rounds[i] = number, place
-    return sorted(sorted(rounds, key=rounds.get)[:size])
-
-
-class ProgressiveSearcher(Searcher):
+class ProgressiveSearcher(OneStrategy):
     """Starts at the most bits; in each step the best of `lam` random lowerings becomes the state, within the budgets.
 
     A candidate lowers floor(ratio * n) of the n free bits of weights and (pairs) inputs, in random order, and stops at
-    once when the budgets hold. Where fewer than these can still go down, it lowers those. Proposals are on the way
-    to the budgets, so most exceed them. After the step that holds them `propose` returns None.
+    once when the budgets hold. Where fewer than these can still go down, it lowers those.
     """
 
     name = 'progressive'
 
-    within_budget = False
-
-    def __init__(self, space, seed=0, *, lam=10, ratio=0.5, interval=1, score='gradient_norm'):
-        """Starts at `space.max_bit`.
+    def __init__(self, space: Space, judge: Callable[[list], float], seed: int = 0, *, lam: int = 10,
+                 ratio: float = 0.5, interval: int = 1):
+        """Start at `space.max_bit`; nothing is judged before the strategy is asked for.
 
         Args:
             space: budgets must be reachable with at least two bits everywhere.
+            judge: returns the score of a strategy, which may exceed the budgets; smaller is better.
             seed: of all candidates.
             lam: candidates per step.
             ratio: fraction of the bits that a candidate lowers.
             interval: by how many.
-            score: what `observe` is told.
 
         Raises:
             ValueError: lam or interval is below 1, the ratio lowers nothing, or the budgets cannot be held.
@@ -217,66 +74,202 @@ class ProgressiveSearcher(Searcher):
             raise ValueError(f'lam is {lam}, interval {interval}: expected at least 1 of each')
         if not space.free:
             raise ValueError('the progressive search has nothing to lower: all layers are fixed')
-        self.floor = max(FLOOR, space.min_bit)
-        super().__init__(replace(space, min_bit=self.floor))
-        self.score, self.lam, self.interval = score, lam, interval
-        self.rng = np.random.default_rng(seed)
-        self.state = self.space.uniform(space.max_bit)
-        self._places = [(layer, side) for layer in space.free for side in range(1 + space.pairs)]
-        self._count = num_drawn(len(self._places), ratio)
-        self._waiting, self._judged = [], []
+        super().__init__(replace(space, min_bit=max(FLOOR, space.min_bit)))
+        self.judge, self.seed, self.lam, self.judged = judge, seed, lam, 0
+        self.options = {'ratio': ratio, 'interval': interval, 'floor': self.space.min_bit}
+        self._places = [step for step in range(space.num_steps) if step // (1 + space.pairs) not in space.fixed]
+        num_drawn(len(self._places), ratio)
 
     @classmethod
-    def affordable(cls, space, seed, evaluations, **options):
-        """Returns the largest lam with which the search evaluates at most about so many strategies; at least 1."""
-        steps = 1
-        for trial in range(TRIALS):
-            search, taken = cls(space, derived_seed(seed, 'course', trial), **{**options, 'lam': 1}), 0
-            while (strategy := search.propose()) is not None:
-                search.observe(strategy, 0.0)
-                taken += 1
-            steps = max(steps, taken)
-        return max(1, evaluations // steps)
+    def affordable(cls, space: Space, seed: int, evaluations: int, **options) -> int:
+        """Return the largest lam with which about so many strategies are judged at most; at least 1."""
+        courses = (cls(space, lambda _: 0.0, derived_seed(seed, 'course', trial), lam=1, **options)._course
+                   for trial in range(TRIALS))
+        return max(1, evaluations // max(1, *(len(course) - 1 for course in courses)))
 
-    def propose(self):
-        if not self._waiting:
-            lowest = all(self._bits(self.state, place) <= self.floor for place in self._places)
-            if lowest or self.space.holds(self.state):
-                return None
-            self._waiting, self._judged = [self._candidate() for _ in range(self.lam)], []
-        return self._waiting[0]
+    @cached_property
+    def strategy(self) -> list:
+        """The strategy that the search ends with."""
+        return self.space.within_budget(self._strategy(self._course[-1]))
 
-    def observe(self, strategy, score):
-        """Takes the score of the candidate that was proposed last; the last one of a step decides it."""
-        super().observe(strategy, score)
-        self._judged.append((score, self._waiting.pop(0)))
-        if not self._waiting:
-            self.state = max(self._judged, key=lambda judged: judged[0])[1]
+    @cached_property
+    def _course(self) -> list[list[int]]:
+        """The free bits before the first step and after each."""
+        course, rng = [[self.space.max_bit] * len(self._places)], np.random.default_rng(self.seed)
+        while max(course[-1]) > self.space.min_bit and not self._holds(course[-1]):
+            bits, _ = best_candidate(course[-1], self._judge, self.lam, rng=rng, enough=self._holds, **self.options)
+            course.append(bits)
+        return course
 
-    def best(self):
-        """Returns the state; before the end of the search what the final wall makes of it."""
-        return self.space.fit(self.state)
+    def _judge(self, bits):
+        self.judged += 1
+        if self.judged % 100 == 0:
+            logger.info('%s: %d candidates are judged', self.name, self.judged)
+        return self.judge(self._strategy(bits))
 
-    def _candidate(self):
-        bits = [self._bits(self.state, place) for place in self._places]
-        able = [i for i in self.rng.permutation(len(bits)).tolist() if bits[i] > self.floor]
-        strategy = self.state
-        for i in able[:self._count]:
-            strategy = self._with(strategy, self._places[i], lower(bits, [i], self.interval, self.floor)[i])
-            if self.space.holds(strategy):
-                break
-        return strategy
+    def _holds(self, bits):
+        return self.space.holds(self._strategy(bits))
 
-    def _bits(self, strategy, place):
-        layer, side = place
-        return strategy[layer][side] if self.space.pairs else strategy[layer]
+    def _strategy(self, bits):
+        chosen = dict(zip(self._places, bits, strict=True))
+        return self.space.of_bits([chosen.get(step, self.space.max_bit) for step in range(self.space.num_steps)])
 
-    def _with(self, strategy, place, bits):
-        """Returns a copy of the strategy with other bits in one place."""
-        layer, side = place
-        changed = [list(entry) if self.space.pairs else entry for entry in strategy]
-        if self.space.pairs:
-            changed[layer][side] = bits
-        else:
-            changed[layer] = bits
-        return changed
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How a network is lowered step by step; the defaults are ProQHA's.
+
+    Attributes:
+        step: choices of bits, each with fine-tuning, at most.
+        cost: stop after the step whose cost is at most this; None: all steps.
+        lam, ratio, interval: candidates per step, the fraction of all quantizers that one lowers, and by how many bits.
+        info: how candidates are judged: by `gradient_score` ('hession'), or by accuracy on held-out images ('acc').
+        train_batch: images on which gradients are compared.
+        odd_positions: count the original's cost, see `PartQuantizers.cost`.
+        search_epochs, eval_freq: epochs of the fine-tuning, and after how many of them it is evaluated.
+        lr, beta1, beta2, epsilon: of Adam; in each step the rate falls to 0 by half a cosine.
+        grad_clip: largest norm of the gradient.
+        seed: of everything random.
+    """
+
+    step: int = 20
+    cost: float | None = None
+    lam: int = 100
+    ratio: float = 0.5
+    interval: int = 1
+    info: str = 'hession'
+    train_batch: int = 128
+    odd_positions: bool = False
+    search_epochs: int = 30
+    eval_freq: int = 1
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-7
+    grad_clip: float = 5.0
+    seed: int = 234
+
+
+class ProgressiveSearch:
+    """ProQHA's search: in each step the best candidate lowers the quantizers of a network, which is then fine-tuned.
+
+    Attributes:
+        parts: the `PartQuantizers`, at the bits of the last step.
+        bits: these bits.
+    """
+
+    def __init__(self, model: nn.Module, parts: PartQuantizers, loaders: Sequence, settings: StepSettings | None = None,
+                 *, qat: Mapping | None = None, held_out=None, precision: Precision | None = None):
+        """Begin at the bits of the quantizers.
+
+        Args:
+            model: network with quantizers.
+            parts: these quantizers.
+            loaders: (training loader, test loader).
+            settings: of the search.
+            qat: what rebuilds the network with its quantizers, for checkpoints.
+            held_out: loader of the images that candidates are judged on by accuracy.
+            precision: in which arithmetic the network runs; float32 if None.
+        """
+        self.model, self.parts, self.bits, self.held_out = model, parts, parts.bits, held_out
+        self.images, self.test_images = loaders
+        self.settings, self.qat = settings or StepSettings(), dict(qat or {})
+        self.device = next(model.parameters()).device
+        self.precision = precision or Precision(self.device)
+
+    @property
+    def cost(self) -> float:
+        """ProQHA's cost of the present bits."""
+        return self.parts.cost(self.bits, odd_positions=self.settings.odd_positions)
+
+    def accuracy(self, loader=None) -> float:
+        """Return the top-1 accuracy of the network as it is, in percent, by default on the test images."""
+        loader = self.test_images if loader is None else loader
+        return evaluate(self.model, loader, loss_function(), self.device, precision=self.precision).top1
+
+    def run(self, log: StepLog | None = None, done: int = 0) -> None:
+        """Take the steps that are left after `done`; `log`, of the main process, saves everything after each."""
+        settings = self.settings
+        for step in range(done + 1, settings.step + 1):
+            if settings.cost and self.cost <= settings.cost:
+                logger.info('the cost is %.4f, at most %g is asked for: done', self.cost, settings.cost)
+                return
+            if max(self.bits) <= FLOOR:
+                logger.info('all quantizers are at %d bits: nothing is left to lower', FLOOR)
+                return
+            start = time.time()
+            found = self.step(step)
+            if log:
+                log.add({'step': step, 'step_time': time.time() - start, 'model_size': 32 * sum(self.parts.num_weights),
+                         'lr': settings.lr, **found})
+                log.save(self.model, self.bits, self.qat)
+
+    def step(self, step: int) -> dict:
+        """Take a step, its training included; return what its record says of it.
+
+        One that diverges leaves the network and its bits as they were.
+        """
+        before, bits = copy.deepcopy(self.model.state_dict()), self.bits
+        name = 'hession_info' if self.settings.info == 'hession' else 'acc_info'
+        found = {'hession_info': None, 'acc_info': None, name: self.choose(step), 'cost': self.cost, 'kbits': self.bits}
+        try:
+            train_accuracy, test_accuracy = self.fine_tune(step)
+            check_finite(self.model.state_dict(), f'step {step}')
+            return {**found, 'train_acc': train_accuracy, 'test_acc': test_accuracy}
+        except FloatingPointError as error:
+            self.bits = self.parts.bits = bits
+            self.model.load_state_dict(before)
+            return {**found, 'train_acc': 0.0, 'test_acc': 0.0, 'diverged': str(error)}
+
+    def choose(self, step: int) -> float:
+        """Take the bits of the best candidate of a step; return its score, or its accuracy."""
+        settings, sign = self.settings, 1 if self.settings.info == 'hession' else -1
+        rng = np.random.default_rng(derived_seed(settings.seed, 'progressive', step))
+        judge = self._by_gradient(step) if settings.info == 'hession' else self._by_accuracy
+        self.bits, score = best_candidate(self.bits, judge, settings.lam, rng=rng, ratio=settings.ratio,
+                                          interval=settings.interval)
+        self.parts.bits = self.bits
+        return sign * score
+
+    def _by_gradient(self, step):
+        settings = self.settings
+        batch = balanced_batch(self.images, settings.train_batch, derived_seed(settings.seed, 'candidates', step))
+        images, labels = (tensor.to(self.device) for tensor in batch)
+
+        def judge(bits):
+            self.parts.bits = bits
+            return gradient_score(self.model, images, labels, clip=settings.grad_clip, lr=settings.lr,
+                                  beta2=settings.beta2, eps=settings.epsilon)
+        return judge
+
+    def _by_accuracy(self, bits):
+        self.parts.bits = bits
+        try:
+            return -self.accuracy(self.held_out)
+        except FloatingPointError:
+            return 0.0  # nothing is worse
+
+    def fine_tune(self, step: int) -> tuple[float, float]:
+        """Train the network at the present bits; return training accuracy of the last epoch and test accuracy."""
+        settings, epochs, precision = self.settings, self.settings.search_epochs, copy.deepcopy(self.precision)
+        optimizer = torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=settings.lr,
+                                     betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
+        batches = epochs * len(self.images)
+        rates = iter([learning_rate(batch, lr=settings.lr, epochs=batches) for batch in range(batches)])
+        quantization = QATQuantization(self.model, self.parts.lists(self.bits), self.qat, clip_decay=0)
+
+        def before_step():
+            set_learning_rate(optimizer, next(rates))
+            precision.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
+
+        for epoch in range(epochs):
+            rate, number = learning_rate(epoch, lr=settings.lr, epochs=epochs), (step - 1) * epochs + epoch
+            train = train_epoch(self.model, self.images, optimizer, number, settings.step * epochs, rate=rate,
+                                device=self.device, precision=precision, seeds=(settings.seed, 'epoch', number),
+                                quantization=quantization, before_step=before_step)
+            if (epoch + 1) % settings.eval_freq == 0 or epoch + 1 == epochs:
+                accuracy = self.accuracy()
+                logger.info('step %d epoch %d/%d: lr %.5f  train loss %.4f acc %.2f  test acc %.2f', step, epoch + 1,
+                            epochs, rate, train.loss, train.top1, accuracy)
+        return train.top1, accuracy

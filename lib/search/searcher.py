@@ -1,44 +1,67 @@
 """What every searcher is: it proposes strategies and is told how good they are."""
 
-from lib.search.space import Space
+from collections.abc import Sequence
+
+from lib.env.space import Space
 
 
 class Searcher:
     """Base of all searchers. The loop is::
 
         while evaluations are left and (strategy := searcher.propose()) is not None:
-            searcher.observe(strategy, score of strategy)
+            searcher.observe(strategy, reward of strategy)
         strategy = searcher.best()
 
-    A searcher is a pure function of its space, its seed and the scores it was told: repeating them brings a search that
-    was killed to where it was.
+    What is proposed holds the budgets. A searcher is a pure function of its space, its seed and the rewards it is told:
+    repeating them brings a search that was killed to where it was.
 
     Attributes:
         name: what users call it.
-        score: what `observe` is told, larger is better: 'accuracy' for a reward that rises with it, 'gradient_norm' for
-            minus that norm.
-        within_budget: whether what it proposes holds the budgets; `best` always does.
+        space: the strategies it chooses among.
+        history: [(strategy, reward)] of what it was told.
     """
 
     name = ''
-    score = 'accuracy'
-    within_budget = True
 
     def __init__(self, space: Space):
-        space.check_feasible()
-        self.space = space
-        self.history = []  # (strategy, score)
+        self.space, self.history = space, []
 
     def propose(self) -> list | None:
-        """Returns the strategy to evaluate next, or None where nothing is left to try."""
+        """Return the strategy to evaluate next, or None where nothing is left to try."""
         raise NotImplementedError
 
-    def observe(self, strategy: list, score: float) -> None:
-        """Takes the score of the strategy that was proposed last."""
-        self.history.append((strategy, score))
+    def observe(self, strategy: list, reward: float) -> None:
+        """Take the reward of the strategy that was proposed last, larger is better."""
+        self.history.append((strategy, reward))
 
     def best(self) -> list:
-        """Returns the strategy to use: of those observed the one with the highest score, the earliest of equals."""
+        """Return the strategy to use: of those observed the one with the highest reward, the earliest of equals."""
         if not self.history:
             raise ValueError(f'the search by {self.name} has evaluated no strategy yet')
         return max(self.history, key=lambda entry: entry[1])[0]
+
+
+class OneStrategy(Searcher):
+    """Base of the searchers that propose one `strategy`, found without evaluating any."""
+
+    strategy = None
+
+    def propose(self) -> list | None:
+        return None if self.history else self.strategy
+
+    def best(self) -> list:
+        return self.strategy
+
+
+def replay(searcher: Searcher, history: Sequence[tuple[list, float]]) -> None:
+    """Bring a new searcher to where an earlier one was that made `history`, [(strategy, reward)].
+
+    Raises:
+        ValueError: the searcher proposes something else: the record is of another search.
+    """
+    for number, (strategy, reward) in enumerate(history):
+        proposed = searcher.propose()
+        if proposed != strategy:
+            raise ValueError(f'evaluation {number} of the record was of {strategy}, this search by {searcher.name} '
+                             f'proposes {proposed}: the record is of another search, or of another version')
+        searcher.observe(strategy, reward)

@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from lib.env.search_env import SearchEnv
 from lib.network.conversion import listed
 from lib.record.arrays import read_npz, write_npz
 from lib.record.files import is_file, parse_json
@@ -22,7 +24,7 @@ from lib.simulator.cost import MAX_BIT, UNTOUCHED
 
 logger = logging.getLogger(__name__)
 
-KINDS = ('loss', *SCALARS)
+SENSITIVITIES = ('loss', *SCALARS)
 LOSS_BATCH = 64
 MAX_FILE = 1 << 26  # bytes
 
@@ -34,7 +36,7 @@ class Sensitivity(NamedTuple):
         table: (L, 8, 8) float64, `table[l, w - 1, a - 1]`: estimated rise of the mean cross entropy when layer l has
             w weight and a activation bits and all others are float; weights-only entries and untouched inputs are in
             the column of 8 bits, as in a `CostTable`. nan: not measured. A fixed layer has 0 in its own cell.
-        kind: one of `KINDS`.
+        kind: one of `SENSITIVITIES`.
         forwards, backwards: images passed through the network.
         seconds: that it took, when it was measured.
     """
@@ -46,8 +48,8 @@ class Sensitivity(NamedTuple):
     seconds: float
 
 
-def measure_sensitivity(env, kind, *, num_images, seed=0):
-    """Measures or estimates what the quantizers of a search do to the loss, layer by layer.
+def measure_sensitivity(env: SearchEnv, kind: str, *, num_images: int, seed: int = 0) -> Sensitivity:
+    """Measure or estimates what the quantizers of a search do to the loss, layer by layer.
 
     The rise of the loss is taken to be a sum: over the layers, and of the parts of a layer's weights and input.
 
@@ -62,7 +64,7 @@ def measure_sensitivity(env, kind, *, num_images, seed=0):
 
     Args:
         env: `SearchEnv`.
-        kind: one of `KINDS`.
+        kind: one of `SENSITIVITIES`.
         num_images: images of `env.val_loader`, drawn from all classes alike.
         seed: of the images and of the random signs of the Hessian's estimate.
 
@@ -74,12 +76,12 @@ def measure_sensitivity(env, kind, *, num_images, seed=0):
             though their bits make a difference.
         FloatingPointError: a sensitivity is not finite.
     """
-    if kind not in KINDS:
-        raise ValueError(f'sensitivity {kind!r}: expected one of {", ".join(KINDS)}')
+    if kind not in SENSITIVITIES:
+        raise ValueError(f'sensitivity {kind!r}: expected one of {", ".join(SENSITIVITIES)}')
     start = time.time()
     images, labels = (tensor.to(env.device) for tensor in draw_images(env.val_loader, num_images, seed))
     with env.float_network():
-        free = {index: name for index, name in enumerate(env.layers()) if index not in env.fixed}
+        free = {index: name for index, name in enumerate(env.layers()) if index not in env.space.fixed}
         measure = _by_loss if kind == 'loss' else _by_curvature
         parts, forwards, backwards = measure(env, free, images, labels, kind, seed)
     for what, rises in zip(('weights', 'input'), parts, strict=True):
@@ -91,8 +93,8 @@ def measure_sensitivity(env, kind, *, num_images, seed=0):
                        time.time() - start)
 
 
-def draw_images(loader, count, seed=0):
-    """Draws images from all classes alike, also from a loader that is sorted by class.
+def draw_images(loader, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw images from all classes alike, also from a loader that is sorted by class.
 
     Returns:
         (images float32 (count, C, H, W), labels int64 (count,)), in mixed order.
@@ -119,20 +121,20 @@ def draw_images(loader, count, seed=0):
 
 
 def _table(env, free, w_parts, a_parts):
-    """Returns (L, 8, 8) of the parts {layer: {bits: rise of the loss}} of the weights and of the inputs."""
-    table = np.full((env.num_layers, MAX_BIT, MAX_BIT), np.nan)
-    for index, entry in env.fixed.items():
-        w_bit, a_bit = entry if env.pairs else (entry, UNTOUCHED)
+    """Return (L, 8, 8) of the parts {layer: {bits: rise of the loss}} of the weights and of the inputs."""
+    table = np.full((env.space.num_layers, MAX_BIT, MAX_BIT), np.nan)
+    for index, entry in env.space.fixed.items():
+        w_bit, a_bit = entry if env.space.pairs else (entry, UNTOUCHED)
         table[index, w_bit - 1, (MAX_BIT if a_bit == UNTOUCHED else a_bit) - 1] = 0
     for index in free:
         for w_bit, w_part in w_parts[index].items():
-            for a_bit, a_part in a_parts[index].items() if env.pairs else [(MAX_BIT, 0)]:
+            for a_bit, a_part in a_parts[index].items() if env.space.pairs else [(MAX_BIT, 0)]:
                 table[index, w_bit - 1, a_bit - 1] = w_part + a_part
     return table
 
 
 def _bits(env):
-    return range(env.min_bit, env.max_bit + 1)
+    return range(env.space.min_bit, env.space.max_bit + 1)
 
 
 @torch.no_grad()
@@ -144,8 +146,8 @@ def _by_loss(env, free, images, labels, kind, seed):
     float_loss = _mean_loss(env.model, images, labels)
     w_parts = {index: {bit: rise(name, w_bit=bit) for bit in _bits(env)} for index, name in free.items()}
     a_parts = {index: {bit: rise(name, a_bit=bit) for bit in _bits(env)} for index, name in free.items()
-               } if env.pairs else {}
-    passes = 1 + len(free) * len(_bits(env)) * (1 + env.pairs)
+               } if env.space.pairs else {}
+    passes = 1 + len(free) * len(_bits(env)) * (1 + env.space.pairs)
     return (w_parts, a_parts), passes * len(images), 0
 
 
@@ -159,7 +161,7 @@ def _by_curvature(env, free, images, labels, kind, seed):
     layers = {name: env.layers()[name] for name in free.values()}
     w_errors = {name: {bit: _weight_error(env, name, bit) for bit in _bits(env)} for name in layers}
     quantizers = {name: {bit: _input_quantizer(env, name, bit) for bit in _bits(env)} for name in layers
-                  } if env.pairs else {}
+                  } if env.space.pairs else {}
     with differentiable(env.layers()):
         _check_gradients(kind, blocked_layers(env.model, env.layers(), images[:1], layers))
     found = measure_curvature(kind, env.model, layers, quantizers, images, labels, seed=seed)
@@ -170,7 +172,7 @@ def _by_curvature(env, free, images, labels, kind, seed):
 
 
 def _check_gradients(kind, names):
-    """Raises ValueError, with what to do instead, where there are layers that no gradient arrives at."""
+    """Raise ValueError, with what to do instead, where there are layers that no gradient arrives at."""
     if names:
         raise ValueError(f'no gradient arrives at {listed(names)}, on which the logits depend (torch.no_grad, detach, '
                          f'rounding or reentrant checkpointing in the network): the {kind} sensitivity would be 0, as '
@@ -180,12 +182,12 @@ def _check_gradients(kind, names):
 
 @torch.no_grad()
 def _flat_layers(env, found, images):
-    """Returns the names of layers whose curvature is 0, though the logits are others at the fewest bits."""
+    """Return the names of layers whose curvature is 0, though the logits are others at the fewest bits."""
     logits = env.model(images)
     flat = set()
     for curvatures, which in ((found.weights, 'w_bit'), (found.inputs, 'a_bit')):
         for name in (name for name, curvature in curvatures.items() if curvature == 0):
-            with env.layer_at(name, **{which: env.min_bit}):
+            with env.layer_at(name, **{which: env.space.min_bit}):
                 if not torch.equal(env.model(images), logits):
                     flat.add(name)
     return [name for name in found.weights if name in flat]
@@ -193,10 +195,10 @@ def _flat_layers(env, found, images):
 
 @torch.no_grad()
 def _weight_error(env, name, bit):
-    """Returns ||Q(W) - W||^2."""
+    """Return ||Q(W) - W||^2."""
     weight = env.layers()[name].weight.clone()
     with env.layer_at(name, w_bit=bit) as layer:
-        quantized = layer.weight_quantizer(layer.weight) if env.pairs else layer.weight
+        quantized = layer.weight_quantizer(layer.weight) if env.space.pairs else layer.weight
         return (quantized - weight).square().sum(dtype=torch.float64).item()
 
 
@@ -206,22 +208,24 @@ def _input_quantizer(env, name, bit):
 
 
 def _rises(curvatures, errors, free):
-    """Returns {layer: {bits: rise of the loss}}."""
+    """Return {layer: {bits: rise of the loss}}."""
     return {index: {bit: curvatures[name] / 2 * error for bit, error in errors[name].items()}
             for index, name in free.items() if name in curvatures}
 
 
-def read_or_measure(path, env, kind, *, num_images, seed=0):
-    """Reads a `Sensitivity` from a file, or measures it and writes the file.
+def read_or_measure(path: Path | None, env: SearchEnv, kind: str, *, num_images: int, seed: int = 0) -> Sensitivity:
+    """Read a `Sensitivity` from a file, or measures it and writes the file.
 
     A file that belongs to something else (other weights, bits, quantizers, images) is measured anew and replaced.
 
     Args:
-        path: an `.npz`.
+        path: an `.npz`; None: it is measured, and not kept.
         env, kind, num_images, seed: as in `measure_sensitivity`.
     """
+    if path is None:
+        return measure_sensitivity(env, kind, num_images=num_images, seed=seed)
     about = _belongs_to(env, kind, num_images, seed)
-    found = distributed.on_main(_read, Path(path), about, env)
+    found = distributed.on_main(_read, path, about, env)
     if found is not None:
         return found
     found = measure_sensitivity(env, kind, num_images=num_images, seed=seed)
@@ -232,15 +236,15 @@ def read_or_measure(path, env, kind, *, num_images, seed=0):
 
 
 def _belongs_to(env, kind, num_images, seed):
-    """Returns what a sensitivity depends on, as plain values in the form that JSON gives them back."""
+    """Return what a sensitivity depends on, as plain values in the form that JSON gives them back."""
     about = {'kind': kind, 'num_images': num_images, 'seed': seed, 'layers': list(env.layers()),
-             'min_bit': env.min_bit, 'max_bit': env.max_bit, 'fixed': list(env.fixed.items()),
+             'min_bit': env.space.min_bit, 'max_bit': env.space.max_bit, 'fixed': list(env.space.fixed.items()),
              'float_accuracy': env.float_accuracy, 'weights': env.weights_digest(), **env.describe_quantizers()}
     return json.loads(json.dumps(about))
 
 
 def _read(path, about, env):
-    """Returns the `Sensitivity` in a file, or None where there is none of exactly this."""
+    """Return the `Sensitivity` in a file, or None where there is none of exactly this."""
     if not is_file(path):
         return None
     try:
@@ -260,13 +264,13 @@ def _read(path, about, env):
 
 
 def _check_table(env, table, kind):
-    """Raises ValueError unless a table has what a measurement gives: numbers at all bits of the search and only there.
+    """Raise ValueError unless a table has what a measurement gives: numbers at all bits of the search and only there.
 
     A fixed layer has 0, and a curvature, which is a mean of squares, gives nothing negative.
     """
-    nothing = {index: dict.fromkeys(_bits(env), 0.0) for index in range(env.num_layers) if index not in env.fixed}
+    nothing = {index: dict.fromkeys(_bits(env), 0.0) for index in env.space.free}
     expected = _table(env, nothing, nothing, nothing)
     if table.shape != expected.shape or table.dtype != expected.dtype or np.isinf(table).any() or \
-            not np.array_equal(np.isnan(table), np.isnan(expected)) or np.nansum(np.abs(table[list(env.fixed)])) or \
-            (kind != 'loss' and np.nanmin(table) < 0):
+            not np.array_equal(np.isnan(table), np.isnan(expected)) or \
+            np.nansum(np.abs(table[list(env.space.fixed)])) or (kind != 'loss' and np.nanmin(table) < 0):
         raise ValueError('its numbers are not those of a measurement of these layers at these bits')

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from lib.simulator.cost import MAX_BIT, UNTOUCHED
 
@@ -28,7 +29,7 @@ def cheapest(constraints: Sequence, choices: Sequence[Sequence]) -> list:
     """
     tables = [np.array([[_cell(c.cost, layer, entry) / c.scale for c in constraints] for entry in entries])
               for layer, entries in enumerate(choices)]  # each (choices, constraints)
-    kept = [_not_dominated(cells) for cells in tables]
+    kept = [undominated(cells) for cells in tables]
     if all(len(indices) == 1 for indices in kept):
         picks = [indices[0] for indices in kept]
     else:
@@ -44,13 +45,11 @@ def _cell(cost, layer, entry) -> float:
     return cost.table[layer, w_bit - 1, (MAX_BIT if a_bit == UNTOUCHED else a_bit) - 1].item()
 
 
-def _not_dominated(cells: np.ndarray) -> list[int]:
-    """Return the rows of (choices, constraints) that no other beats or equals in every column; of equals the first."""
-    kept = []
-    for index in np.lexsort(cells.T[::-1]).tolist():  # a row can only be beaten by one before it
-        if not any((cells[other] <= cells[index]).all() for other in kept):
-            kept.append(index)
-    return sorted(kept)
+def undominated(cells: np.ndarray) -> np.ndarray:
+    """Return the rows of (choices, columns) that no other beats or equals in every column; of equals the first."""
+    as_good = (cells[None] <= cells[:, None]).all(2)  # [i, j]: j is as good as i
+    before = np.tri(len(cells), k=-1, dtype=bool)  # [i, j]: j comes before i
+    return np.flatnonzero(~(as_good & (~as_good.T | before)).any(1))
 
 
 def _solve(cells: list[np.ndarray], sums: list[bool], rests: list[float]) -> list[int]:
@@ -58,24 +57,49 @@ def _solve(cells: list[np.ndarray], sums: list[bool], rests: list[float]) -> lis
 
     A column's `rests` belongs to its sum, or to its maximum, whatever is chosen.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
-    sizes = [len(rows) for rows in cells]
-    owner = np.repeat(np.arange(len(cells)), sizes)
-    one_per_layer = np.hstack([owner == np.arange(len(cells))[:, None], np.zeros((len(cells), 1))])
-    below, bounds = [], []  # each row: cost - t <= minus the rest
+    owner = np.repeat(np.arange(len(cells)), [len(rows) for rows in cells])
+    rows, upper = [], []
     for column, is_sum in enumerate(sums):
-        values = np.concatenate([rows[:, column] for rows in cells])
-        rows = values[None] if is_sum else values * (owner == np.arange(len(cells))[:, None])
-        below.append(np.hstack([rows, -np.ones((len(rows), 1))]))
-        bounds += [-rests[column] if is_sum else 0.0] * len(rows)
-    variables = len(owner)
+        values = np.concatenate([layer[:, column] for layer in cells])
+        each = values[None] if is_sum else values * (owner == np.arange(len(cells))[:, None])
+        rows.append(each)
+        upper += [-rests[column] if is_sum else 0.0] * len(each)
+    return pick_one_each(owner, np.vstack(rows), upper, lowest=max(rests))
+
+
+def pick_one_each(owner: np.ndarray, rows: np.ndarray, upper: Sequence[float], objective: np.ndarray | None = None, *,
+                  lowest: float = 0.0) -> list[int]:
+    """Pick a choice of every layer: the integer program of all that chooses bits, solved exactly by HiGHS.
+
+    With x in {0, 1} for each choice, it minimizes `objective @ x` with `rows @ x <= upper`; without an objective the
+    largest entry of `rows @ x - upper`, as far as it is above `lowest`.
+
+    Args:
+        owner: (choices,), the layer of each choice, ascending from 0.
+        rows: (rows, choices).
+        upper: (rows,).
+
+    Returns:
+        For each layer the number of its choice, among its own.
+
+    Raises:
+        RuntimeError: there is no solution, or none was found.
+    """
+    one_each = owner == np.arange(owner[-1] + 1)[:, None]
+    largest = objective is None  # one variable more, which is as large as every row
+    if largest:
+        objective = np.append(np.zeros(len(owner)), 1.0)
+        one_each = np.hstack([one_each, np.zeros((len(one_each), 1))])
+        rows = np.hstack([rows, -np.ones((len(rows), 1))])
+    more = np.ones(int(largest))
     result = milp(
-        c=np.append(np.zeros(variables), 1.0),
-        constraints=[LinearConstraint(one_per_layer, 1, 1), LinearConstraint(np.vstack(below), -np.inf, bounds)],
-        integrality=np.append(np.ones(variables), 0),
-        bounds=Bounds(np.append(np.zeros(variables), max(rests)), np.append(np.ones(variables), np.inf)),
+        c=objective,
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(rows, -np.inf, upper)],
+        integrality=np.append(np.ones(len(owner)), 0 * more),
+        bounds=Bounds(np.append(np.zeros(len(owner)), lowest * more), np.append(np.ones(len(owner)), np.inf * more)),
         options={'mip_rel_gap': 0},
     )
-    picked = result.x[:-1]
-    return [int(np.argmax(picked[owner == layer])) for layer in range(len(cells))]
+    if result.x is None:
+        raise RuntimeError(result.message)
+    picked = result.x[:len(owner)]
+    return [int(np.argmax(picked[owner == layer])) for layer in range(owner[-1] + 1)]

@@ -98,7 +98,7 @@ def fit(model: nn.Module, loaders: tuple, settings: TrainingSettings | None = No
     for epoch in range(start_epoch, epochs):
         start, lr = time.time(), rate(epoch)
         train = train_epoch(model, loaders[0], optimizer, epoch, epochs, rate=lr, device=device, precision=precision,
-                            seed=settings.seed, quantization=quantization)
+                            seeds=(settings.seed, 'epoch', epoch), quantization=quantization)
         if settings.bn_batches:
             reestimate_batch_norm(model, loaders[0], settings.bn_batches, device, precision)
         due = (epoch + 1) % settings.evaluate_every == 0 or epoch + 1 == epochs
@@ -146,15 +146,23 @@ def check_disk(folder: str | Path, size: int, epochs: int) -> None:
 
 
 def train_epoch(model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer, epoch: int, epochs: int, *,
-                rate: float, device: torch.device | str, precision: Precision, seed: int, quantization: Quantization
-                ) -> Metrics:
-    """Train one epoch and leave the network ready to be validated; returns the training `Metrics`."""
-    seed_everything(seed, 'epoch', epoch)
+                rate: float, device: torch.device | str, precision: Precision, seeds: tuple, quantization: Quantization,
+                before_step: Callable[[], None] | None = None) -> Metrics:
+    """Train one epoch and leave the network ready to be validated; return the training `Metrics`.
+
+    `seeds` are those of everything random in it; `before_step` is called before that of the quantization.
+    """
+    def prepare():
+        if before_step:
+            before_step()
+        quantization.before_step()
+
+    seed_everything(*seeds)
     loader.set_epoch(epoch)
     quantization.before_epoch(epoch, epochs, optimizer)
     set_learning_rate(optimizer, rate)
     metrics = train_one_epoch(model, loader, quantization.loss, optimizer, device, quantization.after_step,
-                              before_step=quantization.before_step, precision=precision, title=f'epoch {epoch}')
+                              before_step=prepare, precision=precision, title=f'epoch {epoch}')
     quantization.synchronise()  # on GPUs the sums of centroids' gradients may round differently
     quantization.after_epoch(optimizer)
     return metrics

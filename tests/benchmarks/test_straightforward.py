@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from benchmarks import straightforward
 from lib.env.linear_quantize_env import LinearQuantizeEnv
 from lib.env.quantize_env import QuantizeEnv
+from lib.env.space import Space
 from lib.network.records import profile_layers
 from lib.quantize.kmeans import CentroidTrainer, Codebook, fit_codebook
 from lib.quantize.linear import LinearActivationQuantizer, LinearWeightQuantizer
@@ -21,6 +22,7 @@ from lib.simulator import budget
 from lib.simulator.budget import Constraint
 from lib.simulator.cost import CostTable
 from lib.simulator.counting import bit_operations, model_size
+from lib.simulator.inventory import Inventory
 from lib.utils.data_utils import create_search_loaders, search_split
 from lib.utils.quantize_utils import convert_to_quantized, quantizable_layers, quantized_layers
 
@@ -229,8 +231,7 @@ def test_a_kmeans_episode_is_the_straightforward_one(tiny_net, ordered_loaders):
     layers = quantizable_layers(plain)
     books = straightforward.cluster_network(layers, strategy)
     size = Constraint.of_ratio(model_size([record.num_weights for record in records]), 0.5)
-    env = QuantizeEnv(tiny_net, *ordered_loaders, records=records, constraints=[size], min_bit=1, max_bit=8,
-                      finetune_lr=1e-3)
+    env = QuantizeEnv(tiny_net, *ordered_loaders, Space([size], records=records))
     for (name, book), bits in zip(books.items(), strategy, strict=True):
         env.cache._codebooks[name, bits] = Codebook(*_centroids(layers[name].weight, *book))
     accuracy = straightforward.kmeans_episode(plain, layers, None, strategy, ordered_loaders, 'cpu', books)
@@ -243,8 +244,7 @@ def test_a_linear_episode_is_the_straightforward_one(tiny_net, ordered_loaders):
     images = ordered_loaders[0].first_batch()
     net, plain = (convert_to_quantized(copy.deepcopy(tiny_net), images[:2]) for _ in range(2))
     bits = Constraint.of_ratio(bit_operations(records), 1.0)
-    env = LinearQuantizeEnv(net, *ordered_loaders, records=records, constraints=[bits], min_bit=1, max_bit=8,
-                            finetune_lr=1e-3)
+    env = LinearQuantizeEnv(net, *ordered_loaders, Space.of(Inventory(records, linear=True), [bits]))
     outcome = env.evaluate_strategy(strategy)
     signs = {name: layer.input_quantizer.signed for name, layer in quantized_layers(net).items()}
     accuracy = straightforward.linear_episode(plain, quantized_layers(plain), tiny_net.state_dict(), strategy, signs,

@@ -1,37 +1,21 @@
 """Both environments on a tiny problem: budget kept, accuracy that of the strategy as priced, episodes reproducible."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
-from lib.env.linear_quantize_env import LinearQuantizeEnv
-from lib.env.quantize_env import QuantizeEnv
+from lib.env.space import Space
 from lib.network.records import profile_layers
 from lib.simulator.backends import find_hardware
 from lib.simulator.budget import Constraint
 from lib.simulator.counting import model_size
 from lib.simulator.hardware import make_table
+from lib.simulator.inventory import Inventory
 from lib.training.loop import evaluate, loss_function
 from lib.utils.quantize_utils import convert_to_quantized, quantizable_layers, quantized_layers, weight_counts
-
-SHAPE = (3, 8, 8)
-
-
-def kmeans_env(net, loaders, **settings):
-    sizes = model_size(list(weight_counts(net, settings.get('is_pruned', False)).values()))
-    constraints = [Constraint.of_ratio(sizes, settings.pop('preserve_ratio', 0.12))]
-    return QuantizeEnv(net, *loaders, records=profile_layers(net, SHAPE), constraints=constraints,
-                       **{'min_bit': 1, 'max_bit': 8, **settings})
-
-
-def linear_env(net, loaders, **settings):
-    net = convert_to_quantized(net, torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)))
-    records = profile_layers(net, SHAPE)
-    cost = make_table(records, find_hardware('edge'))
-    constraints = [Constraint.of_ratio(cost, settings.pop('preserve_ratio', 0.7)), *settings.pop('constraints', ())]
-    return LinearQuantizeEnv(net, *loaders, records=records, constraints=constraints,
-                             **{'min_bit': 1, 'max_bit': 8, **settings})
+from tests.env.environments import SHAPE, kmeans_env, linear_env
 
 
 def episode(env, actions, number=0):
@@ -64,7 +48,7 @@ def test_a_linear_episode_pins_first_and_last_and_keeps_the_budget(tiny_net, tin
     outcome, _ = episode(env, [0.0, 0.0] + [0.99] * 6)
     assert outcome.strategy[0] == [8, -1]
     assert outcome.strategy[-1] == [8, 8]
-    assert env.cost.cost(outcome.strategy) == outcome.cost <= 0.7 * env.cost.reference
+    assert env.space.cost.cost(outcome.strategy) == outcome.cost <= 0.7 * env.space.cost.reference
     layers = list(quantized_layers(tiny_net).values())
     assert [[layer.w_bit, layer.a_bit] for layer in layers] == outcome.strategy
     assert outcome.accuracy == evaluate(tiny_net, tiny_loaders[1], loss_function(), 'cpu').top1
@@ -72,15 +56,15 @@ def test_a_linear_episode_pins_first_and_last_and_keeps_the_budget(tiny_net, tin
 
 def test_first_and_last_are_pinned_also_where_the_budget_is_met_at_once(tiny_net, tiny_loaders):
     env = linear_env(tiny_net, tiny_loaders, preserve_ratio=1.0)
-    assert env.within_budget([[2, 2]] * 4) == [[8, -1], [2, 2], [2, 2], [8, 8]]
+    assert env.space.within_budget([[2, 2]] * 4) == [[8, -1], [2, 2], [2, 2], [8, 8]]
 
 
 @pytest.mark.parametrize('make', [kmeans_env, linear_env])
 def test_episodes_start_from_the_same_float_network(make, tiny_net, tiny_loaders):
     env = make(tiny_net, tiny_loaders)
-    actions = [0.3, 0.9, 0.5, 0.7] * (env.num_steps // 4)
+    actions = [0.3, 0.9, 0.5, 0.7] * (env.space.num_steps // 4)
     first, states = episode(env, actions, 5)
-    episode(env, [0.1] * env.num_steps, 6)
+    episode(env, [0.1] * env.space.num_steps, 6)
     again, same_states = episode(env, actions, 5)
     assert first == again
     assert states == same_states
@@ -109,8 +93,8 @@ def test_linear_states(tiny_net, tiny_loaders):
 @pytest.mark.parametrize('make', [kmeans_env, linear_env])
 def test_the_trajectory_of_an_executed_strategy_is_that_of_acting_it(make, tiny_net, tiny_loaders):
     env = make(tiny_net, tiny_loaders, preserve_ratio=1.0)
-    outcome, states = episode(env, [0.95] * env.num_steps)
-    trajectory = env.trajectory(outcome.strategy)
+    outcome, states = episode(env, [0.95] * env.space.num_steps)
+    trajectory = env.space.trajectory(outcome.strategy)
     assert [state for state, _ in trajectory] == states
     env.reset()
     for _, action in trajectory:
@@ -142,7 +126,7 @@ def test_pruned_weights_stay_zero_and_cost_nothing(tiny_net, tiny_loaders):
     assert (tiny_net.pointwise.weight[zeros] == 0).all()
     assert len(tiny_net.pointwise.weight[~zeros].unique()) <= 2 ** outcome.strategy[2]
     numbers = [layer.weight.numel() for layer in quantizable_layers(tiny_net).values()]
-    assert env.cost.reference == 32 * (sum(numbers) - int(zeros.sum()))
+    assert env.space.cost.reference == 32 * (sum(numbers) - int(zeros.sum()))
 
 
 def test_rewards(tiny_net, tiny_loaders):
@@ -151,14 +135,14 @@ def test_rewards(tiny_net, tiny_loaders):
     assert outcome.reward == pytest.approx(0.1 * (outcome.accuracy - env.float_accuracy + 1 / outcome.ratio))
     env = kmeans_env(tiny_net, tiny_loaders, use_top5=True)
     assert episode(env, [0.5] * 4)[0].accuracy == 100  # four classes: top-5 is all of them
-    with pytest.raises(ValueError, match='--reward_on train'):
+    with pytest.raises(ValueError, match='reward_on train'):
         kmeans_env(tiny_net, tiny_loaders, reward_on='train', finetune_flag=False)
 
 
 def test_training_accuracy_can_be_rewarded_as_in_the_original(tiny_net, tiny_loaders):
     env = linear_env(tiny_net, tiny_loaders, reward_on='train')
     assert env.float_accuracy == evaluate(tiny_net, tiny_loaders[0], loss_function(), 'cpu').top1
-    outcome, _ = episode(env, [0.9] * env.num_steps)
+    outcome, _ = episode(env, [0.9] * env.space.num_steps)
     assert 0 <= outcome.accuracy <= 100
 
 
@@ -167,13 +151,13 @@ def test_tables_of_another_network_are_refused(tiny_net, tiny_loaders):
     records = profile_layers(net, SHAPE)
     constraints = [Constraint.of_ratio(make_table(records[:3], find_hardware('edge')), 0.6)]
     with pytest.raises(ValueError, match='3 layers, the network has 4'):
-        LinearQuantizeEnv(net, *tiny_loaders, records=records, constraints=constraints, min_bit=1, max_bit=8)
+        Space.of(Inventory(records, linear=True), constraints)
 
 
 def test_all_budgets_of_an_episode_are_kept(tiny_net, tiny_loaders):
     sizes = model_size(list(weight_counts(tiny_net).values()))
     env = linear_env(tiny_net, tiny_loaders, constraints=[Constraint.of_ratio(sizes, 0.18, '--constraint size')])
-    outcome, _ = episode(env, [0.99] * env.num_steps)
+    outcome, _ = episode(env, [0.99] * env.space.num_steps)
     assert outcome.ratios == {'edge_latency': outcome.ratio, 'model_size': sizes.ratio(outcome.strategy)}
     assert outcome.ratios['model_size'] <= 0.18 and outcome.ratio <= 0.7
 
@@ -188,7 +172,7 @@ def screened_env(make, net, loaders, **settings):
 
 @pytest.mark.parametrize('make', [kmeans_env, linear_env])
 def test_a_promising_strategy_is_fine_tuned_as_without_a_screen(make, tiny_net, tiny_loaders):
-    strategy = make(tiny_net, tiny_loaders).within_budget([3] * 4 if make is kmeans_env else [[5, 5]] * 4)
+    strategy = make(tiny_net, tiny_loaders).space.within_budget([3] * 4 if make is kmeans_env else [[5, 5]] * 4)
     plain = make(copy.deepcopy(tiny_net), tiny_loaders).evaluate_strategy(strategy, 3)
     env = screened_env(make, copy.deepcopy(tiny_net), tiny_loaders)
     outcome = env.evaluate_strategy(strategy, 3)
@@ -212,7 +196,7 @@ def test_a_hopeless_strategy_is_not_fine_tuned(tiny_net, tiny_loaders):
 def test_a_screen_needs_something_to_save(tiny_net, tiny_loaders):
     with pytest.raises(ValueError, match='saves fine-tuning'):
         kmeans_env(tiny_net, tiny_loaders, screen=8, finetune_flag=False)
-    with pytest.raises(ValueError, match='--reward_cost'):
+    with pytest.raises(ValueError, match='reward_cost'):
         kmeans_env(tiny_net, tiny_loaders, screen=8, reward_cost=True)
 
 
@@ -222,12 +206,12 @@ def test_an_episode_that_diverges_is_the_worst_and_leaves_nothing(make, settings
     other, strategy = copy.deepcopy(tiny_net), [[8, -1], [3, 3], [3, 3], [8, 8]] if make is linear_env else [3, 3, 3, 3]
     expected = make(other, tiny_loaders, **settings).evaluate_strategy(strategy, 1)
     env = make(tiny_net, tiny_loaders, **settings)
-    env.finetune_lr, before = 1e30, env.finetune_lr
+    before, env.settings = env.settings, replace(env.settings, finetune_lr=1e30)
     worst = env.evaluate_strategy(strategy, 0)
     assert worst.accuracy == 0 and worst.loss is None and 'nan' in worst.diverged
     assert worst.reward == pytest.approx(-0.1 * env.float_accuracy)
     assert worst.reward < expected.reward
-    env.finetune_lr = before
+    env.settings = before
     assert env.evaluate_strategy(strategy, 1) == expected
     assert expected.diverged is None
 

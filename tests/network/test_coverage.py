@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from lib.env.episode import EpisodeSettings
 from lib.env.linear_quantize_env import LinearQuantizeEnv
+from lib.env.space import Space
 from lib.network.conversion import convert_to_quantized
 from lib.network.coverage import as_before, coverage_lines, inventory_of
 from lib.network.records import profile_layers, profile_network
@@ -99,10 +101,10 @@ def test_both_flows_quantize_a_shared_weight(tiny_loaders):
     net = convert_to_quantized(Shared(), torch.randn(2, *SHAPE))
     assert net.a.weight is net.b.weight
     found = inventory_of(net, SHAPE, True)
-    env = LinearQuantizeEnv(net, *tiny_loaders, records=found.layers, min_bit=2, max_bit=8, finetune_flag=False,
-                            constraints=[Constraint.of_ratio(size_of(found), 0.2)])
-    assert env.fixed == {0: [8, -1], 3: [8, 8]}
-    strategy = env.within_budget([[8, 8]] * 4)
+    space = Space.of(found, [Constraint.of_ratio(size_of(found), 0.2)], min_bit=2)
+    env = LinearQuantizeEnv(net, *tiny_loaders, space, EpisodeSettings(finetune_flag=False))
+    assert space.fixed == {0: [8, -1], 3: [8, 8]}
+    strategy = space.within_budget([[8, 8]] * 4)
     assert size_of(found).ratio(strategy) <= 0.2 and math.isfinite(env.evaluate_strategy(strategy).reward)
 
 
@@ -284,7 +286,7 @@ def test_float_layers_and_buffers_are_in_the_file():
 # ---- first and last
 
 
-def test_first_and_last_are_those_of_the_calls(tiny_loaders):
+def test_first_and_last_are_those_of_the_calls():
     records = profile_layers(HeadFirst(), SHAPE)
     assert [record.name for record in records] == ['head', 'late', 'early'] and ends(records) == (2, 0)
     assert uniform_strategy(3, 4, linear=True, ends=ends(records)) == [[8, 8], [4, 4], [8, -1]]
@@ -292,12 +294,10 @@ def test_first_and_last_are_those_of_the_calls(tiny_loaders):
     assert proqha_float_layers(records, in_order=False) == {'head', 'early'}
     found = inventory_of(HeadFirst(), SHAPE, True)
     size = [Constraint.of_ratio(size_of(found), 0.5)]
-    net = convert_to_quantized(HeadFirst(), torch.randn(2, *SHAPE))
-    options = {'records': found.layers, 'constraints': size, 'min_bit': 2, 'max_bit': 8, 'finetune_flag': False}
-    assert LinearQuantizeEnv(net, *tiny_loaders, **options).fixed == {2: [8, -1], 0: [8, 8]}
+    assert Space.of(found, size).fixed == {2: [8, -1], 0: [8, 8]}
     before = as_before(found, profile_network(HeadFirst(), SHAPE))
-    env = LinearQuantizeEnv(net, *tiny_loaders, ends=before.ends, **options)
-    assert env.fixed == {0: [8, -1], 2: [8, 8]}, 'a search that was begun before goes on as it was'
+    fixed = Space.of(before, size).fixed
+    assert fixed == {0: [8, -1], 2: [8, 8]}, 'a search that was begun before goes on as it was'
 
 
 def test_a_layer_that_is_called_again_is_where_its_last_call_is():

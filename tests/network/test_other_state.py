@@ -11,7 +11,7 @@ import torch
 
 from lib.network.check import check_network
 from lib.network.other_state import OtherState
-from lib.search.progressive import gradient_score
+from lib.search.candidates import gradient_score
 from lib.training.loop import Precision
 from tests.search.test_sensitivity import ENVS
 from tests.tiny import TinyNet

@@ -8,11 +8,11 @@ from torch import nn
 import models
 from lib.network.conversion import activation_quantizers
 from lib.network.records import profile_layers
-from lib.qat.parts import ClippedReLU, PartQuantizers, ProgressiveTraining, find_parts, quantize_parts
+from lib.qat.parts import ClippedReLU, PartQuantizers, find_parts, quantize_parts
 from lib.qat.placement import Quantizers, weight_bits
 from lib.quantize import DoReFaWeightQuantizer, PACTActivationQuantizer, QConv2d
-from lib.search.progressive import draw, lower
-from lib.search.progressive_log import COLUMNS, ProgressiveLog
+from lib.search.candidates import draw, lower
+from lib.search.log import STEP_COLUMNS, StepLog
 from lib.simulator.counting import proqha_float_layers, proqha_ratio
 from tests.meta import on_meta
 
@@ -207,37 +207,21 @@ def test_what_cannot_be_prepared_is_refused():
     assert prepared(quantizers=Quantizers('lsq', 'lsq'))[0](images()).isfinite().all()
 
 
-# ---- training and the record
-
-def test_the_gradient_is_clipped_and_the_rate_set_before_the_step():
-    model, parts = prepared()
-    calls, optimizer = [], torch.optim.SGD(model.parameters(), lr=1.0)
-    training = ProgressiveTraining(model, parts.lists(parts.bits), {}, optimizer=optimizer, rates=(0.5, 0.25),
-                                   clip=0.25, unscale=lambda: calls.append(1))
-    loss = training.loss(model(images()), torch.arange(4))
-    assert loss.item() == pytest.approx(nn.functional.cross_entropy(model(images()), torch.arange(4)).item())
-    (1000 * loss).backward()
-    training.before_step()
-    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
-    assert norm.item() == pytest.approx(0.25, rel=1e-4) and calls == [1] and training.kind == 'qat'
-    assert optimizer.param_groups[0]['lr'] == 0.5
-    training.before_step()
-    assert optimizer.param_groups[0]['lr'] == 0.25
-
+# ---- the record
 
 def test_the_record_of_a_search(tmp_path):
     _, parts = prepared()
     names = ['conv1', *(part.layer for part in parts.parts), 'linear']
     options = {'parts': parts, 'kinds': ['conv'] * 18, 'layer_names': names, 'about': {'arch': 'preresnet20'},
                'start': {'cost': 0.25, 'test_acc': 90.0}}
-    row = dict(zip(COLUMNS, (1, 2.0, 7, 0.5, None, 0.2, 80.0, 81.5, 0.001), strict=True), kbits=[7, 8] * 18)
-    log = ProgressiveLog(tmp_path, **options)
+    row = dict(zip(STEP_COLUMNS, (1, 2.0, 7, 0.5, None, 0.2, 80.0, 81.5, 0.001), strict=True), kbits=[7, 8] * 18)
+    log = StepLog(tmp_path, **options)
     log.add(row)
-    log = ProgressiveLog(tmp_path, **options, history=log.history)
+    log = StepLog(tmp_path, **options, history=log.history)
     log.add({**row, 'step': 2, 'hession_info': None, 'acc_info': 77.0})
     log.plot()
     lines = (tmp_path / 'search_log.csv').read_text().splitlines()
-    assert lines[0] == ','.join([*COLUMNS, *(f'kbits{i}' for i in range(1, 37))])
+    assert lines[0] == ','.join([*STEP_COLUMNS, *(f'kbits{i}' for i in range(1, 37))])
     assert lines[1:] == ['1,2.0,7,0.5,,0.2,80.0,81.5,0.001' + ',7,8' * 18, '2,2.0,7,,77.0,0.2,80.0,81.5,0.001' +
                          ',7,8' * 18]
     text = (tmp_path / 'log.txt').read_text()

@@ -12,6 +12,7 @@ from torch import nn
 
 from lib.env.linear_quantize_env import LinearQuantizeEnv
 from lib.env.quantize_env import QuantizeEnv
+from lib.env.space import Space
 from lib.network.records import profile_layers
 from lib.network.sync_batch_norm import SyncBatchNorm2d, global_moments, synchronise_batch_norm
 from lib.rl.ddpg import DDPG
@@ -19,6 +20,7 @@ from lib.runtime import distributed
 from lib.runtime.seeds import seed_everything
 from lib.simulator.budget import Constraint
 from lib.simulator.counting import model_size
+from lib.simulator.inventory import Inventory
 from lib.training.fit import fit
 from lib.training.loop import Precision, evaluate, loss_function, train_one_epoch
 from lib.training.settings import TrainingSettings
@@ -190,13 +192,15 @@ def search(folder):
     loaders = Part(images=31), Part(images=21, seed=1)
     for kind, net in ((QuantizeEnv, seeded(TinyNet)), (LinearQuantizeEnv, quantized_net())):
         constraints = [Constraint.of_ratio(model_size(list(weight_counts(net).values())), 0.2)]
-        env = kind(net, *loaders, records=profile_layers(net, (3, 8, 8)), constraints=constraints, min_bit=1,
-                   max_bit=8)
-        agent = DDPG(num_states=env.num_states, hidden1=16, hidden2=16, capacity=64, warmup=1, seed=distributed.rank())
+        records = profile_layers(net, (3, 8, 8))
+        space = Space.of(Inventory(records, linear=kind is LinearQuantizeEnv), constraints)
+        env = kind(net, *loaders, space)
+        agent = DDPG(num_states=space.num_states, hidden1=16, hidden2=16, capacity=64, warmup=1,
+                     seed=distributed.rank())
         outcomes = [astuple(play(env, agent, episode)) for episode in range(4)]
         results.append((env.float_accuracy, outcomes, net.state_dict()))
-    env = QuantizeEnv(seeded(TinyNet), *loaders, records=env.records, constraints=constraints, min_bit=1, max_bit=8)
-    agent = DDPG(num_states=env.num_states, hidden1=16, hidden2=16, capacity=64, warmup=1)
+    env = QuantizeEnv(seeded(TinyNet), *loaders, Space(constraints, records=env.space.records))
+    agent = DDPG(num_states=env.space.num_states, hidden1=16, hidden2=16, capacity=64, warmup=1)
     outcomes = [astuple(play(env, agent, episode)) for episode in range(4)]
     return results, outcomes, agent.state_dict()
 

@@ -329,7 +329,7 @@ def random_weights(tmp_path_factory):
 @pytest.fixture
 def options(network, episodes, random_weights, monkeypatch):
     """Options of a short K-means search without fine-tuning, plots or a budget."""
-    monkeypatch.setattr(search_log.SearchLog, 'plot', lambda self: None)
+    monkeypatch.setattr(search_log.EpisodeLog, 'plot', lambda self: None)
     return (SEARCH, *network, *episodes, '--weights', random_weights, '--no-finetune_flag', '--train_episode', '1',
             '--output', 'save')
 

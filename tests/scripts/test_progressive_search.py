@@ -18,7 +18,7 @@ from lib.qat.parts import quantize_parts
 from lib.qat.placement import Quantizers
 from lib.record.checkpoint import read_checkpoint
 from lib.runtime.seeds import derived_seed
-from lib.search.progressive import balanced_batch, draw, gradient_score, lower
+from lib.search.candidates import balanced_batch, draw, gradient_score, lower
 from lib.utils.data_utils import create_loaders
 from tests.runs import ROOT, equal
 
@@ -186,7 +186,7 @@ def test_it_stops_at_the_target_and_at_two_bits(baseline, succeed, place):
     options = (*TINY, *STEPS, '--lam', '1', '--weights', baseline.checkpoint, '--output', 'ends', '--overwrite')
     done = succeed('progressive_search.py', *options, '--cost', '0.17', '--interval', '2', '--step', '9', cwd=place)
     costs = [float(row['cost']) for row in rows_of(place / 'ends' / 'net_digits_progressive')]
-    assert costs[-1] <= 0.17 < costs[-2] and '--cost is 0.17: done' in done.out
+    assert costs[-1] <= 0.17 < costs[-2] and 'at most 0.17 is asked for: done' in done.out
     done = succeed('progressive_search.py', *options, '--ratio', '1', '--interval', '4', '--step', '5', cwd=place)
     rows = rows_of(place / 'ends' / 'net_digits_progressive')
     assert [bits_of(row) for row in rows] == [[4] * LAYERS, [2] * LAYERS]
@@ -210,15 +210,15 @@ def test_killed_and_resumed_is_never_stopped(searched, succeed, crash, place, vi
 
 def test_a_step_that_diverges_is_taken_back(searched, succeed, call, place, monkeypatch):
     """It counts as the worst; the next one starts from the network before it, also after a resume."""
-    from lib.training import fit
-    train_epoch = fit.train_epoch
+    from lib.search import progressive
+    train_epoch = progressive.train_epoch
 
     def spoilt(model, loader, optimizer, epoch, *args, **options):
         if epoch == 1:  # of step 2
             for parameter in model.parameters():
                 parameter.data.fill_(math.nan)
         return train_epoch(model, loader, optimizer, epoch, *args, **options)
-    monkeypatch.setattr(fit, 'train_epoch', spoilt)
+    monkeypatch.setattr(progressive, 'train_epoch', spoilt)
     options = (*searched.options[:-1], 'wild')
     done = succeed('progressive_search.py', *options, cwd=place)
     assert 'step 2 diverged: ' in done.out
@@ -231,7 +231,7 @@ def test_a_step_that_diverges_is_taken_back(searched, succeed, call, place, monk
     succeed('progressive_search.py', '--resume', folder, cwd=place)
     again = read_checkpoint(folder / 'checkpoint' / '3.pt')
     assert equal(again['state_dict'], third['state_dict']) and again['kbits'] == third['kbits']
-    monkeypatch.setattr(fit, 'train_epoch', train_epoch)
+    monkeypatch.setattr(progressive, 'train_epoch', train_epoch)
     done = call('progressive_search.py', *options, '--lr', '1e30', '--suffix', 'all', cwd=place)
     assert done.code and 'steps diverged' in done.err and '--lr below 1e+30' in done.err
 
@@ -257,18 +257,6 @@ def test_a_damaged_step_of_an_earlier_version_is_named(searched, refused, tmp_pa
     (folder / 'args.json').write_text(json.dumps({key: settings[key] for key in settings
                                                   if key not in ('digest', 'record')}))
     refused(folder, ['3.pt'], 'progressive_search.py', '--resume', folder)
-
-
-def test_the_rate_falls_with_every_batch_and_anew_in_each_step(baseline, succeed, place, monkeypatch):
-    from lib.qat import parts as progressive
-    rates, set_rate = [], progressive.set_learning_rate
-    monkeypatch.setattr(progressive, 'set_learning_rate',
-                        lambda optimizer, lr: rates.append(lr) or set_rate(optimizer, lr))
-    succeed('progressive_search.py', *TINY, *STEPS, '--step', '2', '--weights', baseline.checkpoint, '--suffix',
-            'rates', '--output', 'save', cwd=place)
-    half = len(rates) // 2
-    assert half > 1 and rates[:half] == rates[half:]
-    assert rates[:half] == pytest.approx([0.003 * (1 + math.cos(math.pi * i / half)) / 2 for i in range(half)])
 
 
 # ---- what it starts from

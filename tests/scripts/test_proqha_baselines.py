@@ -1,6 +1,5 @@
 """The command lines of ProQHA's main/train.py mean the network and the training that docs/progressive.md says."""
 
-import argparse
 import json
 
 import pytest
@@ -113,14 +112,13 @@ def test_the_drawn_bits_are_those_of_the_search():
     import models
     from lib.qat.parts import quantize_parts
     from lib.qat.placement import Quantizers
-    from lib.search.progressive import first_lists
-    args = argparse.Namespace(k_bits=4, pre_k_bits=7, ratio=0.5, seed=3, weights=None)
+    from lib.search.progressive import first_bits, first_lists
     for name in ('preresnet20', 'postresnet18'):
         lists = first_lists(models.create_model(name, num_classes=10), (3, 32, 32), 4, 7, 0.5, 3)
         quantizers = Quantizers('dorefa', 'pact')
         parts = quantize_parts(models.create_model(name, num_classes=10), **lists, quantizers=quantizers,
                                images=torch.zeros(1, 3, 32, 32))
-        assert parts.bits == first_bits(args, parts, None)
+        assert parts.bits == first_bits(len(parts), 4, 7, 0.5, 3)
 
 
 def test_the_gradient_is_clipped_in_norm(parse):

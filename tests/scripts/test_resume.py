@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -278,11 +279,12 @@ def diverging(monkeypatch):
 
     def start(number):
         def wild(env, quantization, episode):
-            env.finetune_lr, before = (1e30, env.finetune_lr) if episode == number else (env.finetune_lr,) * 2
+            before = env.settings
+            env.settings = replace(before, finetune_lr=1e30) if episode == number else before
             try:
                 return finetune(env, quantization, episode)
             finally:
-                env.finetune_lr = before
+                env.settings = before
         monkeypatch.setattr(SearchEnv, '_finetune', wild)
     return start
 
@@ -318,7 +320,7 @@ def test_a_comparison_goes_on_after_what_diverges(succeed, network, weights, tmp
                    'uniform', 'random', '--seeds', '1', '--evaluations', '2', '--train_size', '64', '--val_size', '24',
                    '--train_batch', '32', '--finetune_flag', '--finetune_lr', '1e30', '--final_lr', '1e30',
                    '--final_batch', '512', '--output', 'worst', cwd=tmp_path)
-    assert 'the fine-tuning of' in done.out and '--final_lr' in done.out
+    assert 'the fine-tuning of' in done.out and 'a lower learning rate' in done.out
     rows = read_json(tmp_path / 'worst' / 'comparison.json')['rows']
     assert [(row['searcher'], row['search_accuracy'], row['top1']) for row in rows] == [('uniform', 0, 0),
                                                                                        ('random', 0, 0)]

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lib.search.candidates import gradient_score
 from lib.search.gradient_flow import blocked_layers
-from lib.search.progressive import gradient_score
 from lib.search.sensitivity import measure_sensitivity
 from tests.search.test_sensitivity import ENVS, IMAGES
 

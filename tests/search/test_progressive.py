@@ -9,16 +9,13 @@ import torch
 from torch import nn
 
 from lib.data.tensor_loader import TensorLoader
-from lib.search.progressive import (
-    ProgressiveSearcher,
-    balanced_batch,
-    best_candidate,
-    draw,
-    gradient_score,
-    lower,
-    num_drawn,
-)
-from lib.search.space import Space
+from lib.env.space import Space
+from lib.qat.parts import quantize_parts
+from lib.qat.placement import Quantizers
+from lib.record.checkpoint import read_checkpoint
+from lib.search.candidates import balanced_batch, best_candidate, draw, gradient_score, lower, num_drawn
+from lib.search.log import StepLog, step_path
+from lib.search.progressive import ProgressiveSearch, ProgressiveSearcher, StepSettings
 from lib.simulator.budget import Constraint
 from lib.simulator.cost import CostTable
 
@@ -60,11 +57,10 @@ def test_the_best_candidate_is_the_one_with_the_smallest_score(interval):
     def judge(bits):
         seen.append((list(bits), float(np.dot(bits, [3, -1, 4, -1, 5, -9]) % 7)))
         return seen[-1][1]
-    best = best_candidate(start, judge, rng=np.random.default_rng(5), lam=30, ratio=0.5, interval=interval)
+    best = best_candidate(start, judge, 30, rng=np.random.default_rng(5), ratio=0.5, interval=interval)
     rng, scores = np.random.default_rng(5), [score for _, score in seen]
     assert [bits for bits, _ in seen] == [lower(start, draw(rng, 6, 0.5), interval) for _ in range(30)]
-    assert (best.bits, best.score) == seen[int(np.argmin(scores))], 'the first of equals'
-    assert len(best.chosen) == 3 and best.bits == lower(start, best.chosen, interval)
+    assert best == seen[int(np.argmin(scores))], 'the first of equals'
 
 
 # ---- score
@@ -195,65 +191,60 @@ def shaped(bits, pairs):
     return bits.reshape(-1, 2).tolist() if pairs else bits.tolist()
 
 
-def course(searcher, score):
-    """Runs a search; returns its proposals."""
-    proposals = []
-    while (strategy := searcher.propose()) is not None:
-        proposals.append(strategy)
-        searcher.observe(strategy, score(strategy))
-    return proposals
+def course(space, score, seed, **options):
+    """Returns what a search judges, and its strategy."""
+    judged = []
+
+    def judge(strategy):
+        judged.append(strategy)
+        return score(strategy)
+    searcher = ProgressiveSearcher(space, judge, seed, **options)
+    strategy = searcher.propose()
+    assert searcher.judged == len(judged) and searcher.best() == strategy
+    searcher.observe(strategy, 0.0)
+    assert searcher.propose() is None and searcher.judged == len(judged)
+    return judged, strategy
 
 
 @pytest.mark.parametrize('pairs', [False, True])
 def test_a_search_goes_down_to_the_budget(pairs):
-    space = space_of(0.4, pairs=pairs)
-    searcher, lam = ProgressiveSearcher(space, 7, lam=4), 4
-    proposals = course(searcher, lambda strategy: float(flat(strategy)[0]))
-    assert len(proposals) % lam == 0
+    space, lam = space_of(0.4, pairs=pairs), 4
+    judged, strategy = course(space, lambda strategy: -float(flat(strategy)[0]), 7, lam=lam)
+    assert len(judged) % lam == 0
     state, width = flat(space.uniform(8)), len(flat(space.uniform(8)))
-    for i in range(0, len(proposals), lam):
-        assert not space.holds(proposals[i - 1]) or i == 0
-        for proposal in proposals[i:i + lam]:
-            change = state - flat(proposal)
-            assert set(change) <= {0, 1} and min(flat(proposal)) >= 2
-            assert change.sum() == width // 2 or space.holds(proposal) and 0 < change.sum() <= width // 2
-            if space.holds(proposal):  # it stops at once: without some lowering, the last one, it would not hold
-                undone = (flat(proposal) + one for one in np.diag(change) if one.any())
+    for i in range(0, len(judged), lam):
+        assert not space.holds(shaped(state, pairs))
+        for candidate in judged[i:i + lam]:
+            change = state - flat(candidate)
+            assert set(change) <= {0, 1} and min(flat(candidate)) >= 2
+            assert change.sum() == width // 2 or space.holds(candidate) and 0 < change.sum() <= width // 2
+            if space.holds(candidate):  # it stops at once: without some lowering, the last one, it would not hold
+                undone = (flat(candidate) + one for one in np.diag(change) if one.any())
                 assert not all(space.holds(shaped(bits, pairs)) for bits in undone)
-        scores = [flat(proposal)[0] for proposal in proposals[i:i + lam]]
-        state = flat(proposals[i + int(np.argmax(scores))])
-    assert (flat(searcher.best()) == state).all() and space.holds(searcher.best())
-    assert searcher.propose() is None and not searcher.within_budget
+        scores = [-flat(candidate)[0] for candidate in judged[i:i + lam]]
+        state = flat(judged[i + int(np.argmin(scores))])
+    assert (flat(strategy) == state).all() and space.holds(strategy)
 
 
 def test_fixed_layers_stay_and_a_search_is_a_function_of_seed_and_scores():
     space = space_of(0.5, pairs=True, fixed={0: [8, -1], 5: [8, 8]})
 
     def score(strategy):
-        return -float(np.dot(flat(strategy), np.arange(12) % 5))
-    first = ProgressiveSearcher(space, 1, lam=3)
-    proposals = course(first, score)
-    assert all(strategy[0] == [8, -1] and strategy[5] == [8, 8] for strategy in proposals)
-    assert course(ProgressiveSearcher(space, 1, lam=3), score) == proposals
-    assert course(ProgressiveSearcher(space, 2, lam=3), score) != proposals
-    resumed = ProgressiveSearcher(space, 1, lam=3)
-    for strategy in proposals[:4]:
-        assert resumed.propose() == strategy
-        resumed.observe(strategy, score(strategy))
-    assert space.holds(resumed.best()), 'before its end, too'
-    assert course(resumed, score) == proposals[4:] and resumed.best() == first.best()
+        return float(np.dot(flat(strategy), np.arange(12) % 5))
+    judged, strategy = course(space, score, 1, lam=3)
+    assert all(entries[0] == [8, -1] and entries[5] == [8, 8] for entries in judged)
+    assert course(space, score, 1, lam=3) == (judged, strategy)
+    assert course(space, score, 2, lam=3)[0] != judged
 
 
 def test_the_floor_and_the_lowest_budget():
     """Every bit has to go down to 2; a search that has only some left to lower lowers these."""
-    searcher = ProgressiveSearcher(space_of(2 / 8), 3, lam=5, ratio=0.9, interval=4)
-    course(searcher, lambda strategy: float(sum(strategy)))  # always the candidate that lowers least
-    assert searcher.best() == [2] * 6
+    _, strategy = course(space_of(2 / 8), lambda strategy: -float(sum(strategy)), 3, lam=5, ratio=0.9, interval=4)
+    assert strategy == [2] * 6
     with pytest.raises(ValueError, match=r'0\.2'):
-        ProgressiveSearcher(space_of(0.2), 3)
-    high = ProgressiveSearcher(space_of(0.7, min_bit=4, max_bit=7), 3, lam=2)
-    proposals = course(high, lambda strategy: 0.0)
-    assert min(map(min, proposals)) >= 4 and max(map(max, proposals)) <= 7
+        ProgressiveSearcher(space_of(0.2), None)
+    judged, _ = course(space_of(0.7, min_bit=4, max_bit=7), lambda strategy: 0.0, 3, lam=2)
+    assert min(map(min, judged)) >= 4 and max(map(max, judged)) <= 7
 
 
 @pytest.mark.parametrize(('options', 'said'), [
@@ -262,12 +253,76 @@ def test_the_floor_and_the_lowest_budget():
 ])
 def test_what_makes_no_search_is_refused(options, said):
     with pytest.raises(ValueError, match=said):
-        ProgressiveSearcher(**{'space': space_of(0.5), **options})
+        ProgressiveSearcher(**{'space': space_of(0.5), 'judge': None, **options})
 
 
 @pytest.mark.parametrize('evaluations', [1, 60, 1000])
 def test_the_affordable_number_of_candidates(evaluations):
     space = space_of(0.4)
     lam = ProgressiveSearcher.affordable(space, 5, evaluations)
-    taken = len(course(ProgressiveSearcher(space, 5, lam=lam), lambda strategy: float(strategy[0])))
+    taken = len(course(space, lambda strategy: -float(strategy[0]), 5, lam=lam)[0])
     assert lam == 1 if evaluations == 1 else 0.5 * evaluations < taken <= 1.3 * evaluations
+
+
+# ---- the search of a network
+
+@pytest.fixture
+def lowered(monkeypatch):
+    """`lowered(**settings)` -> (search of a small network, [(rate, norm of the gradient)] of every step of Adam)."""
+    steps, adam = [], torch.optim.Adam.step
+
+    def step(optimizer, *args, **kwargs):
+        group = optimizer.param_groups[0]
+        norm = torch.stack([p.grad.norm() for p in group['params'] if p.grad is not None]).norm()
+        steps.append((group['lr'], norm.item()))
+        return adam(optimizer, *args, **kwargs)
+    monkeypatch.setattr(torch.optim.Adam, 'step', step)
+
+    def start(**settings):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(),
+                            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
+        parts = quantize_parts(net, 8, 8, Quantizers('dorefa', 'pact'), torch.randn(2, 3, 12, 12))
+        loader = loader_of(torch.arange(32) % CLASSES, shuffle=False)
+        loader.images = torch.randint(256, (32, 3, 12, 12), dtype=torch.uint8)
+        options = {'step': 3, 'lam': 4, 'search_epochs': 2, 'train_batch': 16, **settings}
+        qat = {'arch': 'net', 'network': {}, 'normalize': None, 'parts': True, 'ends': 'called', 'quantizers': {
+            'weights': 'dorefa', 'activations': 'pact', 'alpha': 10.0, 'end_alpha': 10.0, 'gradient': 'ste',
+            'rescale': True, 'branch_out': True}}
+        return ProgressiveSearch(net, parts, (loader, loader), StepSettings(**options), qat=qat, held_out=loader), steps
+    return start
+
+
+@pytest.mark.parametrize('info', ['hession', 'acc'])
+def test_a_network_is_lowered_and_trained_step_by_step(lowered, info, tmp_path):
+    search, steps = lowered(info=info, lr=0.01, grad_clip=0.05)
+    log = StepLog(tmp_path, search.parts, kinds=['conv'] * 2, layer_names=['2', '4'], about={'arch': 'net'},
+                  start={'cost': search.cost, 'test_acc': 25.0})
+    search.run(log)
+    assert [record['step'] for record in log.history] == [1, 2, 3]
+    assert all(sum(before) - sum(after) == len(before) // 2 for before, after in zip(
+        [[8] * 4, *(record['kbits'] for record in log.history)], [record['kbits'] for record in log.history],
+        strict=False))
+    rates = [0.005 * (1 + math.cos(math.pi * batch / 8)) for batch in range(8)]  # two epochs of four batches
+    assert [rate for rate, _ in steps] == pytest.approx(rates * 3)
+    assert max(norm for _, norm in steps) <= 0.05 + 1e-6
+    assert search.parts.bits == search.bits == log.last['kbits'] and search.cost == log.last['cost']
+    saved = read_checkpoint(step_path(tmp_path, 2))
+    assert saved['kbits'] == log.history[1]['kbits'] and saved['step'] == 2 and len(saved['history']) == 2
+
+
+def test_a_step_that_diverges_is_taken_back(lowered):
+    search, _ = lowered(lr=1e30)
+    before = {name: value.clone() for name, value in search.model.state_dict().items()}
+    found = search.step(1)
+    assert found['diverged'] and found['test_acc'] == 0 and found['kbits'] != search.bits == [8] * 4
+    assert all(torch.equal(before[name], value) for name, value in search.model.state_dict().items())
+
+
+def test_a_search_ends_at_its_cost_and_at_two_bits(lowered):
+    search, _ = lowered(step=9, cost=7 / 32, search_epochs=1)
+    search.run()
+    assert search.cost <= 7 / 32 < 8 / 32
+    search, _ = lowered(step=9, interval=4, ratio=1.0, search_epochs=1)
+    search.run()
+    assert search.bits == [2] * 4

@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
+from lib.env.space import Space
 from lib.search.baselines import RandomSearcher, UniformSearcher, fill, random_feasible
-from lib.search.bench import ImageCounter, replay
+from lib.search.bench import ImageCounter
 from lib.search.evolution import EvolutionSearcher
-from lib.search.space import Space
+from lib.search.searcher import replay
 from lib.simulator.budget import Constraint
 from lib.simulator.cost import CostTable
 from lib.simulator.counting import model_size

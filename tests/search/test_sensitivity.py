@@ -10,40 +10,27 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib.data.tensor_loader import TensorLoader
-from lib.env.linear_quantize_env import LinearQuantizeEnv
-from lib.env.quantize_env import QuantizeEnv
-from lib.network.records import profile_layers
 from lib.quantize.kmeans import fit_codebook
 from lib.record.arrays import read_npz, write_npz
 from lib.search import sensitivity
 from lib.search.curvature import hessian, measure_curvature
 from lib.search.sensitivity import draw_images, measure_sensitivity, read_or_measure
-from lib.simulator.budget import Constraint
-from lib.simulator.counting import bit_operations, model_size
 from lib.utils.quantize_utils import (
     calibrate,
-    convert_to_quantized,
     quantizable_layers,
     quantized_layers,
-    weight_counts,
 )
+from tests.env import environments
 
-SHAPE = (3, 8, 8)
 IMAGES = 20  # all of the validation loader
 
 
 def kmeans_env(net, loaders, **settings):
-    constraints = [Constraint.of_ratio(model_size(list(weight_counts(net).values())), 0.12)]
-    return QuantizeEnv(net, *loaders, records=profile_layers(net, SHAPE), constraints=constraints,
-                       **{'min_bit': 1, 'max_bit': 8, 'finetune_flag': False, **settings})
+    return environments.kmeans_env(net, loaders, **{'finetune_flag': False, **settings})
 
 
 def linear_env(net, loaders, **settings):
-    net = convert_to_quantized(net, torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)))
-    records = profile_layers(net, SHAPE)
-    constraints = [Constraint.of_ratio(bit_operations(records), 0.9)]
-    return LinearQuantizeEnv(net, *loaders, records=records, constraints=constraints,
-                             **{'min_bit': 1, 'max_bit': 8, 'finetune_flag': False, **settings})
+    return environments.linear_env(net, loaders, **{'finetune_flag': False, **settings})
 
 
 ENVS = {'kmeans': kmeans_env, 'linear': linear_env}
@@ -280,11 +267,11 @@ def snapshot(env):
 
 
 @pytest.mark.parametrize('flow', ENVS)
-@pytest.mark.parametrize('kind', sensitivity.KINDS)
+@pytest.mark.parametrize('kind', sensitivity.SENSITIVITIES)
 def test_the_network_is_unchanged_and_what_it_was_quantized_to_does_not_matter(kind, flow, trained, tiny_loaders):
     env = ENVS[flow](trained, tiny_loaders, min_bit=2, max_bit=4)
     first = measure_sensitivity(env, kind, num_images=8)
-    env.evaluate_strategy(env.within_budget([[3, 3]] * 4 if env.pairs else [3] * 4))
+    env.evaluate_strategy(env.space.within_budget(env.space.uniform(3)))
     env.model.train()
     env.model.bn.eval()
     before = snapshot(env)

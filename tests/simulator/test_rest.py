@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
+from lib.env.space import Space
 from lib.search.allocation import greedy_allocation, ilp_allocation
-from lib.search.space import Space
 from lib.simulator.budget import Constraint, check_feasible, fit
 from lib.simulator.cost import CostTable
 from lib.simulator.feasible import cheapest

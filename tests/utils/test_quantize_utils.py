@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from lib.env.episode import EpisodeSettings
 from lib.env.quantize_env import QuantizeEnv
-from lib.network.records import profile_layers
+from lib.env.space import Space
 from lib.quantize.kmeans import Codebook
 from lib.simulator.budget import Constraint
 from lib.simulator.counting import model_size
@@ -218,8 +219,8 @@ def test_pruned_weights_of_one_value_stay_pruned(tiny_net, tiny_loaders):
 
 def test_an_episode_of_a_search_clusters_what_it_has_learned(tiny_net, tiny_loaders, caplog):
     constraints = [Constraint.of_ratio(model_size(list(weight_counts(tiny_net).values())), 0.25)]
-    env = QuantizeEnv(zeroed(tiny_net), *tiny_loaders, records=profile_layers(tiny_net, (3, 8, 8)), min_bit=1,
-                      max_bit=8, constraints=constraints, finetune_epoch=2, finetune_lr=0.05)
+    env = QuantizeEnv(zeroed(tiny_net), *tiny_loaders, Space(constraints),
+                      EpisodeSettings(finetune_epoch=2, finetune_lr=0.05))
     first = env.evaluate_strategy([4, 4, 4, 3], 0)
     assert 4 < len(tiny_net.head.weight.unique()) <= 8
     assert env.evaluate_strategy([4, 4, 4, 3], 0) == first and caplog.text.count('are the same') == 1

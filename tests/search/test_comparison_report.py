@@ -6,8 +6,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 
-from lib.search import comparison
-from lib.search.comparison import Comparison
+from lib.search import comparison_report
+from lib.search.comparison_report import ComparisonReport
 
 NAMES = ('uniform', 'ilp', 'ddpg')
 
@@ -16,10 +16,11 @@ NAMES = ('uniform', 'ilp', 'ddpg')
 def figure(monkeypatch, tmp_path):
     """`figure(budgets, seeds, searchers=, finetuned=)` -> figure of a comparison; accuracies rise with the budget."""
     saved = []
-    monkeypatch.setattr(comparison, 'save_figure', lambda figure, path: saved.append(figure))
+    monkeypatch.setattr(comparison_report, 'save_figure', lambda figure, path: saved.append(figure))
 
     def draw(budgets, seeds, searchers=NAMES, **options):
-        found = Comparison(tmp_path, arch='net', dataset='data', cost=SimpleNamespace(name='edge_latency'), **options)
+        cost = SimpleNamespace(name='edge_latency')
+        found = ComparisonReport(tmp_path, arch='net', dataset='data', cost=cost, **options)
         found.add_float(92.0)
         for number, budget in enumerate(budgets):
             for searcher in searchers:

@@ -1,0 +1,169 @@
+"""Candidates of a progressive search: random lowerings of a list of bits, and how they are judged."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib.network.other_state import kept_state
+from lib.runtime.distributed import broadcast, is_main
+from lib.runtime.seeds import derived_seed
+
+FLOOR = 2  # fewest bits that the search goes down to
+POOL = 4  # batches of a shuffled epoch among whose images a balanced one is chosen
+
+
+def num_drawn(count: int, ratio: float) -> int:
+    """Return floor(ratio * count).
+
+    Raises:
+        ValueError: that is none, or the ratio is above 1.
+    """
+    drawn = math.floor(ratio * count + 1e-9)  # 0.29 * 100 is a little below 29
+    if not 0 < drawn <= count:
+        raise ValueError(f'a ratio of {ratio:g} lowers {drawn} of {count} quantizers at a time: expected at least '
+                         f'{1 / count:.4g}, and at most 1')
+    return drawn
+
+
+def draw(rng: np.random.Generator, count: int, ratio: float) -> list[int]:
+    """Draw floor(ratio * count) different numbers below `count`, in random order; ValueError as `num_drawn`."""
+    return rng.permutation(count)[:num_drawn(count, ratio)].tolist()
+
+
+def lower(bits: Sequence[int], chosen: Sequence[int], interval: int, floor: int = FLOOR) -> list[int]:
+    """Return the bits, those at the `chosen` positions less by `interval`; none goes below `floor` or up."""
+    lowered = list(bits)
+    for i in chosen:
+        lowered[i] = min(lowered[i], max(floor, lowered[i] - interval))
+    return lowered
+
+
+def candidate(bits: Sequence[int], *, rng: np.random.Generator, ratio: float, interval: int, floor: int = FLOOR,
+              enough: Callable[[list[int]], bool] | None = None) -> list[int]:
+    """Return `bits` with floor(ratio * n) of them, drawn at random, less by `interval`.
+
+    With `enough`, which says of bits whether they hold the budgets, only those above the floor are drawn, and it stops
+    at once where they do.
+    """
+    if enough is None:
+        return lower(bits, draw(rng, len(bits), ratio), interval, floor)
+    able = [i for i in rng.permutation(len(bits)).tolist() if bits[i] > floor]
+    for i in able[:num_drawn(len(bits), ratio)]:
+        bits = lower(bits, [i], interval, floor)
+        if enough(bits):
+            break
+    return list(bits)
+
+
+def best_candidate(bits: Sequence[int], judge: Callable[[list[int]], float], lam: int,
+                   **options) -> tuple[list[int], float]:
+    """Return the best of `lam` random lowerings of `bits`, the first of equals, and its score.
+
+    Args:
+        bits: of all quantizers.
+        judge: returns the score of such a list, smaller is better.
+        lam: number of candidates.
+        options: of `candidate`.
+    """
+    best = None
+    for _ in range(lam):
+        lowered = candidate(bits, **options)
+        score = broadcast(judge(lowered))  # of the main process: on GPUs sums may round differently
+        if best is None or score < best[1]:
+            best = lowered, score
+    return best
+
+
+def gradient_score(model: nn.Module, images: Tensor, labels: Tensor, *, clip: float | None = 5.0, lr: float = 1e-3,
+                   beta2: float = 0.999, eps: float = 1e-7) -> float:
+    """Return ProQHA's score of a network at its present bits, smaller is better; changes nothing in it.
+
+    It is infinite where the gradient is not finite.
+
+    The original takes one step of Adam and sums (sqrt(v) + eps) * (change of the weight)^2 over all parameters, v being
+    the second moment after that step. With the gradient g, its norm clipped, that is sum lr^2 (1 - beta2) g^2 /
+    (sqrt(1 - beta2) |g| + eps), about lr^2 sqrt(1 - beta2) times the L1 norm of g: no step is needed.
+
+    Args:
+        model: the network; one forward and one backward pass in training mode, its statistics are restored.
+        images, labels: the batch, on the model's device.
+        clip: largest L2 norm of the gradient, or None.
+        lr, beta2, eps: of Adam.
+
+    Raises:
+        ValueError: no gradient arrives at any parameter.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with (kept_state(model), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []),
+          torch.enable_grad()):
+        torch.manual_seed(0)  # all candidates drop the same units
+        model.train()
+        loss = F.cross_entropy(model(images), labels)
+        gradients = _gradients(loss, parameters)
+    norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    scale = 1.0 if clip is None else (clip / (norm + 1e-6)).clamp(max=1.0)
+    root = math.sqrt(1 - beta2)
+    terms = [((root * lr * scale * g).square() / (root * (scale * g).abs() + eps)).sum() for g in gradients]
+    score = torch.stack(terms).sum().item()
+    return score if math.isfinite(score) else math.inf
+
+
+def _gradients(loss, parameters):
+    """Return the gradients that there are, in float64."""
+    try:
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    except RuntimeError as error:
+        found, reason = [], f' ({error})'.partition('\n')[0]
+    else:
+        reason = ''
+    if all(gradient is None for gradient in found):
+        raise ValueError(f'no gradient arrives at any of the {len(parameters)} trainable parameters{reason}, and the '
+                         'progressive search compares gradients: leave out torch.no_grad, detach and reentrant '
+                         'checkpointing, unfreeze parameters, or take another searcher')
+    return [gradient.double() for gradient in found if gradient is not None]
+
+
+def balanced_batch(loader, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return (images, labels) on the CPU: about equally many from each class, as the loader serves and augments them.
+
+    Several processes get the same batch.
+
+    Args:
+        loader: of (images, labels), with `set_epoch`; one epoch is the same however often it is served. Where it
+            shuffles, only the first images of an epoch are looked at.
+        size: number of images; all of them where there are not as many.
+        seed: of choice and augmentation.
+    """
+    return broadcast(_balanced_batch(loader, size, seed) if is_main() else None)
+
+
+def _balanced_batch(loader, size, seed):
+    loader.set_epoch(derived_seed(seed, 'balanced batch'))
+    shuffled = getattr(getattr(loader, 'batches', None), 'shuffle', False)
+    labels = []
+    for _, served in loader:
+        labels += served.tolist()
+        if shuffled and len(labels) >= POOL * size:
+            break
+    picked = _balanced(labels, size, np.random.default_rng(derived_seed(seed, 'balanced choice')))
+    parts, start = [], 0
+    for images, served in loader:
+        here = [i - start for i in picked if start <= i < start + len(served)]
+        parts.append((images[here].cpu(), served[here].cpu()))
+        start += len(served)
+        if start > picked[-1]:
+            break
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _balanced(labels, size, rng):
+    """Return `size` positions in ascending order: first one of every class, then a second one of every class ..."""
+    seen, rounds = {}, {}
+    for place, i in enumerate(rng.permutation(len(labels)).tolist()):
+        number = seen[labels[i]] = seen.get(labels[i], -1) + 1
+        rounds[i] = number, place
+    return sorted(sorted(rounds, key=rounds.get)[:size])

@@ -1,0 +1,180 @@
+"""The results of a comparison of searchers: one row for each search, a table of means over seeds, a figure."""
+
+import csv
+import io
+import statistics
+from pathlib import Path
+
+from lib.record.files import write_json, write_text
+from lib.record.plots import BLUE, GREY, SERIES, float_line, new_figure, save_figure
+from lib.record.words import SEARCHERS, cost_words
+from lib.simulator.cost import CostTable
+
+COLUMNS = ('budget', 'searcher', 'seed', 'searched', 'ratio', 'search_accuracy', 'top1', 'evaluations', 'forwards',
+           'backwards', 'seconds', 'strategy')
+HEAD = ('budget', 'searcher', 'ratio', 'accuracy in the search', 'top-1 fine-tuned', 'against uniform', 'evaluations',
+        'images forward', 'images backward', 'seconds')
+MAX_PANELS = 3  # of bars; from that many budgets on, lines show more
+
+
+class ComparisonReport:
+    """Collects rows and writes `comparison.csv`, `.json`, `.md` and `pareto.png` to a folder, each atomically."""
+
+    def __init__(self, folder: str | Path, *, cost: CostTable, arch: str = 'the network', dataset: str = 'images',
+                 finetuned: bool = True):
+        """Start without rows.
+
+        Args:
+            folder: where the files go.
+            cost: that of the budgets.
+            arch, dataset: for titles.
+            finetuned: whether strategies are fine-tuned before they are tested.
+        """
+        self.folder, self.arch, self.dataset, self.cost = Path(folder), arch, dataset, cost
+        self.finetuned = finetuned
+        self.rows, self.float_accuracy = [], None
+
+    def add_float(self, top1: float) -> None:
+        """Take the accuracy of the float network on the test images."""
+        self.float_accuracy = top1
+
+    def add(self, budget, searcher: str, seed: int, found: dict, top1: float) -> None:
+        """Add a search, the record `found`, whose strategy was fine-tuned with `seed` to an accuracy of `top1`."""
+        copied = ('ratio', 'evaluations', 'forwards', 'backwards', 'seconds', 'strategy')
+        self.rows.append({'budget': str(budget), 'searcher': searcher, 'seed': seed, 'searched': found['seed'],
+                          'search_accuracy': found['accuracy'], 'top1': top1, **{key: found[key] for key in copied}})
+
+    def groups(self) -> dict[tuple[str, str], list[dict]]:
+        """Return {(budget, searcher): rows, one a seed}."""
+        groups = {}
+        for row in self.rows:
+            groups.setdefault((row['budget'], row['searcher']), []).append(row)
+        return groups
+
+    def text(self) -> str:
+        """Return the table in Markdown, mean and standard error over the seeds."""
+        head = [name if self.finetuned else name.replace('fine-tuned', 'without fine-tuning') for name in HEAD]
+        lines = [f'{self.arch} on {self.dataset}, cost {self.cost.name}; float {self.float_accuracy:.2f}', '',
+                 f'| {" | ".join(head)} |', '|' + '---|' * len(HEAD)]
+        groups = self.groups()
+        for (budget, searcher), rows in groups.items():
+            uniform = groups.get((budget, 'uniform'))
+            gain = '' if not uniform or searcher == 'uniform' else \
+                f'{mean(rows, "top1") - mean(uniform, "top1"):+.2f}'
+            cells = (budget, searcher, f'{mean(rows, "ratio"):.4f}', spread(rows, 'search_accuracy'),
+                     spread(rows, 'top1'), gain,
+                     *(f'{mean(rows, key):.0f}' for key in ('evaluations', 'forwards', 'backwards', 'seconds')))
+            lines.append(f'| {" | ".join(cells)} |')
+        return '\n'.join(lines)
+
+    def write(self) -> None:
+        """Write the tables."""
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.folder / 'comparison.csv', buffer.getvalue())
+        write_json(self.folder / 'comparison.json', {'arch': self.arch, 'dataset': self.dataset,
+                                                     'cost': self.cost.name, 'float_accuracy': self.float_accuracy,
+                                                     'finetuned': self.finetuned,
+                                                     'rows': self.rows}, seal=True)
+        write_text(self.folder / 'comparison.md', self.text() + '\n')
+
+    def plot(self) -> None:
+        """Write the figure: bars where searchers meet under a few budgets, else a line a searcher over the cost."""
+        groups = {}  # {budget: {searcher: (mean of the cost, mean accuracy, its standard error)}}
+        for (budget, searcher), rows in self.groups().items():
+            groups.setdefault(budget, {})[searcher] = mean(rows, 'ratio'), mean(rows, 'top1'), error(rows, 'top1') or 0
+        about = {'title': f'{self.arch} on {self.dataset}: {over_seeds(self.rows)}', 'cost': self.cost.name,
+                 'float_accuracy': self.float_accuracy,
+                 'top1': f'top-1 {"after" if self.finetuned else "without"} fine-tuning'}
+        several = len({row['searcher'] for row in self.rows}) > 1
+        draw = plot_bars if several and len(groups) <= MAX_PANELS else plot_lines
+        draw(groups, self.folder / 'pareto.png', **about)
+
+
+def over_seeds(rows: list[dict]) -> str:
+    """Return what the numbers of a figure are: of one seed, or mean and standard error over several."""
+    count = len({row['seed'] for row in rows})
+    return f'mean and standard error over {count} seeds' if count > 1 else 'one seed'
+
+
+def plot_bars(groups: dict, path: Path, *, title: str, top1: str, cost: str, float_accuracy: float) -> None:
+    """Draw how far every searcher's accuracy is from that of the float network, a panel a budget.
+
+    Args:
+        groups: {budget: {searcher: (ratio, accuracy in percent, its standard error or 0)}}.
+        path: file to write.
+        title: of the figure.
+        top1: what the accuracy is.
+        cost: name of the cost of the budgets.
+        float_accuracy: in percent.
+    """
+    names = list(dict.fromkeys(name for found in groups.values() for name in found))
+    figure, axes = new_figure(1.6 + 3.4 * len(groups), 1.3 + 0.3 * len(names), columns=len(groups))
+    for ax, (budget, found) in zip(axes, groups.items(), strict=True):
+        for place, name in enumerate(names):
+            if name in found:
+                _draw_bar(ax, place, GREY if name == 'uniform' else BLUE, float_accuracy, *found[name][1:])
+        ax.axvline(0, color='.3', linewidth=1)
+        ax.set_yticks(range(len(names)), [SEARCHERS.get(name, name) for name in names] if ax is axes[0] else [])
+        ax.tick_params(axis='y', length=0)
+        ax.set_ylim(len(names) - 0.4, -0.6)
+        ax.sharex(axes[0])
+        ax.grid(False, axis='y')
+        ax.set_title(budget_words(budget, cost), loc='left', fontsize=9)
+    figure.supxlabel(f'{top1}, points from float ({float_accuracy:.2f} %)', fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def _draw_bar(ax, place, color, float_accuracy, accuracy, deviation):
+    ax.barh(place, accuracy - float_accuracy, xerr=deviation or None, height=0.7, capsize=2, color=color,
+            error_kw={'linewidth': 1, 'ecolor': '.1'})
+    ax.annotate(f'{accuracy:.2f}' + (f' ± {deviation:.2f}' if deviation else ''), (1, place), (4, 0), fontsize=7.5,
+                xycoords=('axes fraction', 'data'), textcoords='offset points', va='center')
+
+
+def budget_words(budget: str, cost: str) -> str:
+    """Return what a budget is called: `uniform:3`, what 3 bits in every layer cost, or a ratio."""
+    what, _, reference = cost_words(cost).partition(' relative to ')
+    bits = str(budget).removeprefix('uniform:')
+    return f'budget: the {what} of {bits} bits everywhere' if bits != str(budget) else \
+        f'budget: {budget} of the {what} ({reference} = 1)'
+
+
+def plot_lines(groups: dict, path: Path, *, title: str, top1: str, cost: str, float_accuracy: float) -> None:
+    """Draw accuracy against cost, a line a searcher; each line is thinner than those below it, so that none hides."""
+    figure, (ax,) = new_figure(7.6, 4.6)
+    names = list(dict.fromkeys(name for found in groups.values() for name in found))
+    for place, name in enumerate(names):
+        x, y, errors = zip(*sorted(found[name] for found in groups.values() if name in found), strict=True)
+        color, marker = SERIES[place % len(SERIES)]
+        below = len(names) - 1 - place
+        ax.errorbar(x, y, errors if any(errors) else None, color=color, marker=marker, markersize=4 + 0.9 * below,
+                    linewidth=1.2 + 0.7 * below, elinewidth=1.2, capsize=3, label=SEARCHERS.get(name, name))
+    float_line(ax, float_accuracy)
+    ax.set_xlabel(cost_words(cost))
+    ax.set_ylabel(f'{top1} (%)')
+    ax.set_title(title, loc='left', fontsize=10)
+    figure.legend(*ax.get_legend_handles_labels(), loc='outside right upper', frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def mean(rows: list[dict], key: str) -> float:
+    """Return the mean of a column."""
+    return statistics.fmean(row[key] for row in rows)
+
+
+def error(rows: list[dict], key: str) -> float | None:
+    """Return the standard error of the mean of a column, None for a single row."""
+    values = [row[key] for row in rows]
+    if key == 'search_accuracy' and len({row['searched'] for row in rows}) == 1:
+        return None  # one search, fine-tuned several times
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def spread(rows: list[dict], key: str) -> str:
+    """Return `mean +- standard error` of a column, as text."""
+    found = error(rows, key)
+    return f'{mean(rows, key):.2f}' + ('' if found is None else f' +- {found:.2f}')

@@ -1,0 +1,110 @@
+"""The loop of a search: a searcher proposes, the environment evaluates, and the searcher is told."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from lib.env.episode import Outcome
+from lib.env.search_env import SearchEnv
+from lib.record.checkpoint import read_checkpoint
+from lib.search.bench import Bench, ImageCounter
+from lib.search.log import CHECKPOINT, EpisodeLog
+from lib.search.searcher import Searcher, replay
+
+
+def search(env: SearchEnv, searcher: str | Searcher = 'ddpg', episodes: int = 60, *,
+           folder: str | Path | None = None) -> Outcome:
+    """Search the bits of every layer; return the best episode.
+
+    Args:
+        env: network, images, and the space of strategies.
+        searcher: one of `bench.SEARCHERS`, or one of your own.
+        episodes: strategies to evaluate, at most.
+        folder: where the search is recorded; one that is there already goes on. None: nowhere.
+
+    Raises:
+        FloatingPointError: all episodes diverged.
+    """
+    bench = Bench(env, episodes, folder=folder)
+    try:
+        if isinstance(searcher, str):
+            searcher = bench.searcher(searcher, env.settings.seed)
+        path = folder and Path(folder, CHECKPOINT)
+        saved = read_checkpoint(path) if path and path.is_file() else None
+        log = EpisodeLog(folder, env, searcher, history=saved['history'] if saved else ()) if folder else None
+        if saved:
+            go_on(env, searcher, bench.counter, saved)
+        return run_search(env, searcher, bench.counter, episodes, log, saved['history'] if saved else ())
+    finally:
+        bench.counter.close()
+
+
+def run_search(env: SearchEnv, searcher: Searcher, counter: ImageCounter, episodes: int, log: EpisodeLog | None = None,
+               history: Sequence[dict] = (), *, reuse: bool = True) -> Outcome:
+    """Run the episodes that are left and return the best one; one that diverges counts as the worst.
+
+    Args:
+        env: where strategies are evaluated.
+        searcher: who proposes them.
+        counter: of the images that pass through the network.
+        episodes: of the whole search.
+        log: what records it; of several processes the main one has it.
+        history: records of the episodes of a search that goes on.
+        reuse: a strategy that comes again keeps its first result instead of being evaluated again.
+
+    Raises:
+        FloatingPointError: all episodes diverged.
+    """
+    history, agent = list(history), getattr(searcher, 'agent', None)
+    known = {str(record['strategy']): record for record in reversed(history)}
+    for episode in range(len(history), episodes):
+        start, strategy = time.time(), searcher.propose()
+        if strategy is None:
+            break
+        seen = known.get(str(strategy)) if reuse else None
+        outcome = outcome_of(seen) if seen else env.evaluate_strategy(strategy, episode)
+        known.setdefault(str(strategy), vars(outcome))
+        delta = agent.delta(episode) if agent else None
+        searcher.observe(strategy, outcome.reward)
+        about = {name: value for name, value in vars(outcome).items() if name != 'diverged' or value}
+        losses = getattr(searcher, 'losses', {'value_loss': None, 'policy_loss': None})
+        history.append({'episode': episode, **about, **losses, 'delta': delta, 'images': counter.counts,
+                        'seconds': time.time() - start})
+        if log:
+            log.add(history[-1])
+            if len(history) % max(episodes // 10, 1) == 0:
+                log.plot()
+    if log:
+        log.finish()
+    best = max(history, key=lambda record: record['reward'])
+    if best.get('diverged'):
+        raise FloatingPointError(f'all {len(history)} episodes diverged, the last one: {history[-1]["diverged"]}')
+    return outcome_of(best)
+
+
+def go_on(env: SearchEnv, searcher: Searcher, counter: ImageCounter, saved: Mapping, *, reuse: bool = True) -> None:
+    """Bring a new searcher, the counter and the environment's screen to where a search was.
+
+    `saved` is its checkpoint; `reuse` as of `run_search`.
+
+    Raises:
+        ValueError: it is of another search.
+    """
+    history = saved['history']
+    told = [(record['strategy'], record['reward']) for record in history]
+    if 'agent' in saved:
+        searcher.resume(told, saved['agent'])
+    else:
+        replay(searcher, told)
+    if history:
+        counter.counts = history[-1]['images']
+    first = {str(record['strategy']): record for record in reversed(history)}
+    env.screen.pairs = [(record['screened'], record['accuracy']) for record in history
+                        if record.get('finetuned') and record['screened'] is not None
+                        and (not reuse or record is first[str(record['strategy'])])]
+
+
+def outcome_of(record: Mapping) -> Outcome:
+    """Return the `Outcome` in the record of an episode."""
+    return Outcome(**{field.name: record[field.name] for field in fields(Outcome) if field.name in record})
