@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from lib.record.digest import digest_of_array, digest_of_value
-from lib.record.files import atomic_path, read_bytes
+from lib.record.files import DIGEST, atomic_path, read_bytes
 
 MAX_ARRAYS = 1 << 32  # bytes of a file of arrays, and of the arrays in it
-DIGEST = 'digest'  # name of the array that holds the digest of the others
 
 
 def parse_npy(data: bytes, source: str) -> np.ndarray:

@@ -13,14 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lib.record.checkpoint_rules import check_checkpoint
-from lib.record.files import atomic_path
+from lib.record.files import DIGEST, atomic_path
 from lib.record.finite import check_finite
-from lib.record.torch_files import read_torch_file
+from lib.record.torch_files import read_torch_file, tensors_in
 from lib.record.weights import Weights, find_weights, first_few
 
 logger = logging.getLogger(__name__)
-
-DIGEST = 'digest'  # key of a checkpoint's digest, over all that is beside it
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
@@ -36,10 +34,7 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
 
 def tensor_bytes(value: Any) -> int:
     """Return the bytes of all tensors in nested dicts and lists, less than their checkpoint takes."""
-    if isinstance(value, Tensor):
-        return value.nbytes
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return sum(map(tensor_bytes, parts))
+    return sum(tensor.nbytes for tensor in tensors_in(value))
 
 
 def read_checkpoint(path: str | Path) -> Any:

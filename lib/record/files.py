@@ -25,7 +25,7 @@ MAX_STEM = 150  # characters of the name of a file
 MAX_DEPTH = 100  # of lists in lists
 MAX_DIGITS = 300  # of a whole number: the largest float has 309
 NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
-DIGEST = 'digest'  # the key of the digest in a sealed JSON file
+DIGEST = 'digest'  # the key of the digest in sealed JSON files, archives of arrays and checkpoints
 
 
 # ---- names

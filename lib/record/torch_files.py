@@ -126,14 +126,14 @@ def _refuse_other(path: Path, head: bytes) -> None:
 
 def _check_sizes(value: Any, size: int) -> None:
     """Refuse tensors that claim far more elements than the file can hold, as a stride of 0 lets them."""
-    for tensor in _tensors(value):
+    for tensor in tensors_in(value):
         claimed = tensor.nbytes if isinstance(tensor, np.ndarray) else tensor.numel() * tensor.element_size()
         if claimed > max(EXPANSION * size, ROOM):
             raise _Refused(f'has {size} bytes and claims a tensor of {claimed} bytes, of shape {tuple(tensor.shape)}: '
                            'it is damaged, or made to do harm')
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor | np.ndarray]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor | np.ndarray]:
     """Yield every tensor and array in nested containers once, however often and deep they refer to each other."""
     waiting, seen = [value], set()
     while waiting:

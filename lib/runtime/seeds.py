@@ -17,7 +17,6 @@ def derived_seed(*parts) -> int:
     return int.from_bytes(digest[:8], 'little') >> 1
 
 
-
 def seed_everything(*parts) -> None:
     """Seed the global generators of Python, NumPy and torch from `parts`, e.g. (seed, 'epoch', 3).
 
@@ -30,11 +29,9 @@ def seed_everything(*parts) -> None:
     torch.manual_seed(seed)
 
 
-
 def seeded_generator(*parts) -> torch.Generator:
     """Return a new CPU generator whose stream depends on all `parts` (integers and names) and on nothing else."""
     return torch.Generator().manual_seed(derived_seed(*parts))
-
 
 
 @contextmanager
