@@ -107,7 +107,6 @@ def test_both_baselines_by_their_command_lines(succeed, call, tmp_path):
 
 def test_the_drawn_bits_are_those_of_the_search():
     """progressive_search.py draws the same for --pre_k_bits; weights and activations alike."""
-    from _progressive import first_bits
 
     import models
     from lib.qat.parts import quantize_parts
