@@ -1,7 +1,9 @@
 """README.md and README.zh-CN.md say the same; what pages name and link to is there."""
 
+import ast
 import re
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,28 @@ def test_every_file_of_the_code_that_a_page_names_is_there(page):
     text = (ROOT / page).read_text(encoding='utf-8')
     named = set(re.findall(r'\b(?:lib|scripts|models|benchmarks|examples|tests|run)/[\w./]*\.(?:py|sh|yaml)\b', text))
     assert sorted(name for name in named if not (ROOT / name).is_file() and 'my_' not in name) == []
+
+
+ARCHITECTURE = (ROOT / 'docs' / 'architecture.md').read_text(encoding='utf-8')
+
+
+def test_every_name_that_the_page_on_the_code_gives_with_its_file_is_defined_there():
+    named = re.findall(r'`((?:lib|scripts)/[\w/]+\.py): ([\w.]+)`', ARCHITECTURE)
+    assert len(named) > 30
+    for path, name in named:
+        tree = ast.parse((ROOT / path).read_text(encoding='utf-8'))
+        for part in name.split('.'):
+            (tree,) = [node for node in tree.body if getattr(node, 'name', None) == part or isinstance(node, ast.Assign)
+                       and part in [target.id for target in node.targets if isinstance(target, ast.Name)]]
+
+
+WALKS = ARCHITECTURE.split('## Three walks\n\n')[1].split('\n\n## ')[0].split('\n\n')
+
+
+@pytest.mark.parametrize('walk', WALKS, ids=[walk[2:18] for walk in WALKS])
+def test_a_walk_through_the_code_enters_each_room_once(walk):
+    rooms = [room for room, _ in groupby(re.findall(r'`(lib/\w+|scripts)/', walk))]
+    assert len(WALKS) == 3 and len(rooms) > 2 and len(set(rooms)) == len(rooms)
 
 
 @pytest.mark.parametrize('page', PAGES)
