@@ -63,8 +63,9 @@ def test_every_file_of_the_code_that_a_page_names_is_there(page):
 ARCHITECTURE = (ROOT / 'docs' / 'architecture.md').read_text(encoding='utf-8')
 
 
-def test_every_name_that_the_page_on_the_code_gives_with_its_file_is_defined_there():
-    named = re.findall(r'`((?:lib|scripts)/[\w/]+\.py): ([\w.]+)`', ARCHITECTURE)
+def test_every_name_that_the_pages_on_the_code_give_with_its_file_is_defined_there():
+    pages = ARCHITECTURE + (ROOT / 'docs' / 'python.md').read_text(encoding='utf-8')
+    named = re.findall(r'`((?:lib|scripts)/[\w/]+\.py): ([\w.]+)`', pages)
     assert len(named) > 30
     for path, name in named:
         tree = ast.parse((ROOT / path).read_text(encoding='utf-8'))
