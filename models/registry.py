@@ -118,7 +118,7 @@ def torchvision_weights(name: str, version: str = 'DEFAULT') -> WeightsEnum | No
 
 def _torchvision() -> ModuleType:
     """torchvision.models, imported only when it is needed: our own networks come much quicker without it."""
-    import torchvision.models
+    import torchvision.models  # takes a second
 
     return torchvision.models
 

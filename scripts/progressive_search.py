@@ -208,10 +208,10 @@ def run_path(args):
 
 def read_search(run, steps):
     """Return the checkpoint of the last step of the search to resume, or None."""
-    from _resume import check_identity, check_unchanged
+    from _resume import check_identity, check_unchanged  # torch: not before the options are parsed
 
-    from lib.record.checkpoint import read_checkpoint
-    from lib.search.log import step_path
+    from lib.record.checkpoint import read_checkpoint  # torch: not before the options are parsed
+    from lib.search.log import step_path  # torch: not before the options are parsed
     if not run.resume:
         return None
     check_unchanged(run)
@@ -244,7 +244,7 @@ def starting_bits(args, parts, checkpoint):
     Raises:
         ValueError: bits below 2 or above 8.
     """
-    from lib.search.progressive import first_bits
+    from lib.search.progressive import first_bits  # torch: not before the options are parsed
     theirs = of_quantized(checkpoint).get('parts') and checkpoint['strategy']
     if theirs and args.k_bits is None and args.pre_k_bits is None and len(theirs['layer_wbit']) == len(parts.parts):
         bits, source = parts.joined(**theirs), args.weights
@@ -260,7 +260,7 @@ def starting_bits(args, parts, checkpoint):
 
 def check_target(args, parts):
     """Refuse a --cost that the search cannot reach, and a --ratio that draws nothing."""
-    from lib.search.candidates import num_drawn
+    from lib.search.candidates import num_drawn  # torch: not before the options are parsed
     num_drawn(len(parts), args.ratio)
     lowest = parts.cost([LOWEST] * len(parts), odd_positions=args.odd_positions)
     if args.cost and args.cost < lowest:

@@ -183,10 +183,10 @@ def run_path(args):
 
 def read_search(run, episodes, searcher):
     """Return the saved state of the search to resume, or None."""
-    from _resume import check_identity, check_unchanged
+    from _resume import check_identity, check_unchanged  # torch: not before the options are parsed
 
-    from lib.record.checkpoint import read_checkpoint
-    from lib.search.log import CHECKPOINT
+    from lib.record.checkpoint import read_checkpoint  # torch: not before the options are parsed
+    from lib.search.log import CHECKPOINT  # torch: not before the options are parsed
     folder, path = run.folder, run.folder / CHECKPOINT
     if not run.resume:
         return None

@@ -149,3 +149,25 @@ def test_no_type_bool_in_options():
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             if isinstance(node, ast.keyword) and node.arg == 'type':
                 assert ast.unparse(node.value) != 'bool', path
+
+def inner_imports(path):
+    """Yields (function, line) of each import inside a function, but for those at the head of a verb's `main`."""
+    text = path.read_text(encoding='utf-8').splitlines()
+    for node in ast.walk(ast.parse('\n'.join(text))):
+        if isinstance(node, ast.FunctionDef) and not (node.name == 'main' and path.parent.name == 'scripts'):
+            for inner in ast.walk(node):
+                if isinstance(inner, (ast.Import, ast.ImportFrom)):
+                    yield node.name, text[inner.lineno - 1]
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_an_import_inside_a_function_says_why(path):
+    assert [pair for pair in inner_imports(path) if '  # ' not in pair[1]] == []
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'scripts').glob('_*.py')), ids=lambda p: p.name)
+def test_options_stop_in_the_verb(path):
+    """Helpers take values and dataclasses; the two that know `args` parse them, and translate another program's."""
+    if path.name not in ('_cli.py', '_proqha.py'):
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+        assert 'args' not in {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
