@@ -9,7 +9,6 @@ import numpy as np
 from lib.env.state import action_from_bits, layer_features
 from lib.simulator import budget
 from lib.simulator.cost import MAX_BIT, UNTOUCHED, CostTable, check_bit_range
-from lib.simulator.feasible import choices_of
 from lib.simulator.inventory import Inventory
 from lib.simulator.layer import LayerRecord
 
@@ -85,7 +84,8 @@ class Space:
         """Return the entries that a layer may have, fewest bits first."""
         if layer in self.fixed:
             return [self.fixed[layer]]
-        return choices_of([self.min_bit, self.min_bit] if self.pairs else self.min_bit, self.min_bit, self.max_bit)
+        lowest = [self.min_bit, self.min_bit] if self.pairs else self.min_bit
+        return budget.choices_of(lowest, self.min_bit, self.max_bit)
 
     def uniform(self, bits: int) -> list:
         """Return the strategy of the same bits everywhere but in fixed layers; it may cost too much."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from lib.env.space import Space
 from lib.search.searcher import OneStrategy
-from lib.simulator.cost import MAX_BIT, UNTOUCHED
-from lib.simulator.feasible import pick_one_each, undominated
+from lib.simulator.budget import pick_one_each, undominated
+from lib.simulator.cost import MAX_BIT, bits_of, column
 
 SCALE = 1e4  # of objective and budgets: what differs by less than 1e-6 is the same to HiGHS
 CUTS = 50  # so many solutions that exceed a budget by less than that are cut off one by one
@@ -85,14 +85,14 @@ class _Problem:
             raise ValueError(f'the sensitivity table has shape {table.shape}, expected '
                              f'({space.num_layers}, {MAX_BIT}, {MAX_BIT}): measure it for this network')
         self.space, self.choices = space, [space.choices(layer) for layer in layers]
-        self.bits = [np.array([_pair(entry) for entry in entries]) for entries in self.choices]  # (choices, 2)
+        self.bits = [np.array([bits_of(entry) for entry in entries]) for entries in self.choices]  # (choices, 2)
         self.rises = [self._cells(table, layer) if layer in space.free else np.zeros(1) for layer in layers]
         self.costs = [[self._cells(budget.cost.table, layer) for layer in layers] for budget in space.constraints]
         self._check()
 
     def _cells(self, table, layer):
         w_bits, a_bits = self.bits[layer].T
-        return table[layer, w_bits - 1, np.where(a_bits == UNTOUCHED, MAX_BIT, a_bits) - 1]
+        return table[layer, w_bits - 1, column(a_bits)]
 
     def _check(self):
         for layer, rises in enumerate(self.rises):
@@ -141,10 +141,6 @@ class _Problem:
                                  if peaks else np.ones(len(self.choices[layer])))
         cells = np.stack([self.rises[layer], *sums], 1)[allowed]
         return allowed[::-1][undominated(cells[::-1])][::-1]  # of equals the last
-
-
-def _pair(entry):
-    return (entry, UNTOUCHED) if isinstance(entry, int) else tuple(entry)
 
 
 def _lowering(problem, layer, pick, exceeded):

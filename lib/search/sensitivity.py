@@ -20,7 +20,7 @@ from lib.record.values import check_values, real, whole
 from lib.runtime import distributed
 from lib.search.curvature import SCALARS, differentiable, measure_curvature
 from lib.search.gradient_flow import blocked_layers
-from lib.simulator.cost import MAX_BIT, UNTOUCHED
+from lib.simulator.cost import MAX_BIT, bits_of, column
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +124,8 @@ def _table(env, free, w_parts, a_parts):
     """Return (L, 8, 8) of the parts {layer: {bits: rise of the loss}} of the weights and of the inputs."""
     table = np.full((env.space.num_layers, MAX_BIT, MAX_BIT), np.nan)
     for index, entry in env.space.fixed.items():
-        w_bit, a_bit = entry if env.space.pairs else (entry, UNTOUCHED)
-        table[index, w_bit - 1, (MAX_BIT if a_bit == UNTOUCHED else a_bit) - 1] = 0
+        w_bit, a_bit = bits_of(entry)
+        table[index, w_bit - 1, column(a_bit)] = 0
     for index in free:
         for w_bit, w_part in w_parts[index].items():
             for a_bit, a_part in a_parts[index].items() if env.space.pairs else [(MAX_BIT, 0)]:

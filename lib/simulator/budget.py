@@ -1,13 +1,15 @@
-"""The final action wall: lower the bits of a strategy until it holds every budget."""
+"""Budgets: the final action wall, which lowers a strategy's bits until it holds them, and whether any strategy does."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from numbers import Integral
 
-from lib.simulator.cost import MAX_BIT, UNTOUCHED, CostTable, check_bit_range, column
-from lib.simulator.feasible import cheapest, choices_of
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from lib.simulator.cost import MAX_BIT, UNTOUCHED, CostTable, bits_of, check_bit_range, column
 
 WALLS = ('rounds', 'greedy')
 
@@ -45,15 +47,8 @@ class Constraint:
         return self.cost.cost(strategy) <= self.limit
 
 
-def fit(
-    strategy: Sequence,
-    constraints: Sequence[Constraint],
-    *,
-    min_bit: int,
-    max_bit: int = MAX_BIT,
-    fixed: Mapping | None = None,
-    wall: str = 'rounds',
-) -> list:
+def fit(strategy: Sequence, constraints: Sequence[Constraint], *, min_bit: int, max_bit: int = MAX_BIT,
+        fixed: Mapping | None = None, wall: str = 'rounds') -> list:
     """Return a new strategy that holds every constraint, or the one closest to it when none does.
 
     `rounds`, HAQ's wall, goes round the layers from the last to the first and lowers each that is above `min_bit` by
@@ -94,10 +89,10 @@ def fit(
     if wall == 'greedy':
         _greedy(bits, free, meters, min_bit)
     _walk(bits, free, meters, min_bit)
-    fitted = [pair if _is_pair(entry) else pair[0] for entry, pair in zip(strategy, bits, strict=True)]
+    fitted = [pair[0] if isinstance(entry, Integral) else pair for entry, pair in zip(strategy, bits, strict=True)]
     if all(constraint.met_by(fitted) for constraint in constraints):
         return fitted
-    choices = [[entry] if index in fixed else choices_of(_plain(entry), min_bit, max_bit)
+    choices = [[entry] if index in fixed else choices_of(entry, min_bit, max_bit)
                for index, entry in enumerate(fitted)]
     return min(fitted, cheapest(constraints, choices), key=lambda candidate: excess(candidate, constraints))
 
@@ -107,14 +102,8 @@ def excess(strategy: Sequence, constraints: Sequence[Constraint]) -> float:
     return max((c.cost.cost(strategy) - c.limit) / c.scale for c in constraints)
 
 
-def check_feasible(
-    constraints: Sequence[Constraint],
-    min_bit: int,
-    max_bit: int = MAX_BIT,
-    fixed: Mapping | None = None,
-    *,
-    pairs: bool = True,
-) -> None:
+def check_feasible(constraints: Sequence[Constraint], min_bit: int, max_bit: int = MAX_BIT,
+                   fixed: Mapping | None = None, *, pairs: bool = True) -> None:
     """Raise ValueError, with the lowest reachable ratio, when no strategy holds all constraints."""
     for constraint in constraints:
         _check_alone(constraint, min_bit, max_bit, fixed, pairs)
@@ -185,17 +174,15 @@ def _walk(bits: list[list[int]], free: list[int], meters: list[_Meter], min_bit:
     lowered = True
     while lowered and (exceeded := [meter for meter in meters if meter.exceeded]):
         lowered = False
-        for index, which in itertools.product(reversed(free), (1, 0)):  # the activation bits first
-            if bits[index][which] <= min_bit:  # so is -1, the input left alone and the weights-only entry
-                continue
-            if not any(meter.depends[which] for meter in exceeded):
+        for index, which in product(reversed(free), (1, 0)):  # the activation bits first
+            # -1, the input left alone and the weights-only entry, is below every min_bit
+            if bits[index][which] <= min_bit or not any(meter.depends[which] for meter in exceeded):
                 continue
             bits[index][which] -= 1
             lowered = True
             for meter in meters:
                 meter.update(index, bits[index])
-            exceeded = [meter for meter in meters if meter.exceeded]
-            if not exceeded:
+            if not (exceeded := [meter for meter in meters if meter.exceeded]):
                 return
 
 
@@ -203,7 +190,7 @@ def _greedy(bits: list[list[int]], free: list[int], meters: list[_Meter], min_bi
     """Lower `bits` in place, always where most is saved per bit, until they hold the limits or nothing saves."""
     while exceeded := [meter for meter in meters if meter.exceeded]:
         best, most = None, 0.0
-        for index, which in itertools.product(reversed(free), (1, 0)):
+        for index, which in product(reversed(free), (1, 0)):
             pair = bits[index]
             for bit in range(pair[which] - 1, min_bit - 1, -1):
                 lower = [pair[0], bit] if which else [bit, pair[1]]
@@ -217,9 +204,96 @@ def _greedy(bits: list[list[int]], free: list[int], meters: list[_Meter], min_bi
             meter.update(index, bits[index])
 
 
-def _is_pair(entry) -> bool:
-    return not isinstance(entry, Integral)
+# ---- the strategy that is furthest inside several budgets, exactly: it decides whether they can be met at all
+
+def choices_of(entry: int | Sequence[int], min_bit: int, max_bit: int) -> list:
+    """Return the entries that a free layer can have, in the form of `entry` (int, [w, -1] or [w, a])."""
+    bits = range(min_bit, max_bit + 1)
+    if isinstance(entry, int):
+        return list(bits)
+    return [[w, UNTOUCHED] for w in bits] if entry[1] == UNTOUCHED else [[w, a] for w, a in product(bits, bits)]
 
 
-def _plain(entry):
-    return list(map(int, entry)) if _is_pair(entry) else int(entry)
+def cheapest(constraints: Sequence[Constraint], choices: Sequence[Sequence]) -> list:
+    """Return the strategy whose largest cost / limit over all constraints is least.
+
+    Args:
+        constraints: on tables of the same layers.
+        choices: the entries that each layer may have, fewest bits first.
+
+    A choice that another one of the layer beats in every constraint is dropped first; one is left in each layer for a
+    single constraint, and for tables that are monotone. What remains is a small integer program, solved exactly.
+    """
+    tables = []  # of each layer, (choices, constraints)
+    for layer, entries in enumerate(choices):
+        w_bits, a_bits = np.array([bits_of(entry) for entry in entries]).T
+        tables.append(np.stack([c.cost.table[layer, w_bits - 1, column(a_bits)] / c.scale for c in constraints], 1))
+    kept = [undominated(cells) for cells in tables]
+    if all(len(indices) == 1 for indices in kept):
+        picks = [indices[0] for indices in kept]
+    else:
+        sums = [c.cost.combine == 'sum' for c in constraints]
+        rests = [c.cost.rest / c.scale for c in constraints]
+        chosen = _solve([cells[indices] for cells, indices in zip(tables, kept, strict=True)], sums, rests)
+        picks = [indices[pick] for indices, pick in zip(kept, chosen, strict=True)]
+    return [entries[pick] for entries, pick in zip(choices, picks, strict=True)]
+
+
+def undominated(cells: np.ndarray) -> np.ndarray:
+    """Return the rows of (choices, columns) that no other beats or equals in every column; of equals the first."""
+    as_good = (cells[None] <= cells[:, None]).all(2)  # [i, j]: j is as good as i
+    before = np.tri(len(cells), k=-1, dtype=bool)  # [i, j]: j comes before i
+    return np.flatnonzero(~(as_good & (~as_good.T | before)).any(1))
+
+
+def _solve(cells: list[np.ndarray], sums: list[bool], rests: list[float]) -> list[int]:
+    """Return the choice per layer that minimizes the largest column: its sum, or its maximum where `sums` is False.
+
+    A column's `rests` belongs to its sum, or to its maximum, whatever is chosen.
+    """
+    owner = np.repeat(np.arange(len(cells)), [len(rows) for rows in cells])
+    rows, upper = [], []
+    for number, is_sum in enumerate(sums):
+        values = np.concatenate([layer[:, number] for layer in cells])
+        each = values[None] if is_sum else values * (owner == np.arange(len(cells))[:, None])
+        rows.append(each)
+        upper += [-rests[number] if is_sum else 0.0] * len(each)
+    return pick_one_each(owner, np.vstack(rows), upper, lowest=max(rests))
+
+
+def pick_one_each(owner: np.ndarray, rows: np.ndarray, upper: Sequence[float], objective: np.ndarray | None = None, *,
+                  lowest: float = 0.0) -> list[int]:
+    """Pick a choice of every layer: the integer program of all that chooses bits, solved exactly by HiGHS.
+
+    With x in {0, 1} for each choice, it minimizes `objective @ x` with `rows @ x <= upper`; without an objective the
+    largest entry of `rows @ x - upper`, as far as it is above `lowest`.
+
+    Args:
+        owner: (choices,), the layer of each choice, ascending from 0.
+        rows: (rows, choices).
+        upper: (rows,).
+
+    Returns:
+        For each layer the number of its choice, among its own.
+
+    Raises:
+        RuntimeError: there is no solution, or none was found.
+    """
+    one_each = owner == np.arange(owner[-1] + 1)[:, None]
+    largest = objective is None  # one variable more, which is as large as every row
+    if largest:
+        objective = np.append(np.zeros(len(owner)), 1.0)
+        one_each = np.hstack([one_each, np.zeros((len(one_each), 1))])
+        rows = np.hstack([rows, -np.ones((len(rows), 1))])
+    more = np.ones(int(largest))
+    result = milp(
+        c=objective,
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(rows, -np.inf, upper)],
+        integrality=np.append(np.ones(len(owner)), 0 * more),
+        bounds=Bounds(np.append(np.zeros(len(owner)), lowest * more), np.append(np.ones(len(owner)), np.inf * more)),
+        options={'mip_rel_gap': 0},
+    )
+    if result.x is None:
+        raise RuntimeError(result.message)
+    picked = result.x[:len(owner)]
+    return [int(np.argmax(picked[owner == layer])) for layer in range(owner[-1] + 1)]

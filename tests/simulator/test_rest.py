@@ -7,9 +7,8 @@ import pytest
 
 from lib.env.space import Space
 from lib.search.allocation import greedy_allocation, ilp_allocation
-from lib.simulator.budget import Constraint, check_feasible, fit
+from lib.simulator.budget import Constraint, cheapest, check_feasible, fit
 from lib.simulator.cost import CostTable
-from lib.simulator.feasible import cheapest
 
 
 def table(seed, rest, combine='sum', layers=3):
