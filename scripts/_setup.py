@@ -73,7 +73,7 @@ def loaders_of(data, network, device, **parts):
     read, and what loaders come back; `shard` goes before that of this process.
     """
     create = create_search_loaders if 'train_size' in parts else create_loaders
-    run = distributed.main_first if data.download else distributed.together  # who comes later finds what was downloaded
+    run = distributed.main_first if data.download else distributed.on_all  # who comes later finds what was downloaded
     options = {'batch_size': data.train_batch or data.test_batch, 'test_batch_size': data.test_batch,
                'workers': data.workers, 'seed': data.seed, 'download': data.download, 'device': device,
                'image_size': image_size(data, network), 'pin_memory': device.type == 'cuda',

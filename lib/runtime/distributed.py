@@ -200,7 +200,7 @@ def on_main(function: Callable, *args, **options) -> Any:
     return broadcast(result)
 
 
-def together(function: Callable, *args, **options) -> Any:
+def on_all(function: Callable, *args, **options) -> Any:
     """Call `function` in all processes at once; returns what it returned here, or all raise the first error."""
     result, error = _attempt(function, *args, **options)
     agree(error)
