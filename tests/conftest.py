@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-SHARED = ('test_bad_input', 'test_distributed', 'test_flows', 'test_kill_and_resume', 'test_several_processes',
-          'test_starting_weights')  # files that need the same searches and fine-tunings, or tests/processes.py
+# Files that need the same searches and fine-tunings, or tests/processes.py.
+SHARED = ('test_bad_input', 'test_distributed', 'test_flows', 'test_kill_and_resume', 'test_mutations', 'test_resume',
+          'test_several_processes', 'test_starting_weights')
 OF_OTHERS = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'COLUMNS', 'LINES',
              'PYTHONOPTIMIZE', 'PYTHONWARNINGS', 'PYTHONSAFEPATH')
 for variable in OF_OTHERS:  # of whoever runs the tests; for the programs that tests start

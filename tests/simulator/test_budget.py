@@ -232,7 +232,7 @@ def all_strategies(layers, low, high, kind):
 def test_several_budgets_are_met_whenever_any_strategy_meets_them(kind, monotone):
     draw = random.Random(4)
     feasible = 0
-    for _ in range(40):
+    for _ in range(20):
         low, high = (1, 8) if kind == 'flat' else (2, 4)
         constraints = random_budgets(draw, 3, monotone, low, high, kind)
         strategy = [random_entry(draw, low, high, 'flat') if kind == 'flat' else [high, high] for _ in range(3)]
@@ -247,7 +247,7 @@ def test_several_budgets_are_met_whenever_any_strategy_meets_them(kind, monotone
         else:
             with pytest.raises(ValueError, match='cannot be met'):
                 budget.check_feasible(constraints, low, high, pairs=kind == 'pairs')
-    assert 5 < feasible < 35
+    assert 2 < feasible < 18
 
 
 def test_only_bits_that_an_exceeded_budget_depends_on_are_lowered():
