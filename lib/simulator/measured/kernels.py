@@ -74,6 +74,7 @@ class Kernel:
     """
 
     what: ClassVar[str]
+    X_SCALE, X_ZERO, W_SCALE, Y_ZERO = 0.02, 5, 0.005, 64  # where results are 8-bit codes, too
 
     def __init__(self, layer: LayerRecord, batch: int, device: str = 'cpu'):
         self.layer, self.batch, self.device = layer, batch, device
@@ -87,6 +88,7 @@ class Kernel:
             self.weight_shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel)
             self.padding = shape.padding
         self.fan_in = int(np.prod(self.weight_shape[1:]))
+        self.y_scale = 100 * self.fan_in**0.5 * self.X_SCALE * self.W_SCALE  # most results fall within 0..255
 
     def __call__(self):
         """Run the layer once and return its result."""
@@ -121,14 +123,11 @@ class Int8Kernel(Kernel):
     the result is exact also where the kernel adds pairs of products in 16 bits (x86 without VNNI).
     """
 
-    X_SCALE, X_ZERO, W_SCALE, Y_ZERO = 0.02, 5, 0.005, 64
-
     def __init__(self, layer: LayerRecord, batch: int):
         super().__init__(layer, batch)
         self.what = f'torch.ops.quantized, {torch.backends.quantized.engine}'
         self.x = quantized(self.codes(self.input_shape, 0, 127), self.X_SCALE, self.X_ZERO, torch.quint8)
         self.weight = quantized(self.codes(self.weight_shape, -128, 127), self.W_SCALE, 0, torch.qint8)
-        self.y_scale = 100 * self.fan_in**0.5 * self.X_SCALE * self.W_SCALE  # most results fall within 0..255
         ops = torch.ops.quantized
         if layer.kind == 'linear':
             self.packed = ops.linear_prepack(self.weight, None)

@@ -31,13 +31,10 @@ class OnnxKernel(Kernel):
     Operands as in `Int8Kernel`; the call includes onnxruntime's own, some microseconds.
     """
 
-    X_SCALE, X_ZERO, W_SCALE, Y_ZERO = 0.02, 5, 0.005, 64
-
     def __init__(self, layer: LayerRecord, batch: int, threads: int):
         super().__init__(layer, batch)
         self.x = self.codes(self.input_shape, 0, 127).numpy().astype(np.uint8)
         self.weight = self.codes(self.weight_shape, -128, 127).numpy().astype(np.int8)
-        self.y_scale = 100 * self.fan_in**0.5 * self.X_SCALE * self.W_SCALE
         if layer.kind == 'conv':
             self.x = np.ascontiguousarray(self.x.transpose(0, 2, 3, 1))
         onnx, runtime = load_onnx()
