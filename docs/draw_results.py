@@ -14,7 +14,7 @@ import cheaper_search  # noqa: E402
 
 from lib.engine.plots import plot_sweep  # noqa: E402
 from lib.record.words import SEARCHERS  # noqa: E402
-from lib.search.comparison import plot_bars  # noqa: E402
+from lib.search.comparison_report import plot_bars  # noqa: E402
 from lib.simulator.table_report import plot_matrix  # noqa: E402
 
 FLOAT, SEEDS = 91.73, 'mean and standard error over 3 seeds'

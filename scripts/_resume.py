@@ -9,6 +9,7 @@ from pathlib import Path
 from _cli import NOT_RESUMED, plain_value, settings_path
 
 from lib.data.digest import data_digest
+from lib.record.checkpoint import read_checkpoint
 from lib.record.digest import digest_of_file, digest_of_value
 from lib.record.files import write_json
 from lib.record.folder import open_run
@@ -203,3 +204,35 @@ def check_identity(run, saved, path):
     if has_settings(run) and saved.get('run') != (record and record['identity']):
         raise ValueError(f'{path} is of another run than the args.json beside it: put back what belongs together, or '
                          'keep the checkpoint in a folder of its own and give its options')
+
+
+def read_state(run, path, needed, missing, advice):
+    """Return the state of a search to resume; None: none is, or it was killed before its first one.
+
+    Args:
+        run: the `Run`.
+        path: file of the state, or None.
+        needed: entries that it must have.
+        missing: what is said of one without them.
+        advice: what folder to give instead of one without a run.
+    """
+    if not run.resume:
+        return None
+    check_unchanged(run)
+    if not has_settings(run):
+        raise FileNotFoundError(f'--resume {run.folder}: no run is there (args.json is missing); give the folder of a '
+                                f'{advice}')
+    if path is None or not path.is_file():
+        return None
+    saved = read_checkpoint(path)
+    if not isinstance(saved, dict) or not set(needed) <= saved.keys():
+        raise ValueError(f'{path} is {missing}')
+    check_identity(run, saved, path)
+    return saved
+
+
+def check_done(run, done, wanted, what, option):
+    """Refuse to resume a search that has more episodes or steps, `what`, than the option asks for."""
+    if done > wanted:
+        raise ValueError(f'{run.folder} has {done} {what} already, --{option} {wanted} are fewer: give at least '
+                         f'{done}, or start another search')

@@ -107,7 +107,7 @@ def main(args):
         read_weights,
         say_own_weights,
     )
-    from _resume import Beginning, begin_run, in_file, inputs_of
+    from _resume import Beginning, begin_run, check_done, in_file, inputs_of, read_state
     from _setup import Data, loaders_of, start_device
 
     from lib.network.conversion import convertible_layers
@@ -116,8 +116,8 @@ def main(args):
     from lib.qat.placement import Quantizers, weight_bits
     from lib.record.folder import check_folder
     from lib.runtime.distributed import is_main, on_main
-    from lib.search.log import StepLog, step_path
-    from lib.search.progressive import ProgressiveSearch, StepSettings
+    from lib.search.log import StepLog, last_step, step_path
+    from lib.search.progressive import ProgressiveSearch, StepSettings, first_bits
     from lib.training.loop import Precision
 
     arch = find_network(args)
@@ -126,9 +126,12 @@ def main(args):
     run, device = run_of(args, run_path(args), settings=settings_of(args), growing=GROWING), start_device(args.device)
     if not args.test_only:
         on_main(check_folder, run.folder, resume=bool(args.resume), overwrite=args.overwrite)
-    saved = read_search(run, args.step)
+    path = last_step(run.folder)
+    saved = read_state(run, path, ('kbits', 'history', 'step', 'qat'),
+                       'no step of a progressive search: it has no bits',
+                       'progressive search, or a checkpoint to start from by --weights')
+    check_done(run, saved['step'] if saved else 0, args.step, 'steps', 'step')
     network, start = pick(Network, args, arch=arch), pick(Start, args, pretrained=False)
-    path = step_path(run.folder, saved['step']) if saved else None
     checkpoint, source = (saved, path) if saved else read_weights(start, network)
     qat = saved['qat'] if saved else {
         'arch': arch, 'network': {}, 'normalize': args.normalize or of_quantized(checkpoint).get('normalize'),
@@ -146,7 +149,7 @@ def main(args):
     model = build_model(network, classes, shape, device, (loaders[0], held_out or loaders[1]))
     records, names = profile_layers(model, shape), set(model.state_dict())
     layer_names = list(convertible_layers(model, records))
-    with in_file(path):
+    with in_file(path if saved else None):
         parts = quantize_parts(model, K_BITS, K_BITS, Quantizers.from_dict(qat['quantizers']), probe(model, shape),
                                arch, in_order=qat.get('ends') == 'called')
         if saved and len(saved['kbits']) != len(parts):
@@ -157,7 +160,12 @@ def main(args):
         say_own_weights(network, 'the network starts from random weights: give a trained one by --weights')
     elif not saved:
         load_quantized(model, checkpoint, source, start, qat, parts.lists(parts.bits), names)
-    parts.bits = saved['kbits'] if saved else starting_bits(args, parts, checkpoint)
+    if saved:
+        parts.bits = saved['kbits']
+    else:
+        k_bits = args.k_bits or K_BITS
+        drawn = first_bits(len(parts), k_bits, args.pre_k_bits or k_bits, args.ratio, args.seed)
+        parts.bits = starting_bits(args, parts, checkpoint, drawn)
     about = {'arch': arch, 'dataset': args.dataset, 'input': list(shape), 'classes': args.num_classes or classes,
              **coverage_of(model, shape)}
 
@@ -206,51 +214,22 @@ def run_path(args):
     return Path(args.resume or Path(args.output) / name)
 
 
-def read_search(run, steps):
-    """Return the checkpoint of the last step of the search to resume, or None."""
-    from _resume import check_identity, check_unchanged  # torch: not before the options are parsed
-
-    from lib.record.checkpoint import read_checkpoint  # torch: not before the options are parsed
-    from lib.search.log import step_path  # torch: not before the options are parsed
-    if not run.resume:
-        return None
-    check_unchanged(run)
-    folder = run.folder
-    if not (folder / 'args.json').is_file():
-        raise FileNotFoundError(f'--resume {folder}: no run is there (args.json is missing); give the folder of a '
-                                'progressive search, or a checkpoint to start from by --weights')
-    done = [int(path.stem) for path in (folder / 'checkpoint').glob('*.pt') if path.stem.isdecimal()]
-    if not done:
-        return None  # killed before the end of its first step
-    path = step_path(folder, max(done))
-    saved = read_checkpoint(path)
-    if not isinstance(saved, dict) or not {'kbits', 'history', 'step', 'qat'} <= saved.keys():
-        raise ValueError(f'{path} is no step of a progressive search: it has no bits')
-    check_identity(run, saved, path)
-    if saved['step'] > steps:
-        raise ValueError(f'{folder} has {saved["step"]} steps already, --step {steps} are fewer: give at least '
-                         f'{saved["step"]}, or start another search')
-    return saved
-
-
 def of_quantized(checkpoint):
     """Return what rebuilds the quantizers of the checkpoint of --weights, {} where it has none."""
     return checkpoint.get('qat', {}) if isinstance(checkpoint, dict) else {}
 
 
-def starting_bits(args, parts, checkpoint):
-    """Return the bits that the search starts from, a list in the order of `PartQuantizers`.
+def starting_bits(args, parts, checkpoint, drawn):
+    """Return the bits that the search starts from: those of the checkpoint of --weights, or those of --k_bits.
 
     Raises:
         ValueError: bits below 2 or above 8.
     """
-    from lib.search.progressive import first_bits  # torch: not before the options are parsed
     theirs = of_quantized(checkpoint).get('parts') and checkpoint['strategy']
     if theirs and args.k_bits is None and args.pre_k_bits is None and len(theirs['layer_wbit']) == len(parts.parts):
         bits, source = parts.joined(**theirs), args.weights
     else:
-        k_bits, source = args.k_bits or K_BITS, '--k_bits'
-        bits = first_bits(len(parts), k_bits, args.pre_k_bits or k_bits, args.ratio, args.seed)
+        bits, source = drawn, '--k_bits'
     wrong = [value for value in bits if not LOWEST <= value <= HIGHEST]
     if wrong:
         raise ValueError(f'{source}: the search starts from {wrong[0]} bits, expected {LOWEST} to {HIGHEST}'
@@ -259,9 +238,7 @@ def starting_bits(args, parts, checkpoint):
 
 
 def check_target(args, parts):
-    """Refuse a --cost that the search cannot reach, and a --ratio that draws nothing."""
-    from lib.search.candidates import num_drawn  # torch: not before the options are parsed
-    num_drawn(len(parts), args.ratio)
+    """Refuse a --cost that the search cannot reach."""
     lowest = parts.cost([LOWEST] * len(parts), odd_positions=args.odd_positions)
     if args.cost and args.cost < lowest:
         raise ValueError(f'--cost {args.cost:g} cannot be reached: {LOWEST} bits everywhere cost {lowest:.4g}')

@@ -73,7 +73,7 @@ def main(args):
     """Search the bits of every layer; record every episode."""
     from _costs import Pricing, find_constraints, find_layers
     from _networks import Network, Start, build_model, prepare, published_file, read_weights, say_own_weights
-    from _resume import Beginning, begin_run, in_file, inputs_of
+    from _resume import Beginning, begin_run, check_done, in_file, inputs_of, read_state
     from _setup import Data, loaders_of, start_device
 
     from lib.env.episode import EpisodeSettings
@@ -94,7 +94,13 @@ def main(args):
     linear, device = args.linear_quantization or network.is_twin, start_device(args.device)
     check_flow(args, linear, world_size())
     on_main(check_folder, run.folder, resume=bool(args.resume), overwrite=args.overwrite)
-    saved = read_search(run, args.train_episode, args.searcher)
+    if args.resume and (run.folder / 'checkpoint.pth.tar').exists():
+        raise ValueError(f'--resume {run.folder}: this is the folder of a training, which pretrain.py or finetune.py '
+                         'continues; give the folder of a search')
+    saved = read_state(run, run.folder / CHECKPOINT, ['history', *(['agent'] if args.searcher == 'ddpg' else [])],
+                       'not the state of a search: it has no agent and no history',
+                       'search, for example save/mobilenet_v2_imagenet')
+    check_done(run, len(saved['history']) if saved else 0, args.train_episode, 'episodes', 'train_episode')
 
     # data
     *loaders, classes = loaders_of(data, network, device, train_size=args.train_size, val_size=args.val_size)
@@ -179,35 +185,6 @@ def run_path(args):
     """Return the folder of the search."""
     name = f'{args.arch}_{args.dataset}' + (f'_{args.suffix}' if args.suffix else '')
     return Path(args.resume or Path(args.output) / name)
-
-
-def read_search(run, episodes, searcher):
-    """Return the saved state of the search to resume, or None."""
-    from _resume import check_identity, check_unchanged  # torch: not before the options are parsed
-
-    from lib.record.checkpoint import read_checkpoint  # torch: not before the options are parsed
-    from lib.search.log import CHECKPOINT  # torch: not before the options are parsed
-    folder, path = run.folder, run.folder / CHECKPOINT
-    if not run.resume:
-        return None
-    check_unchanged(run)
-    if not (folder / 'args.json').is_file():
-        raise FileNotFoundError(f'--resume {folder}: no run is there (args.json is missing); give the folder of a '
-                                'search, for example save/mobilenet_v2_imagenet')
-    if (folder / 'checkpoint.pth.tar').exists():
-        raise ValueError(f'--resume {folder}: this is the folder of a training, which pretrain.py or finetune.py '
-                         'continues; give the folder of a search')
-    if not path.is_file():
-        return None  # killed before the end of its first episode
-    saved = read_checkpoint(path)
-    needed = {'history', *(['agent'] if searcher == 'ddpg' else [])}
-    if not isinstance(saved, dict) or not needed <= saved.keys():
-        raise ValueError(f'{path} is not the state of a search: it has no agent and no history')
-    check_identity(run, saved, path)
-    if (done := len(saved['history'])) > episodes:
-        raise ValueError(f'{folder} has {done} episodes already, --train_episode {episodes} are fewer: give at least '
-                         f'{done}, or start another search')
-    return saved
 
 
 def check_history(space, history, folder):

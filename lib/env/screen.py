@@ -16,12 +16,12 @@ class Screen:
     def __init__(self):
         self.pairs = []  # (accuracy at first sight, accuracy after fine-tuning), percent
 
-    def add(self, screened, accuracy):
-        """Takes what became of a strategy that was fine-tuned."""
+    def add(self, screened: float, accuracy: float) -> None:
+        """Take what became of a strategy that was fine-tuned."""
         self.pairs.append((screened, accuracy))
 
-    def predict(self, screened):
-        """Returns (expected accuracy, standard deviation of the error of such predictions)."""
+    def predict(self, screened: float) -> tuple[float, float]:
+        """Return (expected accuracy, standard deviation of the error of such predictions)."""
         before, after = np.array(self.pairs, dtype=float).T
         spread = np.var(before)
         slope = np.mean((before - before.mean()) * (after - after.mean())) / spread if spread else 0.0
@@ -30,8 +30,8 @@ class Screen:
         expected = after.mean() + slope * (screened - before.mean())
         return float(np.clip(expected, 0, 100)), float(np.sqrt(np.sum(misses**2) / freedom))
 
-    def promising(self, screened):
-        """Returns whether a strategy of this accuracy at first sight can still become the best."""
+    def promising(self, screened: float) -> bool:
+        """Return whether a strategy of this accuracy at first sight can still become the best."""
         if len(self.pairs) < MIN_PAIRS:
             return True
         expected, deviation = self.predict(screened)

@@ -75,7 +75,6 @@ class DDPG:
         warmup: the last episode whose actions are uniformly random; updates start with the next one.
         n_update: gradient steps per `update_policy`.
         seed: seeds initialisation, exploration and replay, each with a generator of its own.
-        device: where the networks live.
 
     Raises:
         ValueError: a size is below 1, or tau, discount, init_delta or delta_decay is out of its range.
@@ -83,20 +82,17 @@ class DDPG:
 
     def __init__(self, *, num_states: int, hidden1: int = 300, hidden2: int = 300, lr_a: float = 1e-4,
                  lr_c: float = 1e-3, tau: float = .01, discount: float = 1., bsize: int = 64, capacity: int,
-                 init_delta: float = .5, delta_decay: float = .99, warmup: int = 20, n_update: int = 1, seed: int = 0,
-                 device: torch.device | str = 'cpu'):
+                 init_delta: float = .5, delta_decay: float = .99, warmup: int = 20, n_update: int = 1, seed: int = 0):
         _check_sizes(num_states=num_states, hidden1=hidden1, hidden2=hidden2, bsize=bsize, capacity=capacity,
                      n_update=n_update)
         _check_fractions(tau=tau, discount=discount, delta_decay=delta_decay)
         if not (tau > 0 and init_delta >= 0):
             raise ValueError(f'expected tau > 0 and init_delta >= 0, got {tau} and {init_delta}')
-        self.device = torch.device(device)
         self.tau, self.discount, self.bsize, self.n_update = tau, discount, bsize, n_update
         self.init_delta, self.delta_decay, self.warmup = init_delta, delta_decay, warmup
 
         init_seed, noise_seed, memory_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
-        networks = _create_networks(num_states, hidden1, hidden2, init_seed)
-        self.actor, self.critic = (net.to(self.device) for net in networks)
+        self.actor, self.critic = _create_networks(num_states, hidden1, hidden2, init_seed)
         self.actor_target, self.critic_target = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=lr_a, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=lr_c, fused=True)
@@ -134,11 +130,8 @@ class DDPG:
             ValueError: mu(s) is not a number, because the state or the actor holds one that is not.
         """
         with torch.no_grad():
-            mu = self.actor(self._tensor(state)).item()
+            mu = self.actor(_tensor(state)).item()
         return mu if deterministic else truncated_normal(mu, self.delta(episode), self.rng.random())
-
-    def _tensor(self, values: Sequence[float]) -> torch.Tensor:
-        return torch.as_tensor(np.array(values, np.float32), device=self.device)
 
     # ---- learning
 
@@ -163,7 +156,7 @@ class DDPG:
 
     def update(self) -> tuple[float, float]:
         """Do one gradient step on the critic, one on the actor, and move both targets; return the two losses."""
-        s, a, r, s_next, terminal = map(self._tensor, self.memory.sample(self.bsize))
+        s, a, r, s_next, terminal = map(_tensor, self.memory.sample(self.bsize))
         mean_reward = r.mean().item()
         previous = mean_reward if self.baseline is None else self.baseline
         self.baseline = previous + BASELINE_RATE * (mean_reward - previous)
@@ -232,6 +225,10 @@ class DDPG:
                 raise ValueError(f'{path} is damaged: {problem}')
             _load(getattr(self, name), weights, path)
             _load(getattr(self, f'{name}_target'), weights, path)
+
+
+def _tensor(values: Sequence[float]) -> torch.Tensor:
+    return torch.from_numpy(np.array(values, np.float32))
 
 
 def _create_networks(num_states: int, hidden1: int, hidden2: int, seed: int) -> tuple[Actor, Critic]:

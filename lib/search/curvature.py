@@ -81,7 +81,7 @@ def _mean(sums, images):
 
 
 def _mean_squares(scalar, groups):
-    """Returns the mean square of the gradient over each group of tensors, 0 where the scalar depends on none."""
+    """Return the mean square of the gradient over each group of tensors, 0 where the scalar depends on none."""
     tensors = [tensor for group in groups for tensor in group]
     gradients = iter(torch.autograd.grad(scalar, tensors, allow_unused=True, materialize_grads=True))
     squares = [sum(next(gradients).square().sum(dtype=torch.float64).item() for _ in group) for group in groups]

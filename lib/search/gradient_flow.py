@@ -45,7 +45,7 @@ def blocked_layers(
 
 
 def _detached(calls, others):
-    """Returns the numbers of the calls whose input asks for no gradient and is another one in the other run."""
+    """Return the numbers of the calls whose input asks for no gradient and is another one in the other run."""
     inputs = [(call.constant, other.constant) for call, other in zip(calls, others, strict=False)]
     return [number for number, (one, other) in enumerate(inputs)
             if one is not None and other is not None and not torch.equal(one, other)]

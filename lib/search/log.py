@@ -280,13 +280,14 @@ def step_path(folder: str | Path, step: int) -> Path:
     return Path(folder) / 'checkpoint' / f'{step}.pt'
 
 
-def plot_steps(records: Sequence[dict], path: str | Path) -> None:
-    """Draw cost and test accuracy over the steps of a search.
+def last_step(folder: str | Path) -> Path | None:
+    """Return the path of the checkpoint of the last step in a folder; None: there is none."""
+    done = [int(path.stem) for path in Path(folder, 'checkpoint').glob('*.pt') if path.stem.isdecimal()]
+    return step_path(folder, max(done)) if done else None
 
-    Args:
-        records: dicts with `step`, `cost` and `test_acc` (percent), in order.
-        path: file to write.
-    """
+
+def plot_steps(records: Sequence[dict], path: str | Path) -> None:
+    """Draw `cost` and `test_acc` over the steps of a search."""
     steps = [record['step'] for record in records]
     figure, (top, bottom) = plots.new_figure(5.6, 4.2, rows=2)
     top.plot(steps, [record['cost'] for record in records], color=plots.BLUE, marker='.', linewidth=1.4)
