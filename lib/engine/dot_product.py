@@ -14,6 +14,7 @@ from lib.engine.mvm_engine import MVMEngine, check_code, check_codes, make_engin
 
 __all__ = ['ConvMVMEngine', 'LinearMVMEngine', 'make_engine']
 
+Size = int | tuple[int, int]
 PATCHES = 2**25  # bytes of im2col at a time
 
 
@@ -45,8 +46,8 @@ class ConvMVMEngine:
     def __init__(self, factory: Callable[[], MVMEngine]):
         self.engine = factory()
 
-    def program(self, weight: Tensor, bits: int, zero_point: int = 0, stride=1, padding=0, dilation=1,
-                groups: int = 1) -> None:
+    def program(self, weight: Tensor, bits: int, zero_point: int = 0, stride: Size = 1, padding: Size = 0,
+                dilation: Size = 1, groups: int = 1) -> None:
         """Write weight codes (out, in / groups, kh, kw); the rest as in `torch.nn.functional.conv2d`, in numbers.
 
         Raises:

@@ -150,7 +150,7 @@ class _Recorded:
             return rows.reshape(shape)
         return rows.reshape(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2).contiguous()
 
-    def check_used_up(self, name):
+    def check_used_up(self, name: str) -> None:
         """Raise ValueError for measurements that were left over."""
         if self.used != len(self.sums):
             raise ValueError(f'{len(self.sums)} measurements of {name}, but the images have {self.used} dot products: '

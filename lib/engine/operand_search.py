@@ -1,5 +1,7 @@
 """Which layers of a quantized network are products of integers, and the grid of each one's input."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -100,14 +102,14 @@ def _confirmed(grid, x) -> InputGrid | str | None:
 class _GridTracker(TensorTracker):
     """While active, follows the outputs of quantizers through functions that only move or pick values."""
 
-    def mark(self, _name, quantizer, x, output):
+    def mark(self, _name: str, quantizer: nn.Module, x: Tensor, output: Tensor) -> None:
         """Note the grid of what a quantizer returned."""
         affine = quantizer.to_affine(x)
         grid = InputGrid(affine.scale.item(), affine.zero_point.item(), affine.bits) \
             if affine.scale.numel() == affine.zero_point.numel() == 1 else 'has an input with a scale per channel'
         self.note(output, grid)
 
-    def derive(self, name, args, kwargs):
+    def derive(self, name: str, args: tuple, kwargs: Mapping) -> InputGrid | str | None:
         """Return the grid of all tensors among the arguments of a function that moves them, None if there is none."""
         if name not in MOVING:
             return None

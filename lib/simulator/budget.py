@@ -154,7 +154,7 @@ class _Meter:
         self.prices = [self.price(index, pair) for index, pair in enumerate(bits)]
         self.total = self.cost.total(self.prices)
 
-    def price(self, index: int, pair: list[int]):
+    def price(self, index: int, pair: list[int]) -> int | float:
         return self.table[index][pair[0] - 1][column(pair[1])]
 
     def update(self, index: int, pair: list[int]) -> None:

@@ -192,7 +192,7 @@ def _is_int(value) -> bool:
     return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))  # the first is fast
 
 
-def as_table(values, name) -> np.ndarray:
+def as_table(values: object, name: object) -> np.ndarray:
     """Return a copy of the values as int64 or float64 of shape (layers, 8, 8), or raise ValueError."""
     table = np.array(values)
     if table.dtype == object and all(isinstance(value, int) for value in table.flat):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -59,7 +59,7 @@ class Hardware(Parameters, ABC):
     def owner(self, name: str) -> str:
         return self.backend if name == 'name' else self.name
 
-    def rule(self, f, value) -> Rule:
+    def rule(self, f: Field, value: object) -> Rule:
         """See `Parameters.rule`; a name becomes part of the names of files."""
         rule = super().rule(f, value)
         if f.name != 'name' or not isinstance(value, str):
@@ -76,7 +76,7 @@ class Hardware(Parameters, ABC):
             ValueError: the layer does not fit the hardware (names it).
         """
 
-    def milliseconds(self, latency):
+    def milliseconds(self, latency: float | np.ndarray) -> float | np.ndarray:
         """Return a latency (or an array of them) in ms."""
         if self.latency_unit == 'ms':
             return latency
@@ -145,7 +145,8 @@ def make_table(
     return table_from_cells(cells, layers, hardware, metric, about)
 
 
-def table_from_cells(cells, layers, hardware: Hardware, metric: str, about: Mapping | None = None) -> CostTable:
+def table_from_cells(cells: list, layers: Sequence[LayerRecord], hardware: Hardware, metric: str,
+                     about: Mapping | None = None) -> CostTable:
     """Return the `CostTable` of `hardware.cells(layers)`; see `make_table`."""
     table = np.array([[[getattr(cell, metric) for cell in row] for row in layer] for layer in cells])
     reference = table[:, -1, -1].sum().item() if len(table) else 0

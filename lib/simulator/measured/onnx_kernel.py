@@ -1,6 +1,7 @@
 """Layers run by onnxruntime's int8 kernels, where the packages `onnx` and `onnxruntime` are installed."""
 
 from importlib import import_module
+from types import ModuleType
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from lib.simulator.measured.kernels import Kernel
 MICROSOFT = 'com.microsoft'  # the domain of the convolution that takes channels last
 
 
-def load_onnx():
+def load_onnx() -> tuple[ModuleType, ModuleType]:
     """Return the modules `onnx` and `onnxruntime`, which are no requirements of this repository.
 
     Raises:

@@ -34,7 +34,8 @@ def pack_planes(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.ascontiguousarray(planes.view(word).transpose(0, 3, 1, 2))
 
 
-def popcount_matmul(x_planes: np.ndarray, w_planes: np.ndarray, *, x_signed=False, w_signed=True) -> np.ndarray:
+def popcount_matmul(x_planes: np.ndarray, w_planes: np.ndarray, *, x_signed: bool = False,
+                    w_signed: bool = True) -> np.ndarray:
     """Return the products y[g, n, m] = sum_k x[g, m, k] w[g, n, k] as int32 (groups, weight rows, activation rows).
 
     Args:
