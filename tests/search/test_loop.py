@@ -1,0 +1,51 @@
+"""The loop of a search: one that goes on does what one that was never stopped does, image for image."""
+
+import copy
+
+import pytest
+
+from lib.env.screen import Screen
+from lib.search.baselines import RandomSearcher
+from lib.search.bench import ImageCounter
+from lib.search.loop import go_on, run_search
+from tests.env.environments import ENVS
+
+
+class Records:
+    """A log that only keeps its rows."""
+
+    def __init__(self):
+        self.rows = []
+        self.add = self.rows.append
+
+    def plot(self):
+        """There is nothing to draw."""
+
+    finish = plot
+
+
+def search(env, episodes, history=()):
+    """The records of a search at random, `history` among them."""
+    counter, searcher, log = ImageCounter(env.model), RandomSearcher(env.space, seed=3), Records()
+    try:
+        if history:
+            go_on(env, searcher, counter, {'history': history})
+        run_search(env, searcher, counter, episodes, log, history)
+    finally:
+        counter.close()
+    return [*history, *({**row, 'seconds': 0} for row in log.rows)]
+
+
+@pytest.mark.parametrize('kind', ENVS)
+@pytest.mark.parametrize('screen', [0, 16])
+def test_a_search_that_goes_on_counts_the_same_images(kind, screen, tiny_net, tiny_loaders, monkeypatch):
+    monkeypatch.setattr(Screen, 'promising', lambda self, _: len(self.pairs) < 3)
+    def env():
+        return ENVS[kind](copy.deepcopy(tiny_net), tiny_loaders, screen=screen)
+
+    tiny_loaders[1].batch_size = 16
+    episodes = 7
+    whole = search(env(), episodes)
+    assert any(not row['finetuned'] for row in whole) == bool(screen), 'the screen spares some'
+    for done in (1, 3, 5):
+        assert search(env(), episodes, whole[:done]) == whole, f'{done} episodes done'
