@@ -31,6 +31,15 @@ class BooleanOption(argparse.Action):
         setattr(namespace, self.dest, value != option_string.startswith('--no-'))
 
 
+class CollectedOption(argparse._AppendAction):
+    """Collects what is given several times, in place of what a resumed run has."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = getattr(namespace, self.dest)
+        earlier = [] if given is None or given is parser.get_default(self.dest) else given
+        setattr(namespace, self.dest, [*earlier, values])
+
+
 def checked(action, value):
     """Returns a value of Python as its option would read it from the command line.
 

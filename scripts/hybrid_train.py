@@ -10,7 +10,16 @@ from pathlib import Path
 import yaml
 from _cli import ROOT, logger, make_parser, pick, run, training_hint, training_run
 from _options import BooleanOption as Bool
-from _options import RepositoryPath, add_data_options, add_model_options, add_run_options, at_least, naming, positive
+from _options import (
+    CollectedOption,
+    RepositoryPath,
+    add_data_options,
+    add_model_options,
+    add_run_options,
+    at_least,
+    naming,
+    positive,
+)
 from finetune import STRATEGIES
 
 from lib.hybrid.config import DATASETS, complete_config, override, read_config
@@ -27,8 +36,8 @@ def add_hybrid_options(parser):
     group.add_argument('--config', metavar='FILE.yaml', default=RepositoryPath('run/hybrid/config.yaml'), help='all '
                        'settings of network, training, quantization and engine (docs/hybrid.md); options on the '
                        'command line go before it')
-    group.add_argument('--set', dest='changes', action='append', default=[], metavar='SECTION.KEY=VALUE', help='change '
-                       'one setting of the configuration, for example qat.w_bit_width=3; may be given several times')
+    group.add_argument('--set', dest='changes', action=CollectedOption, default=[], metavar='SECTION.KEY=VALUE',
+                       help='change one setting of the configuration, for example qat.w_bit_width=3; may be given several times')
     group.add_argument('--strategy', help='bits layer by layer instead of block lists: strategy.json or strategy.txt '
                        'of a search, a list, a name in STRATEGIES of finetune.py, or uniform:K; below 4 bits a weight '
                        'or input is trained with DSQ, from 4 bits on it is quantized after training with ACIQ '

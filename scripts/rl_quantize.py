@@ -6,7 +6,6 @@ once (--constraint), work in both. The best strategy is printed and saved, ready
 or its --strategy.
 """
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from _cli import logger, make_parser, pick, run, run_of, settings_of
 from _options import BooleanOption as Bool
 from _options import (
+    CollectedOption,
     DefaultFloat,
     RepositoryPath,
     add_data_options,
@@ -28,15 +28,9 @@ from _search import AGENT, SEARCHERS, add_agent_options, add_search_options, nam
 GROWING = ('train_episode',)  # what a resumed search may change
 
 
-class ConstraintOption(argparse._AppendAction):
-    """Collects each NAME=RATIO; those given replace those of a resumed run, and a file is found from any folder."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        given = getattr(namespace, self.dest)
-        earlier = [] if given is None or given is parser.get_default(self.dest) else given
-        if Path(values.rpartition('=')[0].partition(':')[0]).is_file():
-            values = str(Path(values).absolute())
-        setattr(namespace, self.dest, [*earlier, values])
+def constraint(text):
+    """Option type: NAME=RATIO, whose file, if it names one, is found from any folder."""
+    return str(Path(text).absolute()) if Path(text.rpartition('=')[0].partition(':')[0]).is_file() else text
 
 
 def make_search_parser():
@@ -50,8 +44,8 @@ def make_search_parser():
                        help='budget: fraction of the float model size, of the latency at 8/8 bits, or of another '
                        '--cost, or what K bits in every layer cost; the default does not hold where --constraint '
                        'sets the budgets')
-    group.add_argument('--constraint', action=ConstraintOption, metavar='NAME=RATIO', help='a hard budget; several '
-                       'may be given: size=0.3, file_size, bitops, memory, proqha, latency, energy (of the hardware of '
+    group.add_argument('--constraint', action=CollectedOption, type=constraint, metavar='NAME=RATIO',
+                       help='a hard budget; several may be given: size=0.3, file_size, bitops, memory, proqha, latency, energy (of the hardware of '
                        '--cost), or any name that --cost takes (default: only --preserve_ratio)')
     group.add_argument('--train_episode', type=at_least(1), default=600, help='episodes of the search')
     group.add_argument('--searcher', choices=SEARCHERS, default='ddpg', help='who proposes strategies: the agent; the '
