@@ -37,7 +37,8 @@ def add_hybrid_options(parser):
                        'settings of network, training, quantization and engine (docs/hybrid.md); options on the '
                        'command line go before it')
     group.add_argument('--set', dest='changes', action=CollectedOption, default=[], metavar='SECTION.KEY=VALUE',
-                       help='change one setting of the configuration, for example qat.w_bit_width=3; may be given several times')
+                       help='change one setting of the configuration, for example '
+                       'qat.w_bit_width=3; may be given several times')
     group.add_argument('--strategy', help='bits layer by layer instead of block lists: strategy.json or strategy.txt '
                        'of a search, a list, a name in STRATEGIES of finetune.py, or uniform:K; below 4 bits a weight '
                        'or input is trained with DSQ, from 4 bits on it is quantized after training with ACIQ '

@@ -45,7 +45,8 @@ def make_search_parser():
                        '--cost, or what K bits in every layer cost; the default does not hold where --constraint '
                        'sets the budgets')
     group.add_argument('--constraint', action=CollectedOption, type=constraint, metavar='NAME=RATIO',
-                       help='a hard budget; several may be given: size=0.3, file_size, bitops, memory, proqha, latency, energy (of the hardware of '
+                       help='a hard budget; several may be given: size=0.3, file_size, bitops, memory, '
+                       'proqha, latency, energy (of the hardware of '
                        '--cost), or any name that --cost takes (default: only --preserve_ratio)')
     group.add_argument('--train_episode', type=at_least(1), default=600, help='episodes of the search')
     group.add_argument('--searcher', choices=SEARCHERS, default='ddpg', help='who proposes strategies: the agent; the '
