@@ -391,7 +391,8 @@ def test_training_minimises_the_loss_with_the_penalty(tiny_loaders):
         model, quantization = prepared(clip_decay=clip_decay)
         optimizer = torch.optim.SGD(quantization.parameters(), lr=1)
         metrics = train_epoch(model, tiny_loaders[0], optimizer, 0, 1, rate=0.0, device=torch.device('cpu'),
-                              precision=Precision(torch.device('cpu')), seeds=(0, 'epoch', 0), quantization=quantization)
+                              precision=Precision(torch.device('cpu')), seeds=(0, 'epoch', 0),
+                              quantization=quantization)
         losses.append(metrics.loss)
     assert losses[1] - losses[0] == pytest.approx(1e-3 * (17 * 100 + 4 * 36), rel=1e-4)
 
