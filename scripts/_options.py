@@ -40,6 +40,16 @@ class CollectedOption(argparse._AppendAction):
         setattr(namespace, self.dest, [*earlier, values])
 
 
+# Options of the originals that have no effect: accepted, with their defaults, and not in --help.
+UNUSED = {'half_type': 'O1', 'window_length': 1, 'max_episode_length': 1e9, 'init_w': 0.003, 'epsilon': 50000}
+
+
+def add_unused_options(group, *names):
+    """Add options of `UNUSED`."""
+    for name in names:
+        group.add_argument(f'--{name}', type=type(UNUSED[name]), default=UNUSED[name], help=argparse.SUPPRESS)
+
+
 def checked(action, value):
     """Returns a value of Python as its option would read it from the command line.
 
@@ -211,7 +221,7 @@ def add_run_options(parser, training=True):
                        'the CPU 1.1 to 1.5 times faster for MobileNets and the CIFAR ResNets, slower for ResNet-18')
     group.add_argument('--sync_bn', action=BooleanOption, help='several processes (torchrun): BatchNorm over the whole '
                        'batch instead of the part of each process')
-    group.add_argument('--half_type', default='O1', help='accepted for old command lines; has no effect')
+    add_unused_options(group, 'half_type')
     return group
 
 

@@ -45,15 +45,14 @@ def add_depth_option(group):
 
 
 def add_historic_options(group, aliases, no_effect):
-    """Add other names of options, {name: option}, and options without effect, {name: reason}."""
+    """Add other names of options, {name: option}, and options without effect, which --help leaves out."""
     for name, other in aliases.items():
         kind = {'action': Bool} if name in ('reset', 'test_only') else {}
         kind |= {'type': at_least(1)} if name.endswith(('size', 'epochs')) else {}
         group.add_argument(f'--{name}', dest=other, default=argparse.SUPPRESS, help='the same as '
                            f'--{"data" if other == "dataset_root" else other}', **kind)
-    for name, reason in no_effect.items():
-        group.add_argument(f'--{name}', default=argparse.SUPPRESS, nargs='?', const=True,
-                           help=f'has no effect: {reason}')
+    for name in no_effect:
+        group.add_argument(f'--{name}', default=argparse.SUPPRESS, nargs='?', const=True, help=argparse.SUPPRESS)
 
 
 def add_baseline_options(parser, archtype):

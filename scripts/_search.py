@@ -3,7 +3,7 @@
 import contextlib
 import re
 
-from _options import MAX_UNITS, at_least, positive
+from _options import MAX_UNITS, add_unused_options, at_least, positive
 from _options import BooleanOption as Bool
 
 # Those of lib/search/bench.py, which is not imported before the options are parsed.
@@ -63,9 +63,7 @@ def add_agent_options(parser):
                        'replay: those the agent chose, or those of the strategy that the wall made of them')
     group.add_argument('--warm_start', choices=['none', 'sensitivity'], default='none', help='strategies of the '
                        'warm-up: random ones, or those of least sensitivity under random perturbations')
-    for name, default in (('window_length', 1), ('max_episode_length', 1e9), ('init_w', 0.003), ('epsilon', 50000)):
-        group.add_argument(f'--{name}', type=type(default), default=default, help='accepted for old command lines; has '
-                           'no effect, as in the original')
+    add_unused_options(group, 'window_length', 'max_episode_length', 'init_w', 'epsilon')
 
 
 @contextlib.contextmanager

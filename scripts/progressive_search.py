@@ -6,6 +6,7 @@ you want, or give the --cost at which to stop. Starts from a network that was tr
 --k_bits 8), or from float weights.
 """
 
+import argparse
 from pathlib import Path
 
 from _cli import logger, make_parser, pick, run, run_of, settings_of
@@ -50,8 +51,7 @@ def make_progressive_parser():
     add_run_options(parser)
     group = parser.add_argument_group('for command lines of the original')
     add_historic_options(group, ALIASES, UNUSED)
-    group.add_argument('--clip', action=Bool, default=True, help='has no effect: the gradient is always clipped at '
-                       '--grad_clip')
+    group.add_argument('--clip', action=Bool, default=True, help=argparse.SUPPRESS)  # it always is, at --grad_clip
     parser.translate = lambda args, complete: [*start_from_file(args), *(say_unused(args, UNUSED) if complete else [])]
     parser.set_defaults(dataset='cifar10', test_batch=100)
     return parser
