@@ -57,6 +57,8 @@ class Comparison:
             **about) -> ComparisonReport:
         """Do what is not done; write tables after every result, the figure after a budget.
 
+        A searcher whose measurements of the network are not finite is left out, and named in the log.
+
         Args:
             spaces: {budget: strategies that hold it}.
             searchers: their names.
@@ -68,7 +70,11 @@ class Comparison:
         for budget, space in spaces.items():
             for name in searchers:
                 for seed in seeds:
-                    found = self.search(space, name, budget, seed if name in STOCHASTIC else None)
+                    try:
+                        found = self.search(space, name, budget, seed if name in STOCHASTIC else None)
+                    except FloatingPointError as error:  # what it measures to begin with is not finite
+                        logger.warning('%s by %s is left out: %s', budget, name, error)
+                        continue
                     report.add(budget, name, seed, found, self.top1(found['strategy'], seed))
                     report.write()
             report.plot()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.runtime.ending import ending
+from lib.runtime.ending import ending, process_number
 from tests.runs import SCRIPTS, wait_for
 
 DATASET = """
@@ -96,6 +96,14 @@ def test_the_error_of_another_process_is_left_to_it(capsys):
         with pytest.raises(SystemExit) as stop, ending():
             raise error
         assert (stop.value.code, capsys.readouterr().err) == (1, '')
+
+
+def test_only_processes_of_torchrun_leave_the_report_to_the_first(monkeypatch):
+    monkeypatch.setenv('RANK', '1')  # as some clusters set it for every job
+    monkeypatch.delenv('WORLD_SIZE', raising=False)
+    assert process_number() == 0
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert process_number() == 1
 
 
 def test_an_error_of_the_program_keeps_its_traceback():
