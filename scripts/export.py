@@ -70,6 +70,7 @@ def main(args):
     from dataclasses import replace
 
     import torch
+    from _costs import coverage_of
     from _networks import Network, read_quantized
     from _setup import Data, loaders_of
 
@@ -99,7 +100,8 @@ def main(args):
     logger.info('%d images of noise: the same prediction for %.2f %%; the logits differ by %.2g %% of how they vary',
                 noise.images, noise.agreement, 100 * noise.difference)
     about = {**{name: saved[name] for name in ('arch', 'dataset', 'classes', 'quantization', 'strategy')},
-             'format': args.format, 'end_format': args.end_format, 'rounding': args.rounding, 'noise': noise._asdict()}
+             'format': args.format, 'end_format': args.end_format, 'rounding': args.rounding, 'noise': noise._asdict(),
+             **coverage_of(model, shape)}
     if args.images != 0:
         about['classes'] = args.num_classes or saved['classes']
         data = replace(pick(Data, args), num_classes=about['classes'])

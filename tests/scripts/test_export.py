@@ -32,6 +32,7 @@ def test_an_exported_network_predicts_what_the_trained_one_does(export, place):
     done = export('--hardware', 'edge', '--hardware', 'bitfusion', output='all')
     assert done.code == 0, done.err
     report = json.loads((place / 'all' / 'report.json').read_text())
+    assert set(report['coverage']) == {'weights', 'macs'} and 'covers' in done.out
     results = json.loads((place / 'run' / 'results.json').read_text())
     assert report['images'] == 360 and report['top1_fake_quantized'] == pytest.approx(results['top1'])
     assert report['agreement'] > 99 and abs(report['top1_integer'] - report['top1_fake_quantized']) < 1
