@@ -188,7 +188,7 @@ class SearchEnv:
         for name, value in self._float_state.items():
             if isinstance(value, torch.Tensor):
                 digest.update(name.encode())
-                digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                digest.update(value.cpu().clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
     @contextmanager

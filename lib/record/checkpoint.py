@@ -85,7 +85,7 @@ def _token(value: Any, known: dict[int, bytes]) -> bytes:
             known[id(value)] = hashlib.sha256((b'{' if isinstance(value, dict) else b'[') + text).hexdigest().encode()
         return known[id(value)]
     if isinstance(value, torch.Tensor):
-        data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        data = value.detach().cpu().clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8).numpy()
         return f'{value.dtype}{tuple(value.shape)}{zlib.crc32(data)}'.encode()
     return f'{type(value).__name__} {value!r}'.encode()
 

@@ -95,3 +95,10 @@ def test_other_shapes_are_refused_whatever_may_be_reset():
 def test_versions_of_modules_survive_the_search_for_the_state_dict():
     state = nn.DataParallel(nn.Sequential(nn.BatchNorm2d(2))).state_dict()
     assert state_dict_of({'state_dict': state})._metadata['0'] == {'version': 2}
+
+
+def test_a_tensor_of_one_repeated_value_is_saved(tmp_path):
+    """As the only centroid of a layer whose weights are all pruned, which has a stride of 0."""
+    one = torch.tensor(0.5).expand(1)
+    save_checkpoint(tmp_path / 'c.pth.tar', {'state_dict': {'a': one, 'b': torch.ones(2, 1).expand(2, 3)}})
+    assert torch.equal(read_checkpoint(tmp_path / 'c.pth.tar')['state_dict']['a'], one)
