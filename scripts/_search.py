@@ -1,7 +1,8 @@
-"""What the scripts that search share: the options of search and agent, and whose value an error speaks of."""
+"""What the scripts that search share: options of search and agent, the flow, and whose value an error speaks of."""
 
 import contextlib
 import re
+from dataclasses import dataclass
 
 from _options import MAX_UNITS, add_unused_options, at_least, positive
 from _options import BooleanOption as Bool
@@ -64,6 +65,34 @@ def add_agent_options(parser):
     group.add_argument('--warm_start', choices=['none', 'sensitivity'], default='none', help='strategies of the '
                        'warm-up: random ones, or those of least sensitivity under random perturbations')
     add_unused_options(group, 'window_length', 'max_episode_length', 'init_w', 'epsilon')
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The flow of a search; every field but `linear` is the option of its name."""
+
+    linear: bool
+    is_pruned: bool = False
+    fold_bn: bool = False
+    calibrate: str = 'kl'
+    activation_cap: float | None = None
+    kmeans_iter: int = 3
+
+    def __post_init__(self):
+        for other in ('is_pruned',) if self.linear else ('fold_bn',):
+            if getattr(self, other):
+                theirs = 'K-means' if self.linear else 'linear'
+                raise ValueError(f'--{other} belongs to the {theirs} flow: leave it out')
+
+    def environment(self, model, loaders, space, episodes, precision):
+        """Return the environment of a network, (training loader, validation loader), and a space of strategies."""
+        from lib.env.linear_quantize_env import LinearQuantizeEnv  # torch: not before the options are parsed
+        from lib.env.quantize_env import QuantizeEnv  # torch, too
+        if self.linear:
+            return LinearQuantizeEnv(model, *loaders, space, episodes, calibrate_method=self.calibrate,
+                                     activation_cap=self.activation_cap, precision=precision)
+        return QuantizeEnv(model, *loaders, space, episodes, is_pruned=self.is_pruned, kmeans_iter=self.kmeans_iter,
+                           precision=precision)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from _options import (
     positive,
     ratio,
 )
-from _search import AGENT, SEARCHERS, add_agent_options, add_search_options, naming
+from _search import AGENT, SEARCHERS, Flow, add_agent_options, add_search_options, naming
 
 ADDABLE = ('budgets', 'searchers', 'seeds')  # to a comparison that is resumed
 
@@ -80,8 +80,6 @@ def main(args):
     from _setup import Data, loaders_of, start_device
 
     from lib.env.episode import EpisodeSettings
-    from lib.env.linear_quantize_env import LinearQuantizeEnv
-    from lib.env.quantize_env import QuantizeEnv
     from lib.env.space import Space
     from lib.record.folder import check_folder
     from lib.runtime.distributed import world_size
@@ -96,7 +94,8 @@ def main(args):
         **settings_of(args), 'budgets': budgets, 'searchers': searchers, 'seeds': seeds})
     network, data, start = pick(Network, args), pick(Data, args), pick(Start, args, pretrained=not args.model_file)
     linear, device = args.linear_quantization or network.is_twin, start_device(args.device)
-    check_options(args, linear, world_size())
+    flow = pick(Flow, args, linear=linear)
+    check_options(args, world_size())
     check_folder(run.folder, resume=bool(args.resume), overwrite=args.overwrite)
     if args.resume:
         check_place(run.folder)
@@ -119,18 +118,12 @@ def main(args):
     pricing = pick(Pricing, args, network=network, linear=linear, folder=args.output)
     layers = find_layers(pricing, model, shape, is_pruned=args.is_pruned, before=pricing_rules == 1)
     constraints = {budget: find_constraints(pricing, layers, budget, option='--budgets') for budget in budgets}
-    precision = Precision(device, args.half, args.channels_last)
     with naming('min_bit', 'max_bit', 'reward_on', 'reward_cost', 'finetune_flag', 'finetune_epoch'):
         space = Space.of(layers.inventory, constraints[budgets[0]], min_bit=args.min_bit, max_bit=args.max_bit,
                          wall=args.wall)
         spaces = {budget: space.with_constraints(found) for budget, found in constraints.items()}
         episodes = pick(EpisodeSettings, args)
-    if linear:
-        env = LinearQuantizeEnv(model, *loaders, space, episodes, calibrate_method=args.calibrate,
-                                activation_cap=args.activation_cap, precision=precision)
-    else:
-        env = QuantizeEnv(model, *loaders, space, episodes, is_pruned=args.is_pruned, kmeans_iter=args.kmeans_iter,
-                          precision=precision)
+    env = flow.environment(model, loaders, space, episodes, Precision(device, args.half, args.channels_last))
     agent = {**{name: getattr(args, name) for name in AGENT}, 'capacity': args.rmsize * space.num_layers}
     bench = Bench(env, args.evaluations, pick(SearcherSettings, args, agent=agent), run.folder)
     for name in searchers:
@@ -154,16 +147,13 @@ def main(args):
     logger.info('%s\n%s: comparison.md, comparison.csv, pareto.png', report.text(), run.folder)
 
 
-def check_options(args, linear, processes):
+def check_options(args, processes):
     """Raise ValueError for what a comparison cannot do."""
     if processes > 1:
         raise ValueError(f'a comparison works in one process, these are {processes}: start it without torchrun')
     if args.screen:
         raise ValueError('--screen judges a strategy by those before it: leave it out, here every search is judged '
                          'alike')
-    for other in ('is_pruned',) if linear else ('fold_bn',):
-        if getattr(args, other):
-            raise ValueError(f'--{other} belongs to the {"K-means" if linear else "linear"} flow: leave it out')
     if not args.finetune_flag and not args.bn_batches:
         logger.warning('strategies are judged with the BatchNorm statistics of the float network, which ranks them '
                        'wrongly (docs/results.md): --bn_batches 4 estimates them anew')

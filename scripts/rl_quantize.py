@@ -23,7 +23,7 @@ from _options import (
     at_least,
     ratio,
 )
-from _search import AGENT, SEARCHERS, add_agent_options, add_search_options, naming
+from _search import AGENT, SEARCHERS, Flow, add_agent_options, add_search_options, naming
 
 GROWING = ('train_episode',)  # what a resumed search may change
 
@@ -72,8 +72,6 @@ def main(args):
     from _setup import Data, loaders_of, start_device
 
     from lib.env.episode import EpisodeSettings
-    from lib.env.linear_quantize_env import LinearQuantizeEnv
-    from lib.env.quantize_env import QuantizeEnv
     from lib.env.space import Space
     from lib.record.folder import check_folder
     from lib.runtime.distributed import is_main, on_main, world_size
@@ -87,7 +85,8 @@ def main(args):
     run = run_of(args, run_path(args), growing=GROWING, settings={**settings_of(args), 'preserve_ratio': ratio})
     network, data, start = pick(Network, args), pick(Data, args), pick(Start, args, pretrained=not args.model_file)
     linear, device = args.linear_quantization or network.is_twin, start_device(args.device)
-    check_flow(args, linear, world_size())
+    flow = pick(Flow, args, linear=linear)
+    check_processes(args.searcher, args.warm_start, world_size())
     on_main(check_folder, run.folder, resume=bool(args.resume), overwrite=args.overwrite)
     if args.resume and (run.folder / 'checkpoint.pth.tar').exists():
         raise ValueError(f'--resume {run.folder}: this is the folder of a training, which pretrain.py or finetune.py '
@@ -113,17 +112,11 @@ def main(args):
     pricing = pick(Pricing, args, network=network, linear=linear, folder=args.output)
     layers = find_layers(pricing, model, shape, is_pruned=args.is_pruned, before=saved and 'pricing' not in saved)
     constraints = find_constraints(pricing, layers, ratio, args.constraint)
-    precision = Precision(device, args.half, args.channels_last)
     with naming('min_bit', 'max_bit', 'reward_on', 'reward_cost', 'screen', 'finetune_flag', 'finetune_epoch'):
         space = Space.of(layers.inventory, constraints, min_bit=args.min_bit, max_bit=args.max_bit,
                          wall=args.wall)
         episodes = pick(EpisodeSettings, args)
-    if linear:
-        env = LinearQuantizeEnv(model, *loaders, space, episodes, calibrate_method=args.calibrate,
-                                activation_cap=args.activation_cap, precision=precision)
-    else:
-        env = QuantizeEnv(model, *loaders, space, episodes, is_pruned=args.is_pruned, kmeans_iter=args.kmeans_iter,
-                          precision=precision)
+    env = flow.environment(model, loaders, space, episodes, Precision(device, args.half, args.channels_last))
     if saved and 'run' not in saved:
         check_history(space, saved['history'], run.folder)
     published = None if args.model_file else published_file(network)
@@ -165,15 +158,12 @@ def main(args):
                     run.folder / 'strategy.json', json.dumps(best.strategy))
 
 
-def check_flow(args, linear, processes):
-    """Raise ValueError for options that do not go together."""
-    for other in ('is_pruned',) if linear else ('fold_bn',):
-        if getattr(args, other):
-            raise ValueError(f'--{other} belongs to the {"K-means" if linear else "linear"} flow: leave it out')
-    measures = args.searcher not in ('ddpg', 'uniform', 'random', 'evolution') or args.warm_start != 'none'
-    if processes > 1 and measures:  # on the images of one process
-        raise ValueError(f'--searcher {args.searcher} --warm_start {args.warm_start} works in one process, these '
-                         f'are {processes}: start it without torchrun')
+def check_processes(searcher, warm_start, processes):
+    """Raise ValueError for a searcher that measures on the images of one process, where there are several."""
+    measures = searcher not in ('ddpg', 'uniform', 'random', 'evolution') or warm_start != 'none'
+    if processes > 1 and measures:
+        raise ValueError(f'--searcher {searcher} --warm_start {warm_start} works in one process, these are '
+                         f'{processes}: start it without torchrun')
 
 
 def run_path(args):
