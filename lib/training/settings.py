@@ -53,6 +53,9 @@ class TrainingSettings:
         for name in ('epochs', 'lr_min', 'warmup_epoch', 'momentum', 'weight_decay', 'bn_batches'):
             if not getattr(self, name) >= 0:
                 raise ValueError(f'{name} {getattr(self, name)} is below 0')
+        if not self.evaluate_every >= 1 or not self.keep_every >= 0:
+            raise ValueError(f'evaluate_every {self.evaluate_every}, keep_every {self.keep_every}: expected at least 1 '
+                             'and at least 0')
         if not self.lr > 0 or self.grad_clip is not None and not self.grad_clip > 0:
             raise ValueError(f'lr {self.lr}, grad_clip {self.grad_clip}: expected numbers above 0')
 
