@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from lib.env.episode import Outcome
 from lib.env.search_env import SearchEnv
 from lib.record.checkpoint import read_checkpoint
+from lib.record.digest import digest_of_value
 from lib.search.bench import Bench, ImageCounter
 from lib.search.log import CHECKPOINT, EpisodeLog
 from lib.search.searcher import Searcher, replay
@@ -24,6 +25,7 @@ def search(env: SearchEnv, searcher: str | Searcher = 'ddpg', episodes: int = 60
         folder: where the search is recorded; one that is there already goes on. None: nowhere.
 
     Raises:
+        ValueError: another search is recorded there.
         FloatingPointError: all episodes diverged.
     """
     bench = Bench(env, episodes, folder=folder)
@@ -32,12 +34,27 @@ def search(env: SearchEnv, searcher: str | Searcher = 'ddpg', episodes: int = 60
             searcher = bench.searcher(searcher, env.settings.seed)
         path = folder and Path(folder, CHECKPOINT)
         saved = read_checkpoint(path) if path and path.is_file() else None
-        log = EpisodeLog(folder, env, searcher, history=saved['history'] if saved else ()) if folder else None
+        mark = {'run': identity_of(env, searcher)}
+        if saved and saved.get('run') != mark['run']:
+            raise ValueError(f'{path} is of another search: its network, images, budgets, settings or searcher differ; '
+                             'give another folder')
+        history = saved['history'] if saved else ()
+        log = EpisodeLog(folder, env, searcher, history=history, mark=mark) if folder else None
         if saved:
             go_on(env, searcher, bench.counter, saved)
-        return run_search(env, searcher, bench.counter, episodes, log, saved['history'] if saved else ())
+        return run_search(env, searcher, bench.counter, episodes, log, history)
     finally:
         bench.counter.close()
+
+
+def identity_of(env: SearchEnv, searcher: Searcher) -> str:
+    """Return a digest of what a search depends on, but for the pixels of its images and how long it goes on."""
+    space = env.space
+    return digest_of_value({
+        'searcher': searcher.name, 'weights': env.weights_digest(), 'settings': asdict(env.settings),
+        'images': [env.train_loader.num_images, env.val_loader.num_images],
+        'budgets': [[budget.cost.digest(), budget.limit] for budget in space.constraints],
+        'bits': [space.min_bit, space.max_bit, space.wall, space.pairs]})
 
 
 def run_search(env: SearchEnv, searcher: Searcher, counter: ImageCounter, episodes: int, log: EpisodeLog | None = None,

@@ -54,6 +54,12 @@ def test_a_folder_goes_on_where_it_ended(mine, tmp_path):
     lines = [re.sub(r' \S+ s$', '', (tmp_path / name / 'log.txt').read_text(), flags=re.MULTILINE)
              for name in ('whole', 'part')]
     assert lines[0] == lines[1] and (tmp_path / 'whole' / 'strategy.json').is_file()
+    for other in ({'budget': 0.2}, {'searcher': 'random'}, {'max_bit': 6}, {}):
+        if not other:
+            model.head.weight.data.mul_(1.01)
+        with pytest.raises(ValueError, match='is of another search'):
+            search(model, loaders, **{'budget': 0.15, 'searcher': 'evolution', **other}, episodes=5,
+                   folder=tmp_path / 'part')
 
 
 def test_a_budget_that_cannot_be_met(mine):
