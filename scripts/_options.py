@@ -141,6 +141,14 @@ def naming(option):
         raise kind(f'{option}{error}') from error
 
 
+def fraction(text):
+    """Option type: a number above 0 and at most 1."""
+    value = positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f'{text} is out of range, expected a number above 0 and at most 1')
+    return value
+
+
 def add_architecture_options(group, arch):
     """Adds the options that choose a network, without its weights."""
     group.add_argument('-a', '--arch', default=arch, help='name of the network: mobilenet, mobilenetv2, mobilenetv3, '

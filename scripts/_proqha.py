@@ -6,7 +6,7 @@ from pathlib import Path
 
 from _cli import ROOT
 from _options import BooleanOption as Bool
-from _options import RepositoryPath, at_least, positive
+from _options import RepositoryPath, at_least, fraction, positive
 
 DEPTHS = {'resnet': 56, 'resnet20': None, 'vgg': None, 'densenet': 40, 'mobilenetv2': None}  # where none is given
 SMALL = 64  # images up to this side are those of CIFAR and its like
@@ -25,14 +25,6 @@ DEFAULTS = {'arch': 'resnet', 'dataset': 'cifar10', 'epochs': 300, 'train_batch'
 PRE_K_BITS = 8
 CONFIG = ROOT / 'run' / 'progressive' / 'config.py'
 RUNS = RepositoryPath('checkpoints/progressive')
-
-
-def fraction(text):
-    """Option type: a number above 0 and at most 1."""
-    value = positive(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f'{text} is out of range, expected a number above 0 and at most 1')
-    return value
 
 
 # ---- options

@@ -4,7 +4,7 @@ import contextlib
 import re
 from dataclasses import dataclass
 
-from _options import MAX_UNITS, add_unused_options, at_least, positive
+from _options import MAX_UNITS, add_unused_options, at_least, fraction, positive
 from _options import BooleanOption as Bool
 
 # Those of lib/search/bench.py, which is not imported before the options are parsed.
@@ -56,7 +56,7 @@ def add_agent_options(parser):
     group.add_argument('--bsize', type=at_least(1), default=64, help='transitions per update')
     group.add_argument('--rmsize', type=at_least(1, maximum=2**20), default=128,
                        help='replay capacity in transitions per layer')
-    group.add_argument('--tau', type=at_least(0, float, 1), default=0.01, help='rate of the soft target update')
+    group.add_argument('--tau', type=fraction, default=0.01, help='rate of the soft target update')
     group.add_argument('--init_delta', type=at_least(0, float), default=0.5, help='exploration sigma when warm-up ends')
     group.add_argument('--delta_decay', type=positive, default=0.99, help='factor of sigma per episode')
     group.add_argument('--n_update', type=at_least(1), default=1, help='updates per stored transition')

@@ -11,14 +11,21 @@ from pathlib import Path
 
 from _cli import logger, make_parser, pick, run, run_of, settings_of
 from _options import BooleanOption as Bool
-from _options import RepositoryPath, add_data_options, add_model_options, add_run_options, at_least, positive
+from _options import (
+    RepositoryPath,
+    add_data_options,
+    add_model_options,
+    add_run_options,
+    at_least,
+    fraction,
+    positive,
+)
 from _proqha import (
     ALIASES,
     NO_EFFECT,
     add_depth_option,
     add_historic_options,
     find_network,
-    fraction,
     say_unused,
     start_from_file,
 )

@@ -18,6 +18,12 @@ def parameter(meaning: str, unit: str = '', *, default: Any = MISSING, minimum: 
         'meaning': meaning, 'unit': unit, 'minimum': minimum, 'maximum': maximum, 'choices': choices})
 
 
+def without_default(cls: type, name: str) -> Any:
+    """Return the field of a base class anew, for a subclass in which it has to be given."""
+    (inherited,) = [f for f in fields(cls) if f.name == name]
+    return field(kw_only=True, metadata=inherited.metadata)
+
+
 @dataclass(frozen=True)
 class Parameters:
     """Base of frozen dataclasses whose fields are made by `parameter` and have the types int, float or str.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import ceil, log2, prod
 from typing import ClassVar
 
-from lib.record.parameters import Parameters, parameter
+from lib.record.parameters import Parameters, parameter, without_default
 from lib.simulator.gemm import ceil_div
 from lib.simulator.hardware import Hardware, LayerCost
 from lib.simulator.layer import LayerRecord
@@ -43,6 +43,9 @@ class Crossbar(Array, Hardware):
     backend: ClassVar[str] = 'crossbar'
     latency_unit: ClassVar[str] = 'ms'
 
+    rows: int = without_default(Array, 'rows')  # a chip has its own
+    columns: int = without_default(Array, 'columns')
+    cell_bits: int = without_default(Array, 'cell_bits')
     adc_bits: int = parameter('of a conversion; 0: as many as no sum can overflow', 'bits', default=0, minimum=0)
     mapping: str = parameter('balanced: two cells of opposite sign hold w - 1 bits; offset: one holds W + 2^(w-1)',
                              default='offset', choices=MAPPINGS)

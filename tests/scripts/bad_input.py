@@ -223,6 +223,7 @@ search --finetune_epoch -1 | --finetune_epoch | -1
 search --finetune_lr -1 | --finetune_lr | -1
 search --kmeans_iter -1 | --kmeans_iter | -1
 search --tau 2 | --tau | 2
+search --tau 0 | --tau | above 0
 search --discount 2 | --discount | 2
 search --lr_a -1 | --lr_a | -1
 search --lr_c -1 | --lr_c | -1

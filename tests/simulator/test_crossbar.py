@@ -1,9 +1,11 @@
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from lib.simulator.backends import find_hardware
 from lib.simulator.crossbar import PRESETS, Crossbar
 from lib.simulator.hardware import make_table
 from lib.simulator.layer import LayerRecord
@@ -194,3 +196,12 @@ def test_resources_are_the_arrays_of_the_network():
     assert expected[0] == 2 * 16 + 1
     said = ISAAC.resources(layers)
     assert said == f'arrays of 128 x 128 cells: {expected[0]} at 8, {expected[1]} at 4, {expected[2]} at 2 weight bits'
+
+
+@pytest.mark.parametrize('name', ['rows', 'columns', 'cell_bits', 'read_ns'])
+def test_a_chip_says_its_own_size(name, tmp_path):
+    """The arrays of the engine have one by default."""
+    values = {key: value for key, value in ISAAC.to_dict().items() if key != name}
+    (tmp_path / 'mine.yaml').write_text(json.dumps({'backend': 'crossbar', **values}))
+    with pytest.raises(ValueError, match=f'crossbar needs {name} as well'):
+        find_hardware(tmp_path / 'mine.yaml')
