@@ -11,6 +11,7 @@ import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -41,7 +42,9 @@ class Parser(argparse.ArgumentParser):
     """Answers a wrong command line with one line, not with the list of all options."""
 
     not_resumed = ()  # options of this script alone, whose names mean something else in that of the run
-    said = ()  # what `translate` returned
+    said = ()  # lines about the options, for the log
+    translation = None  # of a script that takes another program's command lines: dataclass that gives them their form
+    no_effect = MappingProxyType({})  # {option of that program: why it has no effect here}
 
     def exit(self, status=0, message=None):
         try:
@@ -52,10 +55,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f'error: {message} (see {self.prog} --help)\n')
-
-    def translate(self, args, complete):  # of a script that takes another program's command lines, too
-        """Give options their form here, in place; return what to say. Before `complete`: what is to be resumed."""
-        return []
 
 
 class Output(logging.StreamHandler):
@@ -152,11 +151,11 @@ def parse(parser, argv=None, configure=None):
     dict.
     """
     args, _ = parser.parse_known_args(argv)
-    parser.translate(args, complete=False)
+    translate(parser, args, complete=False)
     saved = saved_settings(parser, getattr(args, 'resume', None), vars(args))
     parser.set_defaults(**saved or (configure(args, parser) if configure else {}))
     args = parser.parse_args(argv)
-    parser.said = parser.translate(args, complete=True)
+    parser.said = [*translate(parser, args), *take_unused(parser, args)]
     name_own_code(parser, args)
     resolve_paths(args)
     if hasattr(args, 'start_epoch') and args.start_epoch >= args.epochs:
@@ -170,6 +169,25 @@ def parse(parser, argv=None, configure=None):
     if getattr(args, 'gpu_id', None) is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = args.gpu_id
     return args
+
+
+def translate(parser, args, complete=True):
+    """Give the options of another program their form here; return the lines that say so."""
+    said = []
+    for step in ('begin', 'rest')[:1 + complete] if parser.translation else ():
+        try:
+            changes, lines = getattr(pick(parser.translation, args), step)()
+        except ValueError as error:
+            parser.error(str(error))
+        vars(args).update(changes)
+        said += lines
+    return said
+
+
+def take_unused(parser, args):
+    """Take the options without effect that were given out of `args`; return a line about them, if any."""
+    given = [name for name in parser.no_effect if vars(args).pop(name, None) is not None]
+    return [f'without effect: {", ".join(f"--{name} ({parser.no_effect[name]})" for name in given)}'] if given else []
 
 
 def set_up_logging(debug):

@@ -2,7 +2,9 @@
 
 import argparse
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from _cli import ROOT
 from _options import BooleanOption as Bool
@@ -50,7 +52,7 @@ def add_historic_options(group, aliases, no_effect):
 def add_baseline_options(parser, archtype):
     """Add the options of main/train.py to the script that trains its float ('origin') or quantized ('quant') baseline.
 
-    What has another form here gets it from `parser.translate`.
+    What has another form here gets it from `parser.translation`.
     """
     group = parser.add_argument_group("for command lines of ProQHA's main/train.py (docs/progressive.md)")
     add_depth_option(group)
@@ -72,99 +74,140 @@ def add_baseline_options(parser, archtype):
         group.add_argument('--ratio', type=fraction, default=1.0, help='random fraction of the quantizers that has '
                            '--k_bits, the others have --pre_k_bits')
     add_historic_options(group, {**ALIASES, 'train_epochs': 'epochs', 'test_only': 'evaluate'}, unused)
-    parser.translate = lambda args, complete: [
-        *start_from_resumed(args, archtype), *(translate(parser, args, archtype, unused) if complete else [])]
+    parser.no_effect, parser.translation = unused, {'origin': Origin, 'quant': Quant}[archtype]
 
 
 # ---- what they mean here
 
-def translate(parser, args, archtype, unused):
-    """Give the options of main/train.py the form that they have here, in place; returns the lines that say so."""
-    if args.archtype not in (None, archtype):
-        parser.error(f'--archtype {args.archtype}: that baseline is trained by {BASELINES[args.archtype]}, this script '
-                     f'trains {archtype}')
-    theirs = args.arch + (f' of {args.num_layers} layers' if args.num_layers else '')
-    try:
-        name, args.num_layers = find_network(args), None
-    except ValueError as error:
-        parser.error(str(error))
-    said = [f'{theirs}: {name}'] if name != args.arch else []
-    args.arch = name
-    if args.schedule is None:
-        args.schedule = [max(args.epochs // 2, 1), max(args.epochs * 3 // 4, 1)]
-    name_folder(parser, args, archtype)
-    said += say_unused(args, unused)
-    if getattr(args, 'pre_k_bits', None) and args.ratio == 1:
-        said += ['without effect: --pre_k_bits, for with a --ratio of 1 all quantizers have --k_bits']
-    return said
+@dataclass(frozen=True)
+class NamedNetwork:
+    """A network as ProQHA names it; every field is the option of its name."""
+
+    arch: str
+    dataset: str
+    num_layers: int | None = None
+    model_file: str | None = None
+    dataset_file: str | None = None
+    image_size: int | None = None
+
+    @property
+    def registered(self):
+        """Name of the network here.
+
+        Raises:
+            ValueError: there is no such network.
+        """
+        from lib.utils.data_utils import dataset_spec  # it imports torch, and most command lines end here
+        depth = self.num_layers or DEPTHS.get(self.arch)
+        if self.model_file or depth is None and self.arch not in ('vgg',):
+            return self.arch
+        side = self.image_size or (dataset_spec(self.dataset).resolution if not self.dataset_file else SMALL + 1)
+        known = networks(small=side <= SMALL).get(self.arch)
+        if not known:
+            raise ValueError(f'--num_layers {depth} belongs to --arch {", ".join(DEPTHS)}: leave it out with '
+                             f'{self.arch}')
+        if depth not in known:
+            raise ValueError(f'--arch {self.arch} needs --num_layers {"/".join(map(str, known))}'
+                             + (f', got {depth}' if depth else ''))
+        return known[depth]
 
 
-def name_folder(parser, args, archtype):
-    """Name the folder of a run after --job_dir and --mission; that of one to resume is where it is."""
-    if (args.job_dir or args.mission) and not args.resume:
-        if not isinstance(args.checkpoint, RepositoryPath):
-            parser.error(f'--checkpoint {args.checkpoint} and --job_dir or --mission: give one of them')
-        name = f'{args.arch}_{args.dataset}_{archtype}' + (f'_{args.mission}' if args.mission else '')
-        args.checkpoint = str(Path(args.job_dir) / name) if args.job_dir else RepositoryPath(f'{RUNS}/{name}')
-    args.job_dir = args.mission = None
+@dataclass(frozen=True)
+class Translation:
+    """A command line of ProQHA; every field is the option of its name."""
+
+    weights: str | None = None
+    resume: str | None = None
+
+    def begin(self):
+        """Return ({option: its value here}, lines that say so) of what is to be resumed."""
+        return {}, []
+
+    def rest(self):
+        """Return the same of everything else.
+
+        Raises:
+            ValueError: options contradict each other.
+        """
+        return {}, []
 
 
-def start_from_resumed(args, archtype):
-    """Take a --resume that holds no quantized training as --weights, as main/train.py does; returns what to say."""
-    if archtype != 'quant' or not args.archtype or not args.resume or args.evaluate:
-        return []
-    from lib.record.checkpoint import read_checkpoint  # it imports torch
-    try:
-        saved = read_checkpoint(args.resume)
-    except (ValueError, OSError):
-        return []  # who resumes it says what is wrong
-    if isinstance(saved, dict) and 'qat' in saved:
-        return []
-    args.weights, args.resume = args.resume, None
-    return [f'--resume {args.weights} is no quantized training: its weights are what this one starts from']
+class Search(Translation):
+    """A command line of main/search.py, whose --resume may be a checkpoint."""
+
+    def begin(self):
+        if not self.resume or not os.path.isfile(self.resume):
+            return {}, []
+        return ({'weights': self.resume, 'resume': None},
+                [f'--resume {self.resume} is a checkpoint: a new search starts from it'])
 
 
-def start_from_file(args):
-    """Take a --resume that is a file as --weights, as main/search.py does; returns what is to be said of it."""
-    if not args.resume or not os.path.isfile(args.resume):
-        return []
-    args.weights, args.resume = args.resume, None
-    return [f'--resume {args.weights} is a checkpoint: a new search starts from it']
+@dataclass(frozen=True, kw_only=True)
+class Baseline(Translation, NamedNetwork):
+    """A command line of main/train.py, or one of the script that trains this baseline."""
+
+    ours: ClassVar[str]
+    epochs: int
+    checkpoint: str
+    archtype: str | None = None
+    schedule: list | None = None
+    job_dir: str | None = None
+    mission: str | None = None
+
+    def rest(self):
+        if self.archtype not in (None, self.ours):
+            raise ValueError(f'--archtype {self.archtype}: that baseline is trained by {BASELINES[self.archtype]}, '
+                             f'this script trains {self.ours}')
+        theirs = self.arch + (f' of {self.num_layers} layers' if self.num_layers else '')
+        name = self.registered
+        said = [f'{theirs}: {name}'] if name != self.arch else []
+        schedule = self.schedule or [max(self.epochs // 2, 1), max(self.epochs * 3 // 4, 1)]
+        return {'arch': name, 'num_layers': None, 'schedule': schedule, 'checkpoint': self.folder(name),
+                'job_dir': None, 'mission': None}, said
+
+    def folder(self, name):
+        """Return the folder of the run, named after --job_dir and --mission; that of one to resume is where it is."""
+        if self.resume or not (self.job_dir or self.mission):
+            return self.checkpoint
+        if not isinstance(self.checkpoint, RepositoryPath):
+            raise ValueError(f'--checkpoint {self.checkpoint} and --job_dir or --mission: give one of them')
+        name = f'{name}_{self.dataset}_{self.ours}' + (f'_{self.mission}' if self.mission else '')
+        return str(Path(self.job_dir) / name) if self.job_dir else RepositoryPath(f'{RUNS}/{name}')
 
 
-def say_unused(args, no_effect):
-    """Take the options without effect that were given out of `args`; returns a line about them, if any."""
-    given = [name for name in no_effect if getattr(args, name, None) is not None]
-    for name in given:
-        delattr(args, name)
-    return [f'without effect: {", ".join(f"--{name} ({no_effect[name]})" for name in given)}'] if given else []
+class Origin(Baseline):
+    """A command line of the float baseline."""
+
+    ours = 'origin'
 
 
-def training_defaults(args, _parser):
-    """Return the defaults that --archtype gives, as {option: value}."""
-    return dict(DEFAULTS) if args.archtype else {}
+@dataclass(frozen=True, kw_only=True)
+class Quant(Baseline):
+    """A command line of the quantized baseline, whose --resume may be a network without quantizers."""
 
+    ours = 'quant'
+    evaluate: bool = False
+    pre_k_bits: int | None = None
+    ratio: float = 1.0
 
-# ---- networks
+    def begin(self):
+        if not self.archtype or not self.resume or self.evaluate:
+            return {}, []
+        from lib.record.checkpoint import read_checkpoint  # it imports torch
+        try:
+            saved = read_checkpoint(self.resume)
+        except (ValueError, OSError):
+            return {}, []  # who resumes it says what is wrong
+        if isinstance(saved, dict) and 'qat' in saved:
+            return {}, []
+        return ({'weights': self.resume, 'resume': None},
+                [f'--resume {self.resume} is no quantized training: its weights are what this one starts from'])
 
-def find_network(args):
-    """Return the registered name of the network that --arch and --num_layers mean.
-
-    Raises:
-        ValueError: there is no such network.
-    """
-    from lib.utils.data_utils import dataset_spec  # it imports torch, and most command lines end here
-    depth = args.num_layers or DEPTHS.get(args.arch)
-    if args.model_file or depth is None and args.arch not in ('vgg',):
-        return args.arch
-    side = args.image_size or (dataset_spec(args.dataset).resolution if not args.dataset_file else SMALL + 1)
-    known = networks(small=side <= SMALL).get(args.arch)
-    if not known:
-        raise ValueError(f'--num_layers {depth} belongs to --arch {", ".join(DEPTHS)}: leave it out with {args.arch}')
-    if depth not in known:
-        raise ValueError(f'--arch {args.arch} needs --num_layers {"/".join(map(str, known))}'
-                         + (f', got {depth}' if depth else ''))
-    return known[depth]
+    def rest(self):
+        changes, said = super().rest()
+        if self.pre_k_bits and self.ratio == 1:
+            said += ['without effect: --pre_k_bits, for with a --ratio of 1 all quantizers have --k_bits']
+        return changes, said
 
 
 def networks(small):

@@ -2,7 +2,7 @@
 
 from _cli import make_parser, pick, run, training_hint, training_run
 from _options import add_data_options, add_model_options, add_run_options, add_training_options
-from _proqha import add_baseline_options, training_defaults
+from _proqha import DEFAULTS, add_baseline_options
 
 
 def make_pretrain_parser():
@@ -14,6 +14,11 @@ def make_pretrain_parser():
     add_run_options(parser)
     add_baseline_options(parser, 'origin')
     return parser
+
+
+def configure(args, _parser):
+    """Return the defaults that --archtype gives, as {option: value}."""
+    return dict(DEFAULTS) if args.archtype else {}
 
 
 def main(args):
@@ -52,4 +57,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    run(main, make_pretrain_parser(), training_hint, configure=training_defaults)
+    run(main, make_pretrain_parser(), training_hint, configure=configure)

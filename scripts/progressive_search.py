@@ -20,15 +20,7 @@ from _options import (
     fraction,
     positive,
 )
-from _proqha import (
-    ALIASES,
-    NO_EFFECT,
-    add_depth_option,
-    add_historic_options,
-    find_network,
-    say_unused,
-    start_from_file,
-)
+from _proqha import ALIASES, NO_EFFECT, NamedNetwork, Search, add_depth_option, add_historic_options
 
 GROWING = ('step', 'cost')  # what a resumed search may change
 QUANTIZERS = {'weights': 'dorefa', 'activations': 'pact', 'alpha': 10.0, 'end_alpha': 10.0, 'gradient': 'ste',
@@ -59,7 +51,7 @@ def make_progressive_parser():
     group = parser.add_argument_group('for command lines of the original')
     add_historic_options(group, ALIASES, UNUSED)
     group.add_argument('--clip', action=Bool, default=True, help=argparse.SUPPRESS)  # it always is, at --grad_clip
-    parser.translate = lambda args, complete: [*start_from_file(args), *(say_unused(args, UNUSED) if complete else [])]
+    parser.no_effect, parser.translation = UNUSED, Search
     parser.set_defaults(dataset='cifar10', test_batch=100)
     return parser
 
@@ -127,7 +119,7 @@ def main(args):
     from lib.search.progressive import ProgressiveSearch, StepSettings, first_bits
     from lib.training.loop import Precision
 
-    arch = find_network(args)
+    arch = pick(NamedNetwork, args).registered
     if arch != args.arch:
         logger.info('%s: %s', args.arch, arch)
     run, device = run_of(args, run_path(args), settings=settings_of(args), growing=GROWING), start_device(args.device)
@@ -217,8 +209,8 @@ def main(args):
 
 def run_path(args):
     """Return the folder of the search."""
-    name = f'{find_network(args)}_{args.dataset}_progressive' + (f'_{args.suffix}' if args.suffix else '')
-    return Path(args.resume or Path(args.output) / name)
+    arch, suffix = pick(NamedNetwork, args).registered, f'_{args.suffix}' if args.suffix else ''
+    return Path(args.resume or Path(args.output) / f'{arch}_{args.dataset}_progressive{suffix}')
 
 
 def of_quantized(checkpoint):

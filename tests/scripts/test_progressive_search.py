@@ -291,9 +291,14 @@ def test_float_weights_come_by_name_and_clips_begin_at_ten(succeed, place):
 @pytest.fixture(scope='module')
 def script(names):
     """The globals of the script and of its options."""
+    import _cli
     import _proqha
     make = names('progressive_search.py')['make_progressive_parser']
-    return SimpleNamespace(parse=lambda *argv: make().parse_args(argv), make=make, names=_proqha)
+
+    def parse(*argv):
+        return make().parse_args(argv)
+    return SimpleNamespace(parse=parse, make=make, networks=_proqha.networks, cli=_cli,
+                           network=lambda *argv: _cli.pick(_proqha.NamedNetwork, parse(*argv)).registered)
 
 
 @pytest.mark.parametrize(('argv', 'expected'), [
@@ -306,13 +311,13 @@ def script(names):
     (('--arch', 'mobilenetv2', '--num_layers', '52', '--image_size', '224'), 'premobilenetv2_imagenet'),
 ])
 def test_names_of_networks(script, argv, expected):
-    assert script.names.find_network(script.parse(*argv)) == expected
+    assert script.network(*argv) == expected
 
 
 def test_every_name_is_registered(script):
     known = set(models.list_models())
     for small in (True, False):
-        assert all(set(depths.values()) <= known for depths in script.names.networks(small).values())
+        assert all(set(depths.values()) <= known for depths in script.networks(small).values())
 
 
 @pytest.mark.parametrize(('argv', 'said'), [
@@ -322,17 +327,17 @@ def test_every_name_is_registered(script):
 ])
 def test_depths_that_do_not_exist(script, argv, said):
     with pytest.raises(ValueError, match=said):
-        script.names.find_network(script.parse(*argv))
+        script.network(*argv)
 
 
 def test_a_checkpoint_to_resume_is_one_to_start_from(script, tmp_path):
     """As in the original's search.sh; a folder is a search to go on with."""
     (tmp_path / '8bit.pth.tar').touch()
-    parser = script.make()
     for given, expected in ((tmp_path / '8bit.pth.tar', (str(tmp_path / '8bit.pth.tar'), None)),
                             (tmp_path, (None, str(tmp_path)))):
-        args = parser.parse_args([f'--resume={given}', '--archtype', 'quant'])
-        (*said, unused) = parser.translate(args, complete=True)
+        parser = script.make()
+        args = script.cli.parse(parser, [f'--resume={given}', '--archtype', 'quant'])
+        *said, unused = parser.said
         assert (args.weights, args.resume) == expected and len(said) == (expected[1] is None)
         assert unused.startswith('without effect: --archtype (') and not hasattr(args, 'archtype')
 

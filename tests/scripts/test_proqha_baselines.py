@@ -23,10 +23,9 @@ SMALL = ('--image_size', '8', '--dataset=digits', '--train_epochs=1', '--device'
 def parse():
     """`parse(script, command line)`: (its settings, the lines that are said of them)."""
     import _cli
-    import _proqha
     import pretrain
     import qat_train
-    made = {'pretrain': (pretrain.make_pretrain_parser, _proqha.training_defaults),
+    made = {'pretrain': (pretrain.make_pretrain_parser, pretrain.configure),
             'qat_train': (qat_train.make_qat_parser, qat_train.configure)}
 
     def run(script, line):
