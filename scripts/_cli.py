@@ -121,6 +121,12 @@ def training_hint(args):
     return f'continue with --resume {path}' if path.is_file() else 'no epoch was finished; start again with --overwrite'
 
 
+def folder_hint(folder):
+    """Say how an interrupted run goes on that is resumed by its folder."""
+    begun = (Path(folder) / 'args.json').is_file()
+    return f'continue with --resume {folder}' if begun else 'nothing was begun; start again'
+
+
 def _training_folder(args):
     return Path(args.resume).parent if args.resume else Path(args.checkpoint)
 

@@ -210,7 +210,7 @@ def read_weights(start, network):
 def published_file(network):
     """Return the path of the network's weights in pretrained/, None where there are none."""
     path = ROOT / 'pretrained' / 'imagenet' / PRETRAINED_FILES.get(network.float_name, 'none')
-    return path if path.is_file() else None
+    return path if path.is_file() and not network.model_file else None
 
 
 def torchvision_state_dict(name):

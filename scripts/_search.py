@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from _options import MAX_UNITS, add_unused_options, at_least, fraction, positive
 from _options import BooleanOption as Bool
 
-# Those of lib/search/bench.py, which is not imported before the options are parsed.
-SEARCHERS = ('uniform', 'random', 'greedy', 'ilp', 'hessian', 'fisher', 'evolution', 'progressive', 'ddpg')
 AGENT = ('hidden1', 'hidden2', 'lr_a', 'lr_c', 'tau', 'discount', 'bsize', 'init_delta', 'delta_decay', 'warmup',
          'n_update')  # options that are those of `DDPG`
 
@@ -69,11 +67,15 @@ def add_agent_options(parser):
 
 @dataclass(frozen=True)
 class Flow:
-    """The flow of a search; every field but `linear` is the option of its name."""
+    """The flow of a search and its images; every field but `linear` is the option of its name."""
 
     linear: bool
+    train_size: int
+    val_size: int
     is_pruned: bool = False
     fold_bn: bool = False
+    sync_bn: bool = False
+    bn_batches: int = 0
     calibrate: str = 'kl'
     activation_cap: float | None = None
     kmeans_iter: int = 3
@@ -83,6 +85,19 @@ class Flow:
             if getattr(self, other):
                 theirs = 'K-means' if self.linear else 'linear'
                 raise ValueError(f'--{other} belongs to the {theirs} flow: leave it out')
+
+    def begin(self, network, data, start, device):
+        """Return (the network with its weights, in the form of the flow; the loaders) that a search begins with."""
+        from _networks import build_model, prepare, read_weights, say_own_weights  # torch: not before parsing
+        from _setup import loaders_of  # torch, too
+        *loaders, classes = loaders_of(data, network, device, train_size=self.train_size, val_size=self.val_size)
+        shape = loaders[0].input_shape
+        model = build_model(network, classes, shape, device, loaders)
+        checkpoint, source = read_weights(start, network)
+        if checkpoint is None:
+            say_own_weights(network)
+        return prepare(model, shape, start, checkpoint, source, linear=self.linear, fold_bn=self.fold_bn,
+                       sync_bn=self.sync_bn, bn_batches=self.bn_batches), loaders
 
     def environment(self, model, loaders, space, episodes, precision):
         """Return the environment of a network, (training loader, validation loader), and a space of strategies."""

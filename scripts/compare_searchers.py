@@ -7,9 +7,8 @@ figure of accuracy against cost.
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
-from _cli import logger, make_parser, pick, run, run_of, settings_of
+from _cli import folder_hint, logger, make_parser, pick, run, run_of, settings_of
 from _options import (
     MAX_SEED,
     RepositoryPath,
@@ -21,7 +20,9 @@ from _options import (
     positive,
     ratio,
 )
-from _search import AGENT, SEARCHERS, Flow, add_agent_options, add_search_options, naming
+from _search import AGENT, Flow, add_agent_options, add_search_options, naming
+
+from lib.record.words import SEARCHERS
 
 ADDABLE = ('budgets', 'searchers', 'seeds')  # to a comparison that is resumed
 
@@ -66,16 +67,7 @@ def make_compare_parser():
 def main(args):
     """Search and fine-tune whatever is not done yet; write tables after every result, the figure after a budget."""
     from _costs import Pricing, find_constraints, find_layers
-    from _networks import (
-        Network,
-        Start,
-        build_model,
-        check_model,
-        prepare,
-        published_file,
-        read_weights,
-        say_own_weights,
-    )
+    from _networks import Network, Start, check_model, published_file
     from _resume import Beginning, begin_run, check_unchanged, inputs_of
     from _setup import Data, loaders_of, start_device
 
@@ -102,17 +94,9 @@ def main(args):
         check_unchanged(run)
     pricing_rules = pricing_of(run.folder) if args.resume else PRICING
 
-    # data
-    *loaders, classes = loaders_of(data, network, device, train_size=args.train_size, val_size=args.val_size)
+    # data and network
+    model, loaders = flow.begin(network, data, start, device)
     shape = loaders[0].input_shape
-
-    # network
-    model = build_model(network, classes, shape, device, loaders)
-    checkpoint, source = read_weights(start, network)
-    if checkpoint is None:
-        say_own_weights(network)
-    prepare(model, shape, start, checkpoint, source, linear=linear, fold_bn=args.fold_bn, sync_bn=args.sync_bn,
-            bn_batches=args.bn_batches)
 
     # strategies, and what becomes of them; all budgets are checked before anything slow begins
     pricing = pick(Pricing, args, network=network, linear=linear, folder=args.output)
@@ -129,10 +113,9 @@ def main(args):
     for name in searchers:
         for each in spaces.values():
             bench.check(name, each)
-    published = None if args.model_file else published_file(network)
     identity = begin_run(run, Beginning(inputs_of(
         run, ('train', 'val'), counts=[loader.num_images for loader in loaders],
-        costs=[constraint.cost for constraint in space.constraints], published=published)))
+        costs=[constraint.cost for constraint in space.constraints], published=published_file(network))))
     logger.info('%s on %s: %d layers, %d budgets, %d searchers, seeds %s; %d evaluations on %d images each', args.arch,
                 device, space.num_layers, len(budgets), len(searchers), seeds, args.evaluations,
                 loaders[1].num_images)
@@ -167,11 +150,5 @@ def check_place(folder):
         raise ValueError(f'--resume {folder}: this is the folder of another kind of run')
 
 
-def resume_hint(args):
-    """Say how an interrupted comparison goes on."""
-    folder = Path(args.resume or args.output)
-    return f'continue with --resume {folder}' if (folder / 'args.json').is_file() else 'nothing was begun; start again'
-
-
 if __name__ == '__main__':
-    run(main, make_compare_parser(), resume_hint)
+    run(main, make_compare_parser(), lambda args: folder_hint(args.resume or args.output))

@@ -9,7 +9,7 @@ you want, or give the --cost at which to stop. Starts from a network that was tr
 import argparse
 from pathlib import Path
 
-from _cli import logger, make_parser, pick, run, run_of, settings_of
+from _cli import folder_hint, logger, make_parser, pick, run, run_of, settings_of
 from _options import BooleanOption as Bool
 from _options import (
     RepositoryPath,
@@ -246,13 +246,5 @@ def check_target(args, parts):
                        args.cost)
 
 
-def resume_hint(args):
-    """Say how an interrupted search goes on."""
-    folder = run_path(args)
-    if (folder / 'args.json').is_file():
-        return f'continue with --resume {folder}'
-    return 'no step was begun; start again'
-
-
 if __name__ == '__main__':
-    run(main, make_progressive_parser(), resume_hint)
+    run(main, make_progressive_parser(), lambda args: folder_hint(run_path(args)))

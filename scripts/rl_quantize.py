@@ -7,10 +7,9 @@ or its --strategy.
 """
 
 import json
-import math
 from pathlib import Path
 
-from _cli import logger, make_parser, pick, run, run_of, settings_of
+from _cli import folder_hint, logger, make_parser, pick, run, run_of, settings_of
 from _options import BooleanOption as Bool
 from _options import (
     CollectedOption,
@@ -23,7 +22,9 @@ from _options import (
     at_least,
     ratio,
 )
-from _search import AGENT, SEARCHERS, Flow, add_agent_options, add_search_options, naming
+from _search import AGENT, Flow, add_agent_options, add_search_options, naming
+
+from lib.record.words import SEARCHERS
 
 GROWING = ('train_episode',)  # what a resumed search may change
 
@@ -67,9 +68,9 @@ def make_search_parser():
 def main(args):
     """Search the bits of every layer; record every episode."""
     from _costs import Pricing, find_constraints, find_layers
-    from _networks import Network, Start, build_model, prepare, published_file, read_weights, say_own_weights
+    from _networks import Network, Start, published_file
     from _resume import Beginning, begin_run, check_done, in_file, inputs_of, read_state
-    from _setup import Data, loaders_of, start_device
+    from _setup import Data, start_device
 
     from lib.env.episode import EpisodeSettings
     from lib.env.space import Space
@@ -77,7 +78,7 @@ def main(args):
     from lib.runtime.distributed import is_main, on_main, world_size
     from lib.search.bench import Bench, SearcherSettings
     from lib.search.log import CHECKPOINT, EpisodeLog
-    from lib.search.loop import go_on, run_search
+    from lib.search.loop import check_history, go_on, run_search
     from lib.simulator.counting import model_size
     from lib.training.loop import Precision
 
@@ -96,21 +97,13 @@ def main(args):
                        'search, for example save/mobilenet_v2_imagenet')
     check_done(run, len(saved['history']) if saved else 0, args.train_episode, 'episodes', 'train_episode')
 
-    # data
-    *loaders, classes = loaders_of(data, network, device, train_size=args.train_size, val_size=args.val_size)
-    shape = loaders[0].input_shape
-
-    # network
-    model = build_model(network, classes, shape, device, loaders)
-    checkpoint, source = read_weights(start, network)
-    if checkpoint is None:
-        say_own_weights(network)
-    prepare(model, shape, start, checkpoint, source, linear=linear, fold_bn=args.fold_bn, sync_bn=args.sync_bn,
-            bn_batches=args.bn_batches)
+    # data and network
+    model, loaders = flow.begin(network, data, start, device)
 
     # strategies, and what becomes of them
     pricing = pick(Pricing, args, network=network, linear=linear, folder=args.output)
-    layers = find_layers(pricing, model, shape, is_pruned=args.is_pruned, before=saved and 'pricing' not in saved)
+    layers = find_layers(pricing, model, loaders[0].input_shape, is_pruned=args.is_pruned,
+                         before=saved and 'pricing' not in saved)
     constraints = find_constraints(pricing, layers, ratio, args.constraint)
     with naming('min_bit', 'max_bit', 'reward_on', 'reward_cost', 'screen', 'finetune_flag', 'finetune_epoch'):
         space = Space.of(layers.inventory, constraints, min_bit=args.min_bit, max_bit=args.max_bit,
@@ -118,11 +111,11 @@ def main(args):
         episodes = pick(EpisodeSettings, args)
     env = flow.environment(model, loaders, space, episodes, Precision(device, args.half, args.channels_last))
     if saved and 'run' not in saved:
-        check_history(space, saved['history'], run.folder)
-    published = None if args.model_file else published_file(network)
+        with in_file(run.folder / CHECKPOINT):
+            check_history(space, saved['history'])
     identity = on_main(lambda: begin_run(run, Beginning(inputs_of(
         run, ('train',), counts=[loader.num_images for loader in loaders],
-        costs=[constraint.cost for constraint in constraints], published=published))))
+        costs=[constraint.cost for constraint in constraints], published=published_file(network)))))
     logger.info('%s on %s: %d layers, float accuracy %.2f %%', args.arch, device, space.num_layers, env.float_accuracy)
     for budget in constraints:
         logger.info('budget: %s of at most %.6g %s = %.4f of %.6g', budget.cost.name, budget.limit, budget.cost.unit,
@@ -172,27 +165,5 @@ def run_path(args):
     return Path(args.resume or Path(args.output) / name)
 
 
-def check_history(space, history, folder):
-    """Raise ValueError if an episode of a search before records does not have its cost here, or is above a budget."""
-    path = folder / 'search.pth.tar'
-    for number, record in enumerate(history):
-        try:
-            strategy, ratio = record['strategy'], float(record['ratio'])
-            here = space.cost.ratio(strategy)
-            above = [budget.cost.name for budget in space.constraints if budget.cost.cost(strategy) > budget.limit]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'{path}: episode {number} has no strategy and ratio ({error})') from error
-        if above or not math.isclose(ratio, here):
-            raise ValueError(f'{path} is of a search under other budgets: the ratio of episode {number} '
-                             f'was {ratio:.6g} and is {here:.6g} here'
-                             + (f', above the budget of {", ".join(above)}' if above else ''))
-
-
-def resume_hint(args):
-    """Say how an interrupted search goes on."""
-    folder = run_path(args)
-    return f'continue with --resume {folder}' if (folder / 'args.json').is_file() else 'nothing was begun; start again'
-
-
 if __name__ == '__main__':
-    run(main, make_search_parser(), resume_hint)
+    run(main, make_search_parser(), lambda args: folder_hint(run_path(args)))

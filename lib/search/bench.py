@@ -13,6 +13,7 @@ from torch import nn
 from lib.env.search_env import SearchEnv
 from lib.env.space import Space
 from lib.quantize.layers import is_calibrating
+from lib.record.words import SEARCHERS
 from lib.rl.ddpg import DDPG
 from lib.search.agent import AgentSearcher
 from lib.search.allocation import GreedySearcher, ILPSearcher
@@ -30,7 +31,6 @@ ALLOCATORS = {'greedy': (GreedySearcher, 'loss'), 'ilp': (ILPSearcher, 'loss'), 
 SIMPLE = {'random': RandomSearcher, 'evolution': EvolutionSearcher}
 MAX_CANDIDATES = 100  # of a progressive step, ProQHA's default
 GRADIENT_BATCH = 128  # images on which the gradients of its candidates are compared
-SEARCHERS = ('uniform', 'random', *ALLOCATORS, 'evolution', 'progressive', 'ddpg')
 
 
 class ImageCounter:

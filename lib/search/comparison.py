@@ -13,7 +13,8 @@ import torch
 from lib.env.search_env import SearchEnv
 from lib.env.space import Space
 from lib.record.files import read_json, write_json
-from lib.search.bench import SEARCHERS, Bench
+from lib.record.words import SEARCHERS
+from lib.search.bench import Bench
 from lib.search.comparison_report import ComparisonReport
 from lib.search.searcher import Searcher, replay
 from lib.simulator.inventory import PRICING
@@ -53,8 +54,8 @@ class Comparison:
         self.folder, self.bench, self.env, self.loaders = Path(folder), bench, bench.env, loaders
         self.training, self.mark = training or FinalTraining(), dict(mark or {})
 
-    def run(self, spaces: Mapping[object, Space], searchers: Sequence[str] = SEARCHERS, seeds: Sequence[int] = (1,),
-            **about) -> ComparisonReport:
+    def run(self, spaces: Mapping[object, Space], searchers: Sequence[str] = tuple(SEARCHERS),
+            seeds: Sequence[int] = (1,), **about) -> ComparisonReport:
         """Do what is not done; write tables after every result, the figure after a budget.
 
         A searcher whose measurements of the network are not finite is left out, and named in the log.

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from math import isclose
 from pathlib import Path
 
 from lib.env.episode import Outcome
 from lib.env.search_env import SearchEnv
+from lib.env.space import Space
 from lib.record.checkpoint import read_checkpoint
 from lib.record.digest import digest_of_value
 from lib.search.bench import Bench, ImageCounter
@@ -20,7 +22,7 @@ def search(env: SearchEnv, searcher: str | Searcher = 'ddpg', episodes: int = 60
 
     Args:
         env: network, images, and the space of strategies.
-        searcher: one of `bench.SEARCHERS`, or one of your own.
+        searcher: one of `words.SEARCHERS`, or one of your own.
         episodes: strategies to evaluate, at most.
         folder: where the search is recorded; one that is there already goes on. None: nowhere.
 
@@ -45,6 +47,20 @@ def search(env: SearchEnv, searcher: str | Searcher = 'ddpg', episodes: int = 60
         return run_search(env, searcher, bench.counter, episodes, log, history)
     finally:
         bench.counter.close()
+
+
+def check_history(space: Space, history: Sequence[Mapping]) -> None:
+    """Raise ValueError if an episode of a search before records does not have its cost here, or is above a budget."""
+    for number, record in enumerate(history):
+        try:
+            strategy, ratio = record['strategy'], float(record['ratio'])
+            here = space.cost.ratio(strategy)
+            above = [budget.cost.name for budget in space.constraints if budget.cost.cost(strategy) > budget.limit]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f'episode {number} has no strategy and ratio ({error})') from error
+        if above or not isclose(ratio, here):
+            raise ValueError(f'this is a search under other budgets: the ratio of episode {number} was {ratio:.6g} and '
+                             f'is {here:.6g} here' + (f', above the budget of {", ".join(above)}' if above else ''))
 
 
 def identity_of(env: SearchEnv, searcher: Searcher) -> str:

@@ -33,5 +33,5 @@ def test_nobody_reads_the_output(tmp_path, command, status, unbuffered):
                               text=True, cwd=tmp_path, env={**os.environ, 'PYTHONUNBUFFERED': unbuffered})
     finally:
         os.close(write)
-    said = 'nobody reads the output any more; no step was begun; start again\n' if 'search' in program else ''
+    said = 'nobody reads the output any more; nothing was begun; start again\n' if 'search' in program else ''
     assert (done.returncode, done.stderr) == (status, said)

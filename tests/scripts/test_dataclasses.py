@@ -28,7 +28,8 @@ def kinds():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
         found = [(module, name) for module, names in (
-            ('_setup', ['Data']), ('_networks', ['Network', 'Start']), ('_costs', ['Pricing']), ('_search', ['Flow']))
+            ('_setup', ['Data']), ('_networks', ['Network', 'Start']), ('_costs', ['Pricing']), ('_search', ['Flow']),
+            ('_proqha', ['NamedNetwork']))
             for name in names]
         yield {**{name: getattr(import_module(module), name) for module, name in found},
                **{kind.__name__: kind for kind in (EpisodeSettings, SearcherSettings, StepSettings, TrainingSettings)}}
@@ -41,5 +42,6 @@ def test_every_field_has_its_option(kinds, verb):
     (make,) = [value for name, value in vars(module).items() if re.fullmatch(r'make_(?!parser)\w+_parser', name)]
     parser = make()
     options = {action.dest for action in parser._actions} | parser._defaults.keys()
-    unfilled = {field.name for kind in picked for field in fields(kinds[kind])} - options
+    picked = [kinds[kind] for kind in picked] + [parser.translation] * bool(parser.translation)
+    unfilled = {field.name for kind in picked for field in fields(kind)} - options
     assert picked and unfilled - COMPOSED == WITHOUT[verb]

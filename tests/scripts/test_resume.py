@@ -114,7 +114,7 @@ def test_the_state_of_another_search(copied, refused, succeed, kmeans_options, t
     state['history'][0]['strategy'] = [6] * 20
     del state['run']
     save_checkpoint(folder / 'search.pth.tar', state)
-    refused(folder, ['search.pth.tar is of a search under other budgets'], SEARCH, '--resume', folder)
+    refused(folder, ['search.pth.tar: this is a search under other budgets'], SEARCH, '--resume', folder)
 
 
 @pytest.mark.parametrize(('keys', 'value'), [
