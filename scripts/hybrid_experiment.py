@@ -92,17 +92,14 @@ def main(args):
     from _setup import Data, find_device, loaders_of
 
     from lib.engine.calibration import read_calibration
-    from lib.engine.dot_product import make_engine
-    from lib.engine.experiment import LAYER_ROW, Experiment, percent, read_points, write_rows
-    from lib.engine.network_run import LayerEngine, batches_of, predict
-    from lib.engine.operand_files import collect_operands, read_measured, replay
-    from lib.engine.operand_search import find_operands
+    from lib.engine.experiment import Experiment, check_arrays
+    from lib.engine.network_run import batches_of, percent, predict
+    from lib.engine.operand_files import collect_operands, compare_replayed, read_measured
+    from lib.engine.operand_search import check_chosen, find_operands
     from lib.engine.operands import choose_layers
-    from lib.engine.plots import plot_layers
-    from lib.network.conversion import all_layers, listed
+    from lib.network.conversion import all_layers
     from lib.record.checkpoint import load_weights, read_checkpoint
     from lib.record.disk import check_writable
-    from lib.record.files import write_json
     from lib.record.lock import hold
 
     # the engine, and those of the sweeps
@@ -136,11 +133,7 @@ def main(args):
     operands, reasons = find_operands(model, next(iter(validation))[0][:8].to(device))
     with naming('--layers '):
         chosen = choose_layers(args.layers, list(all_layers(model)), operands, reasons)
-    for operand in chosen.values():
-        operand.check()
-    for reason in dict.fromkeys(reasons.values()):
-        logger.info('stays digital: %s (%s)', listed(name for name in reasons if reasons[name] == reason), reason)
-    logger.info('on the engine: %d of %d layers: %s', len(chosen), len(operands) + len(reasons), listed(chosen))
+    check_chosen(chosen, len(operands) + len(reasons), reasons)
 
     # operands for a laboratory, or what it measured
     if args.collect is not None or args.replay:
@@ -148,26 +141,15 @@ def main(args):
             raise ValueError('--collect 0: expected a number of input columns, or -1 for all')
         validation.sample(args.collect_images)
         images, labels = (torch.cat(part) for part in zip(*validation, strict=True))
-        images, labels = images.to(device), labels.cpu()
         if args.replay:
-            measured = read_measured(args.replay, chosen)
-            classes = replay(model, chosen, images, measured).argmax(1).cpu()
-            _, digital = predict(model, [(images, labels)])
-            logger.info('%d images, dot products of %s as measured: top-1 %.2f %%, digital %.2f %%; the same '
-                        'prediction for %.2f %%', len(labels), ', '.join(measured), percent(classes == labels),
-                        percent(digital == labels), percent(classes == digital))
+            compare_replayed(model, chosen, images.to(device), labels, read_measured(args.replay, chosen))
         else:
-            folder = run_folder / 'experiment_data' / 'test_data'
-            paths = collect_operands(model, chosen, images, folder, patches=None if args.collect < 0 else args.collect,
-                                     seed=args.seed)
-            logger.info('%s: operands of %d layers on %d images (%s, ...)', folder, len(paths), len(images),
-                        paths[0].name)
+            collect_operands(model, chosen, images.to(device), run_folder / 'experiment_data' / 'test_data',
+                             patches=None if args.collect < 0 else args.collect, seed=args.seed)
         return
 
     # the network without an engine
-    for each in (config, *(each for configs in sweeps.values() for each in configs.values())):
-        for operand in chosen.values():
-            LayerEngine(operand, make_engine(each, 'ideal'))  # refuses arrays that are too small before anything slow
+    check_arrays(chosen, [config, *(each for configs in sweeps.values() for each in configs.values())])
     logger.info('engine: %s, %s', args.backend, config.describe())
     validation.sample(args.images)
     labels, digital = predict(model, batches_of(validation, args.engine_batch))
@@ -194,38 +176,10 @@ def main(args):
     hold(results)
     for field, configs in sweeps.items():
         experiment.sweep(field, configs, results, overwrite=args.overwrite, top1_float=accuracies.get('float'))
-    if sweeps:
-        return
-    path, fingerprint = results / 'experiment.json', experiment.fingerprint(config, calibration)
-    if not args.overwrite and read_points(path).get('fingerprint') == fingerprint:
-        logger.info('%s has the results of these settings already (--overwrite measures again)', path)
-        return
-    point, rows, errors = experiment.measure(config, calibration)
-    report(point, rows)
-    write_rows(results / 'layers.csv', LAYER_ROW, rows)
-    pairs = {name: found.pairs() for name, found in errors.items()}
-    for kind in ('scatter', 'histogram'):
-        plot_layers(pairs, kind, results / f'{kind}.png')
-    write_json(path, {
-        'arch': saved['arch'], 'dataset': saved['dataset'], 'checkpoint': args.resume, 'images': len(labels),
-        'error_images': args.error_images, **{f'top1_{name}': top1 for name, top1 in accuracies.items()},
-        'top1_engine': point['top1'], **{name: point[name] for name in point if name != 'top1'},
-        'backend': args.backend, 'engine': config.to_dict(), 'calibrated': bool(calibration or args.calibrate),
-        'layers': {row['layer']: row for row in rows}, 'fingerprint': fingerprint}, seal=True)
-    logger.info('%s: experiment.json, layers.csv, scatter.png, histogram.png', results)
-
-
-def report(point, rows):
-    """Say accuracies and errors."""
-    logger.info('engine: top-1 %.2f %%, the same prediction as the digital network for %.2f %%; %d arrays, %.1f s',
-                *(point[name] for name in ('top1', 'agreement', 'arrays', 'seconds')))
-    logger.info('%-32s %4s %4s %7s %12s %10s %12s %10s', 'layer', 'w', 'a', 'arrays', 'RMSE', 'relative',
-                'correlation', 'eff. bits')
-    for row in rows:
-        numbers = ('exact' if value is None else f'{value:.6g}' for value in
-                   (row.get(name) for name in ('rmse', 'relative_error', 'correlation', 'effective_bits')))
-        logger.info('%-32s %4d %4d %7d %12s %10s %12s %10s', row['layer'], row['w_bit'], row['a_bit'], row['arrays'],
-                    *numbers)
+    if not sweeps:
+        experiment.record(config, results, calibration, overwrite=args.overwrite, about={
+            'arch': saved['arch'], 'dataset': saved['dataset'], 'checkpoint': args.resume,
+            **{f'top1_{name}': top1 for name, top1 in accuracies.items()}})
 
 
 if __name__ == '__main__':

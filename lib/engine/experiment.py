@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from lib.engine.array import ArrayConfig, ArrayDriver
 from lib.engine.calibration import Calibration, calibrate_columns
 from lib.engine.mvm_engine import make_engine
-from lib.engine.network_run import LayerEngine, SumErrors, batches_of, on_engine, predict, sample_codes
+from lib.engine.network_run import LayerEngine, SumErrors, batches_of, on_engine, percent, predict, sample_codes
 from lib.engine.operands import LayerOperands
-from lib.engine.plots import plot_sweep
+from lib.engine.plots import plot_layers, plot_sweep
 from lib.record.files import is_file, read_json, write_json, write_text
 from lib.record.values import PERCENT, check_values, optional, real
 
@@ -124,6 +124,34 @@ class Experiment:
                             percent(classes == self.digital[:len(labels)]), now - start)
         return say
 
+    def record(self, config: ArrayConfig, folder: Path, calibration: Calibration | None = None, *,
+               overwrite: bool = False, about: Mapping | None = None) -> None:
+        """Measure; write experiment.json, layers.csv, scatter.png and histogram.png, unless they are there already.
+
+        Args:
+            config: the engine.
+            folder: where the files are.
+            calibration: of its columns.
+            overwrite: measure again what is known.
+            about: what experiment.json says beside the measurement.
+        """
+        path, fingerprint = folder / 'experiment.json', self.fingerprint(config, calibration)
+        if not overwrite and read_points(path).get('fingerprint') == fingerprint:
+            logger.info('%s has the results of these settings already (--overwrite measures again)', path)
+            return
+        point, rows, errors = self.measure(config, calibration)
+        report(point, rows)
+        write_rows(folder / 'layers.csv', LAYER_ROW, rows)
+        pairs = {name: found.pairs() for name, found in errors.items()}
+        for kind in ('scatter', 'histogram'):
+            plot_layers(pairs, kind, folder / f'{kind}.png')
+        write_json(path, {
+            **(about or {}), 'images': len(self.labels), 'error_images': self.error_images,
+            'top1_engine': point['top1'], **{name: point[name] for name in point if name != 'top1'},
+            'backend': self.backend, 'engine': config.to_dict(), 'calibrated': bool(calibration or self.calibrate),
+            'layers': {row['layer']: row for row in rows}, 'fingerprint': fingerprint}, seal=True)
+        logger.info('%s: experiment.json, layers.csv, scatter.png, histogram.png', folder)
+
     def sweep(self, name: str, configs: Mapping[object, ArrayConfig], folder: Path, *, overwrite: bool = False,
               top1_float: float | None = None) -> None:
         """Measure every value of a parameter that is not known yet; write sweep_<name>.json, .csv and .png.
@@ -155,9 +183,24 @@ class Experiment:
         logger.info('%s: %s.json, .csv, .png', path.parent, path.stem)
 
 
-def percent(hits: Tensor) -> float:
-    """Return the share of True in percent."""
-    return 100 * hits.double().mean().item()
+def check_arrays(operands: Mapping[str, LayerOperands], configs: Iterable[ArrayConfig]) -> None:
+    """Raise ValueError where arrays are too small for a layer; quick."""
+    for config in configs:
+        for operand in operands.values():
+            LayerEngine(operand, make_engine(config, 'ideal'))
+
+
+def report(point: Mapping, rows: Iterable[Mapping]) -> None:
+    """Say accuracies and errors."""
+    logger.info('engine: top-1 %.2f %%, the same prediction as the digital network for %.2f %%; %d arrays, %.1f s',
+                *(point[name] for name in ('top1', 'agreement', 'arrays', 'seconds')))
+    logger.info('%-32s %4s %4s %7s %12s %10s %12s %10s', 'layer', 'w', 'a', 'arrays', 'RMSE', 'relative',
+                'correlation', 'eff. bits')
+    for row in rows:
+        numbers = ('exact' if value is None else f'{value:.6g}' for value in
+                   (row.get(name) for name in ('rmse', 'relative_error', 'correlation', 'effective_bits')))
+        logger.info('%-32s %4d %4d %7d %12s %10s %12s %10s', row['layer'], row['w_bit'], row['a_bit'], row['arrays'],
+                    *numbers)
 
 
 def read_points(path: Path) -> dict:

@@ -128,6 +128,11 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]],
     return torch.cat(labels), torch.cat(classes)
 
 
+def percent(hits: Tensor) -> float:
+    """Return the share of True in percent."""
+    return 100 * hits.double().mean().item()
+
+
 class SumErrors:
     """How a layer's measured dot products differ from the exact ones; adds up over batches.
 

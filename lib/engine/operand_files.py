@@ -1,5 +1,6 @@
 """Operands of dot products on disk, for arrays in a laboratory, and what was measured put back into the network."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.engine.network_run import on_engine, sample_codes
+from lib.engine.network_run import on_engine, percent, predict, sample_codes
 from lib.engine.operands import LayerOperands
 from lib.record.arrays import read_npz, write_npz
 from lib.record.files import is_file
 from lib.runtime.seeds import derived_seed
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -35,6 +38,8 @@ def collect_operands(model: nn.Module, operands: Mapping[str, LayerOperands], im
     for name, codes in found.items():
         arrays = operand_arrays(operands[name], codes, patches=patches, seed=seed)
         write_npz(operand_path(folder, name), arrays, compress=True)
+    logger.info('%s: operands of %d layers on %d images (%s, ...)', folder, len(found), len(images),
+                operand_path(folder, next(iter(found))).name)
     return [operand_path(folder, name) for name in found]
 
 
@@ -120,6 +125,16 @@ def replay(model: nn.Module, operands: Mapping[str, LayerOperands], images: Tens
     for name, engine in engines.items():
         engine.check_used_up(name)
     return logits
+
+
+def compare_replayed(model: nn.Module, operands: Mapping[str, LayerOperands], images: Tensor, labels: Tensor,
+                     measured: Mapping[str, np.ndarray]) -> None:
+    """Say what the network predicts with measured dot products (`replay`), beside what it predicts digitally."""
+    classes = replay(model, operands, images, measured).argmax(1).cpu()
+    labels, digital = predict(model, [(images, labels)])
+    logger.info('%d images, dot products of %s as measured: top-1 %.2f %%, digital %.2f %%; the same prediction for '
+                '%.2f %%', len(labels), ', '.join(measured), percent(classes == labels), percent(digital == labels),
+                percent(classes == digital))
 
 
 def engine_of_sums(measured: Mapping[str, np.ndarray]) -> Callable[[LayerOperands], Callable]:

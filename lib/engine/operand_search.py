@@ -1,5 +1,6 @@
 """Which layers of a quantized network are products of integers, and the grid of each one's input."""
 
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -7,10 +8,12 @@ from torch import Tensor, nn
 
 from lib.engine.mvm_engine import CODE_BITS
 from lib.engine.operands import InputGrid, LayerOperands, computing
-from lib.network.conversion import activation_quantizers, all_layers
+from lib.network.conversion import activation_quantizers, all_layers, listed
 from lib.network.hooks import evaluating, hooked
 from lib.network.tracking import TensorTracker, arguments_of
 from lib.quantize.layers import QuantizedLayer
+
+logger = logging.getLogger(__name__)
 
 # Functions that move or pick values: what comes out is on the grid of what goes in.
 MOVING = {'max_pool2d', 'boolean_dispatch', 'fn', 'adaptive_max_pool2d', 'flatten', 'unflatten', 'view', 'reshape',
@@ -52,6 +55,15 @@ def find_operands(model: nn.Module, images: Tensor) -> tuple[dict[str, LayerOper
         else:
             found[name] = LayerOperands(name, layer, layer.weight_quantizer.to_affine(layer.weight), grids[name][0])
     return found, reasons
+
+
+def check_chosen(chosen: Mapping[str, LayerOperands], num_layers: int, reasons: Mapping[str, str]) -> None:
+    """Check the layers that are chosen (`LayerOperands.check`); say which they are, and why others stay digital."""
+    for operand in chosen.values():
+        operand.check()
+    for reason in dict.fromkeys(reasons.values()):
+        logger.info('stays digital: %s (%s)', listed(name for name in reasons if reasons[name] == reason), reason)
+    logger.info('on the engine: %d of %d layers: %s', len(chosen), num_layers, listed(chosen))
 
 
 def _weights_obstacle(layer) -> str | None:
