@@ -15,11 +15,10 @@ from lib.network.records import profile_network
 from lib.record.files import file_stem
 from lib.record.strategy import uniform_strategy
 from lib.runtime.distributed import is_main, on_main
-from lib.simulator.backends import PRESETS, find_hardware
+from lib.simulator.backends import find_machine
 from lib.simulator.budget import Constraint
 from lib.simulator.counting import COUNTED, size_of
-from lib.simulator.hardware import METRICS, check_metric
-from lib.simulator.rest import float_cost, with_rest
+from lib.simulator.rest import price_floats
 from lib.simulator.table_cache import find_or_make, user_folder
 from lib.simulator.table_files import load_table
 from lib.utils.data_utils import dataset_spec, num_classes
@@ -198,28 +197,11 @@ def find_cost(pricing, name, layers):
     return with_reference(_lookup_table(pricing, name, layers), pricing)
 
 
-def price_floats(table, floats, make=None):
-    """Return a table of a machine with the cost of the layers that stay float; say so where it cannot be known.
-
-    `make` returns a table of these layers, for a machine that was measured; any other prices them by itself.
-    """
-    if not floats:
-        return table
-    cost = float_cost(floats, table)
-    if cost is None and make:
-        cost = make().reference
-    if cost is None:
-        logger.warning('%s has no price for what stays float (%s ...): its ratios are about the layers of the strategy '
-                       'alone', table.name, floats[0].name)
-        return table
-    return with_rest(table, floats, cost)
-
-
 def _lookup_table(pricing, name, layers):
     floats = layers.inventory.floats
     if name.endswith('.npy'):
         return price_floats(load_table(name, layers.records), floats)
-    hardware, metric = find_hardware_metric(name)
+    hardware, metric = find_machine(name)
     if pricing.cost_batch:
         hardware = replace(hardware, batch=pricing.cost_batch)
     stem = pricing.stem(hardware, metric, all(record.calls for record in layers.records))
@@ -227,26 +209,6 @@ def _lookup_table(pricing, name, layers):
     table, rest = (partial(on_main, find_or_make, stem + suffix, records, hardware, metric, pricing.folders, about)
                    for suffix, records in (('', layers.records), ('_float', floats)))
     return price_floats(table(), floats, rest)
-
-
-def find_hardware_metric(name):
-    """Return (hardware, metric) of `cloud_latency`, `bitfusion_energy`, `chip.yaml` or `chip.yaml:energy`.
-
-    Raises:
-        ValueError: no such cost; the message lists them.
-    """
-    path, _, metric = name.partition(':')
-    if Path(path).suffix in ('.yaml', '.yml'):
-        hardware, metric = find_hardware(path), metric or METRICS[0]
-    else:
-        preset, _, metric = name.rpartition('_')
-        if preset not in PRESETS or metric not in METRICS:
-            known = [f'{p}_{m}' for p, hardware in sorted(PRESETS.items()) for m in hardware.metrics]
-            raise ValueError(f'unknown cost {name}: expected one of {", ".join([*COUNTED, *known])}, a FILE.yaml that '
-                             'describes hardware (FILE.yaml:energy), or the path of a .npy')
-        hardware = PRESETS[preset]
-    check_metric(hardware, metric)
-    return hardware, metric
 
 
 def with_reference(cost, pricing):

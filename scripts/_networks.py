@@ -1,7 +1,6 @@
 """Networks: from the options, with the weights they begin with, and from the checkpoints of all scripts."""
 
 import logging
-import re
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -18,8 +17,8 @@ from lib.network.check import check_network, check_parameters
 from lib.network.hooks import batch_norms
 from lib.network.sync_batch_norm import synchronise_batch_norm
 from lib.qat.bit_lists import is_quantized
+from lib.qat.inherited import check_quantizers, kept_quantizers, not_inherited
 from lib.qat.parts import quantize_as
-from lib.quantize.quantizer import Quantizer
 from lib.record.checkpoint import load_weights, read_checkpoint, weights_for
 from lib.record.download import read_download
 from lib.runtime.distributed import main_first, world_size
@@ -28,8 +27,6 @@ from lib.utils.quantize_utils import LinearQuantization, convert_to_quantized
 
 logger = logging.getLogger('haq')
 
-LEARNED = ('pact', 'mpact', 'lsq', 'linear')  # quantizers with clips or steps
-QUANTIZER_KEY = re.compile(r'(^|[._])(range|step|_extra_state)$')  # in a state dict
 USUAL_CLASSES, USUAL_WIDTH = 10**5, 4  # up to which a network is built without asking how large it will be
 # Where the originals keep the weights of their own networks, and the scripts that name them.
 PRETRAINED_FILES = {'mobilenetv2': 'mobilenetv2-150.pth.tar', 'mobilenetv3': 'mobilenetv3small-f3be529c.pth',
@@ -168,21 +165,6 @@ class Start:
             self.put(model, weights, source)
 
 
-def check_quantizers(model, state_dict, source):
-    """Raise ValueError where a state dict has what some quantizers learned and lacks the same of others.
-
-    A float network's has nothing of theirs, which is right: they begin anew.
-    """
-    keys = [f'{name}.{key}' for name, module in model.named_modules() if isinstance(module, Quantizer)
-            for key in module.state_dict()]
-    there = {key.rpartition('.')[2] for key in keys if key in state_dict}
-    left = [key for key in keys if key not in state_dict and key.rpartition('.')[2] in there]
-    if left:
-        raise ValueError(f'{source} is damaged: it has no {left[0]}'
-                         f'{f" and {len(left) - 1} more" if left[1:] else ""}, which other quantizers in it have; take '
-                         'another checkpoint of the run')
-
-
 def read_weights(start, network):
     """Return (checkpoint, where it is from) of --weights or, with --pretrained, the published one; else (None, None).
 
@@ -302,24 +284,13 @@ def load_quantized(model, checkpoint, source, start, settings, strategy, float_n
         settings, strategy: of this run, as checkpoints have them.
         float_names: keys of the network's state dict before it had quantizers.
     """
-    weights, kept = start.find(model, checkpoint, source), kept_quantizers(checkpoint, settings, strategy)
-    taken = {key for key in model.state_dict()
-             if key in float_names or ('weights' if '.weight_quantizer.' in key else 'activations') in kept}
-    left = [key for key in weights.state_dict if key not in taken and QUANTIZER_KEY.search(key)]
+    weights = start.find(model, checkpoint, source)
+    left = not_inherited(model, weights.state_dict, kept_quantizers(checkpoint, settings, strategy), float_names)
     for key in left:
         del weights.state_dict[key]
     start.put(model, weights, source)
     if left:
         logger.info('its clips and steps are not taken over: they begin anew')
-
-
-def kept_quantizers(checkpoint, settings, strategy):
-    """Return which quantizers' clips and steps a checkpoint passes on to this run: 'weights', 'activations'."""
-    if not isinstance(checkpoint, dict) or 'qat' not in checkpoint or not is_quantized(checkpoint['strategy']):
-        return []
-    theirs, ours = checkpoint['qat']['quantizers'], settings['quantizers']
-    return [which for which in ('weights', 'activations') if theirs[which] == ours[which] in LEARNED
-            and (ours[which] != 'lsq' or checkpoint['strategy'] == strategy)]
 
 
 # ---- networks of checkpoints

@@ -29,12 +29,14 @@ def make_compare_parser():
 
 def main(args):
     """Price every run on every machine and print the table."""
-    from _costs import describe_network, find_hardware_metric, price_floats
+    from _costs import describe_network
     from _networks import Network
 
     from lib.network.coverage import coverage_lines
+    from lib.simulator.backends import find_machine
     from lib.simulator.counting import COUNTED
     from lib.simulator.hardware import make_table
+    from lib.simulator.rest import price_floats
     from lib.simulator.table_files import load_table
     from lib.simulator.table_report import plot_matrix
 
@@ -64,7 +66,7 @@ def main(args):
             return COUNTED[name](inventory)
         if name.endswith('.npy'):
             return price_floats(load_table(name, inventory.layers), inventory.floats)
-        machine = find_hardware_metric(name)
+        machine = find_machine(name)
         return price_floats(make_table(inventory.layers, *machine), inventory.floats,
                             lambda: make_table(inventory.floats, *machine))
 

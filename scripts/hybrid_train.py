@@ -3,7 +3,6 @@
 Everything is in a YAML file, run/hybrid/config.yaml by default.
 """
 
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from _options import (
 )
 from finetune import STRATEGIES
 
-from lib.hybrid.config import DATASETS, complete_config, override, read_config
+from lib.hybrid.config import DATASETS, complete_config, override, read_config, with_strategy
 from lib.record.files import write_text
 from lib.record.strategy import find_strategy, paired
 
@@ -129,7 +128,7 @@ def main(args):
         save_quantized,
     )
     from lib.hybrid.placement import HybridQuantization, rebuild
-    from lib.hybrid.plan import Plan, layers_of_strategy, make_plan
+    from lib.hybrid.plan import Plan, make_plan
     from lib.network.coverage import inventory_of
     from lib.network.sync_batch_norm import synchronise_batch_norm
     from lib.qat.placement import weight_bits
@@ -156,7 +155,7 @@ def main(args):
     with in_file(args.resume):
         model = build_model(network, classes, shape, 'cpu' if args.write_config else device, loaders)
     config = complete_config(theirs['config'], args.resume) if saved else \
-        configuration(args, inventory_of(model, shape, linear=True), layers_of_strategy)
+        configuration(args, inventory_of(model, shape, linear=True))
     try:
         ArrayConfig.from_dict(config['mvm'])
     except ValueError as error:
@@ -168,7 +167,7 @@ def main(args):
         return
     if not args.evaluate:
         check_calibration_images(plan, config['ptq'], loaders[0].num_images)
-    report_plan(plan, args.arch)
+    plan.report(args.arch)
 
     # weights
     accuracies = dict(saved.get('accuracies', {})) if saved else {'float': None}
@@ -229,23 +228,19 @@ def main(args):
                 bits / full)
 
 
-def configuration(args, inventory, layers_of_strategy):
+def configuration(args, inventory):
     """Return the configuration of a new run, with --strategy for the layers of an `Inventory` in place of block lists.
 
     Raises:
         ValueError: the strategy does not fit the network.
     """
-    config = deepcopy(args.hybrid)
-    if args.strategy is not None:
-        strategy = find_strategy(args.strategy, inventory.names, linear=True, either=True, published=STRATEGIES,
-                                 network=args.arch, ends=inventory.ends)
-        logger.info('--strategy %.80s: bits of %d layers, the bit lists of the configuration are not used',
-                    args.strategy, len(strategy))
-        config['layers'] = layers_of_strategy(paired(strategy, -1), inventory.names)
-        for section, key in (('qat', 'quantize_w_blocks'), ('qat', 'quantize_a_blocks'),
-                             ('ptq', 'post_quantize_w_layers'), ('ptq', 'post_quantize_a_layers')):
-            config[section][key] = []
-    return config
+    if args.strategy is None:
+        return args.hybrid
+    strategy = find_strategy(args.strategy, inventory.names, linear=True, either=True, published=STRATEGIES,
+                             network=args.arch, ends=inventory.ends)
+    logger.info('--strategy %.80s: bits of %d layers, the bit lists of the configuration are not used', args.strategy,
+                len(strategy))
+    return with_strategy(args.hybrid, paired(strategy, -1), inventory.names)
 
 
 def check_float(checkpoint, source):
@@ -267,24 +262,6 @@ def check_saved(args, saved):
     if saved and saved['arch'] != args.arch:
         raise ValueError(f'{args.resume} is a checkpoint of {saved["arch"]}, this is a run of {args.arch}: give --arch '
                          f'{saved["arch"]}, or start a new run')
-
-
-def report_plan(plan, arch):
-    """Say what is quantized, how, and where edge and cloud meet."""
-    for name, group in (('weights', plan.weights), ('activations', plan.activations), ('inputs', plan.inputs)):
-        for method, words in (('dsq', 'trained with DSQ'), ('aciq', 'after training with ACIQ')):
-            bits = [entry['bits'] for entry in group.values() if entry['method'] == method]
-            if bits:
-                width = f'{min(bits)} bits' if min(bits) == max(bits) else f'{min(bits)} to {max(bits)} bits'
-                logger.info('%s of %d layers: %s, %s', name, len(bits), width, words)
-    for name, entry in plan.activations.items():
-        if 'names' in entry:
-            logger.info('%s is quantized under all its names: %s', name, ', '.join(entry['names']))
-    trained = [name for name, entry in plan.activations.items() if entry['method'] == 'dsq']
-    if trained:
-        logger.info('the edge device ends with %s', trained[-1])
-    if not plan:
-        logger.info('%s stays float: no block list names a block', arch)
 
 
 if __name__ == '__main__':

@@ -40,13 +40,14 @@ def make_measure_parser():
 
 def main(args):
     """Measure and print."""
-    from _costs import describe_network, input_of, price_floats
+    from _costs import describe_network, input_of
     from _networks import Network
 
     from lib.network.coverage import coverage_lines
     from lib.simulator.backends import find_hardware
     from lib.simulator.counting import COUNTED, proqha_float_layers
     from lib.simulator.hardware import make_table
+    from lib.simulator.rest import price_floats
 
     if args.json and args.csv:
         raise ValueError('--json and --csv: give one of them')

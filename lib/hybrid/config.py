@@ -191,3 +191,19 @@ def _unknown(section, key):
     near = get_close_matches(str(key), every, n=1)
     return (f'there is no key {key}' + (f' in section {section}' if section in SECTIONS else '')
             + (f'; did you mean {near[0]}?' if near else f'; known are {", ".join(SECTIONS.get(section, SECTIONS))}'))
+
+
+def layers_of_strategy(strategy: list, names: Sequence[str]) -> dict[str, list[int]]:
+    """Return a strategy as the section `layers`: {name: [weight bits, input bits]}, -1 for float."""
+    return {name: list(entry) if isinstance(entry, (list, tuple)) else [entry, -1]
+            for name, entry in zip(names, strategy, strict=True)}
+
+
+def with_strategy(config: dict, strategy: list, names: Sequence[str]) -> dict:
+    """Return a configuration with a strategy for the layers of these names in place of its block lists."""
+    config = deepcopy(config)
+    config['layers'] = layers_of_strategy(strategy, names)
+    for section, key in (('qat', 'quantize_w_blocks'), ('qat', 'quantize_a_blocks'),
+                         ('ptq', 'post_quantize_w_layers'), ('ptq', 'post_quantize_a_layers')):
+        config[section][key] = []
+    return config

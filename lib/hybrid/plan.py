@@ -1,6 +1,6 @@
 """Which tensor of a network hybrid quantization gives which quantizer: from block lists, or layer by layer."""
 
-from collections.abc import Sequence
+import logging
 from dataclasses import asdict, dataclass, field
 
 from torch import nn
@@ -9,6 +9,8 @@ from lib.hybrid.config import SLOPE
 from lib.network.conversion import all_layers
 from lib.network.hooks import names_of
 from lib.record.values import BITS, BOOL, RANGE
+
+logger = logging.getLogger(__name__)
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -41,6 +43,23 @@ class Plan:
 
     def __bool__(self):
         return bool(self.weights or self.activations or self.inputs)
+
+    def report(self, network: str) -> None:
+        """Say what is quantized, how, and where edge and cloud meet."""
+        for name, group in (('weights', self.weights), ('activations', self.activations), ('inputs', self.inputs)):
+            for method, words in (('dsq', 'trained with DSQ'), ('aciq', 'after training with ACIQ')):
+                bits = [entry['bits'] for entry in group.values() if entry['method'] == method]
+                if bits:
+                    width = f'{min(bits)} bits' if min(bits) == max(bits) else f'{min(bits)} to {max(bits)} bits'
+                    logger.info('%s of %d layers: %s, %s', name, len(bits), width, words)
+        for name, entry in self.activations.items():
+            if 'names' in entry:
+                logger.info('%s is quantized under all its names: %s', name, ', '.join(entry['names']))
+        trained = [name for name, entry in self.activations.items() if entry['method'] == 'dsq']
+        if trained:
+            logger.info('the edge device ends with %s', trained[-1])
+        if not self:
+            logger.info('%s stays float: no block list names a block', network)
 
 
 def residual_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -75,12 +94,6 @@ def make_plan(model: nn.Module, config: dict, network: str = 'the network') -> P
             raise ValueError(f'the section layers says what each layer gets: leave {", ".join(lists)} empty')
         return _plan_of_layers(model, config, network)
     return _plan_of_blocks(model, config, network) if lists or config['ptq']['post_image_bit_width'] else Plan()
-
-
-def layers_of_strategy(strategy: list, names: Sequence[str]) -> dict[str, list[int]]:
-    """Return a strategy as the section `layers`: {name: [weight bits, input bits]}, -1 for float."""
-    return {name: list(entry) if isinstance(entry, (list, tuple)) else [entry, -1]
-            for name, entry in zip(names, strategy, strict=True)}
 
 
 def _plan_of_layers(model, config, network):

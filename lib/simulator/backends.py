@@ -4,7 +4,8 @@ from pathlib import Path
 
 from lib.record.yaml_file import read_yaml
 from lib.simulator import bismo, bit_serial, bitfusion, crossbar, roofline
-from lib.simulator.hardware import Hardware, with_parameters
+from lib.simulator.counting import COUNTED
+from lib.simulator.hardware import METRICS, Hardware, check_metric, with_parameters
 from lib.simulator.measured import backend as measured
 
 BACKENDS = {  # name: class; a new backend is its file and a line here
@@ -34,6 +35,26 @@ def find_hardware(name: str | Path) -> Hardware:
             raise ValueError(f"unknown hardware {str(name)!r}, expected {', '.join(sorted(PRESETS))} or a FILE.yaml")
         return PRESETS[name]
     return read_hardware(Path(name))
+
+
+def find_machine(name: str) -> tuple[Hardware, str]:
+    """Return (hardware, metric) of `cloud_latency`, `bitfusion_energy`, `chip.yaml` or `chip.yaml:energy`.
+
+    Raises:
+        ValueError: no such cost; the message lists them.
+    """
+    path, _, metric = name.partition(':')
+    if Path(path).suffix in ('.yaml', '.yml'):
+        hardware, metric = find_hardware(path), metric or METRICS[0]
+    else:
+        preset, _, metric = name.rpartition('_')
+        if preset not in PRESETS or metric not in METRICS:
+            known = [f'{p}_{m}' for p, hardware in sorted(PRESETS.items()) for m in hardware.metrics]
+            raise ValueError(f'unknown cost {name}: expected one of {", ".join([*COUNTED, *known])}, a FILE.yaml that '
+                             'describes hardware (FILE.yaml:energy), or the path of a .npy')
+        hardware = PRESETS[preset]
+    check_metric(hardware, metric)
+    return hardware, metric
 
 
 def read_hardware(path: Path) -> Hardware:

@@ -1,12 +1,15 @@
 """What the layers that stay float cost on a machine: the same under every strategy, at the widest bits of a table."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 from lib.simulator.backends import BACKENDS
 from lib.simulator.cost import CostTable
 from lib.simulator.counting import widest
 from lib.simulator.hardware import make_table, with_parameters
 from lib.simulator.layer import LayerRecord
+
+logger = logging.getLogger(__name__)
 
 
 def float_cost(floats: Sequence[LayerRecord], table: CostTable) -> int | float | None:
@@ -32,6 +35,24 @@ def with_rest(table: CostTable, floats: Sequence[LayerRecord], cost: int | float
     return table.derive(
         reference=table.reference + cost if table.combine == 'sum' else max(table.reference, cost), rest=cost,
         rest_names=list(dict.fromkeys(layer.name for layer in floats)), meaning=table.meaning + widest(floats))
+
+
+def price_floats(table: CostTable, floats: Sequence[LayerRecord], make: Callable[[], CostTable] | None = None
+                 ) -> CostTable:
+    """Return a table of a machine with the cost of the layers that stay float; say so where it cannot be known.
+
+    `make` returns a table of these layers, for a machine that was measured; any other prices them by itself.
+    """
+    if not floats:
+        return table
+    cost = float_cost(floats, table)
+    if cost is None and make:
+        cost = make().reference
+    if cost is None:
+        logger.warning('%s has no price for what stays float (%s ...): its ratios are about the layers of the strategy '
+                       'alone', table.name, floats[0].name)
+        return table
+    return with_rest(table, floats, cost)
 
 
 def noted(table: CostTable, floats: Sequence[LayerRecord], cost: int | float) -> CostTable:

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 import models
-from lib.hybrid.config import SECTIONS, complete_config, default_config, read_config
-from lib.hybrid.plan import layers_of_strategy, make_plan, residual_blocks
+from lib.hybrid.config import SECTIONS, complete_config, default_config, layers_of_strategy, read_config
+from lib.hybrid.plan import make_plan, residual_blocks
 from tests.meta import on_meta
 
 
