@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from lib.quantize.linear import choose_scale, max_code, quantize
 from lib.quantize.pact import MIN_ALPHA, PACTActivationQuantizer
 from lib.quantize.quantizer import Grid, Quantizer, signs, straight_through, while_active, whole
+from lib.quantize.uniform import choose_scale, max_code, quantize
 
 
 class DoReFaWeightQuantizer(Quantizer):

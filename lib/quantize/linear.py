@@ -1,78 +1,52 @@
-"""Linear (uniform) quantization: pure functions, then HAQ's quantizers of weights and of activations on top."""
-
-import math
-from functools import partial
+"""Linear (uniform) quantization: HAQ's quantizers of weights and of activations, and a zero point for the latter."""
 
 import torch
 from torch import Tensor, nn
 
-from lib.quantize.blocks import blocks, dense, like
+from lib.quantize.affine import RoundToStep, codes_around_zero, find_ends, round_to_step, zero_point
 from lib.quantize.quantizer import (
     Grid,
     Quantizer,
     SignedQuantizer,
     check_choice,
-    signs,
+    per_channel,
     straight_through,
     while_active,
     whole,
 )
-from lib.quantize.ranges import find_bounds, find_range, max_range
-
-
-def max_code(bits: int, signed: bool) -> int:
-    """Largest integer code: 2^bits - 1 unsigned, 2^(bits-1) - 1 signed (codes are symmetric), 1 for one signed bit."""
-    return max(2 ** (bits - 1) - 1, 1) if signed else 2**bits - 1
-
-
-def choose_scale(clip: Tensor, bits: int, signed: bool) -> Tensor:
-    """Return the step between levels for the clipping range `clip`; 0 where the range is not positive."""
-    return clip.clamp_min(0) / max_code(bits, signed)
-
-
-def quantize(x: Tensor, scale: Tensor, bits: int, signed: bool) -> Tensor:
-    """Return integer codes, as floats: round(x / scale) clamped to [-n, n] (signed) or [0, n], n = `max_code`.
-
-    Ties round to even; a scale of 0 gives codes of 0. One signed bit is the sign, -1 or +1, with sign(0) = +1. NaN
-    stays NaN.
-    Example: x = (-0.4, 0.9, 7), scale 0.5, 3 bits signed gives (-1, 2, 3).
-    """
-    if signed and bits == 1:
-        return signs(x)
-    top = max_code(bits, signed)
-    step = torch.where(scale > 0, scale, torch.inf)
-    return (x / step).round_().clamp_(-top if signed else 0, top)
-
-
-@torch.no_grad()
-def fake_quantize(x: Tensor, scale: Tensor, bits: int, signed: bool) -> Tensor:
-    """Return `quantize(x) * scale` in the dtype of `x`, computed in one buffer; carries no gradient."""
-    if signed and bits == 1 or scale.numel() > 1 or scale.dtype != x.dtype:
-        return quantize(x, scale, bits, signed).mul_(scale).to(x.dtype)
-    x, out = dense(x), torch.empty_like(x)
-    top, step = max_code(bits, signed), torch.where(scale > 0, scale, torch.inf)
-    for part, values in blocks(x, out):
-        torch.div(part, step, out=values).round_().clamp_(-top if signed else 0, top).mul_(scale)
-    return out
+from lib.quantize.ranges import find_bounds, find_channel_ranges, find_range
+from lib.quantize.uniform import ClipAndRound, before_relu, choose_scale, fake_quantize, max_code, positive, quantize
 
 
 class LinearWeightQuantizer(Quantizer):
-    """Symmetric weights, one scale per tensor: q = round(clamp(w, -r, r) / s) * s with s = r / (2^(bits-1) - 1).
+    """Symmetric weights, one scale per tensor or channel: q = round(clamp(w, -r, r) / s) * s, s = r / (2^(bits-1) - 1).
 
     Example: w = (-0.4, 0.12, 0.7), r = 0.6, 3 bits: s = 0.2 and q = (-0.4, 0.2, 0.6). One bit is binary:
     q = sign(w) * mean|w|, whatever the range. The gradient passes straight through to the unclamped weight, so weights
     outside the range still learn.
 
-    The range r (buffer of shape [1]) is set by `calibrate`; while it is not positive, the first forward makes it
-    |w| max. It does not follow the weights in training.
+    The range r (buffer of shape [1], or one for each channel) is set by `calibrate`; while none is positive, the first
+    forward makes it |w| max. It does not follow the weights in training.
 
     Args:
         bits: 1..16, or None, -1, >= 32 to leave weights alone.
+        channels: of a weight (C, ...) that gets a scale for each of them; None: one for all.
     """
 
-    def __init__(self, bits: int | None = None):
+    def __init__(self, bits: int | None = None, *, channels: int | None = None):
         super().__init__(bits)
-        self.register_buffer('range', torch.zeros(1))
+        self.channels = channels
+
+    @property
+    def channels(self) -> int | None:
+        """How many channels have a scale of their own; None: one scale for all. Set, the range begins anew."""
+        return self._channels
+
+    @channels.setter
+    def channels(self, channels: int | None):
+        self._channels, self.is_found = channels, False
+        device = self.range.device if hasattr(self, 'range') else None
+        self.register_buffer('range', torch.zeros(channels or 1, device=device))
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         return straight_through(x, fake_quantize(x, self._scale(x.detach()), self.bits, signed=True))
@@ -84,9 +58,9 @@ class LinearWeightQuantizer(Quantizer):
         One bit needs no range and leaves it as it is.
         """
         if self.active and self.bits > 1:
-            clip = find_range(x, self.bits, signed=True, method=method)
-            clip = clip if cap is None else min(clip, cap)
-            self.range.fill_(max(clip, self.range.item()) if grow else clip)
+            clip = self._ranges(x, method)
+            clip = clip if cap is None else clip.clamp_max(cap)
+            self.range.copy_(torch.maximum(clip, self.range) if grow else clip)
             self.is_found = False
 
     @while_active
@@ -94,14 +68,22 @@ class LinearWeightQuantizer(Quantizer):
         scale = self._scale(x)
         return whole(quantize(x, scale, self.bits, signed=True)), scale
 
+    def _ranges(self, weight: Tensor, method: str) -> Tensor:
+        if self.channels is None:
+            return torch.full_like(self.range, find_range(weight, self.bits, signed=True, method=method))
+        per_channel(self.range, weight)  # it checks that there are as many
+        return find_channel_ranges(weight, self.bits, method=method).to(self.range)
+
     def _scale(self, weight: Tensor) -> Tensor:
         if self.bits == 1:
-            return weight.abs().mean().reshape(1)
+            magnitude = weight.abs()
+            return magnitude.mean().reshape(1) if self.channels is None else \
+                per_channel(magnitude.flatten(1).mean(1), weight)
         if not self.is_found:
-            if self.range.item() <= 0:
-                self.range.fill_(max_range(weight))
-            self.is_found = self.range.item() > 0
-        return choose_scale(self.range, self.bits, signed=True)
+            if not (self.range > 0).any():
+                self.range.copy_(self._ranges(weight, 'max'))
+            self.is_found = bool((self.range > 0).any())
+        return choose_scale(per_channel(self.range, weight), self.bits, signed=True)
 
 
 class LinearActivationQuantizer(SignedQuantizer):
@@ -121,22 +103,27 @@ class LinearActivationQuantizer(SignedQuantizer):
     `range` is a Parameter of shape [1]. It asks for a gradient only while `trainable` and `active`. `signed` is saved
     with the state dict; None means unknown, and the next calibration or forward finds it from its input.
 
+    `affine`: a signed input gets a lower end l of its own, the Parameter `low`, and all 2^bits levels:
+    s = (r - l) / (2^bits - 1), q = (clip(round(x / s) + z, 0, 2^bits - 1) - z) s with the zero point z = round(-l / s)
+    (Jacob et al., 1712.05877, section 2.1). Example: x = (-1, 0.6, 2), l = -0.5, r = 1, 2 bits: s = 0.5, z = 1 and
+    (-0.5, 0.5, 1). dq/dl is 1 below the range and 0 inside, where 'exact' adds the rounding term, as in LSQ+.
+
     Args:
         bits: 1..16, or None, -1, >= 32 to leave inputs alone.
         signed: whether inputs can be negative; None to find out.
+        affine: give signed inputs a zero point.
         range_gradient: 'clip' (faithful to HAQ) or 'exact'.
     """
 
     shown = ('bits', 'signed')
 
     def __init__(self, bits: int | None = None, *, signed: bool | None = None, initial_range: float = 6.0,
-                 trainable: bool = True, range_gradient: str = 'clip'):
+                 trainable: bool = True, range_gradient: str = 'clip', affine: bool = False):
         super().__init__(bits)
         check_choice('range_gradient', range_gradient, ('clip', 'exact'))
-        self.signed = signed
-        self.range_gradient = range_gradient
+        self._trainable, self.range_gradient = trainable, range_gradient
         self.range = nn.Parameter(torch.full((1,), float(initial_range)))
-        self.trainable = trainable
+        self.affine, self.signed = affine, signed
 
     @property
     def trainable(self) -> bool:
@@ -148,17 +135,39 @@ class LinearActivationQuantizer(SignedQuantizer):
         self.bits_changed()
 
     def bits_changed(self):
-        # A range that asks for a gradient and never gets one would stop DistributedDataParallel.
+        # What asks for a gradient and never gets one would stop DistributedDataParallel.
         self.range.requires_grad_(self._trainable and self.active)
+        if self.affine:
+            self.low.requires_grad_(self._trainable and self.active and self.has_zero_point)
+
+    def _first_low(self) -> Tensor:
+        return -self.range.detach().abs()
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         signed, clip = self._find_sign(x), self.clip()
+        if self.has_zero_point:
+            return self._fake_quantize_affine(x)
         if torch.is_grad_enabled() and (x.requires_grad or clip.requires_grad):
-            return _ClipAndRound.apply(x, clip, self.bits, signed, self.range_gradient == 'exact', *_before_relu(x))
+            return ClipAndRound.apply(x, clip, self.bits, signed, self.range_gradient == 'exact', *before_relu(x))
         return fake_quantize(x, choose_scale(clip, self.bits, signed), self.bits, signed)
 
+    def _fake_quantize_affine(self, x: Tensor) -> Tensor:
+        step, low = self._affine_step()
+        with torch.no_grad():
+            bounds = codes_around_zero(zero_point(low, step, self.bits), self.bits)
+            if not (x.requires_grad or self.range.requires_grad):
+                return round_to_step(x, step, bounds).mul_(step).to(x.dtype)
+        return RoundToStep.apply(x, step, low, bounds, False, self.range_gradient == 'exact')
+
+    def _affine_step(self) -> tuple[Tensor, Tensor]:
+        """Return step and lower end in use, of shape [1]; ends on the wrong side of 0 are 0, and can come back."""
+        high, low = (straight_through(end, bound) for end, bound in (
+            (self.range, self.range.detach().clamp_min(0)), (self.low, self.low.detach().clamp_max(0))))
+        step = (high - low) / max_code(self.bits, signed=False)
+        return straight_through(step, positive(step.detach())), low
+
     def clip(self) -> Tensor:
-        """Return the clipping range in use, of shape [1]."""
+        """Return the clipping range in use, of shape [1]; the upper end of an affine grid."""
         return self.range
 
     @torch.no_grad()
@@ -167,13 +176,19 @@ class LinearActivationQuantizer(SignedQuantizer):
 
         'kl': max|x| from 5 magnitude bits on (one bit of a signed input is its sign), else the KL threshold;
         'max': max|x|; 'mse': the range of least mean squared error. An input that was taken for unsigned and shows a
-        negative value is signed from now on.
+        negative value is signed from now on. An affine grid gets both ends, see `find_ends`.
         """
         if not self.active:
             self.correct_sign(x)
             return
         low, high = bounds = find_bounds(x)
         self.correct_sign(x, low)
+        if self.has_zero_point:
+            ends = find_ends(x, self.bits, method=method, least=self.least)
+            low, high = ends if cap is None else (max(ends[0], -cap), min(ends[1], cap))
+            self.low.fill_(min(low, self.low.item()) if grow else low)
+            self.range.fill_(max(high, self.range.item()) if grow else high)
+            return
         magnitude_bits = self.bits - int(self.signed)
         clip = find_range(x, self.bits, signed=self.signed, method=method, kl_bits=magnitude_bits, bounds=bounds)
         clip = min(clip, max(-low, high))  # the KL threshold can lie half a bin above
@@ -183,105 +198,27 @@ class LinearActivationQuantizer(SignedQuantizer):
     @while_active
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
         signed = self._find_sign(x)
+        if self.has_zero_point:
+            step, low = self._affine_step()
+            bounds = codes_around_zero(zero_point(low, step, self.bits), self.bits)
+            return whole(round_to_step(x, step, bounds)), step
         scale = choose_scale(self.clip(), self.bits, signed)
         return whole(quantize(x, scale, self.bits, signed)), scale
+
+    def zero_point(self) -> int | None:
+        if not self.has_zero_point:
+            return None
+        step, low = self._affine_step()
+        return int(zero_point(low.detach(), step.detach(), self.bits))
 
     @while_active
     def grid(self) -> Grid:
         if self.signed is None:
             raise ValueError('whether the input is signed is not known yet: calibrate, or run the network once')
+        if self.has_zero_point:
+            step, zero = self._affine_step()[0].item(), self.zero_point()
+            step = 0.0 if step <= torch.finfo(self.range.dtype).tiny else step
+            return Grid(step, step, -zero, max_code(self.bits, signed=False) - zero, zero_point=zero)
         top, binary = max_code(self.bits, self.signed), self.signed and self.bits == 1
         step = choose_scale(self.clip(), self.bits, self.signed).item()
         return Grid(step, step, -top if self.signed else 0, top, binary)
-
-
-class _ClipAndRound(torch.autograd.Function):
-    """Fake quantization with a learnable range.
-
-    For the backward pass it keeps a tensor that the ReLU or ReLU6 before it keeps anyway, else one byte per element.
-    """
-
-    @staticmethod
-    def forward(ctx, x, clip, bits, signed, exact, before, top):
-        x = dense(x)
-        out = fake_quantize(x, choose_scale(clip, bits, signed), bits, signed)
-        kept = _regions(x, _positive(clip), signed) if before is None else like(before, x)
-        ctx.signed, ctx.top = signed, top
-        ctx.save_for_backward(kept, clip, *((x, out) if exact else ()))
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        kept, clip, *inside = ctx.saved_tensors
-        grad, learns = like(grad, kept), ctx.needs_input_grad[1]
-        grad_x, grad_clip = torch.empty_like(grad), torch.zeros_like(clip)
-        split = partial(_split_by_region, signed=ctx.signed) if ctx.top is None else _split_at(clip, kept, ctx.top)
-        for part, what, result in blocks(grad, kept, grad_x):
-            total = split(part, what, result)
-            if learns:
-                grad_clip += total.sum(dtype=clip.dtype)
-        if inside and learns:
-            x, out = inside
-            grad_clip += (grad_x * (out - x)).sum(dtype=clip.dtype) / _positive(clip)
-        return grad_x, grad_clip if learns else None, None, None, None, None, None
-
-
-def _split_by_region(grad: Tensor, side: Tensor, out: Tensor, *, signed: bool) -> Tensor:
-    """Write the gradient of the input to `out` and return the terms of the range's; `side` is that of `_regions`."""
-    side = side.to(grad.dtype)  # arithmetic with it is several times faster than torch.where
-    outside = grad * side
-    torch.addcmul(grad, outside, side, value=-1, out=out)
-    return outside if signed else grad * side.clamp_min_(0)  # below an unsigned range the range has no say
-
-
-def _before_relu(x: Tensor) -> tuple[Tensor | None, float | None]:
-    """Return (v, top) with x = clip(v, 0, top) and v a tensor that autograd keeps anyway; (None, None) without."""
-    name = None if x.grad_fn is None else x.grad_fn.name()
-    if name == 'ReluBackward0':
-        return x.detach(), math.inf
-    if name == 'HardtanhBackward0' and x.grad_fn._saved_min_val == 0:  # ReLU6
-        return x.grad_fn._saved_self.detach(), x.grad_fn._saved_max_val
-    return None, None
-
-
-def _split_at(clip: Tensor, v: Tensor, top: float):
-    """Return a function that does the same with v in place of the region of the input clip(v, 0, top)."""
-    edge = _positive(clip).to(v.dtype).clamp_min(torch.finfo(v.dtype).tiny)
-    last = torch.nextafter(edge, torch.zeros_like(edge))
-    last = torch.where(edge > torch.full_like(edge, top), torch.inf, last)  # no input is outside
-    number = last.item() if _takes_numbers(v) else None
-
-    def split(grad, part, out):
-        above = grad.masked_fill(part <= last, 0) if number is None else \
-            torch.ops.aten.threshold_backward(grad, part, number)
-        torch.sub(grad, above, out=out)
-        return above
-    return split
-
-
-def _regions(x: Tensor, edge: Tensor, signed: bool) -> Tensor:
-    """Return, in 8 bits, 1 where x >= edge, -1 below the range (x <= -edge if signed, else x < 0), and 0 inside.
-
-    That is the sign of x minus the nearest number inside: without comparisons, which are slow on the CPU.
-    """
-    last = torch.nextafter(edge.to(x.dtype), torch.zeros_like(edge, dtype=x.dtype))
-    first = -last if signed else torch.zeros_like(last)
-    if _takes_numbers(x):
-        first, last = first.item(), last.item()
-    region = torch.empty_like(x, dtype=torch.int8)
-    for part, side in blocks(x, region):
-        side.copy_(part.sub(part.clamp(first, last)).sign_())
-    return region
-
-
-def _takes_numbers(x: Tensor) -> bool:
-    """Whether edges are better numbers than tensors: torch clamps and masks several times faster then, on the CPU.
-
-    Elsewhere the host would have to wait for the number.
-    """
-    return x.device.type == 'cpu'
-
-
-def _positive(clip: Tensor) -> Tensor:
-    """Return the range, or the smallest positive number where it is 0 or less, so that x is inside or outside of it."""
-    return clip.clamp_min(torch.finfo(clip.dtype).tiny)

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lib.quantize.affine import Bounds, RoundToStep, codes_around_zero, find_ends, round_to_step, zero_point
 from lib.quantize.pact import held_positive
-from lib.quantize.quantizer import Grid, SignedQuantizer, check_choice, signs, while_active, whole
+from lib.quantize.quantizer import Grid, SignedQuantizer, check_choice, per_channel, while_active, whole
 
 MIN_STEP = 1e-8
 
@@ -35,31 +36,44 @@ class LSQQuantizer(SignedQuantizer):
     calibrate before, else each finds a step of its own. In use is |step|, at least 1e-8, so it can neither lose its
     sign nor die. It asks for a gradient only while `active`. `signed` is saved with the state dict.
 
+    LSQ+ (Bhalgat et al., 2004.09576): an `affine` quantizer of signed features learns an offset, `low`, too:
+    q = (clip(round(v / s) + z, 0, n) - z) s with n = 2^bits - 1, which is round(clip((v - b) / s, 0, n)) s + b with the
+    offset b = -z s. The gradients are those of that formula (equations 4 and 5), dq/db 0 inside and 1 outside, scaled
+    as the step's with Q_P = n; but z is a whole number, round(-low / s), so that 0 stays a level: what a ReLU or a
+    padding made 0 is 0. Step and offset begin where the squared error is least, as in the paper.
+
     Args:
         bits: 1..16, or None, -1, >= 32 to leave the tensor alone.
         signed: whether values can be negative; None: weights can, of features the first tensor tells.
-        per: what N counts, 'weights' or 'features' (of the second dimension on).
+        per: what N counts, 'weights' (of a step) or 'features' (of the second dimension on).
+        affine: give signed values an offset.
+        channels: of a weight (C, ...) that gets a step for each of them, (C,); None: one for all.
     """
 
     shown = ('bits', 'signed', 'per')
 
-    def __init__(self, bits: int | None = None, *, signed: bool | None = None, per: str = 'weights'):
+    def __init__(self, bits: int | None = None, *, signed: bool | None = None, per: str = 'weights',
+                 affine: bool = False, channels: int | None = None):
         super().__init__(bits)
         check_choice('per', per, ('weights', 'features'))
         self.per = per
+        self.step = nn.Parameter(torch.zeros(channels or 1))
         self.signed = True if signed is None and per == 'weights' else signed
-        self.step = nn.Parameter(torch.zeros(1))
-        self.bits_changed()
+        self.affine = affine
 
     def bits_changed(self):
-        # A step that asks for a gradient and never gets one would stop DistributedDataParallel.
+        # What asks for a gradient and never gets one would stop DistributedDataParallel.
         self.step.requires_grad_(self.active)
+        if self.affine:
+            self.low.requires_grad_(self.active and self.has_zero_point)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        step, signed = self._prepared(x)
+        step, bounds = self._prepared(x)
         if torch.is_grad_enabled() and (x.requires_grad or step.requires_grad):
-            return _RoundToStep.apply(x, step, self.bits, signed, self._gradient_scale(x))
-        return _fake_quantize(x, step, self.bits, signed)
+            offset = self.low if self.has_zero_point else None
+            return RoundToStep.apply(x, step, offset, bounds, self._binary, True, self._gradient_scale(x))
+        with torch.no_grad():
+            return round_to_step(x, step, bounds, self._binary).mul_(step).to(x.dtype)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, *, method: str = 'kl', cap: float | None = None, grow: bool = False):
@@ -68,84 +82,88 @@ class LSQQuantizer(SignedQuantizer):
         An input that was taken for unsigned and shows a negative value is signed from now on.
         """
         self.correct_sign(x)
-        if self.active:
-            step = self._initial_step(x)
-            step = step if cap is None else min(step, cap / code_range(self.bits, self.signed)[1])
-            self.step.fill_(max(step, abs(self.step.item())) if grow else step)
-            self.is_found = False
+        if not self.active:
+            return
+        before = self.step.abs(), self.low.clone() if self.affine else None
+        self._find(x)
+        if cap is not None and self.has_zero_point:
+            low, high = (max(-cap, min(end, cap)) for end in self._ends())
+            self._set_ends(low, high)
+        elif cap is not None:
+            self.step.clamp_(max=cap / code_range(self.bits, self.signed)[1])
+        if grow and self.has_zero_point:
+            (low, high), (step, offset) = self._ends(), before
+            self._set_ends(min(low, offset.item()), max(high, (offset + step * (2**self.bits - 1)).item()))
+        elif grow:
+            self.step.copy_(torch.maximum(self.step, before[0]))
+        self.is_found = False
 
     @while_active
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        step, signed = self._prepared(x)
-        return whole(_codes(x, step, self.bits, signed)), step
+        step, bounds = self._prepared(x)
+        return whole(round_to_step(x, step, bounds, self._binary)), step
+
+    def zero_point(self) -> int | None:
+        return int(zero_point(self.low, self._step_in_use(), self.bits)) if self.has_zero_point else None
 
     @while_active
     def grid(self) -> Grid:
-        if self.signed is None or self.step.item() == 0:
+        if self.signed is None or not self.step.any():
             raise ValueError('the step is not known yet: calibrate, or run the network once')
-        step = self._step_in_use().item()
-        return Grid(step, step, *code_range(self.bits, self.signed), binary=self.signed and self.bits == 1)
+        if self.step.numel() > 1:
+            raise NotImplementedError('it has a step for each channel')
+        step, zero = self._step_in_use().item(), self.zero_point()
+        low, high = code_range(self.bits, self.signed) if zero is None else (-zero, 2**self.bits - 1 - zero)
+        return Grid(step, step, low, high, binary=self._binary, zero_point=zero or 0)
 
-    def _prepared(self, x: Tensor) -> tuple[Tensor, bool]:
-        """Return the step in use and the sign, found in `x` if need be."""
-        signed = self._find_sign(x)
+    @property
+    def _binary(self) -> bool:
+        return self.bits == 1 and bool(self.signed)
+
+    def _prepared(self, x: Tensor) -> tuple[Tensor, Bounds]:
+        """Return the step in use, which broadcasts with `x`, and the codes of the ends; found in `x` if need be."""
+        self._find_sign(x)
         if not self.is_found:
             with torch.no_grad():
-                if self.step.item() == 0:
-                    self.step.fill_(self._initial_step(x))
-                self.is_found = self.step.item() != 0
-        return self._step_in_use(), signed
+                if not self.step.any():
+                    self._find(x)
+                self.is_found = bool(self.step.any())
+        step = self._step_in_use()
+        if not self.has_zero_point:
+            return per_channel(step, x), code_range(self.bits, self.signed)
+        with torch.no_grad():
+            return step, codes_around_zero(zero_point(self.low, step, self.bits), self.bits)
 
     def _step_in_use(self) -> Tensor:
         return held_positive(self.step, max(MIN_STEP, torch.finfo(self.step.dtype).tiny))
 
-    def _initial_step(self, x: Tensor) -> float:
-        mean = (x.abs() if self.signed else x.clamp_min(0)).mean().item()
-        if not math.isfinite(mean):
-            raise ValueError(f'cannot find a step from {x.numel()} values whose mean magnitude is {mean}: they are '
-                             'not finite, or too large')
-        if self.signed and self.bits == 1:
-            return mean
-        return 2 * mean / math.sqrt(code_range(self.bits, self.signed)[1])
+    def _first_low(self) -> Tensor:
+        return torch.zeros_like(self.step)
+
+    def _ends(self) -> tuple[float, float]:
+        """Return the lowest and the highest level of the affine grid, before its zero point is a whole number."""
+        low, step = self.low.item(), self.step.item()
+        return low, low + step * (2**self.bits - 1)
+
+    def _set_ends(self, low: float, high: float):
+        self.low.fill_(low)
+        self.step.fill_((high - low) / (2**self.bits - 1))
+
+    def _find(self, x: Tensor):
+        """Set the step, and the offset, from the first tensor."""
+        if self.has_zero_point:
+            self._set_ends(*find_ends(x, self.bits, method='mse'))
+            return
+        magnitude = x.abs() if self.signed else x.clamp_min(0)
+        mean = (magnitude.mean() if self.step.numel() == 1 else magnitude.flatten(1).mean(1)).double()
+        if not mean.isfinite().all():
+            raise ValueError(f'cannot find a step from {x.numel()} values whose mean magnitude is {mean.amax().item()}:'
+                             ' they are not finite, or too large')
+        if not self._binary:
+            mean = 2 * mean / math.sqrt(code_range(self.bits, self.signed)[1])
+        self.step.copy_(mean.reshape(-1))
 
     def _gradient_scale(self, x: Tensor) -> float:
-        count = x.numel() if self.per == 'weights' else math.prod(x.shape[1:])
-        return 1 / math.sqrt(count * code_range(self.bits, self.signed)[1])
-
-
-def _codes(x: Tensor, step: Tensor, bits: int, signed: bool) -> Tensor:
-    """Return integer codes, as floats in a new tensor; ties round to even."""
-    if signed and bits == 1:
-        return signs(x)
-    return (x / step).round_().clamp_(*code_range(bits, signed))
-
-
-@torch.no_grad()
-def _fake_quantize(x: Tensor, step: Tensor, bits: int, signed: bool) -> Tensor:
-    return _codes(x, step, bits, signed).mul_(step).to(x.dtype)
-
-
-class _RoundToStep(torch.autograd.Function):
-    """Fake quantization with a learned step; for the backward pass it keeps its input alone, and computes the rest."""
-
-    @staticmethod
-    def forward(ctx, x, step, bits, signed, gradient_scale):
-        ctx.save_for_backward(x, step)
-        ctx.options = bits, signed, gradient_scale
-        return _fake_quantize(x, step, bits, signed)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, step = ctx.saved_tensors
-        bits, signed, gradient_scale = ctx.options
-        low, high = code_range(bits, signed)
-        position = x / step
-        inside = ((position > low) & (position < high)).to(position.dtype)  # arithmetic with it is faster than a mask
-        grad_x = grad.mul(inside).to(x.dtype) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return grad_x, None, None, None, None
-        slope = _codes(x, step, bits, signed)
-        if not (signed and bits == 1):
-            slope.addcmul_(position.clamp_(low, high), inside, value=-1)
-        grad_step = slope.mul_(grad).sum(dtype=step.dtype) * gradient_scale
-        return grad_x, grad_step.reshape(step.shape), None, None, None
+        count = x.numel() / self.step.numel() if self.per == 'weights' else math.prod(x.shape[1:])
+        top = 2**self.bits - 1 if self.has_zero_point else code_range(self.bits, self.signed)[1]
+        return 1 / math.sqrt(count * top)

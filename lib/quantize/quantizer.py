@@ -46,6 +46,15 @@ def whole(codes: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
     return codes.to(dtype)
 
 
+def per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """Return `values` (C,) shaped to broadcast with `x` (C, ...), or a single one as it is; ValueError on other C."""
+    if values.numel() == 1:
+        return values
+    if len(values) != len(x):
+        raise ValueError(f'{len(values)} scales for a weight of {len(x)} channels: expected one for each')
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raise ValueError unless `value` of the option `name` is one of `choices`."""
     if value not in choices:
@@ -69,7 +78,8 @@ class Grid(NamedTuple):
 
     Codes are clip(round(x / step), low, high) and stand for the values codes * scale; a `binary` one gives the code +1
     for x >= 0 and -1 elsewhere. `scale` differs from `step` where the quantizer does not scale its input back.
-    A step of 0, that of a range of 0, makes all values 0.
+    A step of 0, that of a range of 0, makes all values 0. Codes count from 0 = 0.0 on, so padding is 0; one of an
+    affine grid is stored as code + `zero_point`, which is never negative.
     """
 
     step: float
@@ -77,6 +87,7 @@ class Grid(NamedTuple):
     low: int
     high: int
     binary: bool = False
+    zero_point: int = 0
 
 
 class Affine(NamedTuple):
@@ -129,7 +140,7 @@ class Quantizer(nn.Module):
         return self._bits is not None and 0 < self._bits < 32
 
     def bits_changed(self):
-        """Called after `bits` was set; for subclasses whose parameters depend on it."""
+        """Called after `bits` was set, or the sign; for subclasses whose parameters depend on it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fake_quantize(x) if self.active and x.numel() else x
@@ -144,8 +155,14 @@ class Quantizer(nn.Module):
         `grow` keeps the present range where it is the larger one.
         """
 
+    def zero_point(self) -> int | None:
+        """Return what an affine grid adds to the codes of `to_int`, so that they are 0 .. 2^bits - 1; else None."""
+        return None
+
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (int32 codes, scale) with `codes * scale` equal to `self(x)`.
+        """Return (int32 codes, scale) with `codes * scale` equal to `self(x)`; of an affine grid, code - zero point.
+
+        The scale has one element, or one for each channel, shaped to broadcast with the codes.
 
         Raises:
             ValueError: the quantizer is not `active`, or a value is NaN.
@@ -160,9 +177,10 @@ class Quantizer(nn.Module):
         or the odd ones of DoReFa's 2^bits levels, become 0, 1, 2, ... with a zero point between two of them.
         """
         codes, scale = self.to_int(x)
-        codes, scale = codes.long(), scale.double()
-        signed = getattr(self, 'signed', None)
-        if not signed and bool((codes >= 0).all()):
+        codes, scale, zero = codes.long(), scale.double(), self.zero_point()
+        if zero is not None:
+            return Affine(codes + int(zero), scale, torch.full_like(scale, zero), self.bits)
+        if not getattr(self, 'signed', None) and bool((codes >= 0).all()):
             return Affine(codes, scale, torch.zeros_like(scale), self.bits)
         half, top = 2 ** (self.bits - 1), 2**self.bits - 1
         if self.bits > 1 and bool(((codes >= -half) & (codes < half)).all()):
@@ -185,10 +203,47 @@ class Quantizer(nn.Module):
 class SignedQuantizer(Quantizer):
     """A quantizer that knows whether its input can be negative: `signed`, None until the first tensor has shown it.
 
-    The sign is saved with the state dict.
+    The sign is saved with the state dict. An `affine` one, in classes that have it, gives signed inputs a lower end of
+    their own, the Parameter `low` of shape [1], and 2^bits levels of which one is 0. Unsigned inputs, and the sign that
+    one bit is, are as ever.
+
+    Attributes:
+        least: what no input can be below, where the structure of the network says so (-0.17 behind a GELU), or None.
     """
 
-    signed: bool | None = None
+    _signed: bool | None = None
+    least: float | None = None
+
+    @property
+    def signed(self) -> bool | None:
+        return self._signed
+
+    @signed.setter
+    def signed(self, signed: bool | None):
+        self._signed = signed
+        self.bits_changed()
+
+    @property
+    def affine(self) -> bool:
+        """Whether signed inputs get a grid with a zero point."""
+        return 'low' in self._parameters
+
+    @affine.setter
+    def affine(self, affine: bool):
+        if affine and not self.affine:
+            self.low = nn.Parameter(self._first_low())
+        elif self.affine and not affine:
+            del self.low
+        self.bits_changed()
+
+    @property
+    def has_zero_point(self) -> bool:
+        """Whether the grid in use is affine: of an affine quantizer whose input is signed, of more than its sign."""
+        return self.affine and bool(self.signed) and self.bits != 1
+
+    def _first_low(self) -> Tensor:
+        """Return what `low` begins with."""
+        raise NotImplementedError
 
     def _find_sign(self, x: Tensor) -> bool:
         if self.signed is None:

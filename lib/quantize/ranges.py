@@ -45,10 +45,7 @@ def mse_range(x: Tensor, bits: int, signed: bool) -> float:
     refined twice. Of more than 2^20 values a regular sample and the maximum are used.
     """
     values = (x.detach().abs() if signed else x.detach().clamp_min(0)).flatten()
-    if values.numel() > MSE_SAMPLE:
-        step = values.numel() // MSE_SAMPLE | 1  # odd: not in step with rows and channels
-        values = torch.cat([values[::step], values.amax()[None]])
-    values = np.sort(values.float().cpu().numpy()).astype(np.float64)
+    values = np.sort(sample_of(values, values.amax()))
     mean, top = values.mean(), values[-1]
     if top == 0 or (signed and bits == 1):
         return float(mean)
@@ -65,6 +62,47 @@ def mse_range(x: Tensor, bits: int, signed: bool) -> float:
         best = int(np.argmin([error(clip) for clip in grid]))
         grid = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], 25)
     return float(min(grid, key=error))
+
+
+def sample_of(values: Tensor, *ends: Tensor) -> np.ndarray:
+    """Return values (numel,) as float64; of more than 2^20 a regular sample, and the `ends`."""
+    if values.numel() > MSE_SAMPLE:
+        step = values.numel() // MSE_SAMPLE | 1  # odd: not in step with rows and channels
+        values = torch.cat([values[::step], *(end[None] for end in ends)])
+    return values.float().cpu().numpy().astype(np.float64)
+
+
+def find_channel_ranges(weight: Tensor, bits: int, *, method: str = 'kl') -> Tensor:
+    """Return `find_range` of each channel of a signed weight (C, ...), float32 (C,); all of 'mse' at once."""
+    check_choice('calibration method', method, METHODS)
+    find_bounds(weight)
+    rows = weight.detach().flatten(1)
+    if bits == 1:
+        return rows.abs().mean(1).float()
+    if method == 'mse':
+        return _channel_mse_ranges(rows.abs().float(), bits)
+    if method == 'kl' and bits < KL_BELOW_BITS:
+        return torch.tensor([kl_threshold(row, bits) for row in rows], device=rows.device)
+    return rows.abs().amax(1).float()
+
+
+def _channel_mse_ranges(rows: Tensor, bits: int) -> Tensor:
+    """Return the ranges (C,) of least mean squared error of magnitudes (C, K), on the grids of `mse_range`."""
+    first, last = rows.mean(1) / 2, rows.amax(1)
+    codes, tiny = 2 ** (bits - 1) - 1, torch.finfo(rows.dtype).tiny
+
+    def errors(clips):
+        steps = (clips / codes).clamp_min(tiny)[:, None]
+        return (rows / steps).round_().clamp_(max=codes).mul_(steps).sub_(rows).square_().sum(1)
+
+    shares = torch.linspace(0, 1, 97, device=rows.device)[:, None]
+    grid = first * (last / first.clamp_min(tiny)) ** shares  # (97, C)
+    for _ in range(2):
+        best = torch.stack([errors(clips) for clips in grid]).argmin(0, keepdim=True)
+        low, high = (grid.gather(0, (best + side).clamp(0, len(grid) - 1)) for side in (-1, 1))
+        grid = low + (high - low) * torch.linspace(0, 1, 25, device=rows.device)[:, None]
+    best = torch.stack([errors(clips) for clips in grid]).argmin(0, keepdim=True)
+    return grid.gather(0, best)[0]
 
 
 def find_bounds(x: Tensor) -> tuple[float, float]:
@@ -85,17 +123,17 @@ def max_range(x: Tensor) -> float:
 
 # ---- HAQ's threshold: the least Kullback-Leibler-like distance between two cumulative histograms
 
-def kl_threshold(x: Tensor, bits: int, bounds: tuple[float, float] | None = None) -> float:
+def kl_threshold(x: Tensor, bits: float, bounds: tuple[float, float] | None = None) -> float:
     """Return the clipping threshold of |x| with the least Kullback-Leibler-like distance for `bits` bits.
 
-    Let c be the cumulative histogram of |x| (numpy's 'sqrt' bins on [0, max]) and n = 2^(bits-1). For every i from
-    n + 1 to the number of bins, p is c with 1 from bin i - 1 on, and q is p with its first i points linearly resampled
-    to n points and back. The i of least sum (c - q) log2(c / q) wins; the threshold is i + 0.5 bins. With fewer than
-    n + 1 bins it is the maximum. Beyond 8192 bins the bins get wider instead of more.
+    Let c be the cumulative histogram of |x| (numpy's 'sqrt' bins on [0, max]) and n = 2^(bits-1), rounded. For every
+    i from n + 1 to the number of bins, p is c with 1 from bin i - 1 on, and q is p with its first i points linearly
+    resampled to n points and back. The i of least sum (c - q) log2(c / q) wins; the threshold is i + 0.5 bins. With
+    fewer than n + 1 bins it is the maximum. Beyond 8192 bins the bins get wider instead of more.
     `bounds` are those of `x`, where they are known.
     """
     low, high = find_bounds(x) if bounds is None else bounds
-    top, levels = max(-low, high), 2 ** (bits - 1)
+    top, levels = max(-low, high), max(round(2 ** (bits - 1)), 1)
     magnitude = flat(x.detach() if low >= 0 else x.detach().abs())
     least = max(low, -high) if low * high >= 0 else magnitude.amin().item()
     bins = _number_of_bins(len(magnitude), least, top)

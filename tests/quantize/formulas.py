@@ -92,6 +92,26 @@ def lsq(v, bits, ste, step, signed=True):
     return ste(z, ste.round(z)) * s
 
 
+def lsq_plus(v, bits, ste, step, low):
+    """Equations 1 to 5 of LSQ+, 2004.09576, where the offset is a level; ties go to even multiples of the step."""
+    s, n = abs(step), 2**bits - 1
+    if bits == 1:
+        return lsq(v, bits, ste, step)
+    z = ste.hold('z', lambda: np.round(-low / s))
+    code = np.clip(ste.round(v / s) + z, 0, n)
+    return ste(np.clip((v - low) / s, 0, n), code) * s + low
+
+
+def affine(x, bits, ste, range, low, exact=False):
+    """A grid with a zero point between learned ends; the gradient is that of the clip, or `exact`, as LSQ+."""
+    if bits == 1:
+        return clipped(x, bits, ste, range, signed=True, exact=exact)
+    s = (range - low) / (2**bits - 1)
+    if exact:
+        return lsq_plus(x, bits, ste, s, low)
+    return ste(np.clip(x, low, range), ste.hold('q', lambda: lsq_plus(x, bits, Nearest(ste.nudge), s, low)))
+
+
 def dsq(x, bits, ste, lower, upper, slope):
     n = 2**bits - 1
     delta = (upper - lower) / n

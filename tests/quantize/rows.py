@@ -133,6 +133,30 @@ def linear_row(signed, gradient):
                        gradient == 'exact')
 
 
+def zero(bits):
+    """The zero point of the affine rows."""
+    return 2**bits // 3
+
+
+def affine_levels(bits, size):
+    if bits == 1:
+        return np.array([-1, 1]) * abs(size)
+    return steps(-zero(bits), 2**bits - 1 - zero(bits), abs(size))
+
+
+def affine_row(gradient):
+    return Row(lambda bits: LinearActivationQuantizer(bits, signed=True, affine=True, range_gradient=gradient),
+               with_options(formulas.affine, exact=gradient == 'exact'),
+               lambda bits, size: {'range': (2**bits - 1 - zero(bits)) * size, 'low': -zero(bits) * size},
+               affine_levels, exact=True)
+
+
+def lsq_plus_row():
+    return Row(lambda bits: LSQQuantizer(bits, signed=True, per='features', affine=True), formulas.lsq_plus,
+               lambda bits, size: {'step': size, 'low': -zero(bits) * abs(size)}, affine_levels, exact=True,
+               either=True, gradient_scale=lambda bits, shape: 1 / np.sqrt(np.prod(shape[1:]) * (2**bits - 1)))
+
+
 def pact_row(signed, gradient):
     return clipped_row(lambda bits: PACTActivationQuantizer(bits, signed=signed, gradient=gradient), signed,
                        gradient == 'ste', either=True)
@@ -220,6 +244,8 @@ ROWS = {
         sample=lambda levels, size: telling(levels * (len(levels) - 1) * size), exact=True, again=False),
     **{f'pact {sign} {gradient}': pact_row(sign == 'signed', gradient)
        for sign, gradient in product(('unsigned', 'signed'), ('paper', 'ste'))},
+    **{f'linear affine {gradient}': affine_row(gradient) for gradient in ('clip', 'exact')},
+    'lsq plus': lsq_plus_row(),
     'lsq weights': lsq_row(True, 'weights'),
     'lsq signed': lsq_row(True, 'features'),
     'lsq unsigned': lsq_row(False, 'features'),

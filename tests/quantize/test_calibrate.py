@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lib.quantize import ranges
-from lib.quantize.linear import choose_scale, fake_quantize
 from lib.quantize.ranges import find_range, kl_threshold, max_range, mse_range
+from lib.quantize.uniform import choose_scale, fake_quantize
 
 SAMPLERS = {
     'normal': lambda rng, n: rng.normal(size=n),
