@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from lib.network.signedness import probe_inputs
+from lib.network.signedness import find_input_ranges
 from lib.quantize.layers import QConv2d, QLinear, obstacle, quantized_type
 from lib.quantize.quantizer import Quantizer
 from lib.simulator.layer import LayerRecord
@@ -72,16 +72,17 @@ def convert_to_quantized(model: nn.Module, images: Tensor, *, quiet: bool = Fals
         ValueError: not one of the layers can be converted.
     """
     layers = all_layers(model)
-    signed = probe_inputs(model, layers, images)
+    found = find_input_ranges(model, layers, images)
     left = {}
     for name, layer in layers.items():
         if isinstance(layer, (QConv2d, QLinear)):
             continue
-        reason = obstacle(layer) if name in signed else 'is never called'
+        reason = obstacle(layer) if name in found else 'is never called'
         if reason:
             left.setdefault(reason, []).append(name)
         else:
-            quantized_type(layer).convert(layer).input_quantizer.signed = signed[name]
+            quantizer = quantized_type(layer).convert(layer).input_quantizer
+            quantizer.signed, quantizer.least = found[name]
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # else evaluation takes a fast path that reads the float weights

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import models
 from lib.network.conversion import all_layers
-from lib.network.signedness import probe_inputs
+from lib.network.signedness import GATES, LEAST, find_input_ranges, probe_inputs
 from models.mobilenetv3 import ROWS
 
 
@@ -47,7 +47,7 @@ def test_structure_alone_decides_on_the_meta_device():
         net = Net()
         layers = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d)}
         signed = probe_inputs(net, layers, torch.empty(2, 3, 8, 8))
-    assert [signed[f'convs.{i}'] for i in range(9)] == [None, False, False, False, None, None, False, None, None]
+    assert [signed[f'convs.{i}'] for i in range(9)] == [None, False, False, False, True, True, False, None, None]
 
 
 class Through(nn.Module):
@@ -96,6 +96,57 @@ PROVEN = {
 @pytest.mark.parametrize('name', PROVEN)
 def test_structures_that_prove_it(name):
     assert proven(PROVEN[name])
+
+
+FUNCTIONS = {'gelu': lambda x: F.gelu(x, approximate='tanh'), 'silu': F.silu, 'hardswish': F.hardswish, 'mish': F.mish,
+             'sigmoid': lambda x: x * torch.sigmoid(x), 'hardsigmoid': lambda x: F.hardsigmoid(x).mul(x)}
+
+
+@pytest.mark.parametrize('name', FUNCTIONS)
+def test_least_values_are_those_of_the_functions(name):
+    x = torch.linspace(-20, 20, 400_001, dtype=torch.float64)
+    least, known = FUNCTIONS[name](x).amin().item(), {**LEAST, **GATES}[name]
+    assert known <= least < known + 2e-6
+    if name == 'gelu':
+        assert known <= F.gelu(x).amin().item() == pytest.approx(-0.16997, abs=1e-5)
+
+
+REACHING = {  # what structure alone says that no element is below
+    'gelu': (lambda r, x: F.gelu(x), -0.170041), 'module': (lambda r, x: nn.SiLU(inplace=True)(x.clone()), -0.278465),
+    'hard swish': (lambda r, x: F.hardswish(x, inplace=True), -0.375), 'clamp': (lambda r, x: x.clamp(-0.5, 2), -0.5),
+    'swish by hand': (lambda r, x: torch.sigmoid(x).mul(x), -0.278465),
+    'in place': (lambda r, x: x.mul_(x.sigmoid()), -0.278465),
+    'of what is not negative': (lambda r, x: F.silu(r), 0), 'of its own gate': (lambda r, x: r * r.sigmoid(), 0),
+    'pooled': (lambda r, x: F.max_pool2d(F.silu(x), 3, 1, 1).flatten(2).unflatten(2, (6, 6)), -0.278465),
+    'excited': (lambda r, x: F.silu(x) * F.hardsigmoid(x.mean((2, 3), keepdim=True)), -0.278465),
+    'dropped': (lambda r, x: F.dropout(F.gelu(x), 0.1, False), -0.170041),
+    'joined': (lambda r, x: torch.cat([F.gelu(x), F.silu(x)], 1)[:, ::2], -0.278465),
+    'summed': (lambda r, x: F.silu(x) + r + F.hardswish(x), -0.653465),
+    'scaled': (lambda r, x: F.silu(x) / 2, -0.1392325),
+    'negated': (lambda r, x: -2 * torch.sigmoid(x), -2), 'product': (lambda r, x: F.silu(x) * r, None),
+    'training drops': (lambda r, x: F.dropout(F.gelu(x), 0.1, True), None),
+    'matrices': (lambda r, x: F.silu(x) @ r, None),
+    'another gate': (lambda r, x: x * torch.sigmoid(-x), None),
+    'total': (lambda r, x: F.gelu(x).sum(1, True).expand(2, 4, 6, 6), None),
+    'another x': (lambda r, x: (lambda gate: x.sub_(1) * gate)(torch.sigmoid(x)), None),
+    'changed': (lambda r, x: (lambda y: (y.sub_(1), y)[1])(F.gelu(x)), None),
+    'normalised': (lambda r, x: F.layer_norm(F.gelu(x), (6,)), None), 'minimum': (lambda r, x: F.gelu(x).neg(), None),
+    'greatest': (lambda r, x: F.gelu(x).max(1, keepdim=True)[0].expand(2, 4, 6, 6), -0.170041),
+}
+
+
+@pytest.mark.parametrize('name', REACHING)
+def test_how_far_below_zero_structure_alone_says(name):
+    operation, least = REACHING[name]
+    for device in ('meta', 'cpu'):
+        with torch.device(device):
+            net = Through(operation)
+            images = torch.empty(2, 4, 6, 6) if device == 'meta' else torch.randn(2, 4, 6, 6) * 3
+            seen = []
+            net.layer.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0]))
+            (found,) = find_input_ranges(net, {'layer': net.layer}, images).values()
+        assert found.least == pytest.approx(least, abs=1e-9) and (least is None or found.signed is (least < 0))
+        assert device == 'meta' or least is None or seen[0].amin() >= least
 
 
 def changed(change):
