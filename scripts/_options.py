@@ -149,6 +149,14 @@ def fraction(text):
     return value
 
 
+def share(text):
+    """Option type: a number of at least 0 and below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f'{text} is out of range, expected a number of at least 0 and below 1')
+    return value
+
+
 def add_architecture_options(group, arch):
     """Adds the options that choose a network, without its weights."""
     group.add_argument('-a', '--arch', default=arch, help='name of the network: mobilenet, mobilenetv2, mobilenetv3, '
@@ -275,11 +283,11 @@ def add_training_options(parser, *, lr, weight_decay):
                        help='cos: learning rate that the schedule ends at')
     group.add_argument('--warmup_epoch', type=at_least(0), default=0,
                        help='first epochs at the constant rate lr * gamma')
+    group.add_argument('--warmup_type', choices=['constant', 'linear'], default='constant', help='linear: the warm-up '
+                       'rises from lr * gamma to lr, and cos and exp begin after it')
     group.add_argument('--schedule', type=int, nargs='+', default=[31, 61, 91], help='step3: epochs at which the rate '
                        'is multiplied by gamma')
     group.add_argument('--gamma', type=positive, default=0.1, help='factor of step3, exp and the warm-up')
-    group.add_argument('--opt', type=str.lower, choices=['sgd', 'adam'], default='sgd', help='optimizer; adam has the '
-                       'betas 0.5 and 0.999')
     group.add_argument('--momentum', type=at_least(0, float), default=0.9, help='momentum of SGD')
     group.add_argument('--weight-decay', '--weight_decay', '--wd', dest='weight_decay', type=at_least(0, float),
                        default=weight_decay, help='weight decay of the optimizer')
@@ -290,6 +298,32 @@ def add_training_options(parser, *, lr, weight_decay):
                        'with its own settings, or a checkpoint to evaluate')
     group.add_argument('-e', '--evaluate', '--eval', dest='evaluate', action=BooleanOption,
                        help='only evaluate')
+    group.add_argument('--clip_norm', type=positive, metavar='NORM', help='clip the norm of the gradient of all that '
+                       'is trained (default: it is not clipped)')
+    add_recipe_options(parser)
+    return group
+
+
+def add_recipe_options(parser):
+    """Adds the options of every script that trains; the defaults are HAQ's recipe."""
+    group = parser.add_argument_group('recipe (docs/training.md)')
+    group.add_argument('--opt', type=str.lower, choices=['sgd', 'adam', 'adamw'], default='sgd', help='optimizer; adam '
+                       'has the betas 0.5 and 0.999, adamw 0.9 and 0.999 and a decoupled weight decay (and needs a '
+                       'smaller --lr than sgd, such as 0.001)')
+    group.add_argument('--decay_norms', action=BooleanOption, default=None, help='weight decay also of norms, biases '
+                       'and what quantizers learn (default: True, with adamw False)')
+    group.add_argument('--label_smoothing', type=share, default=0.0, metavar='E', help='share of every label that is '
+                       'spread over all classes')
+    group.add_argument('--mixup', type=at_least(0, float), default=0.0, metavar='ALPHA', help='mix the images of a '
+                       'batch in pairs, by a share from Beta(ALPHA, ALPHA); 0: not')
+    group.add_argument('--cutmix', type=at_least(0, float), default=0.0, metavar='ALPHA', help='paste a rectangle of '
+                       'one image into another, likewise; with --mixup, each batch gets one of the two')
+    group.add_argument('--randaugment', type=at_least(0, maximum=30), metavar='MAGNITUDE', help='apply random '
+                       'operations of this magnitude, 0 to 30, to every training image, after crop and mirroring '
+                       '(default: none)')
+    group.add_argument('--randaugment_ops', type=at_least(1), default=2, help='--randaugment: operations per image')
+    group.add_argument('--ema_decay', type=share, default=0.0, metavar='D', help='validate and save a running average '
+                       'of the weights, d = min(D, (1 + steps) / (10 + steps)); 0: the weights themselves')
     return group
 
 

@@ -63,7 +63,8 @@ def add_baseline_options(parser, archtype):
     group.add_argument('--job_dir', help='folder that holds the folders of runs, <network>_<data set>_'
                        f'{archtype}[_<mission>], instead of --checkpoint (default: {RUNS}, if --mission is given)')
     group.add_argument('--mission', help='appended to the name of that folder (default: nothing)')
-    group.add_argument('--clip', action=Bool, help='clip the norm of the gradient at --grad_clip')
+    group.add_argument('--clip', action=Bool, help='clip the norm of the gradient at --grad_clip, as '
+                       '--clip_norm does')
     group.add_argument('--grad_clip', type=positive, default=5.0, help='--clip: largest norm of the gradient')
     unused = {**NO_EFFECT, 'eval_freq': 'every epoch is evaluated', **OF_THE_SEARCH, **OF_ADAM}
     if archtype == 'origin':
@@ -208,6 +209,14 @@ class Quant(Baseline):
         if self.pre_k_bits and self.ratio == 1:
             said += ['without effect: --pre_k_bits, for with a --ratio of 1 all quantizers have --k_bits']
         return changes, said
+
+
+def norm_of(clip_norm, clip, grad_clip):
+    """Return the largest norm of the gradient, by the options of these names; None: no limit."""
+    if clip and clip_norm:
+        raise ValueError(f'--clip_norm {clip_norm:g} and --clip, which clips at --grad_clip {grad_clip:g}: give one of '
+                         'them')
+    return grad_clip if clip else clip_norm
 
 
 def networks(small):

@@ -52,6 +52,8 @@ class Data:
     cache: str = 'off'
     cache_size: int = 256
     on_bad_image: str = 'refuse'
+    randaugment: int | None = None
+    randaugment_ops: int = 2
     download: bool = False
     resume: str | None = None
 
@@ -79,6 +81,7 @@ def loaders_of(data, network, device, **parts):
                'image_size': image_size(data, network), 'pin_memory': device.type == 'cuda',
                'dataset_file': data.dataset_file, 'num_classes': data.num_classes, 'cache': data.cache,
                'cache_size': data.cache_size, 'on_bad_image': data.on_bad_image,
+               'randaugment': None if data.randaugment is None else (data.randaugment_ops, data.randaugment),
                'shard': (distributed.rank(), distributed.world_size()),
                'normalize': 'symmetric' if network.tensorflow else data.normalize}
     with may_have_moved(data.resume, 'dataset_root', data.dataset_root):

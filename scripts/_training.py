@@ -117,15 +117,17 @@ class Course:
         return metrics
 
     def _fit(self, model, loaders, quantization):
-        optimizer, progress = self.settings.optimizer(quantization.parameters()), {'start_epoch': self.start_epoch}
+        optimizer = self.settings.optimizer(quantization.parameters(), model)
+        average, progress = self.settings.average(quantization), {'start_epoch': self.start_epoch}
         if self.saved:
-            progress = resume_training(self.run.resume, self.saved, quantization.kind, optimizer, self.precision)
+            progress = resume_training(self.run.resume, self.saved, quantization.kind, optimizer, self.precision,
+                                       average)
             check_epochs(self.run.resume, progress['start_epoch'], self.settings.epochs)
         identity = on_main(self._begin, quantization.strategy, loaders)
         with remedy(self.run.folder, self.settings.lr):
             return fit(model, loaders, self.settings, folder=self.run.folder, optimizer=optimizer, rate=self.rate,
                        device=self.device, precision=self.precision, quantization=quantization,
-                       about={**self.about, **identity}, **progress)
+                       about={**self.about, **identity}, average=average, **progress)
 
     def _begin(self, strategy, loaders):
         """Open the folder and save the strategy of layers; return what checkpoints say of the run."""
@@ -159,8 +161,8 @@ def check_moments(optimizer):
                                  f'{tuple(parameter.shape)}')
 
 
-def resume_training(path, saved, kind, optimizer, precision):
-    """Give the optimizer its saved state; return where `fit` starts and the best accuracy so far.
+def resume_training(path, saved, kind, optimizer, precision, average=None):
+    """Give the optimizer, and an average, the saved state; return where `fit` starts and the best accuracy so far.
 
     Raises:
         ValueError: the checkpoint does not hold what training goes on from.
@@ -175,6 +177,8 @@ def resume_training(path, saved, kind, optimizer, precision):
         check_moments(optimizer)
         if precision.scaler.is_enabled():
             precision.scaler.load_state_dict(saved['scaler'])
+        if average:
+            average.restore(saved['ema'])
         done, best = saved['epoch'], saved['best_acc']
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'{path} is no checkpoint that this training can go on from ({error}): evaluate it '

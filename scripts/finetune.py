@@ -125,7 +125,8 @@ def main(args):
                       folded=args.fold_bn or start_value(checkpoint, 'folded') is True)
     logger.info('%s, %s quantization: %s is %.4f of %.6g %s', args.arch, quantization.kind, cost.name, about['ratio'],
                 cost.reference, cost.unit)
-    course = Course(run, None if args.evaluate else pick(TrainingSettings, args), device,
+    settings = pick(TrainingSettings, args, grad_clip=args.clip_norm)
+    course = Course(run, None if args.evaluate else settings, device,
                     Precision(device, args.half, args.channels_last), about, saved, estimate, costs=(cost,),
                     start_epoch=args.start_epoch, published=published_file(network) if args.pretrained else None)
     course.train(model, loaders, quantization)

@@ -14,6 +14,7 @@ from _options import (
     RepositoryPath,
     add_data_options,
     add_model_options,
+    add_recipe_options,
     add_run_options,
     at_least,
     naming,
@@ -71,6 +72,7 @@ def make_hybrid_parser():
     add_model_options(parser, arch=NETWORK)
     add_data_options(parser, batch=128, workers=4)
     add_hybrid_training_options(parser)
+    add_recipe_options(parser)
     add_run_options(parser)
     return parser
 
@@ -197,7 +199,7 @@ def main(args):
                        cooldown=training['cool_down'], history=list(saved.get('history', [])) if saved else [])
     about = about_run(network, data, shape, classes, history=rate.history, accuracies=accuracies)
     epochs = pick(TrainingSettings, args, evaluate_every=training['evaluate_interval'],
-                  keep_every=training['save_interval'])
+                  keep_every=training['save_interval'], grad_clip=training['clip_grad'])
     course = Course(run, None if args.evaluate else epochs, device, precision, about, saved, rate=rate,
                     published=published_file(network) if args.pretrained else None)
     accuracies['trained'] = course.train(model, loaders, quantization).top1

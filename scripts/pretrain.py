@@ -2,7 +2,7 @@
 
 from _cli import make_parser, pick, run, training_hint, training_run
 from _options import add_data_options, add_model_options, add_run_options, add_training_options
-from _proqha import DEFAULTS, add_baseline_options
+from _proqha import DEFAULTS, add_baseline_options, norm_of
 
 
 def make_pretrain_parser():
@@ -49,7 +49,7 @@ def main(args):
     prepare(model, shape, start, checkpoint, source, linear=False, sync_bn=args.sync_bn)
 
     # training
-    settings = pick(TrainingSettings, args, grad_clip=args.grad_clip if args.clip else None)
+    settings = pick(TrainingSettings, args, grad_clip=norm_of(args.clip_norm, args.clip, args.grad_clip))
     course = Course(run, None if args.evaluate else settings, device, Precision(device, args.half, args.channels_last),
                     about_run(network, data, shape, classes, ratio=1.0), saved, start_epoch=args.start_epoch,
                     published=published_file(network) if args.pretrained else None)

@@ -15,7 +15,7 @@ from _options import (
     positive,
 )
 from _proqha import CONFIG as PROQHA_CONFIG
-from _proqha import PRE_K_BITS, add_baseline_options
+from _proqha import PRE_K_BITS, add_baseline_options, norm_of
 from finetune import STRATEGIES
 
 from lib.qat.bit_lists import parse_bit_list
@@ -214,9 +214,9 @@ def main(args):
                       **coverage_of(model, shape, quantization.kind))
     if isinstance(strategy, list):
         about['layers'] = list(quantized_layers(model))
-    training = pick(TrainingSettings, args, grad_clip=args.grad_clip if args.clip else None)
-    course = Course(run, None if args.evaluate else training, device, Precision(device, args.half, args.channels_last),
-                    about, saved, start_epoch=args.start_epoch,
+    training = pick(TrainingSettings, args, grad_clip=norm_of(args.clip_norm, args.clip, args.grad_clip))
+    course = Course(run, None if args.evaluate else training, device,
+                    Precision(device, args.half, args.channels_last), about, saved, start_epoch=args.start_epoch,
                     published=published_file(network) if args.pretrained else None)
     course.train(model, loaders, quantization)
 

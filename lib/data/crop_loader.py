@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.data.batches import EpochBatches, Loader
+from lib.data.randaugment import RandAugment
 from lib.data.tensor_loader import Normalise
 from lib.runtime.seeds import derived_seed
 
@@ -29,22 +30,26 @@ class CropLoader(Loader):
         images: N arrays uint8 (H, W, 3), each of its own size.
         labels: int64 (N,).
         size: side of the images served.
-        mean, std, device: as of `TensorLoader`.
+        mean, std, device, randaugment: as of `TensorLoader`; the latter in one thread, for it draws from a generator
+            that all threads share.
         workers: threads that crop, resize and mirror, one batch ahead; 0: none, when a batch is asked for.
         **batches: those of `EpochBatches`; the order is another in each epoch.
     """
 
     def __init__(self, images: Sequence[Tensor], labels: Tensor, *, size: int, mean: Sequence[float],
-                 std: Sequence[float], workers: int = 0, device: torch.device | str = 'cpu', **batches):
+                 std: Sequence[float], workers: int = 0, device: torch.device | str = 'cpu',
+                 randaugment: tuple[int, int] | None = None, **batches):
         super().__init__(EpochBatches(len(images), shuffle=True, **batches), (3, size, size))
         self.images, self.labels, self.size, self.workers = images, labels, size, workers
-        self.normalise = Normalise(mean, std, device)
+        self.normalise, self.randaugment = Normalise(mean, std, device), RandAugment.of(randaugment)
 
     def _serve(self, batches):
-        generator = np.random.default_rng(derived_seed(self.batches.seed, self.batches.epoch, 'augment'))
+        epoch = self.batches.epoch
+        generator = np.random.default_rng(derived_seed(self.batches.seed, epoch, 'augment'))
         boxes = random_boxes(*np.array([image.shape[:2] for image in self.images]).T, generator)
         mirror = generator.random(len(self.images)) < 0.5
         for picked, crops in self._cropped(batches, boxes, mirror):
+            crops = self.randaugment(crops, picked, self.batches.seed, epoch)
             yield self.normalise(crops), self.labels[picked].to(self.normalise.device)
 
     def _cropped(self, batches, *augment):

@@ -33,6 +33,8 @@ class LoaderOptions:
         on_bad_image: a file that cannot be decoded: 'refuse' it by name, or 'skip' it and warn.
         normalize: 'imagenet', 'cifar': the mean and standard deviation in use with these data sets; 'symmetric': pixels
             in [-1, 1], for networks that were trained in TensorFlow; None: those of the data set's own row.
+        randaugment: (operations per image, magnitude from 0 to 30) of RandAugment, after the augmentation of training
+            images that the data set has; None: not.
 
     Raises:
         ValueError: a size or a name out of range.
@@ -50,6 +52,7 @@ class LoaderOptions:
     device: torch.device | str = 'cpu'
     on_bad_image: str = 'refuse'
     normalize: str | None = None
+    randaugment: tuple[int, int] | None = None
 
     def __post_init__(self):
         size = 1 if self.image_size is None else self.image_size
@@ -62,6 +65,9 @@ class LoaderOptions:
                                  ('normalize', (None, *NORMALIZE))):
             if getattr(self, option) not in expected:
                 raise ValueError(f'{option} {getattr(self, option)!r}: expected one of {", ".join(map(str, expected))}')
+        operations, magnitude = self.randaugment or (1, 0)
+        if operations < 1 or not 0 <= magnitude <= 30:
+            raise ValueError(f'randaugment {self.randaugment}: expected at least 1 operation of a magnitude of 0 to 30')
         cpus = os.cpu_count() or 1
         if self.workers > cpus:
             logger.debug('%d workers instead of %d: there are no more CPUs', cpus, self.workers)

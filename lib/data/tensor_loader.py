@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.data.batches import EpochBatches, Loader
+from lib.data.randaugment import RandAugment
 from lib.runtime.seeds import seeded_generator
 
 
@@ -40,6 +41,7 @@ class TensorLoader(Loader):
         mean, std: one number per channel, in units of [0, 1] pixels: y = (x / 255 - mean) / std.
         augment: an `Augment`, or None to serve the images as they are.
         size: side to which the cropped images are resized (bilinear), None to leave them; kept out of memory.
+        randaugment: (operations, magnitude) of a RandAugment of the cropped images, None for none.
         **batches: those of `EpochBatches`; its seed is that of the augmentation, too.
 
     Raises:
@@ -47,20 +49,21 @@ class TensorLoader(Loader):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, *, mean: Sequence[float], std: Sequence[float],
-                 augment: Augment | None = None, size: int | None = None, device: torch.device | str = 'cpu', **batches
-                 ):
+                 augment: Augment | None = None, size: int | None = None, device: torch.device | str = 'cpu',
+                 randaugment: tuple[int, int] | None = None, **batches):
         _check(images, labels)
         super().__init__(EpochBatches(len(images), **batches),
                          (images.shape[1], *((size, size) if size else images.shape[2:])))
         self.images, self.labels, self.augment, self.size = images, labels.long(), augment, size
-        self.normalise = Normalise(mean, std, device)
+        self.normalise, self.randaugment = Normalise(mean, std, device), RandAugment.of(randaugment)
 
     def _serve(self, batches):
-        offsets = self._offsets() if self.augment else None
+        offsets, epoch = self._offsets() if self.augment else None, self.batches.epoch
         for picked in batches:
             images = self.images[picked]
             if offsets:
                 images = crop(images, *(each[picked] for each in offsets), pad=self.augment.pad)
+            images = self.randaugment(images, picked, self.batches.seed, epoch)
             yield self.normalise(images, self.size), self.labels[picked].to(self.normalise.device)
 
     def _offsets(self):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from torchvision import transforms
+from torchvision.transforms import v2
 
 from lib.data.tensor_loader import Augment
 
@@ -15,12 +16,18 @@ NORMALIZE = {
 }
 
 
-def train_transform(spec: Any, size: int) -> Callable:
-    """Return the augmentation of an image file for training: PIL image -> float32 (3, size, size)."""
+def train_transform(spec: Any, size: int, randaugment: tuple[int, int] | None = None) -> Callable:
+    """Return the augmentation of an image file for training: PIL image -> float32 (3, size, size).
+
+    `randaugment`: (operations, magnitude), or None.
+    """
     if spec.augment is None:
         steps = [transforms.RandomResizedCrop(size)]
     else:
         steps = [transforms.Resize((size, size)), transforms.RandomCrop(size, padding=scaled_augment(spec, size).pad)]
+    if randaugment:
+        return transforms.Compose([*steps, transforms.RandomHorizontalFlip(), v2.RandAugment(*randaugment),
+                                   *_to_tensor(spec)])
     return transforms.Compose([*steps, transforms.RandomHorizontalFlip(), *_to_tensor(spec)])
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from lib.hybrid.plan import Plan
 from lib.network.batch_norm_folding import fold_batch_norms, foldable_batch_norms
@@ -186,8 +185,8 @@ class HybridQuantization(Quantization):
 
         Args:
             settings: plain values that checkpoints carry beside the plan.
-            qat, training: these sections of the configuration: what bounds and slopes are kept in, the schedule of
-                slopes that are not learned, and the largest norm of the gradient.
+            qat, training: these sections of the configuration: what bounds and slopes are kept in, and the schedule of
+                slopes that are not learned.
         """
         super().__init__(model, None)
         self.plan, self.settings, self.training_keys = plan, settings, training
@@ -206,9 +205,6 @@ class HybridQuantization(Quantization):
         with torch.no_grad():
             for quantizer, last in self._slopes:
                 quantizer.slope.fill_(first + (last - first) * share)
-
-    def before_step(self) -> None:
-        clip_grad_norm_(self.model.parameters(), self.training_keys['clip_grad'])
 
     def after_step(self) -> None:
         for quantizer, ranges in self._clamps:

@@ -56,7 +56,7 @@ def check_checkpoint(saved: dict, *, has_digest: bool) -> None:
         _check_history(saved)
     if 'agent' in saved and not has_digest:
         _check_memory(saved['agent']['memory'], saved['history'])
-    if found := not_finite({key: saved[key] for key in ('state_dict', 'optimizer', 'codebooks', 'agent')
+    if found := not_finite({key: saved[key] for key in ('state_dict', 'optimizer', 'codebooks', 'agent', 'ema')
                             if key in saved}):
         raise ValueError(found)
 
@@ -69,6 +69,12 @@ def _is_state(value: Any) -> bool:
 
 def _is_named(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _is_average(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {'updates', 'trained', 'statistics'} \
+        and whole().accepts(value['updates']) and all(
+            isinstance(tensor, torch.Tensor) for kind in ('trained', 'statistics') for tensor in value[kind])
 
 
 def _is_plan(value: Any) -> bool:
@@ -111,6 +117,7 @@ RULES: dict[str, Rule] = {
     'quantization': member_of(NEEDED, f'one of {", ".join(NEEDED)}'), 'scaler': one_of(dict), 'kbits': BIT_LIST,
     'state_dict': Rule(_is_state, 'tensors by name'),
     'optimizer': dict_with('the state of an optimizer', 'state', 'param_groups'),
+    'ema': Rule(_is_average, 'the weights beside their average'),
     'qat': Rule(_is_qat, 'the settings of network and quantizers'),
     'plan': Rule(_is_plan, 'bits and method of weights, activations and inputs'),
     'hybrid': Rule(_is_hybrid, 'the settings of a hybrid network'),

@@ -1,5 +1,6 @@
 """The epochs of a training run, resumable to the same numbers, and the record of them."""
 
+import contextlib
 import logging
 import math
 import time
@@ -17,8 +18,10 @@ from lib.record.files import write_json
 from lib.record.logs import ScalarLog, TableLog
 from lib.runtime import distributed
 from lib.runtime.seeds import seed_everything
+from lib.training.averaging import WeightAverage
 from lib.training.batch_norm import reestimate_batch_norm
 from lib.training.loop import Precision, evaluate, loss_function, train_one_epoch
+from lib.training.mixing import Mixing
 from lib.training.settings import TrainingSettings
 from lib.utils.quantize_utils import Quantization
 from lib.utils.utils import Metrics, set_learning_rate
@@ -67,7 +70,8 @@ def fit(model: nn.Module, loaders: tuple, settings: TrainingSettings | None = No
         quantization: Quantization | None = None, folder: str | Path | None = None,
         optimizer: torch.optim.Optimizer | None = None, rate: Callable[[int], float] | None = None,
         device: torch.device | str = 'cpu', precision: Precision | None = None, start_epoch: int = 0,
-        best: float = -1.0, about: dict | None = None) -> tuple[Metrics | None, float]:
+        best: float = -1.0, about: dict | None = None, average: WeightAverage | None = None
+        ) -> tuple[Metrics | None, float]:
     """Train and validate epoch by epoch; the main process writes everything of a `TrainingLog` after each.
 
     Args:
@@ -83,49 +87,61 @@ def fit(model: nn.Module, loaders: tuple, settings: TrainingSettings | None = No
         start_epoch: epochs already done.
         best: best validation top-1 so far, in percent; -1 before the first epoch.
         about: what a checkpoint carries beside weights, optimizer, accuracies and the quantization's state.
+        average: of the weights; None: that of the settings, if they want one. It is what is validated and saved, and
+            what the network holds in the end.
 
     Returns:
         (validation `Metrics` of the last epoch or None if no epoch was left, best top-1 of the epochs in which the
         quantization was complete), in all processes.
     """
     settings, quantization = settings or TrainingSettings(), quantization or Quantization(model)
-    optimizer = optimizer or settings.optimizer(quantization.parameters())
+    optimizer = optimizer or settings.optimizer(quantization.parameters(), model)
+    average = average or settings.average(quantization)
     metrics, rate, epochs = None, rate or settings.rate, settings.epochs
     quantization.synchronise()
     log = TrainingLog(folder, start_epoch) if folder and distributed.is_main() else None
     if folder:
-        distributed.on_main(check_disk, folder, checkpoint_bytes(model, optimizer), epochs - start_epoch)
+        size = checkpoint_bytes(model, optimizer, settings.ema_decay > 0)
+        distributed.on_main(check_disk, folder, size, epochs - start_epoch)
     for epoch in range(start_epoch, epochs):
         start, lr = time.time(), rate(epoch)
         train = train_epoch(model, loaders[0], optimizer, epoch, epochs, rate=lr, device=device, precision=precision,
-                            seeds=(settings.seed, 'epoch', epoch), quantization=quantization)
-        if settings.bn_batches:
-            reestimate_batch_norm(model, loaders[0], settings.bn_batches, device, precision)
-        due = (epoch + 1) % settings.evaluate_every == 0 or epoch + 1 == epochs
-        metrics = evaluate(model, loaders[1], loss_function(), device, precision=precision) if due else UNKNOWN
-        if hasattr(rate, 'observe'):
-            rate.observe(metrics.top1 if due else None)
-        improved = quantization.complete and metrics.top1 > best
-        best = metrics.top1 if improved else best
-        row = (lr, train.loss, metrics.loss, train.top1, metrics.top1)
-        if log:
-            checkpoint = {'epoch': epoch + 1, 'state_dict': model.state_dict(), 'acc': metrics.top1, 'best_acc': best,
-                          'top5': metrics.top5, 'optimizer': optimizer.state_dict(),
-                          'scaler': precision.scaler.state_dict() if precision else {}, **quantization.state(),
-                          **(about or {})}
-            keep = settings.keep_every and (epoch + 1) % settings.keep_every == 0
-            log.add(epoch, row, checkpoint, improved, keep=keep)
+                            seeds=(settings.seed, 'epoch', epoch), quantization=quantization, mixing=settings.mixing(),
+                            average=average)
+        with average.in_place() if average else contextlib.nullcontext({}) as raw:
+            if settings.bn_batches:
+                reestimate_batch_norm(model, loaders[0], settings.bn_batches, device, precision)
+            due = (epoch + 1) % settings.evaluate_every == 0 or epoch + 1 == epochs
+            metrics = evaluate(model, loaders[1], loss_function(), device, precision=precision) if due else UNKNOWN
+            if hasattr(rate, 'observe'):
+                rate.observe(metrics.top1 if due else None)
+            improved = quantization.complete and metrics.top1 > best
+            best = metrics.top1 if improved else best
+            row = (lr, train.loss, metrics.loss, train.top1, metrics.top1)
+            if log:
+                checkpoint = {'epoch': epoch + 1, 'state_dict': model.state_dict(), 'acc': metrics.top1,
+                              'best_acc': best, 'top5': metrics.top5, 'optimizer': optimizer.state_dict(),
+                              'scaler': precision.scaler.state_dict() if precision else {}, **raw,
+                              **quantization.state(), **(about or {})}
+                keep = settings.keep_every and (epoch + 1) % settings.keep_every == 0
+                log.add(epoch, row, checkpoint, improved, keep=keep)
         logger.info('epoch %d/%d: lr %.5f  train loss %.4f acc %.2f  valid loss %.4f acc %.2f  best %s  %.1f s',
                     epoch + 1, epochs, *row[:2], row[3], row[2], row[4], f'{best:.2f}' if best >= 0 else '-',
                     time.time() - start)
+    if average:
+        average.put()
     if log:
         log.plot()
     return metrics, best
 
 
-def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Return about how many bytes a checkpoint takes: weights, buffers, and what the optimizer will keep of each."""
+def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, average: bool = False) -> int:
+    """Return about how many bytes a checkpoint takes: weights, buffers, and what the optimizer will keep of each.
+
+    With an `average`, the weights themselves lie beside it.
+    """
     moments = 2 if 'betas' in optimizer.defaults else bool(optimizer.defaults.get('momentum'))
+    moments += average
     trained = sum(p.nbytes for group in optimizer.param_groups for p in group['params'])
     return tensor_bytes(model.state_dict()) + moments * trained
 
@@ -147,24 +163,33 @@ def check_disk(folder: str | Path, size: int, epochs: int) -> None:
 
 def train_epoch(model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer, epoch: int, epochs: int, *,
                 rate: float, device: torch.device | str, precision: Precision, seeds: tuple, quantization: Quantization,
-                before_step: Callable[[], None] | None = None) -> Metrics:
+                before_step: Callable[[], None] | None = None, mixing: Mixing | None = None,
+                average: WeightAverage | None = None) -> Metrics:
     """Train one epoch and leave the network ready to be validated; return the training `Metrics`.
 
-    `seeds` are those of everything random in it; `before_step` is called before that of the quantization.
+    `seeds` are those of everything random in it; `before_step` is called before that of the quantization; `mixing` is
+    what becomes of images and labels, and `average` takes in every step.
     """
     def prepare():
         if before_step:
             before_step()
         quantization.before_step()
 
+    def after_step():
+        quantization.after_step()
+        if average:
+            average.update()
+
     seed_everything(*seeds)
     loader.set_epoch(epoch)
     quantization.before_epoch(epoch, epochs, optimizer)
     set_learning_rate(optimizer, rate)
-    metrics = train_one_epoch(model, loader, quantization.loss, optimizer, device, quantization.after_step,
-                              before_step=prepare, precision=precision, title=f'epoch {epoch}')
+    metrics = train_one_epoch(model, loader, quantization.loss, optimizer, device, after_step, before_step=prepare,
+                              precision=precision, title=f'epoch {epoch}', mixing=mixing)
     quantization.synchronise()  # on GPUs the sums of centroids' gradients may round differently
     quantization.after_epoch(optimizer)
+    if average:
+        average.synchronise()
     return metrics
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lib.network.hooks import evaluating
 from lib.network.not_finite import where_not_finite
 from lib.runtime import distributed
+from lib.training.mixing import Mixing
 from lib.utils.utils import MetricCounter, Metrics
 
 
@@ -42,8 +43,8 @@ class Precision:
 
 def train_one_epoch(model: nn.Module, loader: Any, criterion: Callable, optimizer: torch.optim.Optimizer,
                     device: torch.device | str, after_step: Callable | None = None, *,
-                    before_step: Callable | None = None, precision: Precision | None = None, title: str = 'train'
-                    ) -> Metrics:
+                    before_step: Callable | None = None, precision: Precision | None = None, title: str = 'train',
+                    mixing: Mixing | None = None) -> Metrics:
     """Train `model` over `loader` once.
 
     With several processes each has its part of every batch, and the gradients are those of the mean loss over the whole
@@ -55,6 +56,7 @@ def train_one_epoch(model: nn.Module, loader: Any, criterion: Callable, optimize
         criterion: loss of (logits, labels), averaged over the batch.
         after_step: called without arguments after every optimizer step (writes trained centroids to the weights).
         before_step: called after the backward pass (moves the weights' gradients to the centroids).
+        mixing: what becomes of images and labels; None: nothing.
 
     Returns:
         The `Metrics` in training mode, while the weights moved, over the images of all processes.
@@ -64,16 +66,18 @@ def train_one_epoch(model: nn.Module, loader: Any, criterion: Callable, optimize
             are named.
         LostPeer: another process has ended.
     """
-    precision = precision or Precision(device)
+    precision, mixing = precision or Precision(device), mixing or Mixing()
     _check_lengths(loader, title)
     model.train()
     network, counter = None, MetricCounter()
     for step, (images, labels) in enumerate(_bar(title, loader)):
         images, labels = precision.to(device, images, labels)
+        images, shares = mixing.images(images)
         with precision.autocast(), distributed.watching():
             network = network or distributed.data_parallel(model, images)
             logits = network(images)
-            loss = criterion(logits, labels)
+            targets, labels = mixing.targets(labels, shares, logits.shape[-1])
+            loss = criterion(logits, targets)
         value = loss.item()
         batch, failed = distributed.total(len(labels), not math.isfinite(value))
         if failed:

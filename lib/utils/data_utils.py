@@ -147,7 +147,7 @@ def _named_loaders(spec, parts, options, what):
 
 
 def _file_loader(spec, split, size, options, training):
-    transform = (train_transform if training else val_transform)(spec, size)
+    transform = train_transform(spec, size, options.randaugment) if training else val_transform(spec, size)
     return ImageLoader(ImageFiles(split, transform, (3, size, size)), shuffle=training,
                        **options.batches(len(split), training), workers=options.workers,
                        pin_memory=options.pin_memory, skip=options.on_bad_image == 'skip')
@@ -158,7 +158,8 @@ def _tensor_loader(spec, split, size, options, training):
         split = decode_views(split, lambda image: image, spec.resolution, skip=options.on_bad_image == 'skip')
     return TensorLoader(split.images, split.labels, shuffle=training, **options.batches(len(split), training),
                         mean=spec.mean, std=spec.std, augment=spec.augment if training else None,
-                        size=None if size == spec.resolution else size, device=options.device)
+                        size=None if size == spec.resolution else size, device=options.device,
+                        randaugment=options.randaugment if training else None)
 
 
 def _fits(spec, parts, size, options, what):
@@ -175,11 +176,12 @@ def _cached_loader(spec, split, size, options, training):
     if training and spec.augment is None:
         split = decode_photographs(split, options.cache_size, **decoding)
         return CropLoader(split.images, split.labels, size=size, mean=spec.mean, std=spec.std, device=options.device,
-                          workers=options.workers, **options.batches(len(split), training))
+                          workers=options.workers, randaugment=options.randaugment,
+                          **options.batches(len(split), training))
     split = decode_views(split, fixed_view(spec, size), size, **decoding)
     return TensorLoader(split.images, split.labels, shuffle=training, **options.batches(len(split), training),
                         mean=spec.mean, std=spec.std, augment=scaled_augment(spec, size) if training else None,
-                        device=options.device)
+                        device=options.device, randaugment=options.randaugment if training else None)
 
 
 def _user_loaders(build, parts, classes, options):
@@ -188,14 +190,15 @@ def _user_loaders(build, parts, classes, options):
     size = options.image_size or spec.resolution
     classes = count_classes(build.file, parts[0].dataset, classes)
     images = [UserImages(part.dataset, build.file, build.source(part.name), classes=classes, indices=part.indices,
-                         transform=(train_transform if part.trains else val_transform)(spec, size)) for part in parts]
-    _check_user_images(build, images, options)
+                         transform=train_transform(spec, size, options.randaugment) if part.trains
+                         else val_transform(spec, size)) for part in parts]
+    _check_user_images(build, images, options, any(part.trains for part in parts))
     return *(ImageLoader(part_images, shuffle=part.trains, **options.batches(len(part_images), part.trains),
                          workers=options.workers, pin_memory=options.pin_memory)
              for part, part_images in zip(parts, images, strict=True)), classes
 
 
-def _check_user_images(build, images, options):
+def _check_user_images(build, images, options, training):
     first, last = images[0], images[-1]
     if first.input_shape != last.input_shape:
         raise ValueError(f'--dataset_file {build.file}: training images have the shape {first.input_shape}, those '
@@ -207,6 +210,9 @@ def _check_user_images(build, images, options):
         if options.image_size not in (None, *first.input_shape[1:]):
             raise ValueError(f'--image_size {options.image_size}: the images of {build.file} are tensors of the shape '
                              f'{first.input_shape}, which are used as they are: leave the option out')
+        if options.randaugment and training:
+            raise ValueError(f'--randaugment: the images of {build.file} are tensors, which are used as they are, and '
+                             'it works on pixels: leave it out, or let the data set return PIL images')
         if options.normalize:
             logger.warning('%s: the images are tensors, which are used as they are: they are not normalised (%s)',
                            build.file, options.normalize)

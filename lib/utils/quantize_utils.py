@@ -47,7 +47,10 @@ class Quantization:
         return list(self.model.parameters())
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return what training minimises: cross entropy, averaged over the batch."""
+        """Return what training minimises: cross entropy, averaged over the batch.
+
+        Labels are classes (N,), or probabilities (N, classes) where they are smoothed or images are mixed.
+        """
         return F.cross_entropy(logits, labels)
 
     def before_epoch(self, epoch: int, epochs: int, optimizer: torch.optim.Optimizer) -> None:
@@ -196,7 +199,8 @@ class KMeansQuantization(Quantization):
         self._masks = {name: mask for name, mask in self._masks.items() if name not in names}
         self._train_centroids({name: (self._weight(name), self.cache.fit(self._weight(name).detach(), self.bits[name]))
                                for name in names})
-        optimizer.param_groups[0]['params'] = self.parameters()
+        others = {id(p) for group in optimizer.param_groups[1:] for p in group['params']}
+        optimizer.param_groups[0]['params'] = [p for p in self.parameters() if id(p) not in others]
         for name in names:
             optimizer.state.pop(self._weight(name), None)
             self._weight(name).grad = None  # zero_grad no longer reaches it

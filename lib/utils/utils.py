@@ -45,18 +45,22 @@ class MetricCounter:
 
 
 def learning_rate(epoch: int, *, lr: float, epochs: int, lr_type: str = 'cos', schedule: Sequence[int] = (31, 61, 91),
-                  gamma: float = 0.1, warmup_epoch: int = 0, lr_min: float = 0.0) -> float:
+                  gamma: float = 0.1, warmup_epoch: int = 0, lr_min: float = 0.0, warmup_type: str = 'constant'
+                  ) -> float:
     """Return the learning rate of an epoch, computed from the epoch alone, so that a resumed run takes the right one.
 
     cos `lr_min + .5 (lr - lr_min) (1 + cos(pi e / epochs))`; exp `lr gamma^e`; step3
-    `lr gamma^(number of schedule entries <= e)`; fixed `lr`. In the first `warmup_epoch` epochs it is the constant
-    `lr * gamma`.
+    `lr gamma^(number of schedule entries <= e)`; fixed `lr`. In the first `warmup_epoch` epochs, w, it is the
+    constant `lr * gamma`. If the warm-up is 'linear', it is `lr (gamma + (1 - gamma) e / w)` there, and cos and exp
+    begin after it: e - w stands for e, epochs - w for epochs.
 
     Raises:
         ValueError: unknown `lr_type`.
     """
     if epoch < warmup_epoch:
-        return lr * gamma
+        return lr * (gamma if warmup_type == 'constant' else gamma + (1 - gamma) * epoch / warmup_epoch)
+    if warmup_type == 'linear' and lr_type in ('cos', 'exp'):
+        epoch, epochs = epoch - warmup_epoch, epochs - warmup_epoch
     if lr_type == 'cos':
         return lr_min + 0.5 * (lr - lr_min) * (1 + math.cos(math.pi * epoch / epochs))
     if lr_type == 'exp':

@@ -136,6 +136,18 @@ def plain_batch_norm(folder):
     return net.state_dict()
 
 
+def averaged_weights(folder):
+    """Two epochs with synchronised BatchNorm, trained centroids, smoothed labels, clipped gradients, their average."""
+    net = seeded(SmallNet)
+    synchronise_batch_norm(net)
+    quantization = KMeansQuantization(net, [4, 3, 4])
+    settings = TrainingSettings(epochs=2, lr=0.05, decay_norms=False, grad_clip=0.3, label_smoothing=0.1, ema_decay=0.5)
+    average = settings.average(quantization)
+    fit(net, (Part(images=31), Part(seed=1)), settings, quantization=quantization, average=average)
+    with average.in_place() as state:
+        return net.state_dict(), state['ema']['trained']
+
+
 def batch_norm_layer(folder):
     """Output, gradients and statistics of one layer on 5 images far from 0, of which process 0 has 2."""
     x, direction = (torch.randn(5, 3, 4, 2, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
@@ -290,7 +302,7 @@ def refusals(folder):
 
 SCENARIOS = {each.__name__: each for each in (
     evaluation, frozen_batch_norm, unused_parameters, synchronised_batch_norm, mixed_precision, plain_batch_norm,
-    batch_norm_layer, kmeans, linear, search, talk, wrappers, refusals)}
+    averaged_weights, batch_norm_layer, kmeans, linear, search, talk, wrappers, refusals)}
 
 
 def main(folder):

@@ -76,6 +76,12 @@ def test_training_steps_are_those_of_the_whole_batch(pair):
     close(first, alone('frozen_batch_norm'))
 
 
+def test_clipped_and_averaged_weights_are_those_of_one_process(pair):
+    first, second = both(pair, 'averaged_weights')
+    assert same(first, second)
+    close(first, alone('averaged_weights'))
+
+
 def test_a_layer_that_is_never_called_does_not_stop_training(pair):
     first, second = both(pair, 'unused_parameters')
     assert same(first, second)

@@ -55,6 +55,15 @@ def pairs(first, second=(4, 4), count=20):
 
 
 TABLE = f"""
+# recipes
+train --opt lion | --opt | adamw
+train --label_smoothing 1 | --label_smoothing | below 1
+tune --ema_decay 1.0 | --ema_decay | below 1
+tune --mixup -1 | --mixup | at least 0
+tune --randaugment 31 | --randaugment | at most 30
+tune --warmup_type linear | warmup_type linear | warmup_epoch
+train --clip_norm 1 --clip | --clip_norm 1 | --grad_clip 5 | one of them
+
 # names
 search --no_such_flag 3 | --no_such_flag
 tune --no_such_flag 3 | --no_such_flag

@@ -13,12 +13,14 @@ from lib.training.settings import TrainingSettings
 from tests.scripts.conftest import SCRIPTS
 
 COMPOSED = {'network_options', 'network', 'linear', 'folder', 'agent', 'evaluate_every', 'keep_every', 'grad_clip'}
-PLATEAU = {'lr_type', 'lr_min', 'warmup_epoch', 'schedule', 'gamma', 'opt'}  # it has a rate of its own
+PLATEAU = {'lr_type', 'lr_min', 'warmup_epoch', 'warmup_type', 'schedule', 'gamma'}  # it has a rate of its own
+RECIPE = {'randaugment', 'randaugment_ops'}  # of the scripts that train
 WITHOUT = {  # options that a verb has not, beside those that no verb has
     'pretrain': {'normalize', 'bn_batches'}, 'finetune': {'normalize'}, 'qat_train': {'bn_batches'},
-    'hybrid_train': {'normalize', 'bn_batches', *PLATEAU}, 'rl_quantize': {'normalize', 'pretrained'},
-    'compare_searchers': {'normalize', 'pretrained'}, 'progressive_search': {'pretrained'}, 'export': {'train_batch'},
-    'hybrid_experiment': set(), 'measure': {'tensorflow', 'seed'}, 'make_lookup_table': {'tensorflow', 'seed'},
+    'hybrid_train': {'normalize', 'bn_batches', *PLATEAU}, 'rl_quantize': {'normalize', 'pretrained', *RECIPE},
+    'compare_searchers': {'normalize', 'pretrained', *RECIPE}, 'progressive_search': {'pretrained', *RECIPE},
+    'export': {'train_batch', *RECIPE}, 'hybrid_experiment': RECIPE, 'measure': {'tensorflow', 'seed'},
+    'make_lookup_table': {'tensorflow', 'seed'},
 }
 
 

@@ -6,6 +6,7 @@ import re
 import signal
 import time
 
+import pytest
 import torch
 
 from tests.runs import equal, history, log_without_seconds, wait_for
@@ -146,6 +147,29 @@ def test_resumed_linear_fine_tuning(home, weights, table, linear, linear_finetun
           '--train_batch', '256', '-c', 'run', cwd=tmp_path)
     succeed('finetune.py', '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
     check_same_training(tmp_path / 'run', home / 'tuned_l')
+
+
+RECIPE = ('--opt', 'adamw', '--label_smoothing', '0.1', '--mixup', '0.2', '--cutmix', '1', '--randaugment', '9',
+          '--ema_decay', '0.9', '--lr', '0.002', '--epochs', '2', '--train_batch', '256')
+
+
+@pytest.mark.parametrize('script', ['finetune.py', 'hybrid_train.py'])
+def test_a_whole_recipe_resumed(script, network, weights, crash, succeed, tmp_path):
+    """And what is evaluated is the average: of the checkpoint alone it has the accuracy that was reported."""
+    options = (*network, *RECIPE, '--weights', weights, '--strategy', 'uniform:4', '--clip_norm', '2', '--warmup_epoch',
+               '1', '--warmup_type', 'linear') if script == 'finetune.py' else (
+        '--dataset', 'digits', '--image_size', '8', '--workers', '0', '--device', 'cpu', *RECIPE, '--set',
+        'blocks=[[4,4,1],[4,8,2]]', '--set', 'quantize_w_blocks=[0]', '--set', 'quantize_a_blocks=[0]', '--set',
+        'quantize_a=true', '--set', 'a_bit_width=2', '--set', 'post_quantize_w_layers=[-1,1]', '--set',
+        'post_quantize_a_layers=[-1,1]')
+    succeed(script, *options, '-c', 'whole', cwd=tmp_path)
+    crash('checkpoint.pth.tar', 2, script, *options, '-c', 'run', cwd=tmp_path)
+    succeed(script, '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
+    check_same_training(tmp_path / 'run', tmp_path / 'whole')
+    saved = read(tmp_path / 'run' / 'checkpoint.pth.tar')
+    assert saved['ema']['updates'] == 12
+    out = succeed(script, '--resume', 'run/checkpoint.pth.tar', '--eval', cwd=tmp_path).out
+    assert f'top-1 {saved["acc"]:.2f} %' in out.strip().splitlines()[-1]
 
 
 def test_resumed_fine_tuning_with_layers_that_stay_float_at_first(high_options, high_bits, crash, succeed, tmp_path):
