@@ -14,6 +14,7 @@ from lib.hybrid.placement import rebuild as rebuild_hybrid
 from lib.hybrid.plan import Plan
 from lib.network.batch_norm_folding import fold_batch_norms
 from lib.network.check import check_network, check_parameters
+from lib.network.codebooks import find_codebooks
 from lib.network.hooks import batch_norms
 from lib.network.sync_batch_norm import synchronise_batch_norm
 from lib.qat.bit_lists import is_quantized
@@ -299,7 +300,7 @@ def read_quantized(path, network, kinds=('qat', 'linear', 'hybrid')):
     """Return (quantized network in evaluation mode on the CPU, image shape, the checkpoint that it is from).
 
     Args:
-        path: a checkpoint of qat_train.py, hybrid_train.py, or finetune.py in its linear flow.
+        path: a checkpoint of qat_train.py, hybrid_train.py or finetune.py.
         network: the `Network` of the run.
         kinds: what it may be.
 
@@ -309,8 +310,9 @@ def read_quantized(path, network, kinds=('qat', 'linear', 'hybrid')):
     saved = read_checkpoint(path)
     kind, start = kind_of(saved), Start(resume=path)
     if kind not in kinds or 'input' not in saved:
-        raise ValueError(f'{path} is a checkpoint of {kind or "unknown"} weights: integers come from qat_train.py, or '
-                         'from finetune.py --linear_quantization')
+        makers = ('qat_train.py, finetune.py or hybrid_train.py' if 'kmeans' in kinds else
+                  'qat_train.py, or from finetune.py --linear_quantization')
+        raise ValueError(f'{path} is a checkpoint of {kind or "unknown"} weights: what is exported comes from {makers}')
     shape = tuple(saved['input'])
     with in_file(path):
         model = build_model(own_network(network, saved), saved['classes'], shape, 'cpu')
@@ -325,6 +327,23 @@ def read_quantized(path, network, kinds=('qat', 'linear', 'hybrid')):
     else:
         start.load(model, saved, path)
     return model.eval(), shape, saved
+
+
+def codebooks_of(model, saved, path):
+    """Return {layer: `Codebook`} of a checkpoint of the K-means flow whose weights the network has; {} of others.
+
+    Raises:
+        ValueError: no codebook is in it, or the weights are not those of the codebooks.
+    """
+    if kind_of(saved) != 'kmeans':
+        return {}
+    books = find_codebooks(model, saved, bool(saved.get('is_pruned')), path)
+    wrong = [name for name, book in books.items() if not torch.equal(
+        book.decode(), model.get_submodule(name).weight.detach().float())]
+    if wrong or not books:
+        raise ValueError(f'{path}: the weights of {wrong[0] if wrong else "the network"} are not those of a codebook: '
+                         'take a checkpoint of finetune.py as the run wrote it')
+    return books
 
 
 def kind_of(saved):

@@ -1,7 +1,11 @@
-"""Writes a quantized network as integers, runs it without a float number, and prices it on an array of multipliers.
+"""Writes a quantized network as a file that runs elsewhere: an ONNX graph (--onnx), or integers (--integer).
 
-The checkpoint is one of qat_train.py, or of finetune.py in its linear flow. The integer network is compared with the
-fake-quantized one on the validation images, in its predictions and code by code. All of it runs on the CPU.
+--onnx takes a checkpoint of finetune.py, qat_train.py or hybrid_train.py. The graph is compared with the network, code
+by code and as onnxruntime and OpenVINO run it.
+
+--integer takes one of qat_train.py, or of finetune.py in its linear flow, and runs it without a float number, prices it
+on an array of multipliers, and compares it with the fake-quantized one on the validation images, in its predictions and
+code by code. All of it runs on the CPU.
 """
 
 from pathlib import Path
@@ -10,6 +14,7 @@ from _cli import logger, make_parser, pick, run
 from _options import BooleanOption as Bool
 from _options import add_architecture_options, add_data_options, add_run_options, at_least
 
+STORAGE = ('int8', 'int4', 'packed')  # of weights in an ONNX graph
 LEAST_AGREEMENT = 99.0  # percent of equal predictions
 LARGEST_DIFFERENCE = 0.25  # of logits on noise; an operation that is lowered wrongly makes them differ by more
 
@@ -18,8 +23,12 @@ def add_export_options(parser):
     """Add the options that only export has."""
     group = parser.add_argument_group('export')
     group.add_argument('--integer', action=Bool, help='write integer weights and requantization constants')
-    group.add_argument('--resume', metavar='CHECKPOINT', help='checkpoint of qat_train.py, or of finetune.py '
-                       '--linear_quantization; network and data are those of its run')
+    group.add_argument('--onnx', metavar='OUT.onnx', help='write the network as an ONNX graph, verified in the '
+                       'runtimes of requirements-export.txt')
+    group.add_argument('--onnx_weights', choices=STORAGE, default='int8', help='linear codes as INT8, as INT4 '
+                       'where they fit, or packed to their bits; K-means weights are always packed')
+    group.add_argument('--resume', metavar='CHECKPOINT', help='checkpoint of the trained network; network and data are '
+                       'those of its run')
     group.add_argument('--format', default='mantissa:24', metavar='FORMAT', help='of multipliers and offsets: '
                        'mantissa:BITS with a shift per layer; T,I, fixed point of T bits with I before the point '
                        '("16,8"); or original: 32,10 in the blocks and 32,16 in stem, header and classifier')
@@ -31,8 +40,8 @@ def add_export_options(parser):
                        'instead of refusing them')
     group.add_argument('--wide_word', type=at_least(12), help='bits of tensors that no quantizer made (default: 32 '
                        'with a mantissa, else 24)')
-    group.add_argument('--images', type=at_least(-1), default=-1, help='validation images on which both networks are '
-                       'compared; -1: all, 0: none. On noise they always are')
+    group.add_argument('--images', type=at_least(-1), help='validation images on which both networks are compared; '
+                       '-1: all, 0: none (default: 1000 with --onnx, else all). On noise they always are')
     group.add_argument('--code_images', type=at_least(1), default=64, help='of these, on which every code is compared')
     group.add_argument('--arithmetic', choices=['int64', 'float64'], default='int64', help='float64 holds the same '
                        'integers in double precision: the same logits, faster')
@@ -82,8 +91,13 @@ def main(args):
     from lib.record.files import write_json
     from lib.simulator.backends import find_hardware
 
+    if args.onnx and not args.integer:
+        from _onnx import export_onnx
+        export_onnx(args)
+        return
     if not args.integer:
-        raise ValueError('say what to export: --integer writes weights and requantization constants as integers')
+        raise ValueError('say what to export: --onnx OUT.onnx writes an ONNX graph, --integer weights and '
+                         'requantization constants as integers')
 
     # the quantized network
     network = pick(Network, args)
@@ -106,7 +120,7 @@ def main(args):
         about['classes'] = args.num_classes or saved['classes']
         data = replace(pick(Data, args), num_classes=about['classes'])
         loader, _ = loaders_of(data, network, torch.device('cpu'), splits=('val',))
-        loader.sample(args.images)
+        loader.sample(-1 if args.images is None else args.images)
         found = compare_predictions(model, integers, loader, code_images=args.code_images, arithmetic=args.arithmetic)
         report_codes(found.codes)
         logger.info('%d images: fake-quantized %.2f %%, integer %.2f %%; the same prediction for %.2f %%',

@@ -1,0 +1,1 @@
+"""What leaves the house: networks as files that other programs read."""

@@ -1,0 +1,100 @@
+"""Exports a quantized network to ONNX, and verifies the file."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from _cli import pick
+from _networks import Network, codebooks_of, probe, read_quantized
+from _setup import Data, loaders_of
+
+from lib.export.onnx_file import FUSED, REFERENCE, make_onnx, verify, with_metadata
+from lib.export.onnx_packages import require_onnx
+from lib.integer.network import noise_images
+from lib.record.disk import check_writable
+from lib.record.files import atomic_path, write_json
+
+logger = logging.getLogger('haq')
+
+NOISE, CODE_BATCH, BATCH, IMAGES = 32, 4, 16, 1000
+
+
+def check_target(path, overwrite):
+    """Return the path of a file to be written; ValueError where it exists or its folder cannot be written to."""
+    path = Path(path)
+    if path.suffix != '.onnx':
+        raise ValueError(f'--onnx {path}: the name of the file ends with .onnx')
+    if path.exists() and not overwrite:
+        raise ValueError(f'{path} exists already: give --overwrite or another --onnx')
+    check_writable(path.parent)
+    return path
+
+
+def export_onnx(args):
+    """Write the network of a checkpoint as an ONNX graph, and say how well the graph is the network."""
+    require_onnx()
+    path, network = check_target(args.onnx, args.overwrite), pick(Network, args)
+    model, shape, saved = read_quantized(args.resume, network, kinds=('qat', 'linear', 'hybrid', 'kmeans'))
+    books = codebooks_of(model, saved, args.resume)
+    file = make_onnx(model, probe(model, shape), storage=args.onnx_weights, codebooks=books)
+    about = {**{name: saved.get(name) for name in ('arch', 'dataset', 'classes', 'input', 'quantization', 'strategy')},
+             'stored': args.onnx_weights}
+    file = with_metadata(file, json.dumps(about))
+
+    noise = noise_images(shape, NOISE)
+    batches = [(part, None) for part in noise.split(BATCH)]
+    images = [] if args.images == 0 else validation_images(args, network, saved)
+    code_images = noise[:args.code_images] if not images else images[0][0][:args.code_images]
+    found = verify(model, file, code_images[:BATCH].split(CODE_BATCH), batches)
+    report('noise', found)
+    about |= {'noise': rows_of(found.runtimes), 'codes': rows_of(found.codes), 'nodes': found.nodes}
+    problems = found.problems()
+    if images:
+        on_images = verify(model, file, [], images)
+        report('validation images', on_images)
+        about['images'] = rows_of(on_images.runtimes)
+        problems = found.wrong_codes() + on_images.problems()  # noise is often of one class
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path, needed=len(file.data)) as temporary:
+        temporary.write_bytes(file.data)
+    write_json(path.with_suffix('.json'), {**about, 'bytes': len(file.data), 'problems': problems})
+    logger.info('%s: %d bytes; %s', path, len(file.data), path.with_suffix('.json').name)
+    if problems:
+        logger.warning('warning: the graph is not the trained network: %s', '; '.join(problems[:4]))
+
+
+def validation_images(args, network, saved):
+    """Return batches (images, labels) of the validation images that are asked for."""
+    data = pick(Data, args, num_classes=args.num_classes or saved['classes'], test_batch=BATCH)
+    loader, _ = loaders_of(data, network, torch.device('cpu'), splits=('val',))
+    loader.sample(IMAGES if args.images is None else args.images)
+    return list(loader)
+
+
+def rows_of(rows):
+    return {name: row._asdict() for name, row in rows.items()}
+
+
+def report(kind, found):
+    """Print what a verification found."""
+    if found.codes:
+        worst = max(found.codes.values(), key=lambda row: (row.largest, row.tie))
+        least = min(row.equal for row in found.codes.values())
+        logger.info("layer by layer, on the network's own codes: at least %.4f %% of the codes of %d quantizers are "
+                    'equal, none is more than %d apart, and those within %.2g of a tie', 100 * least, len(found.codes),
+                    worst.largest, max(row.tie for row in found.codes.values()))
+    count = found.runtimes[REFERENCE].images
+    logger.info('%-34s %10s %12s %8s %8s   on %d %s', 'runtime', 'agreement', 'logits off', 'top-1', 'network', count,
+                kind)
+    for name, row in found.runtimes.items():
+        tops = ['-' if top is None else f'{top:.2f}' for top in (row.top1, row.top1_network)]
+        logger.info('%-34s %8.2f %% %12.3g %8s %8s   %s', name, row.agreement, row.difference, *tops,
+                    nodes_in_words(found.nodes.get(name)))
+
+
+def nodes_in_words(nodes):
+    """Return which nodes compute, the ones of 8 bits first."""
+    if not nodes:
+        return ''
+    return ', '.join(f'{count} {kind}' for kind, count in sorted(nodes.items(), key=lambda item: item[0] not in FUSED))
