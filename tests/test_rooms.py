@@ -24,6 +24,7 @@ ALLOWED = {  # beside itself; docs/architecture.md has what each room holds
     'lib.hybrid': 'network quantize record runtime utils',
     'lib.integer': 'network quantize record simulator',
     'lib.engine': 'network quantize record runtime simulator',
+    'lib.export': 'integer network quantize record',
     'lib.env': 'network quantize record runtime simulator training utils',
     'lib.search': 'env network qat quantize record rl runtime simulator training utils',
 }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lib.export.onnx_graph import copy_of, expand, marked_graph
 from lib.export.onnx_packages import ir, openvino
-from lib.export.onnx_run import METADATA, WITHOUT_FUSION, OnnxNetwork, OpenVinoNetwork
+from lib.export.onnx_runtimes import METADATA, WITHOUT_FUSION, OnnxNetwork, OpenVinoNetwork
 from lib.export.onnx_twin import Twin, twin_of
 from lib.export.onnx_verify import CodeCheck, RuntimeCheck, check_codes, check_runtimes
 from lib.quantize.codebook import Codebook
@@ -109,7 +109,7 @@ def verify(model: nn.Module, file: OnnxFile, code_batches: Iterable[Tensor], bat
         for name, row in check_codes(model, file.graph, file.twin.grids, images).items():
             codes.setdefault(name, []).append(row)
     merged = {name: CodeCheck(float(np.mean([row.equal for row in rows])), max(row.largest for row in rows),
-                              max(row.tie for row in rows)) for name, rows in codes.items()}
+                              max(row.tie for row in rows), rows[0].unit) for name, rows in codes.items()}
     runtimes = runtimes_of(file.data)
     with torch.no_grad():
         found = check_runtimes(model, runtimes, batches)

@@ -1,7 +1,7 @@
 """Quantized networks as ONNX graphs (docs/export.md): PyTorch exports the twin, then standard nodes replace its marks.
 
 A quantizer of activations becomes QuantizeLinear -> Clip -> DequantizeLinear on uint8, a signed one with the zero point
-128. The Clip holds the codes of fewer than 8 bits; QuantizeLinear alone saturates at 255.
+128, an affine one with its own. The Clip holds the codes of fewer than 8 bits; QuantizeLinear alone saturates at 255.
 """
 
 import logging
@@ -178,9 +178,10 @@ class _Expansion:
 
 def zero_point(grid: Grid) -> int | None:
     """Return the zero point with which the codes of a grid are uint8, None where they have more than 8 bits."""
-    if -128 <= grid.low < 0 and grid.high <= 127:
+    if not grid.zero_point and -128 <= grid.low < 0 and grid.high <= 127:
         return 128
-    return max(-grid.low, 0) if grid.high - min(grid.low, 0) <= 255 else None
+    zero = grid.zero_point or max(-grid.low, 0)
+    return zero if grid.high + zero <= 255 else None
 
 
 def real_scale(grid: Grid) -> float:

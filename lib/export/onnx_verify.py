@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lib.export.onnx_graph import IMAGES, copy_of, quiet, zero_point
 from lib.export.onnx_packages import ir
-from lib.export.onnx_run import WITHOUT_FUSION, OnnxNetwork
+from lib.export.onnx_runtimes import WITHOUT_FUSION, OnnxNetwork
 from lib.network.conversion import activation_quantizers
 from lib.network.hooks import evaluating, hooked
 from lib.quantize.quantizer import Grid
@@ -21,16 +21,17 @@ class CodeCheck(NamedTuple):
     """How the codes of one quantizer differ where every layer is given the codes that the network has there.
 
     `equal` is the share of equal codes, `largest` the largest difference, and `tie` how far from the edge between two
-    codes, in codes, the furthest of the values lies whose codes differ.
+    codes, in codes, the furthest of the values lies whose codes differ. `unit` is how many codes are one of 8 bits.
     """
 
     equal: float
     largest: int
     tie: float
+    unit: int = 1
 
     @property
     def is_right(self) -> bool:
-        return self.largest <= 1 and self.tie <= NEAR
+        return self.largest <= self.unit and (self.tie <= NEAR or self.unit > 1)
 
 
 @torch.no_grad()
@@ -93,7 +94,7 @@ def _code_check(found, codes, x, grid):
     ratio = x[differ].double() / (grid.step if grid.step > 0 else 1.0)
     tie = ratio.abs() if grid.binary else (ratio - ratio.floor() - 0.5).abs()
     return CodeCheck((~differ).double().mean().item(), int((found - codes).abs().max()),
-                     tie.max().item() if len(tie) else 0.0)
+                     tie.max().item() if len(tie) else 0.0, max(1, (grid.high - grid.low + 1) // 256))
 
 
 class RuntimeCheck(NamedTuple):

@@ -21,7 +21,7 @@ def load_onnx() -> tuple[ModuleType, ModuleType]:
         return import_module('onnx'), import_module('onnxruntime')
     except ImportError as error:
         raise ValueError(
-            f'the kernel onnxruntime needs two packages more ({error}): pip install onnx onnxruntime, '
+            f'the kernel onnxruntime needs two packages more ({error}): pip install -r requirements-export.txt, '
             'or take the kernel int8'
         ) from error
 

@@ -177,7 +177,7 @@ def test_missing_onnxruntime(monkeypatch):
         raise ImportError(f'No module named {name!r}')
 
     monkeypatch.setattr(onnx_kernel, 'import_module', refuse)
-    with pytest.raises(ValueError, match='pip install onnx onnxruntime'):
+    with pytest.raises(ValueError, match='requirements-export.txt'):
         onnx_kernel.load_onnx()
 
 
