@@ -20,10 +20,10 @@ use_environment() {
     fi
     export PATH="$VIRTUAL_ENV/bin:$PATH"
     stamp="$VIRTUAL_ENV/.haq-$(basename "$requirements")"
-    if ! cat requirements.txt "$requirements" | cmp -s - "$stamp"; then
+    if ! cat requirements*.txt | cmp -s - "$stamp"; then
         echo "installing $requirements into $VIRTUAL_ENV (a minute or two the first time)"
         python -m pip install -q --disable-pip-version-check -r "$requirements" || exit 1
-        cat requirements.txt "$requirements" > "$stamp"
+        cat requirements*.txt > "$stamp"
     fi
 }
 

@@ -2,12 +2,12 @@
 
 import json
 import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from _cli import pick
-from _networks import Network, codebooks_of, probe, read_quantized
-from _setup import Data, loaders_of
+from _networks import codebooks_of, probe, read_quantized
+from _setup import loaders_of
 
 from lib.export.onnx_file import FUSED, REFERENCE, make_onnx, verify, with_metadata
 from lib.export.onnx_packages import require_onnx
@@ -20,55 +20,75 @@ logger = logging.getLogger('haq')
 NOISE, CODE_BATCH, BATCH, IMAGES = 32, 4, 16, 1000
 
 
-def check_target(path, overwrite):
-    """Return the path of a file to be written; ValueError where it exists or its folder cannot be written to."""
-    path = Path(path)
-    if path.suffix != '.onnx':
-        raise ValueError(f'--onnx {path}: the name of the file ends with .onnx')
-    if path.exists() and not overwrite:
-        raise ValueError(f'{path} exists already: give --overwrite or another --onnx')
-    check_writable(path.parent)
-    return path
+@dataclass(frozen=True)
+class OnnxExport:
+    """What --onnx writes; every field is the option of its name."""
+
+    onnx: str
+    resume: str
+    onnx_weights: str = 'int8'
+    images: int | None = None
+    code_images: int = 64
+    overwrite: bool = False
+
+    def target(self):
+        """Return the path of the file; ValueError where it exists or its folder cannot be written to."""
+        path = Path(self.onnx)
+        if path.suffix != '.onnx':
+            raise ValueError(f'--onnx {path}: the name of the file ends with .onnx')
+        if path.exists() and not self.overwrite:
+            raise ValueError(f'{path} exists already: give --overwrite or another --onnx')
+        check_writable(path.parent)
+        return path
 
 
-def export_onnx(args):
-    """Write the network of a checkpoint as an ONNX graph, and say how well the graph is the network."""
+def export_onnx(export, network, data):
+    """Write the network of a checkpoint as an ONNX graph, and say how well the graph is the network.
+
+    Args:
+        export: the `OnnxExport`.
+        network: the `Network` of the run.
+        data: the `Data` of the run.
+    """
     require_onnx()
-    path, network = check_target(args.onnx, args.overwrite), pick(Network, args)
-    model, shape, saved = read_quantized(args.resume, network, kinds=('qat', 'linear', 'hybrid', 'kmeans'))
-    books = codebooks_of(model, saved, args.resume)
-    file = make_onnx(model, probe(model, shape), storage=args.onnx_weights, codebooks=books)
+    path = export.target()
+    model, shape, saved = read_quantized(export.resume, network, kinds=('qat', 'linear', 'hybrid', 'kmeans'))
+    books = codebooks_of(model, saved, export.resume)
+    file = make_onnx(model, probe(model, shape), storage=export.onnx_weights, codebooks=books)
     about = {**{name: saved.get(name) for name in ('arch', 'dataset', 'classes', 'input', 'quantization', 'strategy')},
-             'stored': args.onnx_weights}
+             'stored': export.onnx_weights}
     file = with_metadata(file, json.dumps(about))
-
-    noise = noise_images(shape, NOISE)
-    batches = [(part, None) for part in noise.split(BATCH)]
-    images = [] if args.images == 0 else validation_images(args, network, saved)
-    code_images = noise[:args.code_images] if not images else images[0][0][:args.code_images]
-    found = verify(model, file, code_images[:BATCH].split(CODE_BATCH), batches)
-    report('noise', found)
-    about |= {'noise': rows_of(found.runtimes), 'codes': rows_of(found.codes), 'nodes': found.nodes}
-    problems = found.problems()
-    if images:
-        on_images = verify(model, file, [], images)
-        report('validation images', on_images)
-        about['images'] = rows_of(on_images.runtimes)
-        problems = found.wrong_codes() + on_images.problems()  # noise is often of one class
+    images = [] if export.images == 0 else validation_images(export, network, data, saved['classes'])
+    problems, found = verify_and_report(model, file, shape, images, export.code_images)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path, needed=len(file.data)) as temporary:
         temporary.write_bytes(file.data)
-    write_json(path.with_suffix('.json'), {**about, 'bytes': len(file.data), 'problems': problems})
+    write_json(path.with_suffix('.json'), {**about, **found, 'bytes': len(file.data), 'problems': problems})
     logger.info('%s: %d bytes; %s', path, len(file.data), path.with_suffix('.json').name)
     if problems:
         logger.warning('warning: the graph is not the trained network: %s', '; '.join(problems[:4]))
 
 
-def validation_images(args, network, saved):
+def verify_and_report(model, file, shape, images, code_images):
+    """Return (problems in words, what was found), and print it."""
+    noise = noise_images(shape, NOISE)
+    first = (images[0][0] if images else noise)[:min(code_images, BATCH)]
+    found = verify(model, file, first.split(CODE_BATCH), [(part, None) for part in noise.split(BATCH)])
+    report('noise', found)
+    rows = {'noise': rows_of(found.runtimes), 'codes': rows_of(found.codes), 'nodes': found.nodes}
+    if not images:
+        return found.problems(), rows
+    on_images = verify(model, file, [], images)
+    report('validation images', on_images)
+    problems = found.wrong_codes() + on_images.problems()  # of the noise no predictions: it is often of one class
+    return problems, {**rows, 'images': rows_of(on_images.runtimes)}
+
+
+def validation_images(export, network, data, classes):
     """Return batches (images, labels) of the validation images that are asked for."""
-    data = pick(Data, args, num_classes=args.num_classes or saved['classes'], test_batch=BATCH)
+    data = replace(data, num_classes=data.num_classes or classes, test_batch=BATCH)
     loader, _ = loaders_of(data, network, torch.device('cpu'), splits=('val',))
-    loader.sample(IMAGES if args.images is None else args.images)
+    loader.sample(IMAGES if export.images is None else export.images)
     return list(loader)
 
 

@@ -81,6 +81,7 @@ def main(args):
     import torch
     from _costs import coverage_of
     from _networks import Network, read_quantized
+    from _onnx import OnnxExport, export_onnx
     from _setup import Data, loaders_of
 
     from lib.integer.compare import check_on_noise, compare_predictions
@@ -92,8 +93,7 @@ def main(args):
     from lib.simulator.backends import find_hardware
 
     if args.onnx and not args.integer:
-        from _onnx import export_onnx
-        export_onnx(args)
+        export_onnx(pick(OnnxExport, args), pick(Network, args), pick(Data, args))
         return
     if not args.integer:
         raise ValueError('say what to export: --onnx OUT.onnx writes an ONNX graph, --integer weights and '

@@ -254,7 +254,8 @@ def test_an_option_without_a_default_says_what_happens_without_it(script):
     silent = [action.option_strings[0] for action in parser_of(f'scripts/{script}')._actions
               if action.option_strings and action.default is None and not action.required
               and not re.search(r'default|without this option', action.help)]
-    plain = {'--weights', '--suffix', '--resume', '--model_file', '--dataset_file', '--from_csv', '--unit', '--compare'}
+    plain = {'--weights', '--suffix', '--resume', '--model_file', '--dataset_file', '--from_csv', '--unit', '--compare',
+             '--onnx'}
     assert set(silent) <= plain, 'of these it is plain: nothing'
 
 

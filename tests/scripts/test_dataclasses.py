@@ -31,7 +31,7 @@ def kinds():
         patch.syspath_prepend(str(SCRIPTS))
         found = [(module, name) for module, names in (
             ('_setup', ['Data']), ('_networks', ['Network', 'Start']), ('_costs', ['Pricing']), ('_search', ['Flow']),
-            ('_proqha', ['NamedNetwork']))
+            ('_proqha', ['NamedNetwork']), ('_onnx', ['OnnxExport']))
             for name in names]
         yield {**{name: getattr(import_module(module), name) for module, name in found},
                **{kind.__name__: kind for kind in (EpisodeSettings, SearcherSettings, StepSettings, TrainingSettings)}}
