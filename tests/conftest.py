@@ -12,6 +12,9 @@ import pytest
 # Files that need the same searches and fine-tunings, or tests/processes.py.
 SHARED = ('test_bad_input', 'test_distributed', 'test_flows', 'test_kill_and_resume', 'test_mutations', 'test_resume',
           'test_several_processes', 'test_starting_weights')
+# Files that look at figures, or at what becomes of one; drawing takes most of the time of runs as short as those here.
+DRAWN = ('test_plots.py', 'test_table_report.py', 'test_comparison_report.py', 'test_figures.py', 'test_network_run.py',
+         'test_flows.py', 'test_costs.py')
 OF_OTHERS = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'COLUMNS', 'LINES',
              'PYTHONOPTIMIZE', 'PYTHONWARNINGS', 'PYTHONSAFEPATH')
 for variable in OF_OTHERS:  # of whoever runs the tests; for the programs that tests start
@@ -37,6 +40,19 @@ def one_thread():
     """Runs every test on one thread, so that results do not depend on the number of cores."""
     import torch
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope='session')
+def figures():
+    """Draws figures in `DRAWN` and, once, in `figures.folders`; elsewhere their files hold no picture."""
+    from tests.runs import Figures
+    with pytest.MonkeyPatch.context() as patch:
+        yield Figures(patch)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def figures_are_drawn_where_tests_look_at_them(request, figures):
+    figures.drawn = request.path.name in DRAWN
 
 
 @pytest.fixture

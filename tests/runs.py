@@ -2,15 +2,48 @@
 
 import contextlib
 import fnmatch
+import functools
 import os
 import re
 import time
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
+
+from lib.record import plots
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / 'scripts'
+
+
+class Figures:
+    """In place of the functions that draw: they leave a file without a picture, but where `drawn` or `folders` say so.
+
+    Attributes:
+        drawn: all figures are drawn.
+        folders: in these they are drawn once; one that is there stays as it is.
+    """
+
+    NAMES = ('plot_strategy', 'plot_search', 'plot_search_cloud', 'plot_training')
+
+    def __init__(self, patch):
+        """Take their places by a `pytest.MonkeyPatch`."""
+        self.drawn, self.folders = False, []
+        for place, name in (*((plots, name) for name in self.NAMES), (Figure, 'savefig')):
+            patch.setattr(place, name, self._sparing(getattr(place, name)))
+
+    def _sparing(self, draw):
+        @functools.wraps(draw)
+        def plot(*values, **options):
+            path = Path(next(value for value in values if isinstance(value, (str, Path))))
+            final = path.with_name(path.name.lstrip('.').split('.png')[0] + '.png')  # of a temporary file
+            there = final.read_bytes() if final.is_file() else b''
+            if self.drawn or not there and set(self.folders) & set(final.absolute().parents):
+                draw(*values, **options)
+            else:
+                path.write_bytes(there or b'no picture')
+        return plot
 
 
 class Crash(BaseException):

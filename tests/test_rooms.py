@@ -1,6 +1,7 @@
 """The house: who may import whom, and what code in lib may not do."""
 
 import ast
+import functools
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -34,13 +35,19 @@ LIBRARIES = {'lib.quantize': {'torch', 'numpy'}, 'lib.rl': {'torch', 'numpy'},
 STANDARD = set(__import__('sys').stdlib_module_names)
 
 
+@functools.cache
+def nodes_of(path):
+    """Return the nodes of the syntax tree of a file."""
+    return list(ast.walk(ast.parse(path.read_text(encoding='utf-8'))))
+
+
 def room_of(dotted):
     parts = dotted.split('.')
     return '.'.join(parts[:2]) if parts[0] == 'lib' else parts[0]
 
 
 def imports(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -80,7 +87,7 @@ def test_every_folder_of_lib_is_a_room():
 @pytest.mark.parametrize('path', [p for p in FILES if 'scripts' not in p.parts], ids=lambda p: str(p.relative_to(ROOT)))
 def test_library_code_keeps_the_conventions(path):
     command = path.name == 'make_data.py'  # the one file in lib that is also a command
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    for node in nodes_of(path):
         assert not isinstance(node, ast.Global), 'global'
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), 'bare except'
         assert not isinstance(node, ast.Assert), 'assert'
@@ -100,15 +107,15 @@ UNPICKLING = {
 }
 
 
-def unpickling(tree):
+def unpickling(nodes):
     """Yields the calls that may run code from a file, however the function was imported."""
     names = {}  # as the file calls it -> as it is called
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {alias.asname or alias.name: f'{node.module}.{alias.name}' for alias in node.names}
         elif isinstance(node, ast.Import):
             names |= {alias.asname: alias.name for alias in node.names if alias.asname}
-    for node in ast.walk(tree):
+    for node in nodes:
         if not isinstance(node, ast.Call):
             continue
         first, _, rest = ast.unparse(node.func).partition('.')
@@ -126,7 +133,7 @@ def unpickling(tree):
                          ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_file_is_read_by_running_code_from_it(path):
     own = ["pickle.loads(state['dataset'])"] if path.name == 'user_data.py' else []  # no file: for loader processes
-    assert list(unpickling(ast.parse(path.read_text(encoding='utf-8')))) == own
+    assert list(unpickling(nodes_of(path))) == own
 
 
 @pytest.mark.parametrize(('code', 'found'), [
@@ -142,19 +149,19 @@ def test_no_file_is_read_by_running_code_from_it(path):
     ('safetensors.torch.load(b)', False), ('agent.load_weights(p)', False),
 ])
 def test_indirect_loads_are_found(code, found):
-    assert bool(list(unpickling(ast.parse(code)))) == found
+    assert bool(list(unpickling(list(ast.walk(ast.parse(code)))))) == found
 
 
 def test_no_type_bool_in_options():
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        for node in nodes_of(path):
             if isinstance(node, ast.keyword) and node.arg == 'type':
                 assert ast.unparse(node.value) != 'bool', path
 
 def inner_imports(path):
     """Yields (function, line) of each import inside a function, but for those at the head of a verb's `main`."""
     text = path.read_text(encoding='utf-8').splitlines()
-    for node in ast.walk(ast.parse('\n'.join(text))):
+    for node in nodes_of(path):
         if isinstance(node, ast.FunctionDef) and not (node.name == 'main' and path.parent.name == 'scripts'):
             for inner in ast.walk(node):
                 if isinstance(inner, (ast.Import, ast.ImportFrom)):
@@ -170,6 +177,5 @@ def test_an_import_inside_a_function_says_why(path):
 def test_options_stop_in_the_verb(path):
     """Helpers take values and dataclasses; `_cli.py` alone knows `args`."""
     if path.name != '_cli.py':
-        tree = ast.parse(path.read_text(encoding='utf-8'))
-        assert 'args' not in {node.arg if isinstance(node, ast.arg) else node.id for node in ast.walk(tree)
+        assert 'args' not in {node.arg if isinstance(node, ast.arg) else node.id for node in nodes_of(path)
                               if isinstance(node, (ast.arg, ast.Name))}

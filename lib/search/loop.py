@@ -106,7 +106,7 @@ def run_search(env: SearchEnv, searcher: Searcher, counter: ImageCounter, episod
                         'seconds': time.time() - start})
         if log:
             log.add(history[-1])
-            if len(history) % max(episodes // 10, 1) == 0:
+            if len(history) % max(episodes // 10, 1) == 0 and len(history) < episodes:  # at the end `finish` draws
                 log.plot()
     if log:
         log.finish()

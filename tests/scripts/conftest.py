@@ -7,16 +7,13 @@ import json
 import logging
 import os
 import runpy
-import shutil
 import subprocess
 import sys
 import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from matplotlib.figure import Figure
 
 from lib.data import datasets
 from lib.simulator import table_cache
@@ -166,43 +163,12 @@ def validation_images_alone(monkeypatch):
     monkeypatch.setitem(datasets.DATASETS, 'digits', replace(spec, read=read))
 
 
-@pytest.fixture(autouse=True, scope='session')
-def drawing(home):
-    """For tests of scripts: draws the figures of the stages below, others only while `drawing.everywhere` is True.
-
-    A figure is drawn the first time; when it is drawn anew in the same file, the file stays as it is. Drawing takes
-    most of the time of runs as short as these.
-    """
-    draw, drawing = Figure.savefig, SimpleNamespace(spared=False, everywhere=False)
-
-    def savefig(figure, path, **options):
-        final = Path(path).with_name(Path(path).name.lstrip('.').split('.png')[0] + '.png')  # of the temporary file
-        if not drawing.spared:
-            draw(figure, path, **options)
-        elif final.is_file():
-            shutil.copyfile(final, path)
-        elif drawing.everywhere or home in final.absolute().parents:
-            draw(figure, path, **options)
-        else:
-            Path(path).write_bytes(b'no picture')
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, 'savefig', savefig)
-        yield drawing
-
-
-@pytest.fixture(autouse=True, scope='module')
-def figures_are_drawn_where_tests_look_at_them(request, drawing):
-    """Elsewhere in this folder their files hold no picture."""
-    drawing.spared, drawing.everywhere = True, request.path.name in ('test_flows.py', 'test_costs.py')
-    yield
-    drawing.spared = False
-
-
 @pytest.fixture(scope='session')
-def home(tmp_path_factory):
-    """The folder in which the user works; the stages below leave their folders in it."""
-    return tmp_path_factory.mktemp('home')
+def home(tmp_path_factory, figures):
+    """The folder in which the user works; the stages below leave their folders in it, with their figures."""
+    folder = tmp_path_factory.mktemp('home')
+    figures.folders.append(folder)
+    return folder
 
 
 @pytest.fixture(scope='session')

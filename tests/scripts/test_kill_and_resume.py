@@ -127,7 +127,7 @@ def test_a_search_that_ends_between_two_files(home, linear_options, linear_searc
     assert not (run / 'search.pth.tar').exists()
     crash('log.txt', 3, 'rl_quantize.py', '--resume', run, cwd=tmp_path)
     assert 0 < len(history(run)) < 4
-    crash('critic.pkl', 5 - len(history(run)), 'rl_quantize.py', '--resume', run, cwd=tmp_path)
+    crash('critic.pkl', 4 - len(history(run)), 'rl_quantize.py', '--resume', run, cwd=tmp_path)
     assert len(history(run)) == 4
     succeed('rl_quantize.py', '--resume', run, cwd=tmp_path)
     check_same_search(run, home / 'save' / 'qresnet20_digits')
