@@ -9,7 +9,7 @@ import torch
 from _networks import codebooks_of, probe, read_quantized
 from _setup import loaders_of
 
-from lib.export.onnx_file import FUSED, REFERENCE, make_onnx, verify, with_metadata
+from lib.export.onnx_file import FUSED, REFERENCE, make_onnx, verify, with_int8_sums, with_metadata
 from lib.export.onnx_packages import require_onnx
 from lib.integer.network import noise_images
 from lib.record.disk import check_writable
@@ -17,7 +17,7 @@ from lib.record.files import atomic_path, write_json
 
 logger = logging.getLogger('haq')
 
-NOISE, CODE_BATCH, BATCH, IMAGES = 32, 4, 16, 1000
+NOISE, CODE_BATCH, BATCH, IMAGES, CALIBRATION = 32, 4, 16, 1000, 64
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class OnnxExport:
     onnx: str
     resume: str
     onnx_weights: str = 'int8'
+    int8_sums: bool = False
     images: int | None = None
     code_images: int = 64
     overwrite: bool = False
@@ -57,9 +58,11 @@ def export_onnx(export, network, data):
     file = make_onnx(model, probe(model, shape), storage=export.onnx_weights, codebooks=books)
     about = {**{name: saved.get(name) for name in ('arch', 'dataset', 'classes', 'input', 'quantization', 'strategy')},
              'stored': export.onnx_weights}
-    file = with_metadata(file, json.dumps(about))
     images = [] if export.images == 0 else validation_images(export, network, data, saved['classes'])
     problems, found = verify_and_report(model, file, shape, images, export.code_images)
+    if export.int8_sums:
+        file, found['int8_sums'] = round_sums(model, file, network, data, saved['classes'], images)
+    file = with_metadata(file, json.dumps(about))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path, needed=len(file.data)) as temporary:
         temporary.write_bytes(file.data)
@@ -82,6 +85,17 @@ def verify_and_report(model, file, shape, images, code_images):
     report('validation images', on_images)
     problems = found.wrong_codes() + on_images.problems()  # of the noise no predictions: it is often of one class
     return problems, {**rows, 'images': rows_of(on_images.runtimes)}
+
+
+def round_sums(model, file, network, data, classes, images):
+    """Return (the file with 8-bit sums, what was found of it), and print it; ranges come from training images."""
+    data = replace(data, num_classes=data.num_classes or classes, train_batch=CALIBRATION, test_batch=BATCH)
+    loader, _ = loaders_of(data, network, torch.device('cpu'), splits=('train',))
+    file = with_int8_sums(file, loader.first_batch())
+    found = verify(model, file, [], images or [(noise_images(loader.input_shape, NOISE), None)])
+    logger.info('with --int8_sums it is another function:')
+    report('validation images' if images else 'noise', found)
+    return file, {**rows_of(found.runtimes), 'nodes': found.nodes}
 
 
 def validation_images(export, network, data, classes):

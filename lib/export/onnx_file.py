@@ -1,7 +1,7 @@
 """From a quantized network to the bytes of an ONNX file, and what every export says of it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from lib.export.onnx_graph import copy_of, expand, marked_graph
 from lib.export.onnx_packages import ir, openvino
 from lib.export.onnx_runtimes import METADATA, WITHOUT_FUSION, OnnxNetwork, OpenVinoNetwork
+from lib.export.onnx_sums import with_sums
 from lib.export.onnx_twin import Twin, twin_of
 from lib.export.onnx_verify import CodeCheck, RuntimeCheck, check_codes, check_runtimes
 from lib.quantize.codebook import Codebook
+from lib.quantize.quantizer import Grid
 
 LEAST_AGREEMENT = 99.5  # percent of equal predictions of the graph whose operators run as they stand
 REFERENCE, DEFAULT = 'onnxruntime, not fused', 'onnxruntime'
@@ -23,11 +25,21 @@ FUSED = ('QLinearConv', 'QGemm', 'QLinearAdd', 'QLinearMatMul', 'QLinearConcat',
 
 @dataclass
 class OnnxFile:
-    """A network as an ONNX graph; `graph` is its onnx-ir model, `twin` what its quantizers became, `data` the file."""
+    """A network as an ONNX graph.
+
+    Attributes:
+        graph: its onnx-ir model.
+        twin: what its quantizers became.
+        data: the file.
+        marked: the graph before standard nodes took the place of its marks.
+        storage: of linear weights.
+    """
 
     graph: Any
     twin: Twin
     data: bytes
+    marked: Any
+    storage: str = 'int8'
 
 
 def make_onnx(model: nn.Module, images: Tensor, *, storage: str = 'int8', codebooks: dict[str, Codebook] | None = None
@@ -43,8 +55,24 @@ def make_onnx(model: nn.Module, images: Tensor, *, storage: str = 'int8', codebo
         ValueError: a quantizer has no form in ONNX, or PyTorch cannot export the network.
     """
     twin = twin_of(model, images, codebooks)
-    graph = expand(marked_graph(twin, images), twin, storage)
-    return OnnxFile(graph, twin, bytes_of(graph))
+    marked = marked_graph(twin, images)
+    return file_of(marked, twin, storage)
+
+
+def file_of(marked: Any, twin: Twin, storage: str = 'int8', sums: dict[str, Grid] | None = None) -> OnnxFile:
+    """Return the `OnnxFile` of a marked graph, which stays as it is; `sums` are the grids of its further marks."""
+    graph = expand(copy_of(marked), twin, storage, sums)
+    return OnnxFile(graph, twin, bytes_of(graph), marked, storage)
+
+
+def with_int8_sums(file: OnnxFile, images: Tensor) -> OnnxFile:
+    """Return the file with 8-bit sums, whose ranges are those on a batch of images (N, C, H, W): another function.
+
+    Raises:
+        ValueError: the network has no sum.
+    """
+    marked, sums = with_sums(file.marked, file.graph, images)
+    return file_of(marked, file.twin, file.storage, sums)
 
 
 def bytes_of(graph) -> bytes:
@@ -56,7 +84,7 @@ def with_metadata(file: OnnxFile, text: str) -> OnnxFile:
     """Return the file with a text about its network."""
     graph = copy_of(file.graph)
     graph.metadata_props[METADATA] = text
-    return OnnxFile(graph, file.twin, bytes_of(graph))
+    return replace(file, graph=graph, data=bytes_of(graph))
 
 
 def runtimes_of(data: bytes) -> dict:

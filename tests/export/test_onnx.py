@@ -8,8 +8,8 @@ from torch import nn
 pytest.importorskip('onnxruntime', reason='onnxruntime is not installed (requirements-export.txt)')
 pytest.importorskip('onnxscript', reason='onnxscript is not installed (requirements-export.txt)')
 
-from lib.export.onnx_file import OnnxFile, bytes_of, make_onnx
-from lib.export.onnx_graph import copy_of, expand, marked_graph
+from lib.export.onnx_file import file_of, make_onnx, with_int8_sums
+from lib.export.onnx_graph import marked_graph
 from lib.export.onnx_packages import ir, openvino
 from lib.export.onnx_runtimes import WITHOUT_FUSION, OnnxNetwork, OpenVinoNetwork
 from lib.export.onnx_twin import twin_of
@@ -86,8 +86,7 @@ def marked():
         names = (type(model).__qualname__, *twin.grids, *twin.weights)
         if names not in known:
             known[names] = marked_graph(twin, IMAGES[:2])
-        graph = expand(copy_of(known[names]), twin, **options)
-        return OnnxFile(graph, twin, bytes_of(graph))
+        return file_of(known[names], twin, **options)
     return make
 
 
@@ -192,6 +191,18 @@ def test_codes_stored_in_fewer_bits_are_the_same_codes(storage, four_bits, marke
     weights = sum(layer.weight.numel() for layer in quantized_layers(model).values())
     names = [name for name in stored if name.endswith('.weight' if storage == 'int4' else '.weight.packed')]
     assert len(names) == 5 and sum(stored[name].nbytes for name in names) == pytest.approx(weights / 2, abs=5)
+
+
+def test_8_bit_sums_let_every_layer_be_fused(four_bits):
+    model, file = four_bits
+    fused = with_int8_sums(file, IMAGES)
+    network = OnnxNetwork(fused.data, keep_graph=True)
+    assert network.nodes['QLinearConv'] == 3 and network.nodes['QLinearAdd'] == 1 and network.nodes['QGemm'] == 2
+    assert not {'Conv', 'FusedConv', 'Relu', 'Add'} & network.nodes.keys()
+    expected = logits(model)
+    assert 0 < np.abs(network(IMAGES) - expected).max() < expected.std()  # another function, near the network's
+    with pytest.raises(ValueError, match='no sum'):
+        with_int8_sums(make_onnx(linear([[4, 4]], nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())), IMAGES[:2]), IMAGES)
 
 
 # ---- K-means

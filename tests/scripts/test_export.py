@@ -120,7 +120,7 @@ def test_the_linear_flow(linear, call, succeed, tmp_path):
 def test_a_network_is_written_as_an_onnx_graph_and_verified(place, call):
     pytest.importorskip('onnxruntime', reason='onnxruntime is not installed (requirements-export.txt)')
     pytest.importorskip('onnxscript', reason='onnxscript is not installed (requirements-export.txt)')
-    command = 'export.py', '--onnx', 'net.onnx', '--resume', 'run/checkpoint.pth.tar', '--images', '60'
+    command = 'export.py', '--onnx', 'net.onnx', '--resume', 'run/checkpoint.pth.tar', '--images', '60', '--int8_sums'
     done = call(*command, cwd=place)
     assert done.code == 0, done.err
     report = json.loads((place / 'net.json').read_text())
@@ -128,5 +128,6 @@ def test_a_network_is_written_as_an_onnx_graph_and_verified(place, call):
     assert report['images']['onnxruntime, not fused']['agreement'] >= 99.5
     assert len(report['codes']) == 10 and all(row['largest'] <= 1 for row in report['codes'].values())
     assert report['nodes']['onnxruntime']['QLinearConv'] > 0 and 'QLinearConv' in done.out
+    assert report['int8_sums']['nodes']['onnxruntime']['QLinearAdd'] > 0 and 'another function' in done.out
     again = call(*command, cwd=place)
     assert again.code == 1 and '--overwrite' in again.err
