@@ -43,16 +43,16 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True, scope='session')
-def figures():
-    """Draws figures in `DRAWN` and, once, in `figures.folders`; elsewhere their files hold no picture."""
+def drawing():
+    """Draws figures in `DRAWN` and, once, in `drawing.folders`; elsewhere their files hold no picture."""
     from tests.runs import Figures
     with pytest.MonkeyPatch.context() as patch:
         yield Figures(patch)
 
 
 @pytest.fixture(autouse=True, scope='module')
-def figures_are_drawn_where_tests_look_at_them(request, figures):
-    figures.drawn = request.path.name in DRAWN
+def figures_are_drawn_where_tests_look_at_them(request, drawing):
+    drawing.drawn = request.path.name in DRAWN
 
 
 @pytest.fixture

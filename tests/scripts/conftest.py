@@ -164,10 +164,10 @@ def validation_images_alone(monkeypatch):
 
 
 @pytest.fixture(scope='session')
-def home(tmp_path_factory, figures):
+def home(tmp_path_factory, drawing):
     """The folder in which the user works; the stages below leave their folders in it, with their figures."""
     folder = tmp_path_factory.mktemp('home')
-    figures.folders.append(folder)
+    drawing.folders.append(folder)
     return folder
 
 
