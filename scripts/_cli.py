@@ -27,6 +27,7 @@ logger = logging.getLogger('haq')
 PATH_OPTIONS = ('weights', 'dataset_root', 'output', 'checkpoint', 'resume')
 NOT_RESUMED = ('resume', 'overwrite', 'debug', 'evaluate', 'device', 'gpu_id', 'workers', 'download',
                'keep_memory')
+BEFORE = {'attention_products': None}  # what runs mean that were begun before there was the option
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -250,8 +251,9 @@ def saved_settings(parser, resume, known):
         if not path.is_file():
             return {}
         saved, _ = read_settings(path)
-        return {name: checked_setting(parser, name, value, path) for name, value in saved.items()
-                if name in known and name not in (*NOT_RESUMED, *parser.not_resumed)}
+        return {**{name: value for name, value in BEFORE.items() if name in known and name not in saved},
+                **{name: checked_setting(parser, name, value, path) for name, value in saved.items()
+                   if name in known and name not in (*NOT_RESUMED, *parser.not_resumed)}}
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

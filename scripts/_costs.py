@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from _cli import ROOT
-from _networks import Network
+from _networks import Network, probe
 from _options import ratio as option_ratio
 
 from lib.network.coverage import active_inventory, as_before, coverage_lines, describe_layers, take_inventory
+from lib.network.reach import reach_weights
 from lib.network.records import profile_network
 from lib.record.files import file_stem
 from lib.record.strategy import uniform_strategy
@@ -271,6 +272,7 @@ def describe_network(network, shape, classes):
     model = network.build(classes)
     if not network.model_file:
         model = model.to('meta')  # shapes are all that counts: nothing is computed
+    reach_weights(model, probe(model, shape), network.reach)
     profile = profile_network(model, shape)
     if not any(record.calls for record in profile.layers):
         raise ValueError(f'{network.arch} has no convolution or linear layer that its forward pass calls')

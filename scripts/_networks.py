@@ -16,6 +16,7 @@ from lib.network.batch_norm_folding import fold_batch_norms
 from lib.network.check import check_network, check_parameters
 from lib.network.codebooks import find_codebooks
 from lib.network.hooks import batch_norms
+from lib.network.reach import reach_weights
 from lib.network.sync_batch_norm import synchronise_batch_norm
 from lib.qat.bit_lists import is_quantized
 from lib.qat.inherited import check_quantizers, kept_quantizers, not_inherited
@@ -39,6 +40,7 @@ class Network:
     """A float network by its name or file; every field is the option of its name.
 
     `network_options` are further arguments of the network's builder, `seed` that of its random weights.
+    `attention_products` is None of runs from when strategies reached only what the forward of a layer multiplies.
     """
 
     arch: str
@@ -48,6 +50,7 @@ class Network:
     num_classes: int | None = None
     tensorflow: bool = False
     network_options: dict | None = None
+    attention_products: bool | None = False
     seed: int = 234
 
     def __post_init__(self):
@@ -59,6 +62,11 @@ class Network:
         """Whether the linearly quantized twin is named, by a q before the name of the float network."""
         return (not self.model_file and self.arch.startswith('q')
                 and self.arch not in models.list_models(quantized=False))
+
+    @property
+    def reach(self):
+        """What strategies reach, see `reach_weights`."""
+        return {None: 'layers', False: 'weights', True: 'products'}[self.attention_products]
 
     @property
     def float_name(self):
@@ -105,7 +113,7 @@ def build_model(network, classes, shape, device, loaders=(), batch_option='--tra
         models.tensorflow_style(model)
     model = model.to(device)
     check_model(network, model, shape, classes, loaders, batch_option)
-    return model
+    return reach_weights(model, probe(model, shape), network.reach)
 
 
 def check_model(network, model, shape, classes, loaders=(), batch_option='--train_batch'):
@@ -234,6 +242,9 @@ def prepare(model, shape, start, checkpoint=None, source=None, *, linear, fold_b
     if folded and not linear:
         raise ValueError(f'{source} has its BatchNorms folded into the weights, as only the linear flow has it: add '
                          '--linear_quantization')
+    if model.reached == 'products' and not linear:
+        raise ValueError('--attention_products: the K-means flow quantizes weights alone: add --linear_quantization, '
+                         'or leave it out')
     if script := script_of_quantizers(checkpoint):
         raise ValueError(f'{source} is a checkpoint of {script}, whose quantizers only that script has: go on with it '
                          'there; float weights to search or fine-tune from are made by pretrain.py')
@@ -354,9 +365,10 @@ def kind_of(saved):
 
 
 def own_network(network, saved):
-    """Return a `Network` with the shape that a checkpoint has of its own, if it has."""
+    """Return a `Network` with the shape that a checkpoint has of its own, if it has, and the reach of its strategy."""
     kind = kind_of(saved)
-    return replace(network, network_options=saved[kind]['network'] if kind in ('qat', 'hybrid') else None)
+    return replace(network, network_options=saved[kind]['network'] if kind in ('qat', 'hybrid') else None,
+                   attention_products=saved.get('attention_products'))
 
 
 def checkpoint_settings(path):
@@ -372,4 +384,5 @@ def checkpoint_settings(path):
     found = {'arch': (saved.get('arch'), str), 'dataset': (saved.get('dataset'), str),
              'num_classes': (saved.get('classes'), int), 'normalize': (qat.get('normalize') if qat else None, str),
              'image_size': (shape[-1] if isinstance(shape, list) and shape else None, int)}
-    return {name: value for name, (value, kind) in found.items() if type(value) is kind}
+    return {'attention_products': saved.get('attention_products'),
+            **{name: value for name, (value, kind) in found.items() if type(value) is kind}}

@@ -158,7 +158,7 @@ def share(text):
 
 
 def add_architecture_options(group, arch):
-    """Adds the options that choose a network, without its weights."""
+    """Adds the options that choose a network, without its weights, and what of it strategies reach."""
     group.add_argument('-a', '--arch', default=arch, help='name of the network: mobilenet, mobilenetv2, mobilenetv3, '
                        'resnet20/32/44/56, toynet, mobilenetv2_cifar, resnet20_projection, hybrid_cnn, any of '
                        'torchvision, or q + name for its linearly quantized twin')
@@ -170,6 +170,9 @@ def add_architecture_options(group, arch):
     group.add_argument('--mode', choices=['small', 'large'], help='size of mobilenetv3 (default: small)')
     group.add_argument('--num_classes', type=at_least(1, maximum=MAX_CLASSES), help='outputs of the network '
                        '(default: from the data set; 1000 for imagenet, imagenet100 and imagenet10)')
+    group.add_argument('--attention_products', action=BooleanOption, help='linear: strategies have entries of their '
+                       'own for products of two activations, such as those of attention, [bits of the second operand, '
+                       'of the first]')
 
 
 def add_model_options(parser, arch):

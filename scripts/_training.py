@@ -49,7 +49,7 @@ def calibration_images(data, network, loaders, device):
 def about_run(network, data, shape, classes, **more):
     """Return what results.json and the checkpoints say of a run."""
     return {'arch': network.arch, 'dataset': data.dataset, 'classes': network.num_classes or classes,
-            'input': list(shape), **more}
+            'input': list(shape), 'attention_products': network.attention_products, **more}
 
 
 def start_value(start, key, default=None):

@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from lib.network.reach import reach_weights
+
 CLASSES = 5
 
 
@@ -295,14 +297,15 @@ ZOO = {case.build.__name__: case for case in (
     Case(OneActivation, {'conv1': True, 'conv2': False, 'fc': False}),
     Case(ConvNext, {'patches': True, 'depthwise': True, 'up': True, 'down': True, 'head': True}),
     Case(OwnAttention, {'patches': True, 'mlp.0': True, 'mlp.2': True, 'head': True, 'qkv': True, 'out': True}),
-    Case(TorchAttention, {'patches': True, 'mlp.0': True, 'mlp.2': True, 'head': True}, ('attention.out_proj',)),
+    Case(TorchAttention, {'patches': True, 'mlp.0': True, 'mlp.2': True, 'head': True, 'attention.out_proj': True,
+                          'attention.in_proj': True}),
     Case(TorchTransformer, {'patches': True, 'mlp.0': True, 'mlp.2': True, 'head': True,
-                            'encoder.layers.0.linear1': True, 'encoder.layers.0.linear2': False},
-         ('encoder.layers.0.self_attn.out_proj',)),
+                            'encoder.layers.0.linear1': True, 'encoder.layers.0.linear2': False,
+                            'encoder.layers.0.self_attn.out_proj': True, 'encoder.layers.0.self_attn.in_proj': True}),
     Case(NeverCalled, {'conv': True, 'fc': False}, ('auxiliary',)),
     Case(CalledTwice, {'stem': True, 'again': True, 'fc': False}),
     Case(Decoder, {'down': True, 'conv': False, 'fc': True}),
-    Case(Standardised, {'body.0': True, 'body.3': False, 'body.8': False}, ('body.3',)),
+    Case(Standardised, {'body.0': True, 'body.3': False, 'body.8': False}),
     Case(Shapes, {'wide': True, 'depthwise': True, 'grouped': False, 'fc': False}),
     Case(Grey, {'0': True, '2': True, '6': True, '8': False}, shape=(1, 32, 32)),
     Case(Subclasses, {'same': True, 'normed': False, 'spectral': False, 'fc': False},
@@ -322,6 +325,7 @@ def _warmed_up(build, shape):
     torch.manual_seed(0)
     net = build()
     images = 1.5 * torch.randn(16, shape[0], 1, 1) + 0.5 * torch.randn(16, *shape)
+    reach_weights(net, images)
     with torch.no_grad():
         for _ in range(20):
             net.train()(images)

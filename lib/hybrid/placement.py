@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lib.hybrid.plan import Plan
 from lib.network.batch_norm_folding import fold_batch_norms, foldable_batch_norms
-from lib.network.conversion import activation_quantizers, all_layers, quantized_layers
+from lib.network.conversion import activation_quantizers, all_layers, quantized_layers, start_reading
 from lib.network.hooks import evaluating, hooked, replace_module
 from lib.network.not_finite import locating
 from lib.network.signedness import probe_inputs
@@ -57,6 +57,7 @@ def prepare_training(model: nn.Module, plan: Plan, images: Tensor) -> None:
         _quantized(model, name).set_quantizers(input=_dsq(entry))
     for name, entry in dsq.activations.items():
         _behind(model, name, entry, _dsq(entry))
+    start_reading(model)
 
 
 def finish_training(model: nn.Module, plan: Plan, images: Tensor) -> list[tuple[str, str]]:
@@ -79,6 +80,9 @@ def place_after_training(model: nn.Module, plan: Plan) -> None:
     """Put the ACIQ quantizers of a plan into a network after `finish_training`, in place, not calibrated yet."""
     aciq = plan.of('aciq')
     for name, entry in aciq.weights.items():
+        if getattr(model.get_submodule(name), 'computes_weight', False):
+            raise ValueError(f'{name} multiplies with a weight that it computes anew in every forward pass, which ACIQ '
+                             f'cannot calibrate: give it weight bits of DSQ, or -1 for float weights')
         settings = {key: entry[key] for key in ('prior', 'per_channel', 'bit_alloc', 'bias_corr')}
         quantizer = ACIQWeightQuantizer(entry['bits'], method=entry['clipping'], **settings)
         _quantized(model, name).set_quantizers(weight=quantizer)
@@ -86,6 +90,7 @@ def place_after_training(model: nn.Module, plan: Plan) -> None:
         _quantized(model, name).set_quantizers(input=_aciq(entry))
     for name, entry in aciq.activations.items():
         _behind(model, name, entry, _aciq(entry))
+    start_reading(model)
 
 
 @torch.no_grad()

@@ -47,6 +47,8 @@ def integer_weight(name: str, layer: nn.Module, form: FixedPoint | Mantissa | No
     The bits of those are at most 20, and no more than half of what `form`, the format of the multipliers behind the
     layer, leaves to inputs and weights together.
     """
+    if hasattr(layer, 'float_forward'):
+        raise ValueError(f'{name}: a {type(layer).__name__} has a forward of its own, which integers do not repeat')
     weight = layer.weight.detach().cpu()
     if weight.isnan().any() or weight.isinf().any():
         raise ValueError(f'{name} has weights that are not finite: check the checkpoint')

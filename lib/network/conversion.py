@@ -5,9 +5,11 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from lib.network.reach import LAYERS, reach_weights
 from lib.network.signedness import find_input_ranges
-from lib.quantize.layers import QConv2d, QLinear, obstacle, quantized_type
+from lib.quantize.layers import QuantizedLayer, obstacle, quantized_type
 from lib.quantize.quantizer import Quantizer
+from lib.quantize.reading import READS, Product, as_reader
 from lib.simulator.layer import LayerRecord
 
 logger = logging.getLogger(__name__)
@@ -16,8 +18,8 @@ NAMED = 8  # so many names are written out
 
 
 def all_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return {name: layer} of every convolution and linear layer, in the order of `model.modules()`."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    """Return {name: layer} of every convolution and linear layer, and `Product`, in the order of `model.modules()`."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, (*LAYERS, Product))}
 
 
 def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -37,8 +39,8 @@ def quantizable_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return {name: layer} of every `QConv2d` and `QLinear`, in the order of `model.modules()`."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, (QConv2d, QLinear))}
+    """Return {name: layer} of every quantized layer and product, in the order of `model.modules()`."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
 
 
 def convertible_layers(model: nn.Module, records: Sequence[LayerRecord]) -> dict[str, nn.Module]:
@@ -46,7 +48,7 @@ def convertible_layers(model: nn.Module, records: Sequence[LayerRecord]) -> dict
     """
     called = {record.name for record in records if record.calls}
     return {name: layer for name, layer in all_layers(model).items()
-            if name in called and (isinstance(layer, (QConv2d, QLinear)) or obstacle(layer) is None)}
+            if name in called and (isinstance(layer, QuantizedLayer) or obstacle(layer) is None)}
 
 
 def layers_of(model: nn.Module, records: Sequence[LayerRecord], linear: bool) -> dict[str, nn.Module]:
@@ -58,8 +60,8 @@ def convert_to_quantized(model: nn.Module, images: Tensor, *, quiet: bool = Fals
     """Turn the convolution and linear layers of `model` into quantized ones, each of them in place.
 
     One forward pass on `images` finds which layers are called, and whether their inputs are signed; what it cannot
-    tell is found at calibration, from real images. A layer whose forward is never called (its weight is read by other
-    code, as inside torch's attention) or that has a forward of its own is named in a warning and left as it is.
+    tell is found at calibration, from real images. A layer whose weight is multiplied elsewhere is quantized there, see
+    `reach_weights`, which is called first. One that no pass reaches is named in a warning and left as it is.
 
     Args:
         images: probe (N, C, H, W) on the model's device.
@@ -71,21 +73,22 @@ def convert_to_quantized(model: nn.Module, images: Tensor, *, quiet: bool = Fals
     Raises:
         ValueError: not one of the layers can be converted.
     """
+    reach_weights(model, images)
     layers = all_layers(model)
     found = find_input_ranges(model, layers, images)
     left = {}
     for name, layer in layers.items():
-        if isinstance(layer, (QConv2d, QLinear)):
+        if isinstance(layer, QuantizedLayer):
             continue
         reason = obstacle(layer) if name in found else 'is never called'
         if reason:
             left.setdefault(reason, []).append(name)
-        else:
-            quantizer = quantized_type(layer).convert(layer).input_quantizer
-            quantizer.signed, quantizer.least = found[name]
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0  # else evaluation takes a fast path that reads the float weights
+            continue
+        quantizer = quantized_type(layer).convert(layer).input_quantizer
+        quantizer.signed, quantizer.least = found[name]
+        if isinstance(layer, Product):
+            layer.weight_quantizer.signed, layer.weight_quantizer.least = found[f'{name}.weight']
+    start_reading(model)
     if left and not quiet:
         logger.warning('%d layers keep float weights and inputs in the linear flow: %s', sum(map(len, left.values())),
                        '; '.join(f'{listed(names)} ({reason})' for reason, names in left.items()))
@@ -93,6 +96,15 @@ def convert_to_quantized(model: nn.Module, images: Tensor, *, quiet: bool = Fals
         raise ValueError(f'none of the {len(layers)} convolutions and linear layers of {type(model).__name__} can be '
                          'quantized in the linear flow')
     return model
+
+
+def start_reading(model: nn.Module) -> None:
+    """Let all modules that read weights of other layers, or multiply activations, compute with quantized ones."""
+    for module in list(model.modules()):
+        if hasattr(module, READS):
+            as_reader(module)
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # else evaluation takes a fast path that reads the float weights
 
 
 def listed(names: Iterable[str]) -> str:

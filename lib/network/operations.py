@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lib.quantize.reading import memory_of
 from lib.simulator.layer import LayerRecord
 
 aten = torch.ops.aten
@@ -29,6 +30,7 @@ class Product(NamedTuple):
 
     operands: tuple[Tensor, ...]  # those that may be a weight
     records: tuple[dict, ...]
+    owner: nn.Module | None = None  # the layer or `Product` that it is, where a reader computes it
 
 
 class OperationMode(TorchDispatchMode):
@@ -74,14 +76,6 @@ def owned_tensors(model: nn.Module) -> dict[int, tuple[str, Tensor]]:
             found.setdefault(memory_of(tensor), (name, tensor))
     found.pop(None, None)
     return found
-
-
-def memory_of(tensor: Tensor) -> int | None:
-    """Return a key of the memory of a tensor, unique among all that are alive, None where it has none."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse and other tensors without a storage
-        return None
 
 
 def linear(positions: int, inputs: int, outputs: int, calls: int = 1) -> dict:

@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lib.network.hooks import evaluating, hooked
-from lib.network.operations import Operation, OperationMode, linear, memory_of, owned_tensors
+from lib.network.operations import Operation, OperationMode, linear, owned_tensors
+from lib.network.reach import Following, explained, slow_attention
+from lib.quantize.reading import Product, memory_of
 from lib.simulator.layer import LayerRecord, merge
 
 ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
@@ -61,20 +63,29 @@ def profile_network(model: nn.Module, input_shape: tuple[int, int, int], device:
     Raises:
         ValueError: the forward pass fails at this input shape.
     """
-    recorder, fast_path = _Recorder(model), torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)  # it would hide the layers of a transformer from hooks
-        with hooked(dict(model.named_modules()), recorder.enter, recorder.leave), evaluating(model), torch.no_grad(), \
-                OperationMode(recorder.take, recorder.see):
-            model(_image(model, input_shape, device))
-    except Exception as error:
-        shape = 'x'.join(str(size) for size in input_shape)
-        raise ValueError(
-            f'{type(model).__name__} fails on one image of {shape} (channels x height x width): {error}'
-        ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    recorder = _Recorder(model)
+    with explained(model, input_shape), slow_attention(), evaluating(model), torch.no_grad(), \
+            hooked(dict(model.named_modules()), recorder.enter, recorder.leave), \
+            OperationMode(recorder.take, recorder.see), recorder.reading.through(model):
+        model(_image(model, input_shape, device))
     return recorder.profile()
+
+
+class _Reading(Following):
+    """Knows whose product a reader is computing."""
+
+    def __init__(self):
+        super().__init__(self._note)
+        self.owner = None
+
+    def _note(self, use, _x, _weight):
+        self.owner = None if use.whole else use.layer  # the call of a layer is noted by itself
+
+    def product(self, first, second, compute):
+        try:
+            return super().product(first, second, compute)
+        finally:
+            self.owner = None
 
 
 class _Recorder:
@@ -82,7 +93,8 @@ class _Recorder:
 
     def __init__(self, model):
         self.names = {module: name for name, module in model.named_modules()}
-        self.calls = {module: [] for module in self.names if isinstance(module, (nn.Conv2d, nn.Linear))}
+        self.calls = {module: [] for module in self.names if isinstance(module, (nn.Conv2d, nn.Linear, Product))}
+        self.reading, self.shapes = _Reading(), {}  # {Product: (inner size, columns)}
         self.orders = {}  # {layer: [number of its first call, of its last]}
         self.owned = owned_tensors(model)
         self.model, self.running = model, [(model, [])]  # [(module, products that it executed itself)], innermost last
@@ -94,7 +106,7 @@ class _Recorder:
     def take(self, product):
         """Note a product for the innermost module that runs; those of weights that are being computed are none."""
         if not any(isinstance(module, ParametrizationList) for module, _ in self.running):
-            self.running[-1][1].append(product)
+            self.running[-1][1].append(product._replace(owner=self.reading.owner))
 
     def see(self, tensor):
         self.read.add(memory_of(tensor))
@@ -113,14 +125,40 @@ class _Recorder:
             self.extras += 2 * x.numel()
         elif isinstance(module, POOLS):
             self.extras += _pool_additions(module, x, output)
+        self.note_reads([product for product in products if product.owner])
         for product in products:
-            self.note_other(module, product)
+            if not product.owner:
+                self.note_other(module, product)
+
+    def note_reads(self, products):
+        """Note the layers whose weights one forward pass of a reader multiplied with, each as a call of its own."""
+        found = {}
+        for product in products:
+            found.setdefault(product.owner, []).extend(LayerRecord('', **record) for record in product.records)
+        for layer, records in found.items():
+            self.note_order(layer)
+            if isinstance(layer, Product):
+                self.note_product(layer, records)
+            elif isinstance(layer, nn.Conv2d) and sum(record.num_weights for record in records) == _num_weights(layer):
+                self.calls[layer].append((records[0].calls, *_sizes(records[0])))
+            else:  # rows of the weight may be multiplied on their own
+                positions = sum(record.macs for record in records) // _num_weights(layer)
+                self.calls[layer].append((1, positions, 1, positions, 1))
+
+    def note_product(self, product, records):
+        inner, columns = self.shapes.setdefault(product, (records[0].in_channels, records[0].out_channels))
+        for record in records:
+            rows = record.macs // (record.calls * inner * columns)
+            self.calls[product].append((record.calls, rows, 1, rows, 1))
+
+    def note_order(self, layer):
+        self.number += 1
+        self.orders[layer] = (self.orders.get(layer, (self.number,))[0], self.number)
 
     def note_call(self, layer, inputs, output, products):
         """Note a call of a layer; return the products in it that are others than its own."""
         images, *sizes = _call_sizes(layer, inputs, output)
-        self.number += 1
-        self.orders[layer] = (self.orders.get(layer, (self.number,))[0], self.number)
+        self.note_order(layer)
         macs = images * sizes[2] * sizes[3] * _num_weights(layer)
         found = [sum(LayerRecord('', **record).macs for record in product.records) for product in products]
         if macs in found:  # a subclass may add products to the layer's own
@@ -150,7 +188,7 @@ class _Recorder:
     def profile(self):
         for product in self.running[0][1]:  # in hooks of the network itself
             self.note_other(self.model, product)
-        layers = [_record(self.names[layer], layer, calls, self.orders.get(layer))
+        layers = [_record(self.names[layer], layer, calls, self.orders.get(layer), self.shapes.get(layer, (1, 1)))
                   for layer, calls in self.calls.items()]
         unread = frozenset(name for memory, (name, _) in self.owned.items() if memory not in self.read)
         return Profile(layers, list(self.others.values()), self.extras, unread)
@@ -183,8 +221,14 @@ def _call_sizes(layer, inputs, output) -> tuple[int, int, int, int, int]:
     return images, *inputs.shape[-2:], *output.shape[-2:]
 
 
-def _record(name, layer, calls, order) -> LayerRecord:
-    if isinstance(layer, nn.Linear):
+def _sizes(record) -> tuple[int, int, int, int]:
+    return record.in_h, record.in_w, record.out_h, record.out_w
+
+
+def _record(name, layer, calls, order, product) -> LayerRecord:
+    if isinstance(layer, Product):
+        shape = ('matmul', *product, (1, 1), (1, 1), 1)
+    elif isinstance(layer, nn.Linear):
         shape = ('linear', layer.in_features, layer.out_features, (1, 1), (1, 1), 1)
     else:
         shape = ('conv', layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.groups)
@@ -194,6 +238,8 @@ def _record(name, layer, calls, order) -> LayerRecord:
 
 def _num_weights(layer) -> int:
     """Return the size of the weight, which reading `layer.weight` may compute."""
+    if isinstance(layer, Product):
+        return 0
     if isinstance(layer, nn.Linear):
         return layer.in_features * layer.out_features
     return layer.out_channels * (layer.in_channels // layer.groups) * prod(layer.kernel_size)

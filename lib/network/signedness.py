@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lib.network.hooks import evaluating, hooked
+from lib.network.reach import Following
 from lib.network.tracking import TensorTracker, arguments_of
+from lib.quantize.reading import Product
 
 INF = math.inf
 # The largest value of functions whose output is never negative, whatever comes in.
@@ -161,6 +163,7 @@ def find_input_ranges(model: nn.Module, layers: Mapping[str, nn.Module], images:
         images: tensor (N, C, H, W), on the model's device; also on the meta device, where only the structure counts.
     """
     found, tracker = {}, SignTracker()
+    names = {layer: name for name, layer in layers.items()}
 
     def note(name, _module, x):
         least = tracker.least(x)
@@ -172,7 +175,12 @@ def find_input_ranges(model: nn.Module, layers: Mapping[str, nn.Module], images:
             least = None if None in (least, before.least) else min(least, before.least)
         found[name] = InputRange(signed, least)
 
-    with hooked(layers, before=note), evaluating(model), tracker:
+    def note_use(use, x, weight):
+        note(names[use.layer], None, x)
+        if isinstance(use.layer, Product):
+            note(f'{names[use.layer]}.weight', None, weight)
+
+    with hooked(layers, before=note), evaluating(model), Following(note_use).through(model), tracker:
         model(images.clone())  # the network may change its input in place
     return found
 

@@ -24,6 +24,7 @@ from lib.quantize import (
     Quantizer,
 )
 from lib.quantize.layers import quantized_type
+from lib.quantize.reading import Product
 from lib.simulator.layer import ends as ends_of
 from lib.utils.quantize_utils import Quantization, synchronise_signs
 
@@ -159,8 +160,9 @@ def quantize_layers(model: nn.Module, strategy: list, quantizers: Quantizers, im
     for i, ((name, layer), (w_bit, a_bit)) in enumerate(zip(layers.items(), pairs, strict=True)):
         for bits in (w_bit, a_bit):
             check_bits(32 if bits == -1 else bits, f'the strategy: entry {i} ({name})')
-        layer.set_quantizers(quantizers.weight(w_bit),
-                             quantizers.activation(a_bit, signed=layer.input_quantizer.signed, end=i in ends))
+        weight = quantizers.activation(w_bit, signed=layer.weight_quantizer.signed) if isinstance(layer, Product) \
+            else quantizers.weight(w_bit)
+        layer.set_quantizers(weight, quantizers.activation(a_bit, signed=layer.input_quantizer.signed, end=i in ends))
     return pairs
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lib.quantize.linear import LinearActivationQuantizer, LinearWeightQuantizer
 from lib.quantize.quantizer import Quantizer
+from lib.quantize.reading import READS, Product
 
 # Keys of the original HAQ's checkpoints, and the quantizer that keeps the same number under the name `range`.
 HISTORIC_KEYS = {'weight_range': 'weight_quantizer', 'activation_range': 'input_quantizer'}
@@ -117,17 +118,30 @@ class QuantizedLayer(nn.Module):
     def a_bit(self, bits: int | None):
         self.input_quantizer.bits = bits
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether a forward is another than that of the float layer, or sets ranges."""
+        return self.calibration is not None or self.input_quantizer.active or self.weight_quantizer.active
+
     def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight  # read once: where it is parametrized, it is computed now
+        return self.compute(*self.quantize(input, self.weight))
+
+    def quantize(self, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both quantized; while `calibration` is set, set the ranges from them and return them as they are."""
         if self.calibration is None:
-            return self.compute(self.input_quantizer(input), self.weight_quantizer(weight))
+            return self.input_quantizer(input), self.weight_quantizer(weight)
         method, cap, again, known = self.calibration
         if 'input' not in known:
             self.input_quantizer.calibrate(input, method=method, cap=cap, grow=again)
         if 'weight' not in known:
-            self.weight_quantizer.calibrate(weight, method=method)
+            self.calibrate_weight(weight, method, again)
         self.calibration = self.calibration._replace(again=True)
-        return self.compute(input, weight)
+        return input, weight
+
+    def calibrate_weight(self, weight: Tensor, method: str, again: bool) -> None:
+        """Set the range of the weight, which is the same in every call."""
+        if not again:
+            self.weight_quantizer.calibrate(weight, method=method)
 
     def compute(self, input: Tensor, weight: Tensor) -> Tensor:
         """Return the float layer's output for this input and weight."""
@@ -158,40 +172,61 @@ class QLinear(QuantizedLayer, nn.Linear):
         return F.linear(input, weight, self.bias)
 
 
-OWN_NAMES = ('w_bit', 'a_bit', 'weight_quantizer', 'input_quantizer', 'set_quantizers', 'calibration', 'compute')
+class QProduct(QuantizedLayer, Product):
+    """`Product` of two quantized activations; its weight bits are those of the second operand."""
+
+    float_type = Product
+
+    def _add_quantizers(self, w_bit=None, a_bit=None, weight_quantizer=None, input_quantizer=None):
+        second = LinearActivationQuantizer() if weight_quantizer is None else weight_quantizer
+        super()._add_quantizers(w_bit, a_bit, second, input_quantizer)
+
+    def calibrate_weight(self, weight: Tensor, method: str, again: bool) -> None:
+        self.weight_quantizer.calibrate(weight, method=method, grow=again)
+
+
+OWN_NAMES = ('w_bit', 'a_bit', 'weight_quantizer', 'input_quantizer', 'set_quantizers', 'calibration',
+             'calibrate_weight', 'compute', 'quantize', 'quantizes')
 
 
 @cache
 def _mixed(kind: type, layer_type: type) -> type:
     """Return the class that quantizes as `kind` does and is `layer_type` for all the rest."""
-    return type(f'Q{layer_type.__name__}', (kind, layer_type), {'__module__': kind.__module__,
-                                                                '__doc__': f'Quantized {layer_type.__name__}.'})
+    own = {} if layer_type.forward is kind.float_type.forward else {'float_forward': layer_type.forward}
+    return type(f'Q{layer_type.__name__}', (kind, layer_type), {
+        '__module__': kind.__module__, '__doc__': f'Quantized {layer_type.__name__}.', **own})
 
 
 def quantized_type(layer: nn.Module) -> type | None:
-    """Return `QConv2d` or `QLinear`, whichever quantizes this kind of layer, or None."""
-    return next((kind for kind in (QConv2d, QLinear) if isinstance(layer, kind.float_type)), None)
+    """Return `QConv2d`, `QLinear` or `QProduct`, whichever quantizes this kind of layer, or None."""
+    return next((kind for kind in (QConv2d, QLinear, QProduct) if isinstance(layer, kind.float_type)), None)
 
 
 def obstacle(layer: nn.Module) -> str | None:
     """Return why a layer cannot be converted, as a predicate (`has a forward of its own`), or None if it can.
 
     Convertible is what computes with the forward of `nn.Conv2d` or `nn.Linear`, itself or as a subclass: the weight it
-    multiplies with must be the one that the quantizer returns.
+    multiplies with must be the one that the quantizer returns. A layer that is known to read its own weight (`reads`)
+    may have any forward.
     """
     kind = quantized_type(layer)
     if kind is None:
         return 'is neither a Conv2d nor a Linear'
     if isinstance(layer, QuantizedLayer):
         return 'is quantized already'
-    if type(layer).forward is not kind.float_type.forward or 'forward' in vars(layer):
+    if layer not in getattr(layer, READS, ()) and (reason := _own_forward(layer, kind.float_type)):
+        return reason
+    taken = [name for name in OWN_NAMES if hasattr(layer, name)]
+    return f'has a {taken[0]} of its own' if taken else None
+
+
+def _own_forward(layer, float_type) -> str | None:
+    """Return why the forward of a layer does not compute with the weight it is given."""
+    if type(layer).forward is not float_type.forward or 'forward' in vars(layer):
         return 'has a forward of its own'
     # A local variable of that name would not be among `co_names`: this is `self.weight`.
     code = getattr(getattr(layer, '_conv_forward', None), '__code__', None)
-    if code is not None and 'weight' in code.co_names:
-        return 'reads self.weight in its _conv_forward'
-    taken = [name for name in OWN_NAMES if hasattr(layer, name)]
-    return f'has a {taken[0]} of its own' if taken else None
+    return 'reads self.weight in its _conv_forward' if code is not None and 'weight' in code.co_names else None
 
 
 def is_calibrating(module: nn.Module) -> bool:

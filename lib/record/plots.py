@@ -20,7 +20,7 @@ from lib.record.files import atomic_path
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PINK, RED, SKY, GREY = '#0072B2', '#E69F00', '#009E73', '#CC79A7', '#D55E00', '#56B4E9', '#8C8C8C'
 BLACK, VIOLET = '#000000', '#5B3A8C'
-KIND_COLORS = {'conv': BLUE, 'depthwise': ORANGE, 'pointwise': GREEN, 'linear': PINK}
+KIND_COLORS = {'conv': BLUE, 'depthwise': ORANGE, 'pointwise': GREEN, 'linear': PINK, 'matmul': GREY}
 SERIES = [(BLUE, 'o'), (RED, 's'), (GREEN, '^'), (PINK, 'D'), (ORANGE, 'v'), (SKY, 'P'),  # colour, marker
           (BLACK, 'X'), (VIOLET, '<'), (GREY, 'p')]
 IMAGE_BITS = 8  # an input that is left alone (a = -1) counts as the 8-bit image it is
@@ -35,7 +35,7 @@ def plot_strategy(strategy: list, kinds: list[str], names: list[str], path: str 
 
     Args:
         strategy: ints (weight bits) or pairs [w_bit, a_bit], one per layer; a_bit -1 is drawn hatched at 8 bits.
-        kinds: 'conv', 'depthwise', 'pointwise' or 'linear' per layer, decides the colour; others are grey.
+        kinds: 'conv', 'depthwise', 'pointwise', 'linear' or 'matmul' per layer, decides the colour; others are grey.
 
     Raises:
         ValueError: the three lists differ in length, or are empty.

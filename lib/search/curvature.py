@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from lib.network.hooks import hooked
+from lib.network.reach import Following
 from lib.quantize.quantizer import Quantizer
 from lib.runtime.seeds import seeded_generator
 
@@ -56,7 +57,7 @@ def measure_curvature(
     errors = {name: dict.fromkeys(each, 0.0) for name, each in quantizers.items()}
     with differentiable(layers) as weights:
         for image, label in zip(images.split(1), labels.split(1), strict=True):  # each gradient is squared by itself
-            with recorded_inputs({name: layers[name] for name in quantizers}) as inputs:
+            with recorded_inputs(model, {name: layers[name] for name in quantizers}) as inputs:
                 scalar = SCALARS[kind](_logits(model, image), label, generator)
             squares = iter(_mean_squares(scalar, [*([weight] for weight in weights.values()), *inputs.values()]))
             for sums in (w_sums, a_sums):
@@ -111,20 +112,23 @@ def differentiable(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor
 
 
 @contextmanager
-def recorded_inputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
+def recorded_inputs(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
     """Give {layer name: its inputs, one tensor per call} of the forward passes within this context.
 
     What is recorded is a copy that no other layer reads, as no other reads what the input's quantizer returns: the
     gradient through a shortcut from the same tensor is not in it.
     """
-    inputs = {name: [] for name in layers}
+    inputs, names = {name: [] for name in layers}, {layer: name for name, layer in layers.items()}
 
     def record(name, _layer, x):
         x = x.clone()
         inputs[name].append(x if x.requires_grad else x.requires_grad_())
         return x
 
-    with hooked(layers, before=record):
+    def record_use(use, x, _weight):  # a layer with a forward of its own is called
+        return None if use.whole or use.layer not in names else record(names[use.layer], None, x)
+
+    with hooked(layers, before=record), Following(record_use).through(model):
         yield inputs
 
 

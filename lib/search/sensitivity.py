@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lib.env.search_env import SearchEnv
 from lib.network.conversion import listed
+from lib.quantize.reading import Product
 from lib.record.arrays import read_npz, write_npz
 from lib.record.files import is_file, parse_json
 from lib.record.values import check_values, real, whole
@@ -159,6 +160,9 @@ def _mean_loss(model, images, labels):
 
 def _by_curvature(env, free, images, labels, kind, seed):
     layers = {name: env.layers()[name] for name in free.values()}
+    if products := [name for name, layer in layers.items() if isinstance(layer, Product)]:
+        raise ValueError(f'the {kind} sensitivity is one of weights, and {listed(products)} multiply activations: take '
+                         'the searcher greedy or ilp, which measure the loss, or pin them')
     w_errors = {name: {bit: _weight_error(env, name, bit) for bit in _bits(env)} for name in layers}
     quantizers = {name: {bit: _input_quantizer(env, name, bit) for bit in _bits(env)} for name in layers
                   } if env.space.pairs else {}
@@ -199,6 +203,10 @@ def _weight_error(env, name, bit):
     weight = env.layers()[name].weight.clone()
     with env.layer_at(name, w_bit=bit) as layer:
         quantized = layer.weight_quantizer(layer.weight) if env.space.pairs else layer.weight
+        if getattr(layer, 'computes_weight', False) and env.space.pairs:  # its range is that of what it computes
+            quantizer = copy.deepcopy(layer.weight_quantizer)
+            quantizer.calibrate(weight)
+            quantized = quantizer(weight)
         return (quantized - weight).square().sum(dtype=torch.float64).item()
 
 

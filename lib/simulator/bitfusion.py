@@ -111,12 +111,14 @@ class BitFusion(Hardware):
     def as_convolution(self, layer: LayerRecord, w_bit: int, a_bit: int) -> tuple[int, Convolution]:
         """Return how often which dense convolution is run for one call of the layer.
 
-        A linear layer takes its positions as images. A grouped convolution becomes dense blocks that hold as many whole
-        groups as fit into `group_block` * `products` channels, at most the columns of the array, but at least one
-        group; all blocks count as full. For a depthwise layer at 4 to 8 bits that is what the table of APQ suggests; it
-        has no fewer bits, where blocks wider than the array would only cost more. A dense convolution of an image is in
-        im2col mode.
+        A linear layer takes its positions as images, and so does a product of activations, once for each image. A
+        grouped convolution becomes dense blocks that hold as many whole groups as fit into `group_block` * `products`
+        channels, at most the columns of the array, but at least one group; all blocks count as full. For a depthwise
+        layer at 4 to 8 bits that is what the table of APQ suggests; it has no fewer bits, where blocks wider than the
+        array would only cost more. A dense convolution of an image is in im2col mode.
         """
+        if layer.kind == 'matmul':
+            return self.batch, Convolution((1, 1), (1, 1), (1, 1), layer.in_channels, layer.out_channels, layer.out_h)
         if layer.kind == 'linear':
             positions = self.batch * layer.out_h * layer.out_w
             return 1, Convolution((1, 1), (1, 1), (1, 1), layer.in_channels, layer.out_channels, positions)

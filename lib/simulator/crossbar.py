@@ -67,6 +67,10 @@ class Crossbar(Array, Hardware):
         The output pixels of the batch follow one another, ceil(a / d) reads each, spread over the copies. Whole arrays
         are counted, with the rows and columns that a layer leaves unused.
         """
+        if layer.kind == 'matmul':
+            raise ValueError(f'{layer.name or "layer"} multiplies two activations, and {self.name} multiplies with '
+                             'weights that stay in its cells: leave products out of the strategy, or take another '
+                             'machine')
         arrays = self.num_arrays(layer, w_bit)
         if self.max_arrays and arrays > self.max_arrays:
             raise ValueError(

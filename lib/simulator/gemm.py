@@ -20,11 +20,14 @@ def layer_gemm(layer: LayerRecord, batch: int) -> Gemm:
     A convolution is one product per image (im2col rows). In a depthwise convolution each channel is one product: the
     images of the batch lie side by side in a row and the filter is repeated for each of them (block diagonal). A linear
     layer is a single product over all positions of the batch. Our extensions, as the original's networks have neither:
-    a grouped convolution is a dense one per group; several filters per depthwise channel are so many more weight rows.
+    a grouped convolution is a dense one per group; several filters per depthwise channel are so many more weight rows;
+    a product of activations is one for each image, whose second operand no other image has.
     """
     pixels = layer.out_h * layer.out_w
     taps = layer.kernel[0] * layer.kernel[1]
     in_channels, out_channels = layer.in_channels // layer.groups, layer.out_channels // layer.groups  # of one group
+    if layer.kind == 'matmul':
+        return Gemm(batch, pixels, out_channels, in_channels)
     if layer.kind == 'linear':
         return Gemm(1, batch * pixels, out_channels, in_channels)
     if layer.is_depthwise:

@@ -6,7 +6,7 @@ from math import prod
 
 from lib.record.values import TEXT, Rule
 
-KINDS = ('conv', 'linear')
+KINDS = ('conv', 'linear', 'matmul')
 COUNT = Rule(lambda value: type(value) is int and value < 2**53, 'a whole number')  # exact in floating point
 RULES = {str: TEXT, int: COUNT, tuple[int, int]: Rule(
     lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(COUNT.accepts, value)), 'two whole numbers')}
@@ -14,8 +14,11 @@ RULES = {str: TEXT, int: COUNT, tuple[int, int]: Rule(
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """Shapes of one convolution or linear layer in one forward pass of one image.
+    """Shapes of one convolution or linear layer, or product of activations, in one forward pass of one image.
 
+    A product of activations ('matmul') is (in_h, in_channels) x (in_channels, out_channels), `calls` times, such as
+    once for each head of attention. Its second operand takes the place of the weight, with the bits of weights, but no
+    call has it in common with another: `num_weights` is 0.
     A linear layer has kernel and stride (1, 1); `in_h` = `out_h` is the number of positions it is applied to per image
     (1 for a classifier, the number of tokens in a transformer) and `in_w` = `out_w` = 1. A layer that the forward pass
     never reaches has `calls` = 0 and sizes 0. `num_weights` leaves the bias out. `order` counts the calls of all layers
@@ -26,7 +29,7 @@ class LayerRecord:
     """
 
     name: str
-    kind: str  # 'conv' or 'linear'
+    kind: str  # one of `KINDS`
     in_channels: int
     out_channels: int
     kernel: tuple[int, int]  # (height, width)
@@ -57,9 +60,9 @@ class LayerRecord:
 
     @property
     def type(self) -> str:
-        """What figures and summaries group by: linear, depthwise, pointwise (1x1) or conv."""
-        if self.kind == 'linear':
-            return 'linear'
+        """What figures and summaries group by: linear, matmul, depthwise, pointwise (1x1) or conv."""
+        if self.kind != 'conv':
+            return self.kind
         if self.is_depthwise:
             return 'depthwise'
         return 'pointwise' if self.kernel == (1, 1) else 'conv'
@@ -68,6 +71,11 @@ class LayerRecord:
     def inputs(self) -> int:
         """Values that go into one call for an image."""
         return self.in_channels * self.in_h * self.in_w
+
+    @property
+    def operands(self) -> int:
+        """Values of the weight, or of the second operand of one product of activations."""
+        return self.in_channels * self.out_channels if self.kind == 'matmul' else self.num_weights
 
     @property
     def outputs(self) -> int:

@@ -80,10 +80,14 @@ class Roofline(Hardware):
         return wide_enough[0]
 
     def traffic_bits(self, layer: LayerRecord, w_bit: int, a_bit: int) -> int:
-        """Return the bits between chip and memory for one call: weights w, inputs a, outputs `output_bits` each."""
+        """Return the bits between chip and memory for one call: weights w, inputs a, outputs `output_bits` each.
+
+        The second operand of a product of activations counts as weights of each image.
+        """
         if self.storage == 'native':
             w_bit = a_bit = self.precision(w_bit, a_bit)
-        return layer.num_weights * w_bit + self.batch * (layer.inputs * a_bit + layer.outputs * self.output_bits)
+        weights = layer.operands * (self.batch if layer.kind == 'matmul' else 1)
+        return weights * w_bit + self.batch * (layer.inputs * a_bit + layer.outputs * self.output_bits)
 
     def mac_energy(self, w_bit: int, a_bit: int) -> float:
         """Return the pJ of one multiply-accumulate without memory traffic.

@@ -8,6 +8,7 @@ from lib.data.batches import EpochBatches
 from lib.network.check import check_network
 from lib.network.conversion import listed
 from lib.network.coverage import describe_layers
+from lib.network.reach import reach_weights
 from lib.network.records import profile_layers
 from tests.own_models import CLASSES, ZOO
 
@@ -180,9 +181,9 @@ def test_lazy_layers_get_their_shapes():
 # ---- the report
 
 
-def report(name, linear):
+def report(name, linear, reach='layers'):
     case = ZOO[name]
-    net = case.build()
+    net = reach_weights(case.build(), torch.randn(2, *case.shape), reach)
     return describe_layers(net, profile_layers(net, case.shape), linear)
 
 
@@ -207,6 +208,11 @@ def test_what_is_special_is_named():
         'never called: attention.out_proj; their weights are clustered all the same',
         'stays float, for it belongs to no Conv2d and no Linear: position of TorchAttention (1x17x16), '
         'attention.in_proj_weight of MultiheadAttention (48x16)']
+    for linear, flow in ((True, 'linear'), (False, 'K-means')):
+        assert report('TorchAttention', linear, 'weights') == [
+            f'6 layers with 5,200 weights are quantized in the {flow} flow',
+            'stays float, for it belongs to no Conv2d and no Linear: position of TorchAttention (1x17x16)']
+    assert report('Standardised', True, 'weights') == ['3 layers with 832 weights are quantized in the linear flow']
 
 
 def test_layers_called_several_times_and_of_other_kinds():

@@ -12,6 +12,7 @@ from lib.env.linear_quantize_env import LinearQuantizeEnv
 from lib.env.space import Space
 from lib.network.conversion import convert_to_quantized
 from lib.network.coverage import as_before, coverage_lines, inventory_of
+from lib.network.reach import reach_weights
 from lib.network.records import profile_layers, profile_network
 from lib.qat.parts import find_parts
 from lib.qat.placement import Quantizers, quantize_layers, weight_bits
@@ -121,7 +122,7 @@ def half_float():
 
         def forward(self, x):
             return self.fc(self.odd(self.stem(x).relu()).mean((2, 3)) @ self.middle)
-    return Net()
+    return reach_weights(Net(), torch.randn(2, *SHAPE), 'layers')
 
 
 def test_float_layers_are_in_both_sums():
@@ -170,13 +171,14 @@ def test_networks_that_are_wholly_covered_cost_what_they_did(name):
 
 
 def test_code_that_reads_the_weight_of_a_layer():
-    """The K-means flow clusters what attention multiplies with; the linear flow cannot reach it. 17 positions."""
-    net = ZOO['TorchAttention'].build()
-    for linear in (False, True):
+    """Both flows reach what attention multiplies with, if asked to; before, the K-means flow alone. 17 positions."""
+    for reach, linear, expected in (('weights', False, (17 * 256, 0)), ('weights', True, (17 * 256, 0)),
+                                    ('layers', False, (17 * 256, 0)), ('layers', True, (0, 17 * 256))):
+        net = reach_weights(ZOO['TorchAttention'].build(), torch.randn(2, 3, 32, 32), reach)
         found = inventory_of(net, (3, 32, 32), linear)
         in_layers = {record.name: record.macs for record in found.layers}.get('attention.out_proj', 0)
         in_floats = sum(record.macs for record in found.floats if record.name.startswith('attention.out_proj'))
-        assert (in_layers, in_floats) == ((0, 17 * 256) if linear else (17 * 256, 0))
+        assert (in_layers, in_floats) == expected
 
 
 def test_a_head_for_training_alone_is_no_float_layer():

@@ -8,6 +8,8 @@ from torch import nn
 
 from lib.network.check import check_network
 from lib.network.conversion import all_layers, convert_to_quantized, convertible_layers, quantizable_layers
+from lib.network.hooks import hooked
+from lib.network.reach import Following, slow_attention
 from lib.network.records import profile_layers
 from lib.network.signedness import probe_inputs
 from lib.quantize import QConv2d, QLinear, QuantizedLayer
@@ -56,11 +58,13 @@ def test_signs_are_those_found_by_reading_the_network(case):
 
 def test_no_input_called_unsigned_is_ever_negative(case):
     net, images = warmed_up(case)
-    lowest = dict.fromkeys(case.signs, 0.0)
-    for name, layer in all_layers(net).items():
-        layer.register_forward_pre_hook(lambda _, args, kwargs, name=name: lowest.update(
-            {name: min(lowest[name], (args[0] if args else kwargs['input']).min().item())}), with_kwargs=True)
-    with torch.no_grad():
+    lowest, names = dict.fromkeys(case.signs, 0.0), {layer: name for name, layer in all_layers(net).items()}
+
+    def note(name, _layer, x):
+        lowest[name] = min(lowest[name], x.min().item())
+
+    with torch.no_grad(), hooked(all_layers(net), before=note), slow_attention(), \
+            Following(lambda use, x, _: note(names[use.layer], None, x)).through(net):
         for _ in range(5):
             for parameter in net.parameters():
                 parameter.normal_()
@@ -247,7 +251,7 @@ def test_nothing_to_convert_is_an_error():
             self.fc = nn.Linear(3, 3)
 
         def forward(self, x):
-            return x @ self.fc.weight
+            return x @ self.fc.weight.detach().clone()
 
     with pytest.raises(ValueError, match='none of the 1 convolutions and linear layers of Net can be quantized'):
         convert_to_quantized(Net(), torch.randn(2, 3))

@@ -78,6 +78,10 @@ class MeasuredMachine(Hardware):
 
     def cells(self, layers: Sequence[LayerRecord]) -> list[list[list[LayerCost]]]:
         """See `Hardware.cells`; all shapes are measured together, in turns."""
+        for layer in layers:
+            if layer.kind == 'matmul':
+                raise ValueError(f'{layer.name} multiplies two activations, for which {self.name} has no kernel: leave '
+                                 'products out of the strategy, or take other hardware')
         first = {}  # {shape: its first layer}: a message names a real layer
         for layer in layers:
             if layer.calls:
