@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 import re
@@ -23,6 +24,7 @@ PAGES = sorted(str(path.relative_to(ROOT)) for pattern in ('*.md', 'docs/*.md', 
                for path in ROOT.glob(pattern))
 
 
+@functools.cache
 def module_of(path):
     """Returns the globals of a script that is not run."""
     scripts = str(ROOT / 'scripts')

@@ -193,11 +193,11 @@ def gone(pids, seconds=20):
 def test_loader_processes_end_with_the_run(start, tmp_path, number):
     (tmp_path / 'data.py').write_text(DATASET.replace('os.kill(os.getpid(), signal.SIGKILL)', 'pass'))
     options = ('--dataset_file', 'data.py:build', '--arch', 'resnet20', '--num_classes', '10', '--image_size', '8',
-               '--device', 'cpu', '--workers', '2', '--epochs', '500', '-c', 'run')
+               '--device', 'cpu', '--workers', '1', '--epochs', '500', '-c', 'run')
     process = start('pretrain.py', *options, cwd=tmp_path, bare=number == signal.SIGKILL)
     wait_for(tmp_path / 'run' / 'checkpoint.pth.tar', process)
     below = children(process.pid)
-    assert len(below) >= 2
+    assert below
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert gone(below) and 'Traceback' not in err
