@@ -9,8 +9,10 @@ import torch
 from _networks import codebooks_of, probe, read_quantized
 from _setup import loaders_of
 
-from lib.export.onnx_file import FUSED, REFERENCE, make_onnx, verify, with_int8_sums, with_metadata
+from lib.export.onnx_file import FUSED, REFERENCE, bytes_of, make_onnx, verify, with_int8_sums, with_metadata
+from lib.export.onnx_integer import INTEGERS, integer_graph
 from lib.export.onnx_packages import require_onnx
+from lib.export.onnx_runtimes import METADATA, OnnxNetwork
 from lib.integer.network import noise_images
 from lib.record.disk import check_writable
 from lib.record.files import atomic_path, write_json
@@ -33,7 +35,8 @@ class OnnxExport:
     overwrite: bool = False
 
     def target(self):
-        """Return the path of the file; ValueError where it exists or its folder cannot be written to."""
+        """Return the path of the file; ValueError where it exists or cannot be written, or packages are missing."""
+        require_onnx()
         path = Path(self.onnx)
         if path.suffix != '.onnx':
             raise ValueError(f'--onnx {path}: the name of the file ends with .onnx')
@@ -51,7 +54,6 @@ def export_onnx(export, network, data):
         network: the `Network` of the run.
         data: the `Data` of the run.
     """
-    require_onnx()
     path = export.target()
     model, shape, saved = read_quantized(export.resume, network, kinds=('qat', 'linear', 'hybrid', 'kmeans'))
     books = codebooks_of(model, saved, export.resume)
@@ -70,6 +72,31 @@ def export_onnx(export, network, data):
     logger.info('%s: %d bytes; %s', path, len(file.data), path.with_suffix('.json').name)
     if problems:
         logger.warning('warning: the graph is not the trained network: %s', '; '.join(problems[:4]))
+
+
+def export_integers(export, network, about):
+    """Write an `IntegerNetwork` as an ONNX graph, and check that it gives the same integers.
+
+    Args:
+        export: the `OnnxExport`.
+        network: the `IntegerNetwork`.
+        about: what the file says of it, plain values.
+
+    Raises:
+        ValueError: an operation has no form in ONNX, or an integer differs, which is a mistake in here.
+    """
+    path, graph = export.target(), integer_graph(network)
+    graph.metadata_props[METADATA] = json.dumps({**about, 'scale': network.scale})
+    data, images = bytes_of(graph), noise_images(network.input_shape, BATCH)
+    runtime = OnnxNetwork(data)
+    found = runtime.session.run([INTEGERS], {runtime.input.name: images.numpy()})[0]
+    if not torch.equal(torch.from_numpy(found), network(images)):
+        raise ValueError('the ONNX graph gives other integers than the integer network: it is not written')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path, needed=len(data)) as temporary:
+        temporary.write_bytes(data)
+    logger.info('%s: %d bytes; on %d images of noise every integer is that of the integer network', path, len(data),
+                len(images))
 
 
 def verify_and_report(model, file, shape, images, code_images):

@@ -5,7 +5,7 @@ by code and as onnxruntime and OpenVINO run it.
 
 --integer takes one of qat_train.py, or of finetune.py in its linear flow, and runs it without a float number, prices it
 on an array of multipliers, and compares it with the fake-quantized one on the validation images, in its predictions and
-code by code. All of it runs on the CPU.
+code by code; with --onnx it is written as a graph of integers, too. All of it runs on the CPU.
 """
 
 from pathlib import Path
@@ -83,7 +83,7 @@ def main(args):
     import torch
     from _costs import coverage_of
     from _networks import Network, read_quantized
-    from _onnx import OnnxExport, export_onnx
+    from _onnx import OnnxExport, export_integers, export_onnx
     from _setup import Data, loaders_of
 
     from lib.integer.compare import check_on_noise, compare_predictions
@@ -94,15 +94,19 @@ def main(args):
     from lib.record.files import write_json
     from lib.simulator.backends import find_hardware
 
-    if args.onnx and not args.integer:
-        export_onnx(pick(OnnxExport, args), pick(Network, args), pick(Data, args))
+    if args.int8_sums and (args.integer or not args.onnx):
+        raise ValueError('--int8_sums belongs to --onnx without --integer: leave it out')
+    network, graph = pick(Network, args), pick(OnnxExport, args) if args.onnx else None
+    if graph:
+        graph.target()
+    if graph and not args.integer:
+        export_onnx(graph, network, pick(Data, args))
         return
     if not args.integer:
         raise ValueError('say what to export: --onnx OUT.onnx writes an ONNX graph, --integer weights and '
                          'requantization constants as integers')
 
     # the quantized network
-    network = pick(Network, args)
     model, shape, saved = read_quantized(args.resume, network, kinds=('qat', 'linear'))
     folder = Path(args.output or Path(args.resume).parent / 'integer')
     if (folder / 'integer.npz').exists() and not args.overwrite:
@@ -145,6 +149,8 @@ def main(args):
     integers.write_header(folder / 'integer.h')
     write_json(folder / 'report.json', about)
     logger.info('%s: integer.npz, integer.h, report.json', folder)
+    if graph:
+        export_integers(graph, integers, {name: about[name] for name in ('arch', 'dataset', 'classes', 'strategy')})
     warn_of_disagreement(about)
 
 
