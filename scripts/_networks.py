@@ -319,25 +319,38 @@ def read_quantized(path, network, kinds=('qat', 'linear', 'hybrid')):
         ValueError: the checkpoint is of another kind, or does not fit.
     """
     saved = read_checkpoint(path)
-    kind, start = kind_of(saved), Start(resume=path)
+    kind = kind_of(saved)
     if kind not in kinds or 'input' not in saved:
         makers = ('qat_train.py, finetune.py or hybrid_train.py' if 'kmeans' in kinds else
                   'qat_train.py, or from finetune.py --linear_quantization')
         raise ValueError(f'{path} is a checkpoint of {kind or "unknown"} weights: what is exported comes from {makers}')
-    shape = tuple(saved['input'])
-    with in_file(path):
+    model = rebuild(saved, network, path)
+    Start(resume=path).load(model, saved, path)
+    return model.eval(), tuple(saved['input']), saved
+
+
+def rebuild(saved, network, source):
+    """Return the network of a checkpoint on the CPU, with its quantizers and with random weights.
+
+    Args:
+        saved: what the checkpoint, or a packed file, says of it.
+        network: the `Network` of the run.
+        source: where `saved` is from, for messages.
+    """
+    kind, shape = kind_of(saved), tuple(saved['input'])
+    with in_file(source):
         model = build_model(own_network(network, saved), saved['classes'], shape, 'cpu')
-        if kind == 'qat':
+        if 'qat' in saved:
             quantize_as(model, saved['qat'], saved['strategy'], probe(model, shape), network.arch)
         elif kind == 'hybrid':
             rebuild_hybrid(model, Plan(**saved['plan']), probe(model, shape),
                            quantized=saved['hybrid']['stage'] == 'quantized')
-    if kind == 'linear':
-        prepare(model, shape, start, saved, path, linear=True)
-        LinearQuantization(model, saved['strategy'])
-    else:
-        start.load(model, saved, path)
-    return model.eval(), shape, saved
+        elif kind == 'linear':
+            if saved.get('folded') is True:
+                fold(model, shape, quiet=True)
+            convert_to_quantized(model, probe(model, shape), quiet=True)
+            LinearQuantization(model, saved['strategy'])
+    return model
 
 
 def codebooks_of(model, saved, path):
@@ -366,9 +379,8 @@ def kind_of(saved):
 
 def own_network(network, saved):
     """Return a `Network` with the shape that a checkpoint has of its own, if it has, and the reach of its strategy."""
-    kind = kind_of(saved)
-    return replace(network, network_options=saved[kind]['network'] if kind in ('qat', 'hybrid') else None,
-                   attention_products=saved.get('attention_products'))
+    shape = next((saved[kind]['network'] for kind in ('qat', 'hybrid') if kind in saved), None)
+    return replace(network, network_options=shape, attention_products=saved.get('attention_products'))
 
 
 def checkpoint_settings(path):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from _exported import about_of
 from _networks import codebooks_of, probe, read_quantized
 from _setup import loaders_of
 
@@ -32,6 +33,7 @@ class OnnxExport:
     int8_sums: bool = False
     images: int | None = None
     code_images: int = 64
+    class_names: str | None = None
     overwrite: bool = False
 
     def target(self):
@@ -58,8 +60,8 @@ def export_onnx(export, network, data):
     model, shape, saved = read_quantized(export.resume, network, kinds=('qat', 'linear', 'hybrid', 'kmeans'))
     books = codebooks_of(model, saved, export.resume)
     file = make_onnx(model, probe(model, shape), storage=export.onnx_weights, codebooks=books)
-    about = {**{name: saved.get(name) for name in ('arch', 'dataset', 'classes', 'input', 'quantization', 'strategy')},
-             'stored': export.onnx_weights}
+    about = {**about_of(saved, network, data, export.class_names), 'stored': export.onnx_weights,
+             **{name: saved.get(name) for name in ('arch', 'dataset')}}
     images = [] if export.images == 0 else validation_images(export, network, data, saved['classes'])
     problems, found = verify_and_report(model, file, shape, images, export.code_images)
     if export.int8_sums:

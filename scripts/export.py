@@ -1,4 +1,6 @@
-"""Writes a quantized network as a file that runs elsewhere: an ONNX graph (--onnx), or integers (--integer).
+"""Writes a quantized network as a small file (--packed), or one that runs elsewhere: an ONNX graph, or integers.
+
+--packed takes a checkpoint of any script that quantizes; predict.py runs the file, and ONNX files, too.
 
 --onnx takes a checkpoint of finetune.py, qat_train.py or hybrid_train.py. The graph is compared with the network, code
 by code and as onnxruntime and OpenVINO run it.
@@ -22,6 +24,14 @@ LARGEST_DIFFERENCE = 0.25  # of logits on noise; an operation that is lowered wr
 def add_export_options(parser):
     """Add the options that only export has."""
     group = parser.add_argument_group('export')
+    group.add_argument('--packed', metavar='OUT.safetensors', help='write codes bit after bit, scales or codebooks, '
+                       'and all that rebuilds the network, to one file (default: none is written)')
+    group.add_argument('--entropy', action=Bool, help='packed: Huffman codes in place of codes of equal length, in the '
+                       'layers where that is shorter')
+    group.add_argument('--float16', action=Bool, help='packed: biases, normalization and float layers in two bytes a '
+                       'number')
+    group.add_argument('--class_names', metavar='FILE', help='packed, ONNX: text file with the name of a class a line '
+                       '(default: those of the data set)')
     group.add_argument('--integer', action=Bool, help='write integer weights and requantization constants')
     group.add_argument('--onnx', metavar='OUT.onnx', help='write the network as an ONNX graph, verified in the '
                        'runtimes of requirements-export.txt')
@@ -82,6 +92,7 @@ def main(args):
 
     import torch
     from _costs import coverage_of
+    from _exported import PackedExport, about_of, export_packed
     from _networks import Network, read_quantized
     from _onnx import OnnxExport, export_integers, export_onnx
     from _setup import Data, loaders_of
@@ -94,17 +105,24 @@ def main(args):
     from lib.record.files import write_json
     from lib.simulator.backends import find_hardware
 
+    if not (args.packed or args.onnx or args.integer):
+        raise ValueError('say what to export: --packed OUT.safetensors writes a small file, --onnx OUT.onnx an ONNX '
+                         'graph, --integer weights and requantization constants as integers')
+    if (args.entropy or args.float16) and not args.packed:
+        raise ValueError('--entropy and --float16 belong to --packed')
+    if args.class_names and not (args.packed or args.onnx):
+        raise ValueError('--class_names belongs to --packed and --onnx')
     if args.int8_sums and (args.integer or not args.onnx):
         raise ValueError('--int8_sums belongs to --onnx without --integer: leave it out')
-    network, graph = pick(Network, args), pick(OnnxExport, args) if args.onnx else None
+    network, data, graph = pick(Network, args), pick(Data, args), pick(OnnxExport, args) if args.onnx else None
     if graph:
         graph.target()
+    if args.packed:
+        export_packed(pick(PackedExport, args), network, data)
     if graph and not args.integer:
-        export_onnx(graph, network, pick(Data, args))
-        return
+        export_onnx(graph, network, data)
     if not args.integer:
-        raise ValueError('say what to export: --onnx OUT.onnx writes an ONNX graph, --integer weights and '
-                         'requantization constants as integers')
+        return
 
     # the quantized network
     model, shape, saved = read_quantized(args.resume, network, kinds=('qat', 'linear'))
@@ -124,7 +142,7 @@ def main(args):
              **coverage_of(model, shape)}
     if args.images != 0:
         about['classes'] = args.num_classes or saved['classes']
-        data = replace(pick(Data, args), num_classes=about['classes'])
+        data = replace(data, num_classes=about['classes'])
         loader, _ = loaders_of(data, network, torch.device('cpu'), splits=('val',))
         loader.sample(-1 if args.images is None else args.images)
         found = compare_predictions(model, integers, loader, code_images=args.code_images, arithmetic=args.arithmetic)
@@ -150,7 +168,8 @@ def main(args):
     write_json(folder / 'report.json', about)
     logger.info('%s: integer.npz, integer.h, report.json', folder)
     if graph:
-        export_integers(graph, integers, {name: about[name] for name in ('arch', 'dataset', 'classes', 'strategy')})
+        export_integers(graph, integers, {**about_of(saved, network, data, args.class_names),
+                                          **{name: about[name] for name in ('arch', 'dataset')}})
     warn_of_disagreement(about)
 
 

@@ -4,6 +4,7 @@ A `spec` here is a row of `lib.data.datasets.DATASETS`; its name, its tree and h
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,27 @@ def existing_root(spec: Any, root: str | Path | None) -> Path:
     if not root.is_dir():
         raise ValueError(f'{spec.name}: the folder {root} does not exist; expected {spec.tree}; {spec.obtain}')
     return root
+
+
+def find_images(places: Sequence[str | Path]) -> list[str]:
+    """Return the paths of image files: files as they are given, and of folders all images in them and below, sorted.
+
+    Raises:
+        ValueError: a place does not exist, or a folder holds no image.
+    """
+    found = []
+    for place in map(Path, places):
+        if place.is_dir():
+            files = sorted(str(path) for path in place.rglob('*')
+                           if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+            if not files:
+                raise ValueError(f'{place} holds no image: expected files such as {", ".join(IMG_EXTENSIONS)}')
+            found += files
+        elif place.is_file():
+            found.append(str(place))
+        else:
+            raise FileNotFoundError(f'image {place} does not exist: check the path')
+    return found
 
 
 class BadImageError(ValueError):

@@ -5,14 +5,16 @@
     python lib/utils/make_data.py --dataset imagenet100     data/imagenet -> data/imagenet100 (first 100 synsets)
     python lib/utils/make_data.py --dataset imagenet10      data/imagenet -> data/imagenet10 (first 10 synsets)
     python lib/utils/make_data.py --dataset imagenet_val --labels FILE     data/imagenet/val/*.JPEG -> .../<synset>/
+    python lib/utils/make_data.py --dataset digits          scikit-learn's digits -> data/digits/val as PNG files
 
-It needs no library but the standard one (SciPy for the development kit's meta.mat). What it makes depends on the
-source alone; a second run changes nothing, a run that was killed is completed by the next. It never deletes or
-overwrites: a target that holds anything else than what would be made is refused by name.
+It needs no library but the standard one (SciPy for the development kit's meta.mat, scikit-learn for the digits). What
+it makes depends on the source alone; a second run changes nothing, a run that was killed is completed by the next. It
+never deletes or overwrites: a target that holds anything else than what would be made is refused by name.
 """
 
 import argparse
 import hashlib
+import io
 import os
 import re
 import sys
@@ -24,7 +26,7 @@ if __name__ == '__main__':
     sys.path[0] = str(REPOSITORY)  # run as a command: not lib/utils, whose profile.py would hide Python's own
 
 from lib.data.link_tree import find_strangers, make_tree, refuse_overlap, some_names  # noqa: E402
-from lib.record.files import is_file, read_text  # noqa: E402  (needs the line above)
+from lib.record.files import atomic_path, is_file, read_text  # noqa: E402  (needs the line above)
 from lib.record.mat import read_mat  # noqa: E402
 
 SYNSET = 'n[0-9]{8}'
@@ -105,6 +107,36 @@ def sort_validation(source: Path, target: Path, labels: Path) -> str:
         (target / synsets[name]).mkdir(parents=True, exist_ok=True)
         os.rename(source / name, target / synsets[name] / name)  # at once or not at all, unlike shutil.move
     return f'{target}: {len(synsets)} images in {len(set(synsets.values()))} synsets; {len(flat)} moved now'
+
+
+def write_digits(target: Path) -> str:
+    """Write the digits as `target`/train/<digit>/*.png and `target`/val/<digit>/*.png, as large as networks get them.
+
+    The images are those that the data set `digits` trains and validates on. Returns and raises as `split_dtd`.
+    """
+    from PIL import Image  # of these, and of torch, only the digits have need
+
+    from lib.data.datasets import dataset_spec  # as above
+
+    spec, plan = dataset_spec('digits'), {}
+    for part in ('train', 'val'):
+        split = spec.read(spec, None, part)
+        pictures = split.images.permute(0, 2, 3, 1).numpy()
+        for number, (pixels, label) in enumerate(zip(pictures, split.labels.tolist(), strict=True)):
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, 'PNG')
+            plan[Path(part, str(label), f'{number:04d}.png')] = buffer.getvalue()
+    strangers = find_strangers(plan, target)
+    strangers += [path for path, data in plan.items()
+                  if (target / path).exists() and (target / path).read_bytes() != data]
+    if strangers:
+        raise ValueError(f'{target} holds {len(strangers)} other files: {some_names(strangers)}; move them away, or '
+                         'give another --target. Nothing was changed')
+    missing = [path for path in plan if not (target / path).exists()]
+    for path in missing:
+        with atomic_path(target / path) as temporary:
+            temporary.write_bytes(plan[path])
+    return f'{target}: {len(plan)} images of handwritten digits; {len(missing)} written now'
 
 
 def read_labels(file: Path) -> dict[str, str]:
@@ -220,12 +252,12 @@ def _entries(folder):
 
 def _parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--dataset', choices=['dtd', *SUBSETS, 'imagenet_val'], default='dtd',
+    parser.add_argument('--dataset', choices=['dtd', *SUBSETS, 'imagenet_val', 'digits'], default='dtd',
                         help='what to make (default: %(default)s)')
     parser.add_argument('--source', type=Path, help='folder to read (default: data/dtd, data/imagenet or '
                         'data/imagenet/val in this repository)')
     parser.add_argument('--target', type=Path, help='folder to make (default: data/DTD, data/imagenet100, '
-                        'data/imagenet10; for imagenet_val the source)')
+                        'data/imagenet10, data/digits; for imagenet_val the source)')
     parser.add_argument('--copy', action='store_true', help='dtd: copy the files, make no links (default: links)')
     parser.add_argument('--split', type=int, metavar='N', help='dtd: official split 1 to 10, or 0 for 80/20 per class '
                         '(default: 1 where <source>/labels is there, else 0)')
@@ -238,6 +270,8 @@ def run(dataset: str, source: Path | None = None, target: Path | None = None, *,
         split: int | None = None, labels: Path | None = None) -> str:
     """Make `dataset` and return the sentence that says what was made; see the command's help for the arguments."""
     data = REPOSITORY / 'data'
+    if dataset == 'digits':
+        return write_digits(target or data / 'digits')
     if dataset == 'dtd':
         return split_dtd(source or data / 'dtd', target or data / 'DTD', copy=copy, split=split)
     if dataset in SUBSETS:
@@ -254,6 +288,8 @@ def main(argv: list[str] | None = None) -> None:
                                  ('--labels', args.labels, 'imagenet_val')):
         if value and args.dataset != owner:
             parser.error(f'{option} goes with --dataset {owner} only')
+    if args.source and args.dataset == 'digits':
+        parser.error('--source: the digits come with scikit-learn')
     if args.dataset == 'imagenet_val' and not args.labels:
         parser.error('--dataset imagenet_val needs --labels FILE')
     try:

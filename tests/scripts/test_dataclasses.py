@@ -21,6 +21,7 @@ WITHOUT = {  # options that a verb has not, beside those that no verb has
     'compare_searchers': {'normalize', 'pretrained', *RECIPE}, 'progressive_search': {'pretrained', *RECIPE},
     'export': {'train_batch', *RECIPE}, 'hybrid_experiment': RECIPE, 'measure': {'tensorflow', 'seed'},
     'make_lookup_table': {'tensorflow', 'seed'},
+    'predict': {'train_batch', 'test_batch', 'workers', 'seed', 'cache', 'cache_size', 'download', 'resume', *RECIPE},
 }
 
 
@@ -31,7 +32,7 @@ def kinds():
         patch.syspath_prepend(str(SCRIPTS))
         found = [(module, name) for module, names in (
             ('_setup', ['Data']), ('_networks', ['Network', 'Start']), ('_costs', ['Pricing']), ('_search', ['Flow']),
-            ('_proqha', ['NamedNetwork']), ('_onnx', ['OnnxExport']))
+            ('_proqha', ['NamedNetwork']), ('_onnx', ['OnnxExport']), ('_exported', ['PackedExport']))
             for name in names]
         yield {**{name: getattr(import_module(module), name) for module, name in found},
                **{kind.__name__: kind for kind in (EpisodeSettings, SearcherSettings, StepSettings, TrainingSettings)}}

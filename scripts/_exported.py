@@ -1,0 +1,306 @@
+"""Networks in files that leave the house: what such a file says of itself, and any file of a network ready to run."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from _networks import Network, Start, kind_of, probe, rebuild
+from _setup import image_size
+from torch import Tensor
+
+from lib.data.class_names import IMAGENET, imagenet_names, names_of_dataset, read_class_names
+from lib.data.datasets import DATASETS, num_classes
+from lib.data.preprocessing import Preprocessing
+from lib.data.user_data import UserBuild
+from lib.export.about import IMAGENET as STANDARD
+from lib.export.about import NETWORK, make_about
+from lib.export.container import is_packed, write_bytes
+from lib.export.packed import install, pack_network, parse_packed, read_packed
+from lib.network.codebooks import find_codebooks
+from lib.record.checkpoint import read_checkpoint
+from lib.record.disk import check_writable
+
+logger = logging.getLogger('haq')
+
+DEFAULT_SIDE = 224
+
+
+# ---- checkpoints of any script
+
+def read_network(path, network, data):
+    """Return (network in evaluation mode on the CPU, what its checkpoint says, {layer: `Codebook`}).
+
+    Args:
+        path: a checkpoint of any script that trains, or weights of another program.
+        network: the `Network`.
+        data: the `Data` of its run, for what the checkpoint does not say.
+    """
+    saved = read_checkpoint(path)
+    if kind_of(saved) is None or 'input' not in saved:
+        saved = {'state_dict': saved, **completed(saved, network, data)}
+    model = rebuild(saved, network, path)
+    Start(resume=path).load(model, saved, path)
+    if kind_of(saved) not in ('kmeans', 'float'):
+        return model.eval(), saved, {}
+    books = find_codebooks(model, saved, saved.get('is_pruned') is True, path)
+    if books and kind_of(saved) == 'float':
+        saved = {**saved, 'quantization': 'kmeans', 'strategy': [book.bits for book in books.values()]}
+    return model.eval(), saved, books
+
+
+def completed(saved, network, data):
+    """Return the entries of a checkpoint that it lacks, from the options."""
+    known = saved if isinstance(saved, dict) else {}
+    side = image_size(data, network) or DEFAULT_SIDE
+    found = {'quantization': 'float', 'strategy': None, 'input': [3, side, side], **{
+        key: known[key] for key in ('quantization', 'strategy', 'input', 'classes', 'folded', 'is_pruned', 'codebooks')
+        if key in known}}
+    if 'classes' not in found:
+        found['classes'] = network.num_classes or num_classes(data.dataset, data.dataset_root)
+    return found
+
+
+# ---- what a file says of itself
+
+def about_of(saved, network, data, names_file=None):
+    """Return what an exported file says of the network of a checkpoint; `names_file` has the names of its classes."""
+    values = {name: getattr(network, name) for name in NETWORK}
+    if network.model_file:  # whoever runs it names the file again; this path says nothing elsewhere
+        values['model_file'] = Path(network.model_file).name
+    own = user_dataset(data) if data.dataset_file else None
+    steps = preprocessing_of(data, network, saved['input'], own)
+    if steps is None:
+        logger.warning('how image files become the input of this network is not known: predict.py will not run it')
+    return make_about(saved, values, steps and steps.to_dict(), class_names(data, saved['classes'], own, names_file))
+
+
+def user_dataset(data):
+    """Return the validation images of a --dataset_file; None where they are not there."""
+    try:
+        return UserBuild(data.dataset_file, data.dataset_root)('val', augment=False)
+    except (ValueError, OSError) as error:
+        logger.warning('%s', error)
+        return None
+
+
+def preprocessing_of(data, network, shape, own=None):
+    """Return the `Preprocessing` of validation images; None where it is not known.
+
+    Args:
+        data, network: the `Data` and the `Network`.
+        shape: (C, H, W) of the network's input.
+        own: data set of a --dataset_file.
+    """
+    if data.dataset_file:
+        name = 'folder' if own is not None and not isinstance(own[0][0], Tensor) else None
+    else:
+        name = data.dataset if data.dataset in DATASETS else None
+    if name is None or shape[0] != 3 or shape[1] != shape[2]:
+        return None
+    return Preprocessing.of_dataset(name, shape[-1], 'symmetric' if network.tensorflow else data.normalize)
+
+
+def class_names(data, classes, own=None, names_file=None):
+    """Return the names of so many classes, `STANDARD`, or None where they are not known."""
+    if names_file:
+        names = read_class_names(names_file)
+        if len(names) != classes:
+            raise ValueError(f'--class_names {names_file} has {len(names)} names, the network has {classes} classes')
+        return names
+    if data.dataset_file:
+        names = getattr(own, 'classes', None)
+        names = [str(name) for name in names] if isinstance(names, (list, tuple)) else None
+    else:
+        names = names_of_dataset(data.dataset, data.dataset_root)
+        if names and data.dataset in IMAGENET and classes == len(names):
+            return STANDARD
+    if names is None or len(names) != classes:
+        logger.info('the names of the %d classes are not known: they are numbers (--class_names gives them)', classes)
+        return None
+    return names
+
+
+# ---- packed files
+
+@dataclass(frozen=True)
+class PackedExport:
+    """What --packed writes; every field is the option of its name."""
+
+    packed: str
+    resume: str
+    entropy: bool = False
+    float16: bool = False
+    class_names: str | None = None
+    overwrite: bool = False
+
+    def target(self):
+        """Return the path of the file; ValueError where it exists or its folder cannot be written to."""
+        path = Path(self.packed)
+        if path.exists() and not self.overwrite:
+            raise ValueError(f'--packed {path} is there already: give --overwrite or another name')
+        check_writable(path.absolute().parent)
+        return path
+
+
+def export_packed(export, network, data):
+    """Write the network of a checkpoint as a packed file and say what it takes.
+
+    Args:
+        export: the `PackedExport`.
+        network: the `Network` of the run.
+        data: the `Data` of the run.
+    """
+    path = export.target()
+    model, saved, books = read_network(export.resume, network, data)
+    about = about_of(saved, network, data, export.class_names)
+    sizes, weights = write_packed(path, model, saved, books, about, network=network, entropy=export.entropy,
+                                  float16=export.float16)
+    if export.entropy:
+        report_entropy(weights)
+    for line in sizes.lines():
+        logger.info('%s: %s', path, line)
+
+
+def report_entropy(weights):
+    """Print what Huffman codes save in each layer."""
+    logger.info('%-40s %5s %12s %12s %8s', 'layer', 'bits', 'packed', 'Huffman', 'saved')
+    for name, coded in weights.items():
+        dense, short = coded.bytes_of_codes()
+        logger.info('%-40s %5d %12d %12d %7.2f%%', name, coded.bits.max(), dense, short, 100 * (1 - short / dense))
+
+
+def write_packed(path, model, saved, books, about, *, network, entropy=False, float16=False):
+    """Write a packed file, after it was read again and the two networks gave the same logits.
+
+    Args:
+        path: of the file.
+        model, saved, books: of `read_network`.
+        about: of `about_of`.
+        network: the `Network`.
+        entropy, float16: as of `pack_network`.
+
+    Returns:
+        (`Sizes`, {layer: `CodedWeight`}).
+    """
+    images = probe(model, saved['input'])
+    with torch.no_grad():
+        before = model(images)
+        data, sizes, weights = pack_network(model, images, about, books, entropy=entropy, float16=float16)
+        packed = parse_packed(data)
+        logits, again = model(images), install(rebuild(saved, network, path), packed)(images)
+    if not torch.equal(logits, again):
+        raise ValueError(f'the network reads a quantized weight outside of its layer: after packing, its logits differ '
+                         f'by up to {(logits - again).abs().max():.3g}; keep the checkpoint')
+    if float16:
+        logger.info('float16 changes the logits of noise by at most %.3g, of a range of %.3g',
+                    (logits - before).abs().max(), before.max() - before.min())
+    write_bytes(path, data)
+    return sizes, weights
+
+
+def open_packed(path, model_file=None):
+    """Return (network in evaluation mode on the CPU, what its packed file says of itself).
+
+    Args:
+        model_file: FILE.py:build of a network of the user's own, which a packed file only names.
+    """
+    packed = read_packed(path)
+    values = packed.about['network']
+    if (values['model_file'] is None) != (model_file is None):
+        raise ValueError(f'{path} is of a network of its author\'s own, {values["model_file"]}: give that file by '
+                         '--model_file FILE.py:build (its code is run)' if model_file is None else
+                         f'{path} is of {values["arch"]}, not of a --model_file: leave the option out')
+    network = Network(**{**values, 'model_file': model_file}, num_classes=packed.about['classes'])
+    if model_file is None:
+        check_size(network, packed, path)
+    return install(rebuild(packed.about, network, path), packed, path), packed.about
+
+
+def check_size(network, packed, path):
+    """Raise ValueError where the network would be larger than its file says, before anything is allocated."""
+    about = packed.about
+    shape = next((about[kind]['network'] for kind in ('qat', 'hybrid') if kind in about), None) or {}
+    layers = shape.get('num_layer_list') or []
+    there = sum(coded.codes.size for coded in packed.weights.values()) + sum(a.size for a in packed.rest.values())
+    try:
+        if isinstance(layers, list) and sum(layers) > len(packed.weights) + len(packed.rest):
+            raise ValueError(f'{sum(layers)} blocks, and the file has {len(packed.rest)} tensors')
+        with torch.device('meta'):
+            model = replace(network, network_options=shape or None).build(about['classes'])
+    except NotImplementedError:  # one that cannot be built without numbers
+        return
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise ValueError(f'{path}: {network.arch} cannot be built: {" ".join(str(error).split())[:200]}') from error
+    needed = sum(parameter.numel() for parameter in model.parameters())
+    if needed > there:
+        raise ValueError(f'{path} has {there:,} numbers, {network.arch} needs {needed:,}: the file is of another '
+                         'network')
+
+
+# ---- any file of a network
+
+@dataclass(frozen=True)
+class Runnable:
+    """A network that takes image files.
+
+    Attributes:
+        run: images float32 (N, C, H, W) -> logits (N, classes), on the CPU.
+        prepare: paths -> images.
+        names: of the classes.
+        what: in words.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    prepare: Preprocessing
+    names: list[str]
+    what: str
+
+
+def open_network(path, network, data, device, names_file=None):
+    """Return the `Runnable` of a packed file, an ONNX file or a checkpoint.
+
+    Args:
+        path: of the file.
+        network, data: the `Network` and the `Data` of a checkpoint's run; of a packed file only `model_file` counts.
+        device: where it runs; ONNX files run on the CPU.
+        names_file: names of the classes, in place of those in the file.
+    """
+    if is_onnx(path):
+        from lib.export.onnx_run import open_onnx  # it imports onnxruntime, which takes seconds, if it is there
+        infer, about = open_onnx(path)
+        return runnable(path, about, lambda images: torch.from_numpy(infer(images.numpy())), data, names_file)
+    if is_packed(path):
+        model, about = open_packed(path, network.model_file)
+    else:
+        model, saved, _ = read_network(path, network, data)
+        about = about_of(saved, network, data, names_file)
+    model.to(device)
+
+    @torch.no_grad()
+    def run(images):
+        return model(images.to(device)).float().cpu()
+    return runnable(path, about, run, data, names_file)
+
+
+def is_onnx(path):
+    """Whether a file is an ONNX file, by its name."""
+    return Path(path).suffix.lower() == '.onnx'
+
+
+def is_alone(path):
+    """Whether a file says itself what network it is of: a packed or an ONNX file."""
+    return is_onnx(path) or is_packed(path)
+
+
+def runnable(path, about, run, data, names_file):
+    """Return the `Runnable` of a network that says this of itself."""
+    if about['preprocessing'] is None:
+        raise ValueError(f'{path} does not say how image files become its input (it was trained on tensors, or on a '
+                         'data set that is not known here): run it from Python, see docs/export.md')
+    names = class_names(data, about['classes'], names_file=names_file) if names_file else about['class_names']
+    names = imagenet_names() if names == STANDARD else names
+    kind = about.get('quantization', 'float')
+    return Runnable(run, Preprocessing(**about['preprocessing']), names or [str(i) for i in range(about['classes'])],
+                    f'{about["network"]["arch"]}, {kind}')
