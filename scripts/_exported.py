@@ -57,6 +57,7 @@ def completed(saved, network, data):
     found = {'quantization': 'float', 'strategy': None, 'input': [3, side, side], **{
         key: known[key] for key in ('quantization', 'strategy', 'input', 'classes', 'folded', 'is_pruned', 'codebooks')
         if key in known}}
+    found['attention_products'] = known.get('attention_products', network.attention_products)
     if 'classes' not in found:
         found['classes'] = network.num_classes or num_classes(data.dataset, data.dataset_root)
     return found

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-from _cli import checked_setting, logger, make_parser, pick, run, settings_path
+from _cli import logger, make_parser, pick, run, saved_settings
 from _options import BooleanOption as Bool
 from _options import RepositoryPath, add_architecture_options, at_least
 
-from lib.record.settings import read_settings
-
-OF_RUN = ('arch', 'model_file', 'width_mult', 'mode', 'num_classes', 'tensorflow', 'dataset', 'dataset_root',
-          'dataset_file', 'image_size', 'normalize')  # options that a checkpoint's args.json answers
+OF_RUN = ('arch', 'model_file', 'width_mult', 'mode', 'num_classes', 'attention_products', 'tensorflow', 'dataset',
+          'dataset_root', 'dataset_file', 'image_size', 'normalize')  # options that a checkpoint's args.json answers
 
 
 def make_predict_parser():
@@ -54,11 +52,8 @@ def configure(args, parser):
             if given := [name for name in answered if getattr(args, name) != parser.get_default(name)]:
                 parser.error(f'{args.model} says itself what network it is: leave --{", --".join(given)} out')
             return {}
-        path = settings_path(args.model)
-        if not path.is_file():
-            return {name: value for name, value in checkpoint_settings(args.model).items() if name in OF_RUN}
-        return {name: checked_setting(parser, name, value, path) for name, value in read_settings(path)[0].items()
-                if name in OF_RUN}
+        return saved_settings(parser, args.model, OF_RUN) or {
+            name: value for name, value in checkpoint_settings(args.model).items() if name in OF_RUN}
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

@@ -9,7 +9,8 @@ from lib.record.values import BOOL, TEXT, Rule, check_values, dict_with, list_of
 
 FORMAT, VERSION = 'haq-packed', 1
 IMAGENET = 'imagenet'  # as class names: the 1000 classes in their usual order
-QUANTIZED = ('quantization', 'strategy', 'input', 'classes', 'folded', 'is_pruned', 'qat', 'plan', 'hybrid')
+QUANTIZED = ('quantization', 'strategy', 'input', 'classes', 'folded', 'is_pruned', 'qat', 'plan', 'hybrid',
+             'attention_products')
 NETWORK = {
     'arch': TEXT, 'width_mult': real(0.001, 1000), 'mode': optional(TEXT), 'tensorflow': BOOL,
     'model_file': optional(TEXT)}
@@ -25,7 +26,7 @@ RULES = {
     'network': dict_with('a network', *NETWORK),
     'preprocessing': optional(dict_with('how images are prepared', *PREPROCESSING)),
     'class_names': Rule(lambda value: value in (None, IMAGENET) or list_of(TEXT).accepts(value), 'a list of names'),
-    'classes': whole(1, 10**7),
+    'classes': whole(1, 10**7), 'attention_products': optional(BOOL),
     'input': Rule(lambda value: list_of(whole(1, MAX_SIDE), 3).accepts(value) and math.prod(value) <= MAX_VALUES,
                   f'[channels, height, width] of at most {MAX_VALUES} values')}
 

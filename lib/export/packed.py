@@ -15,6 +15,7 @@ from lib.export.container import parse, read_file, to_bytes
 from lib.network.hooks import evaluating, hooked, names_of
 from lib.quantize.codebook import Codebook
 from lib.quantize.quantizer import Quantizer
+from lib.quantize.reading import BorrowedLinear, Product
 from lib.record.checkpoint import load_weights
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def code_weights(model: nn.Module, images: Tensor, books: Mapping[str, Codebook]
 def _quantized_weights(model, images):
     """Return {layer: (quantizer, what it gets, what it returns)} of the active quantizers of weights."""
     quantizers = {name: layer.weight_quantizer for name, layer in model.named_modules()
-                  if isinstance(getattr(layer, 'weight_quantizer', None), Quantizer) and layer.weight_quantizer.active}
+                  if has_quantizer(layer) and layer.weight_quantizer.active}
     found = {}
 
     def note(name, quantizer, x, output):
@@ -170,14 +171,10 @@ def tensors_of(model: nn.Module, weights: Mapping[str, CodedWeight], *, entropy:
 
 def _rest(model, coded) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a state dict that codes do not replace, each once, and the other names of all."""
-    modules, state = names_of(model), model.state_dict(keep_vars=True)
-    replaced, shared = set(), {}
-    for name in coded:
-        layer = model.get_submodule(name)
-        keys = {key for each in modules[layer] for key in _weight_keys(each, state)}
-        replaced |= keys
-        if not hasattr(layer, 'weight_quantizer'):  # whoever shares the Parameter gets the same numbers
-            shared[id(layer.weight)] = f'{name}.weight' if name else 'weight'
+    state = model.state_dict(keep_vars=True)
+    replaced = replaced_keys(model, coded)
+    shared = {id(layer.weight): key_of(model, layer.weight) for layer in map(model.get_submodule, coded)
+              if not has_quantizer(layer)}  # whoever shares the Parameter gets the same numbers
     rest, aliases, seen = {}, {}, dict(shared)
     for key, tensor in state.items():
         if not isinstance(tensor, Tensor):
@@ -192,10 +189,27 @@ def _rest(model, coded) -> tuple[dict[str, Tensor], dict[str, str]]:
     return rest, aliases
 
 
-def _weight_keys(name: str, state: Mapping) -> set[str]:
-    prefix = f'{name}.' if name else ''
-    return {key for key in state if key.startswith(tuple(prefix + part for part in OF_WEIGHT))
-            or key in {prefix + weight for weight in WEIGHTS}}
+def has_quantizer(layer: nn.Module) -> bool:
+    """Return whether a layer has a quantizer of its weight; that of a product of activations is none of a weight."""
+    return isinstance(getattr(layer, 'weight_quantizer', None), Quantizer) and not isinstance(layer, Product)
+
+
+def key_of(model: nn.Module, tensor: Tensor) -> str:
+    """Return the first key of a tensor in the state dict."""
+    return next(key for key, other in model.state_dict(keep_vars=True).items() if other is tensor)
+
+
+def replaced_keys(model: nn.Module, coded: Container[str]) -> set[str]:
+    """Return the keys of the state dict in whose place a file has the codes of layers, under all of their names."""
+    modules, state, found = names_of(model), model.state_dict(keep_vars=True), set()
+    for layer in map(model.get_submodule, coded):
+        prefixes = [f'{name}.' if name else '' for name in modules[layer]]
+        starts = tuple(prefix + part for prefix in prefixes for part in OF_WEIGHT)
+        weights = {prefix + weight for prefix in prefixes for weight in WEIGHTS}
+        borrowed = layer.weight if isinstance(layer, BorrowedLinear) else None
+        found |= {key for key, tensor in state.items() if key.startswith(starts) or key in weights
+                  or tensor is borrowed}
+    return found
 
 
 def rounded_keys(model: nn.Module) -> list[str]:
@@ -209,7 +223,7 @@ def rounded_keys(model: nn.Module) -> list[str]:
 @torch.no_grad()
 def round_to_float16(model: nn.Module, books: Container[str]) -> None:
     """Round everything to float16, in place, but for the weights that are coded: those of `books` and of quantizers."""
-    coded = {name for name, layer in model.named_modules() if name in books or hasattr(layer, 'weight_quantizer')
+    coded = {name for name, layer in model.named_modules() if name in books or has_quantizer(layer)
              and layer.weight_quantizer.active}
     keys, (rest, _) = set(rounded_keys(model)), _rest(model, coded)
     for key, tensor in rest.items():
@@ -260,16 +274,16 @@ def install(model: nn.Module, packed: Packed, source: str | Path = 'packed file'
         ValueError: the file is of another network; the first difference is named.
     """
     state = {key: torch.from_numpy(array.copy()) for key, array in packed.rest.items()}
-    own, modules, stored = model.state_dict(), names_of(model), {}
+    own, stored = model.state_dict(), {}
     for name, coded in packed.weights.items():
         layer = _layer(model, name, coded.codes.shape, source)
         values = torch.from_numpy(coded.decode())
-        if hasattr(layer, 'weight_quantizer'):
+        if has_quantizer(layer):
             stored[name] = values, int(coded.bits.max())
-            state |= {key: own[key] for each in modules[layer] for key in _weight_keys(each, own)
-                      if key not in state and f'.{OF_WEIGHT[0]}' not in f'.{key}'}
         else:
-            state[f'{name}.weight' if name else 'weight'] = values
+            state[key_of(model, layer.weight)] = values
+    state |= {key: own[key] for key in replaced_keys(model, stored) if key not in state
+              and f'.{OF_WEIGHT[0]}' not in f'.{key}'}
     state |= {key: state[first] for key, first in packed.about.get('aliases', {}).items() if first in state}
     for name, (values, bits) in stored.items():
         layer = model.get_submodule(name)

@@ -26,6 +26,7 @@ from lib.hybrid.placement import (
 )
 from lib.hybrid.plan import Plan, make_plan
 from lib.network.coverage import inventory_of
+from lib.network.reach import reach_weights
 from lib.qat.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantizers, quantize_blocks
 from lib.quantize import Quantizer, fit_codebook
 from lib.simulator.counting import file_size
@@ -198,6 +199,26 @@ def test_networks_of_others(name, flow):
     else:
         model, strategy = linear(model, images)
         check_same(model, linear_twin(twin, strategy, images), images)
+
+
+@pytest.mark.parametrize('name', ['TorchAttention', 'OwnAttention', 'Residual'])
+@pytest.mark.parametrize('reach', ['weights', 'products'])
+@pytest.mark.parametrize('flow', ['kmeans', 'linear'])
+def test_weights_that_other_code_reads(name, reach, flow):
+    torch.manual_seed(0)
+    model, twin = (reach_weights(ZOO[name].build().eval(), IMAGES[:2], reach) for _ in range(2))
+    linear_flow = flow == 'linear'
+    if not linear_flow:
+        books = clustered(model)
+        strategy = [books[layer].bits for layer in quantizable_layers(model)]
+        _, sizes = check_same(model, twin, books=books)
+    else:
+        model, strategy = linear(model, bits=(3, 5, 8))
+        _, sizes = check_same(model, linear_twin(twin, strategy))
+    if reach == 'weights':  # a product of activations has a price, and no weight
+        plain = reach_weights(ZOO[name].build().eval(), IMAGES[:2], reach)
+        cost = file_size(inventory_of(plain, (3, 32, 32), linear_flow)).cost(strategy)
+        assert abs(sizes.weights + sizes.rest - cost) <= 5 * len(strategy)
 
 
 class Normed(nn.Module):
