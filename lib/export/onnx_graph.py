@@ -18,7 +18,6 @@ from torch import Tensor
 from lib.export.onnx_packages import ir, require_onnx
 from lib.export.onnx_twin import BIAS, DOMAIN, INPUT, WEIGHT, Twin
 from lib.export.onnx_weights import codebook_weight, constant, float_weight, integer_constants, stored_codes
-from lib.quantize.codebook import Codebook
 from lib.quantize.quantizer import Grid
 
 OPSET, IR_VERSION, IMAGES, LOGITS = 21, 10, 'images', 'logits'
@@ -27,6 +26,8 @@ PASSES_ORDER = ('MaxPool', 'Reshape', 'Flatten', 'Transpose', 'Squeeze', 'Unsque
 
 def marked_graph(twin: Twin, images: Tensor):
     """Return the onnx-ir model of a twin, its marks still in it; any number of images.
+
+    Where there are codebooks, nothing is folded: a BatchNorm would become part of a weight that keeps its name.
 
     Raises:
         ValueError: PyTorch cannot export the network.
@@ -38,7 +39,7 @@ def marked_graph(twin: Twin, images: Tensor):
             warnings.simplefilter('ignore')
             program = torch.onnx.export(
                 twin.module, (images,), dynamo=True, verbose=False, opset_version=OPSET, input_names=[IMAGES],
-                output_names=[LOGITS], dynamic_shapes=({0: batch},))
+                output_names=[LOGITS], dynamic_shapes=({0: batch},), optimize=not twin.books)
     except Exception as error:  # whatever tracing a network of the user raises
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f'PyTorch cannot export {type(twin.module).__name__} to ONNX: {line:.300}') from error
@@ -83,7 +84,9 @@ def expand(model, twin: Twin, storage: str = 'int8', more: dict[str, Grid] | Non
     grids = {**twin.grids, **(more or {})}
     bounds = drop_clips(model, grids)
     _Expansion(model.graph, twin, storage, grids, bounds).run()
-    del model.opset_imports[DOMAIN]
+    for name, (keys, book) in twin.books.items():
+        _pack_weight(model.graph, name, keys, book)
+    model.opset_imports.pop(DOMAIN, None)
     with quiet('onnx_ir'):
         for tidy in (ir.passes.common.RemoveUnusedNodesPass(), ir.passes.common.TopologicalSortPass()):
             model = tidy(model).model
@@ -167,13 +170,19 @@ class _Expansion:
         """Return the weight or bias of a layer; one that is called again has them already."""
         if (kind, name) not in self.known:
             weight = self.twin.weights[name]
-            if isinstance(weight, Codebook):
-                self.known[WEIGHT, name] = codebook_weight(tape, f'{name}.weight', weight)
-            else:
-                grid = self.grids.get(weight.input)
-                pair = linear_weight(tape, name, weight, grid, self.storage)
-                self.known[WEIGHT, name], self.known[BIAS, name] = pair
+            pair = linear_weight(tape, name, weight, self.grids.get(weight.input), self.storage)
+            self.known[WEIGHT, name], self.known[BIAS, name] = pair
         return self.known[kind, name]
+
+
+def _pack_weight(graph, name, keys, book):
+    """Put packed indices and their centroids in the place of a weight, which is an initializer of its own name."""
+    key = next(key for key in keys if key in graph.initializers)
+    weight = graph.initializers[key]
+    if not np.array_equal(weight.const_value.numpy(), book.decode().numpy()):
+        raise ValueError(f'{name}: the exporter of PyTorch changed its weight, which is no longer that of its codebook')
+    weight.replace_all_uses_with(codebook_weight(ir.tape.Tape(graph), f'{name}.weight', book))
+    del graph.initializers[key]
 
 
 def zero_point(grid: Grid) -> int | None:

@@ -17,6 +17,7 @@ from lib.network.conversion import activation_quantizers, quantized_layers
 from lib.network.hooks import names_of, replace_module
 from lib.quantize.codebook import Codebook
 from lib.quantize.quantizer import Grid, Quantizer
+from lib.quantize.reading import READS, Product
 
 DOMAIN, INPUT, WEIGHT, BIAS = 'haq', 'Input', 'Weight', 'Bias'
 
@@ -45,12 +46,14 @@ class Twin:
 
     Attributes:
         grids: {quantizer of activations: its `Grid`}.
-        weights: {layer: `WeightCodes`, or `Codebook` in the K-means flow}.
+        weights: {layer: `WeightCodes`}.
+        books: {layer: (the names of its weight, `Codebook`)} of the K-means flow, whose weights have no marks.
     """
 
     module: nn.Module
     grids: dict[str, Grid] = field(default_factory=dict)
-    weights: dict[str, WeightCodes | Codebook] = field(default_factory=dict)
+    weights: dict[str, WeightCodes] = field(default_factory=dict)
+    books: dict[str, tuple[list[str], Codebook]] = field(default_factory=dict)
 
 
 def twin_of(model: nn.Module, images: Tensor, codebooks: dict[str, Codebook] | None = None) -> Twin:
@@ -70,8 +73,8 @@ def twin_of(model: nn.Module, images: Tensor, codebooks: dict[str, Codebook] | N
     norms, layers = dict(foldable_batch_norms(twin.module, images)), quantized_layers(twin.module)
     names = names_of(twin.module)
     for name, book in (codebooks or {}).items():
-        twin.weights[name] = book
-        _put(twin.module, names, name, _Layer(twin.module.get_submodule(name), None, name, False))
+        twin.books[name] = _names_of_weight(model, model.get_submodule(name)), book
+    _refuse_readers(twin.module, layers)
     for name, quantizer in activation_quantizers(twin.module).items():
         twin.grids[name] = _grid(name, quantizer)
         if name.removesuffix('.input_quantizer') not in layers:
@@ -84,10 +87,24 @@ def twin_of(model: nn.Module, images: Tensor, codebooks: dict[str, Codebook] | N
             if norm is not None:
                 _put(twin.module, names, norms[name], nn.Identity())
         if source or layer.weight_quantizer.active:
-            _put(twin.module, names, name, _Layer(layer, source, name if layer.weight_quantizer.active else None, True))
-    if not twin.weights and not twin.grids:
+            _put(twin.module, names, name, _Layer(layer, source, name if layer.weight_quantizer.active else None))
+    if not (twin.weights or twin.grids or twin.books):
         raise ValueError('the network has no quantized layer and no codebook: there is nothing to export')
     return twin
+
+
+def _names_of_weight(model, layer):
+    return [name for name, weight in model.named_parameters(remove_duplicate=False) if weight is layer.weight]
+
+
+def _refuse_readers(model, layers):
+    """Raise ValueError where other code than the layer itself multiplies with a quantized weight, or activations."""
+    read = {layer: reader for reader in model.modules() for layer in getattr(reader, READS, ())}
+    for name, layer in layers.items():
+        if layer.quantizes and (layer in read or isinstance(layer, Product)):
+            kind = type(read.get(layer, layer)).__name__
+            raise ValueError(f'{name}: the forward of {kind} multiplies with it, which the export to ONNX does not '
+                             'follow: give it no bits (-1), or export the network with --packed')
 
 
 def _put(model, names, name, other):
@@ -147,18 +164,16 @@ class _Mark(nn.Module):
 
 
 class _Layer(nn.Module):
-    """In place of a layer: its own computation with a marked input, weight and bias, each if it is quantized."""
+    """In place of a layer: its own computation with a marked input, and a marked weight and bias, if quantized."""
 
-    def __init__(self, layer: nn.Module, source: str | None, weight: str | None, marks_bias: bool):
+    def __init__(self, layer: nn.Module, source: str | None, weight: str | None):
         super().__init__()
         self.source, self.weight_name, self.shape = source, weight, tuple(layer.weight.shape)
-        self.has_bias = marks_bias and weight is not None
-        self.bias = None if self.has_bias else layer.bias
-        self.weight = None if weight else layer.weight
+        self.weight, self.bias = (None, None) if weight else (layer.weight, layer.bias)
         self.compute: Callable = layer._conv_forward if isinstance(layer, nn.Conv2d) else F.linear
 
     def forward(self, input: Tensor) -> Tensor:
         x = mark(INPUT, input, self.source, input.shape) if self.source else input
         weight = mark(WEIGHT, x, self.weight_name, self.shape) if self.weight_name else self.weight
-        bias = mark(BIAS, x, self.weight_name, self.shape[:1]) if self.has_bias else self.bias
+        bias = mark(BIAS, x, self.weight_name, self.shape[:1]) if self.weight_name else self.bias
         return self.compute(x, weight, bias)

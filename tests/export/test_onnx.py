@@ -15,6 +15,7 @@ from lib.export.onnx_runtimes import WITHOUT_FUSION, OnnxNetwork, OpenVinoNetwor
 from lib.export.onnx_twin import twin_of
 from lib.export.onnx_verify import check_codes
 from lib.export.onnx_weights import LARGEST_BIAS, pack, unpacked
+from lib.network.reach import reach_weights
 from lib.quantize.kmeans import CodebookCache
 from lib.utils.quantize_utils import LinearQuantization, convert_to_quantized, quantizable_layers, quantized_layers
 from tests.tiny import sample
@@ -223,9 +224,22 @@ def test_packed_numbers_come_out_as_they_went_in(bits, count):
     assert set(network.nodes) == {'Add'}  # all else is folded when it is loaded
 
 
-@pytest.mark.parametrize('is_pruned', [False, True])
-def test_a_clustered_network_is_packed_and_the_same(is_pruned):
-    model = trained(Net())
+class Tokens(nn.Module):
+    """A layer of a transformer, in which torch reads the weights of attention without calling their layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 12, 4, 4), nn.Linear(12, 5)
+        self.block = nn.TransformerEncoderLayer(12, 3, 24, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.block(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+@pytest.mark.parametrize(('kind', 'is_pruned'), [(Net, False), (Net, True), (Tokens, False)])
+def test_a_clustered_network_is_packed_and_the_same(kind, is_pruned):
+    model = trained(kind())
+    reach_weights(model, IMAGES)
     layers = quantizable_layers(model)
     if is_pruned:
         for layer in layers.values():
@@ -241,7 +255,7 @@ def test_a_clustered_network_is_packed_and_the_same(is_pruned):
     networks += [OpenVinoNetwork(file.data)] if openvino else []
     for network in networks:
         np.testing.assert_allclose(network(IMAGES), expected, atol=1e-4 * np.abs(expected).max())
-    assert networks[0].nodes['Mod'] == networks[0].nodes['Gather'] == 0
+    assert networks[0].nodes['Mod'] == 0 and (networks[0].nodes['Gather'] == 0 or kind is Tokens)  # folded
     stored = sum(value.const_value.nbytes for name, value in file.graph.graph.initializers.items()
                  if name.endswith('.packed'))
     bits = {name: (len(book.centroids) + is_pruned - 1).bit_length() for name, book in books.items()}
@@ -257,6 +271,11 @@ def test_images_of_another_shape_are_refused(four_bits):
         network(sample(2, 3, 9, 9))
     with pytest.raises(ValueError, match='onnxruntime cannot read'):
         OnnxNetwork(b'no network')
+
+
+def test_a_weight_that_other_code_multiplies_with_is_refused_by_name():
+    with pytest.raises(ValueError, match=r'block\.self_attn\..* multiplies with it'):
+        make_onnx(linear([[4, 4]], Tokens()), IMAGES[:2])
 
 
 def test_a_network_without_quantizers_is_refused():
