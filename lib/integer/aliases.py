@@ -63,6 +63,13 @@ def title(node: fx.Node) -> str:
     return f'{node.name} ({getattr(node.target, "__name__", node.target)})'
 
 
+def owner(node: fx.Node) -> str:
+    """Return the module in whose forward a node stands, with its class, in words."""
+    stack = list((node.meta.get('nn_module_stack') or {}).values())
+    name, kind = stack[-1] if stack else ('', None)
+    return f'{name} ({getattr(kind, "__name__", kind)})' if name else 'the network'
+
+
 def _form(tensor: Tensor):
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride()
 

@@ -11,6 +11,10 @@ MEANINGS = {
     'requantize': 'out = clip((in0 * multiplier0 + in1 * multiplier1 + ... + offset) >> shift, low, high)',
     'sum_pool': 'out = sum over each window',
     'max_pool': 'out = largest of each window',
+    'lookup': 'out = table[in + half of the entries]',
+    'product': 'out = (in0 * in1) >> shift, where in1 may have one position for all of in0',
+    'cat': 'out = the channels of all inputs, one behind another',
+    'permute': 'out = the channels of in in the order of index',
     'flatten': 'out = in as one vector an image',
     'take': 'out = the slices of in',
     'pad': 'out = in with zeros around it',
@@ -28,12 +32,13 @@ def header_lines(network: Any) -> list[str]:
              f'   Register r0: images, {shape}, round(value * 2^{network.fraction}).',
              f'   Logits: register r{network.output}; one unit is {network.scale:.9g}. */',
              '#ifndef INTEGER_NETWORK_H', '#define INTEGER_NETWORK_H', '#include <stdint.h>', '']
+    known = {}  # arrays that several operations share are written once
     for index, operation in enumerate(network.operations):
-        lines += _operation_lines(index, operation)
+        lines += _operation_lines(index, operation, known)
     return [*lines, '#endif']
 
 
-def _operation_lines(index, operation):
+def _operation_lines(index, operation, known):
     prefix = f'op{index}_' + re.sub(r'\W', '_', operation.name)
     inputs = ', '.join(f'r{register}' for register in operation.inputs)
     note = f'; {operation.note}' if operation.note else ''
@@ -44,7 +49,11 @@ def _operation_lines(index, operation):
         if isinstance(option, int):  # a bool too
             lines.append(f'#define {prefix.upper()}_{name.upper()} {_literal(int(option))}')
     for name, array in operation.arrays.items():
-        lines += _array_lines(f'{prefix}_{name}', array)
+        first = known.setdefault((operation.kind, name, id(array)), f'{prefix}_{name}')
+        if first == f'{prefix}_{name}':
+            lines += _array_lines(first, array)
+        else:
+            lines.append(f'#define {prefix}_{name} {first}')
     return [*lines, '']
 
 

@@ -101,6 +101,26 @@ def _per_channel(vector, x):
     return vector.view(-1, *[1] * (x.dim() - 2))
 
 
+def lookup(x: Tensor, *, table: Tensor) -> Tensor:
+    """Return table[x]; the middle entry is that of 0."""
+    return table[x.long() + len(table) // 2]
+
+
+def product(x: Tensor, y: Tensor, *, shift: int, rounding: str) -> Tensor:
+    """Return x y / 2^shift; `y` may have one position for all of `x`."""
+    return shift_right_(x * y, shift, rounding)
+
+
+def cat(*inputs: Tensor) -> Tensor:
+    """Return the channels of all inputs, one behind another."""
+    return torch.cat(inputs, 1)
+
+
+def permute(x: Tensor, *, index: Tensor) -> Tensor:
+    """Return the channels of `x` in the order of the index."""
+    return x[:, index.long()]
+
+
 def flatten(x: Tensor) -> Tensor:
     return x.flatten(1)
 
@@ -116,4 +136,4 @@ def pad(x: Tensor, *, widths: Sequence[int]) -> Tensor:
 
 
 KERNELS = {kernel.__name__: kernel for kernel in
-           (conv, linear, sum_pool, max_pool, requantize, flatten, take, pad)}
+           (conv, linear, sum_pool, max_pool, requantize, lookup, product, cat, permute, flatten, take, pad)}

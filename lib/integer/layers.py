@@ -1,9 +1,10 @@
 """Lowering of layers with weights: integer weights, the accumulator and the range that it cannot leave."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.integer.fixed_point import FixedPoint, Mantissa, encode_mantissa
@@ -15,6 +16,14 @@ FLOAT_WEIGHT_BITS = 20
 FIXED_POINT_WEIGHT_BITS = 16  # the shift of fixed-point multipliers is longer by these bits: int64 has no room for more
 ACCUMULATOR_BITS = 46  # what 16-bit multipliers leave of int64
 LAST_ACCUMULATOR_BITS = 56  # a few bits behind the point remain to the bias
+
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+PLAIN_FORWARDS = (nn.BatchNorm1d.forward, nn.BatchNorm2d.forward)
+# Layers that divide by a statistic of their input, or by a sum of exponentials; by the end of the class's name.
+WITHOUT_INTEGERS = {'LayerNorm': 'LayerNorm', 'LayerNorm2d': 'LayerNorm', 'GroupNorm': 'GroupNorm',
+                    'GroupNorm1': 'GroupNorm', 'RMSNorm': 'RMSNorm', 'InstanceNorm2d': 'InstanceNorm',
+                    'Softmax': 'softmax', 'Attention': 'attention (a softmax)'}
 
 
 class Weight(NamedTuple):
@@ -159,3 +168,26 @@ def batch_norm(name: str, norm: nn.Module, value: Value) -> Value:
         raise ValueError(f'{name} has statistics or weights that are not finite: check the checkpoint')
     terms = [term.__class__(term.register, term.multiplier * factor, term.exponent) for term in value.terms]
     return Value(value.shape, terms, (value.offset - mean) * factor + shift)
+
+
+@torch.no_grad()
+def norms_then(norm: nn.Module, parts: Iterable[nn.Module]) -> bool:
+    """Return whether a BatchNorm in evaluation computes the normalisation and then its parts, one after another."""
+    x = torch.linspace(-4, 4, 16 * norm.num_features).view(16, norm.num_features)  # (N, C) or (N, C, 1, 1)
+    x = (x if isinstance(norm, nn.BatchNorm1d) else x[:, :, None, None]).to(norm.running_mean)
+    expected = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+    for part in parts:
+        expected = part(expected)
+    return torch.allclose(norm(x.clone()), expected)
+
+
+def kinds_without_integers(model: nn.Module) -> str:
+    """Return in words which layers of a network have no integer form here; '' if none is known to have none."""
+    found = {}
+    for name, module in model.named_modules():
+        for ending, kind in WITHOUT_INTEGERS.items():
+            if type(module).__name__.endswith(ending):
+                found.setdefault(kind, []).append(name)
+                break
+    words = [f'{kind} in {len(names)} layers ({names[0]} first)' for kind, names in found.items()]
+    return f'it has {", ".join(words)}, and these need divisions and exponentials' if words else ''

@@ -1,34 +1,40 @@
 """Lowers a trained, quantized network to integers: multiplications, additions and shifts, and nothing else."""
 
 import math
-import operator
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from lib.integer import shapes as shapes
-from lib.integer.aliases import Aliases, InPlaceProxy, title
-from lib.integer.fixed_point import ROUNDINGS, FixedPoint, Mantissa, parse_format
-from lib.integer.layers import accumulate, batch_norm, input_word, integer_weight, is_layer, plain_convolution
+from lib.integer.activations import module_activation
+from lib.integer.aliases import Aliases, InPlaceProxy, owner, title
+from lib.integer.calls import Calls
+from lib.integer.fixed_point import ROUNDINGS, Mantissa, parse_format
+from lib.integer.layers import (
+    BATCH_NORMS,
+    PLAIN_FORWARDS,
+    accumulate,
+    batch_norm,
+    input_word,
+    integer_weight,
+    is_layer,
+    kinds_without_integers,
+    norms_then,
+    plain_convolution,
+)
 from lib.integer.network import IMAGE_LIMIT, IntegerNetwork, noise_images
-from lib.integer.values import Program, Term, Value, value_of
+from lib.integer.values import Program, Value, value_of
 from lib.network.hooks import evaluating
 from lib.quantize.layers import QuantizedLayer
 from lib.quantize.quantizer import Quantizer
 
 ORIGINAL = {'blocks': '32,10', 'ends': '32,16'}
 RELUS = {nn.ReLU: math.inf, nn.ReLU6: 6.0}
-RELU_FUNCTIONS = {F.relu: math.inf, torch.relu: math.inf, torch.relu_: math.inf, F.relu6: 6.0,
-                  'relu': math.inf, 'relu_': math.inf}
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
-ADDITIONS = (operator.add, operator.iadd, torch.add, 'add', 'add_')
 # Bits behind the point of the images; a step of a normalised 8-bit image is 0.015 or more. The shift of fixed-point
 # multipliers is longer by these bits, so there they are fewer.
 IMAGE_FRACTION, FIXED_POINT_IMAGE_FRACTION = 20, 16
-Form = FixedPoint | Mantissa
 USED_BITS = 10  # of a wide tensor, at least
-BATCH = object()  # stands for x.size(0)
 
 
 def lower_network(model: nn.Module, input_shape: tuple[int, int, int], *, block_format: str = 'mantissa:24',
@@ -70,27 +76,26 @@ def lower_network(model: nn.Module, input_shape: tuple[int, int, int], *, block_
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (QuantizedLayer, Quantizer)) or super().is_leaf_module(module, name)
+        return isinstance(module, (QuantizedLayer, Quantizer, *BATCH_NORMS)) or super().is_leaf_module(module, name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return InPlaceProxy(node, self)
 
 
-class _Lowering:
+class _Lowering(Calls):
     """Walks the graph of a network with symbolic values."""
 
-    def __init__(self, model: nn.Module, program: Program, blocks: Form, ends: Form, wide_word: int | None):
-        self.model, self.program, self.blocks, self.ends = model, program, blocks, ends
-        self.modules = dict(model.named_modules())
-        self.quantizers, self.wide, self.last = {}, set(), set()
-        mantissas = isinstance(blocks, Mantissa) and isinstance(ends, Mantissa)
-        self.wide_word = wide_word or (32 if mantissas else 24)
-        self.fraction = IMAGE_FRACTION if mantissas else FIXED_POINT_IMAGE_FRACTION
+    def __init__(self, model: nn.Module, *options):
+        super().__init__(*options)
+        self.model, self.modules, self.last = model, dict(model.named_modules()), set()
+        self.fraction = IMAGE_FRACTION if self.has_mantissas else FIXED_POINT_IMAGE_FRACTION
 
     def run(self, input_shape: tuple[int, int, int]) -> IntegerNetwork:
         try:
             graph = _Tracer().trace(self.model)
         except Exception as error:  # whatever a forward raises when it is given a symbol
+            if kinds := kinds_without_integers(self.model):
+                raise ValueError(f'{type(self.model).__name__} has no integer form: {kinds}') from error
             raise ValueError(f'{type(self.model).__name__} cannot be traced, its forward depends on more than the '
                              f'graph: {error}') from error
         values, output, aliases = {}, None, Aliases(self.model, graph, input_shape)
@@ -107,7 +112,7 @@ class _Lowering:
                 values.update(dict.fromkeys(aliases.run(node), values[node]))
         if not isinstance(output, Value):
             raise ValueError(f'{type(self.model).__name__} returns {type(output).__name__}; expected one tensor')
-        register, scale = self._logits(output)
+        register, scale = self.logits(output)
         network = IntegerNetwork(self.program.operations, input_shape, register.index, scale, self.quantizers,
                                  fraction=self.fraction)
         check_resolution(network, self.wide)
@@ -124,12 +129,14 @@ class _Lowering:
                 raise ValueError(f'{node.target} is called with {len(inputs)} arguments; expected one tensor')
             return self._module(node.target, self.modules[node.target], inputs[0])
         if node.op in ('call_function', 'call_method'):
-            result = self._function(node.name, node.target, arguments, options)
+            result = self.function(node.name, node.target, arguments, options)
             if result is not None:
                 return result
         given = f' with {", ".join(options)}' if options else ''
-        raise ValueError(f'{title(node)}{given} has no integer form: known are convolutions, linear layers, batch '
-                         'norms, additions, ReLU, ReLU6, pools, flattening, slices, padding with zeros and quantizers')
+        raise ValueError(f'{title(node)}{given} has no integer form, and {owner(node)} calls it: ' + (
+            kinds_without_integers(self.model) or 'known are convolutions, linear layers, batch norms, sums, products, '
+            'ReLU, activations by table, pools, joining, splitting and shuffling of channels, flattening, slices, '
+            'padding with zeros and quantizers'))
 
     # Modules
 
@@ -140,23 +147,41 @@ class _Lowering:
             return self.quantize(name, module, value)
         if is_layer(module):
             return self._layer(name, module, value)
-        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
-            return batch_norm(name, module, self.linear(name, value))
+        if isinstance(module, BATCH_NORMS):
+            return self._batch_norm(name, module, value)
         if type(module) in RELUS:
             return self.relu(name, value, RELUS[type(module)])
+        if activation := module_activation(module):
+            return self.activation(name, activation, value)
+        if isinstance(module, nn.ChannelShuffle):
+            return self.shuffle(name, shapes.Grouped(value, module.groups, True))
         if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
             return shapes.flatten(self.program, name, value)
         pool = shapes.module_pool(name, module, value.shape)
         if pool is None:
-            raise ValueError(f'{name} ({type(module).__name__}) has no integer form: replace it, for example by ReLU '
-                             'or ReLU6, before the network is trained with quantization')
-        return self._pool(name, value, *pool)
+            kinds = kinds_without_integers(self.model)
+            raise ValueError(f'{name} ({type(module).__name__}) has no integer form: ' + (kinds or 'replace it, for '
+                             'example by ReLU or Hardswish, before the network is trained with quantization'))
+        return self.pool(name, value, *pool)
+
+    def _batch_norm(self, name, norm, value):
+        """Lower a BatchNorm, also one that goes on with an activation of its own, as timm's do."""
+        value = batch_norm(name, norm, self.linear(name, value))
+        if type(norm).forward in PLAIN_FORWARDS:
+            return value
+        parts = dict(norm.named_children())
+        if set(parts) <= {'drop', 'act'} and norms_then(norm, parts.values()):
+            for part, module in parts.items():
+                value = self._module(f'{name}.{part}', module, value)
+            return value
+        raise ValueError(f'{name} ({type(norm).__name__}) is a BatchNorm with a forward of its own, which is not '
+                         'normalisation, drop and activation: it has no integer form here')
 
     def _layer(self, name, layer, value):
         quantizer = getattr(layer, 'input_quantizer', None)
         if quantizer is not None and quantizer.active:
             value = self.quantize(f'{name}.input_quantizer', quantizer, value)
-        form, term = None if name in self.last else self._format(name), value.codes()
+        form, term = None if name in self.last else self.form(name), value.codes()
         weight = integer_weight(name, layer, form)
         if term is None or term.register.magnitude.amax().item().bit_length() > 16:
             term = self.codes(name, value, input_word(name, weight, self.wide_word, form))
@@ -169,113 +194,6 @@ class _Lowering:
                                                      layer.dilation))
         return accumulate(self.program, name, layer, weight, term, 'conv', shape, stride=tuple(layer.stride),
                           padding=padding, dilation=tuple(layer.dilation), groups=layer.groups)
-
-    def quantize(self, name: str, quantizer: Quantizer, value: Value) -> Value:
-        """Return the value as codes of `quantizer`."""
-        if not quantizer.active:
-            return value
-        try:
-            grid = quantizer.grid()
-        except NotImplementedError as error:
-            raise ValueError(f'{name}: a {type(quantizer).__name__} has no fixed grid, so no integer form') from error
-        except ValueError as error:
-            raise ValueError(f'{name}: {error}') from error
-        if name in self.quantizers:
-            name = f'{name}#{sum(other.partition("#")[0] == name for other in self.quantizers) + 1}'
-        dead = not grid.step > 0 and not grid.binary
-        register = self.program.requantize(value, name, self._format(name), step=grid.step, binary=grid.binary,
-                                           low=0 if dead else grid.low, high=0 if dead else grid.high)
-        self.quantizers[name] = (register.index, grid.scale)
-        return value_of(register, grid.scale)
-
-    def _format(self, name):
-        return self.blocks if name.startswith('blocks.') else self.ends
-
-    # Values
-
-    def codes(self, name: str, value: Value, word: int) -> Term:
-        """Return a value as integers of at most `word` bits with one scale: its own, or those of a wide tensor."""
-        for known in (value, value.wide):
-            term = None if known is None else known.codes()
-            if term is not None and term.register.magnitude.amax().item().bit_length() < word:
-                return term
-        largest = value.largest()
-        point = word - 1 - math.frexp(largest)[1] if largest else 0
-        register = self.program.requantize(value, f'{name}.wide', None, step=2.0**-point)
-        self.wide |= {register.index} if largest else set()
-        value.wide = value_of(register, 2.0**-point, point)
-        return value.wide.codes()
-
-    def linear(self, name: str, value: Value) -> Value:
-        """Return a value without a pending clip, for operations that do not pass it."""
-        if not value.clipped:
-            return value
-        self.codes(name, value, self.wide_word)
-        return value.wide
-
-    def relu(self, name: str, value: Value, top: float) -> Value:
-        if value.low >= 0 and value.high <= top:
-            return value
-        low, high = max(value.low, 0.0), min(value.high, top)
-        return Value(value.shape, value.terms, value.offset, low, max(low, high))
-
-    def add(self, name: str, left: Value, right: Value) -> Value:
-        if not (isinstance(left, Value) and isinstance(right, Value)) or left.shape != right.shape:
-            kinds = [part.shape if isinstance(part, Value) else part for part in (left, right)]
-            raise ValueError(f'{name} adds {kinds[0]} and {kinds[1]}; expected two tensors of one shape')
-        left, right = (self.linear(name, part) if part.wide is None else part.wide for part in (left, right))
-        return Value(left.shape, left.terms + right.terms, left.offset + right.offset)
-
-    def _pool(self, name, value, kind, options):
-        if kind == 'sum_pool':
-            return shapes.average(self.program, name, self.linear(name, value), **options)
-        term = self.codes(name, value, self.wide_word)
-        return shapes.maximum(self.program, name, term, **options)
-
-    def _logits(self, value):
-        """Return register and scale of the output: the accumulator, with the bias if there is one."""
-        value = self.linear('output', value)
-        term = value.terms[0]
-        scale = term.multiplier[0].item()
-        if len(value.terms) > 1 or not scale > 0 or not (term.multiplier == scale).all():
-            term = self.codes('output', value, self.wide_word)
-            return term.register, term.multiplier[0].item()
-        if value.offset.any():
-            register, fraction = self.program.add_offset(term.register, value.offset / scale, 'output')
-            return register, scale * 2.0**-fraction
-        return term.register, scale
-
-    # Functions and methods
-
-    def _function(self, name, target, arguments, options):
-        """Return the result of a function or method, None for one that is not known."""
-        value = arguments[0] if arguments else options.get('input')
-        if target in ADDITIONS and len(arguments) == 2 and not options:
-            return self.add(name, *arguments)
-        if target in RELU_FUNCTIONS:
-            return self.relu(name, value, RELU_FUNCTIONS[target])
-        if target in (F.dropout, F.dropout2d, 'contiguous'):
-            return value
-        if target is getattr and arguments[1:] == ['shape'] or target == 'size' and len(arguments) == 1:
-            return (BATCH, *value.shape)
-        if target == 'size' and arguments[1:] == [0]:
-            return BATCH
-        if target is operator.getitem:
-            if isinstance(value, tuple):
-                return value[arguments[1]]
-            return shapes.take(self.program, name, value, arguments[1])
-        if shapes.flattens(target, arguments[1:], options, BATCH):
-            return shapes.flatten(self.program, name, value)
-        if target is F.pad:
-            # zeros around codes: an offset or a clip would come to lie upon them
-            term = self.codes(name, value, self.wide_word)
-            return shapes.pad(self.program, name, term, *arguments[1:], **options)
-        mean = shapes.mean_axes(target, arguments[1:], options)
-        if mean is not None:
-            pooled = self._pool(name, value, 'sum_pool', {'kernel': value.shape[1:], 'stride': value.shape[1:]})
-            return pooled if mean else shapes.flatten(self.program, name, pooled)
-        pool = shapes.function_pool(name, target, arguments, options)
-        return None if pool is None else self._pool(name, value, *pool)
 
 
 def check_resolution(network: IntegerNetwork, wide: set[int]) -> None:

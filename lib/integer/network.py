@@ -118,11 +118,13 @@ class IntegerNetwork:
 
     def save(self, path: str | Path) -> None:
         """Write the program and its integers to one .npz file, atomically."""
-        arrays, operations = {}, []
+        arrays, operations, keys = {}, [], {}
         for i, operation in enumerate(self.operations):
             entry = {field.name: getattr(operation, field.name) for field in fields(Operation)}
-            entry['arrays'] = {name: f'{i}.{operation.name}.{name}' for name in operation.arrays}
-            arrays.update({entry['arrays'][name]: smallest(array) for name, array in operation.arrays.items()})
+            entry['arrays'] = {name: keys.setdefault(id(array), f'{i}.{operation.name}.{name}')
+                               for name, array in operation.arrays.items()}  # what operations share has one key
+            arrays.update({entry['arrays'][name]: smallest(array) for name, array in operation.arrays.items()
+                           if entry['arrays'][name] not in arrays})
             operations.append(entry)
         program = {'format': FORMAT, 'version': VERSION, 'input_shape': self.input_shape, 'output': self.output,
                    'scale': self.scale,

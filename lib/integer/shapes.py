@@ -1,7 +1,8 @@
 """Lowering of what moves, sums or drops integers: pools, flattening, slices, zeros around a tensor."""
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -119,13 +120,56 @@ def take(program: Program, name: str, value: Value, key: Any) -> Value:
                   slices=tuple((part.start, part.stop, part.step) for part in parts))
 
 
-def _moved(program, kind, name, value, shape, spread, **options):
+def _moved(program, kind, name, value, shape, spread, arrays=None, **options):
     terms = []
     for term in value.terms:
         low, high = spread(term.register.low), spread(term.register.high)
-        register = program.add(kind, name, [term.register], shape, low, high, **options)
+        register = program.add(kind, name, [term.register], shape, low, high, arrays=arrays, **options)
         terms.append(Term(register, spread(term.multiplier), term.exponent))
     return Value(shape, terms, spread(value.offset), value.low, value.high)
+
+
+def permute(program: Program, name: str, value: Value, index: torch.Tensor) -> Value:
+    """Return the channels in the order of the index, int64 (C,)."""
+    return _moved(program, 'permute', name, value, value.shape, lambda vector: vector[index], {'index': index})
+
+
+def split(program: Program, name: str, value: Value, sizes: Sequence[int]) -> tuple[Value, ...]:
+    """Return parts of the channels, of these sizes."""
+    ends = list(accumulate(sizes))
+    if ends[-1] != value.shape[0]:
+        raise ValueError(f'{name} splits {value.shape[0]} channels into {list(sizes)}')
+    return tuple(take(program, f'{name}.{i}', value, (slice(None), slice(end - size, end)))
+                 for i, (size, end) in enumerate(zip(sizes, ends, strict=True)))
+
+
+def chunk_sizes(channels: int, size: int) -> list[int]:
+    """Return the sizes of parts of `size` channels, of which the last may be smaller."""
+    return [min(size, channels - start) for start in range(0, channels, size)]
+
+
+def concatenate(program: Program, name: str, parts: Sequence[Term]) -> Value:
+    """Return the channels of all parts, one behind another."""
+    registers = [part.register for part in parts]
+    shape = (sum(register.shape[0] for register in registers), *registers[0].shape[1:])
+    low, high = (torch.cat([getattr(register, end) for register in registers]) for end in ('low', 'high'))
+    out = program.add('cat', name, registers, shape, low, high)
+    multiplier = torch.cat([part.multiplier for part in parts])
+    return Value(shape, [Term(out, multiplier, min(part.exponent for part in parts))], torch.zeros_like(multiplier))
+
+
+class Grouped(NamedTuple):
+    """Channels seen as (groups, channels of each), or as the transposed table of it, between two views."""
+
+    value: Value
+    groups: int
+    transposed: bool = False
+
+    @property
+    def order(self) -> torch.Tensor:
+        """Channels of the value in the order of the table."""
+        table = torch.arange(self.value.shape[0]).view(self.groups, -1)
+        return (table.t() if self.transposed else table).flatten()
 
 
 def pad(program: Program, name: str, term: Term, widths: Sequence[int] | None = None, mode: str = 'constant',

@@ -88,6 +88,12 @@ class Value:
         scale = term.multiplier[0]  # of a negative one, larger codes would be smaller values
         return term if alone and scale >= 0 and (term.multiplier == scale).all() else None
 
+    def affine(self, factor: float, shift: float) -> 'Value':
+        """Return factor * value + shift."""
+        terms = [Term(term.register, term.multiplier * factor, term.exponent) for term in self.terms]
+        ends = sorted(end * factor + shift for end in (self.low, self.high)) if factor else (shift, shift)
+        return Value(self.shape, terms, self.offset * factor + shift, *ends)
+
     def largest(self) -> float:
         """Return the largest magnitude that the bounds of the registers allow."""
         low = self.offset + sum(torch.minimum(t.multiplier * t.register.low, t.multiplier * t.register.high)
