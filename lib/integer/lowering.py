@@ -94,10 +94,8 @@ class _Lowering(Calls):
         try:
             graph = _Tracer().trace(self.model)
         except Exception as error:  # whatever a forward raises when it is given a symbol
-            if kinds := kinds_without_integers(self.model):
-                raise ValueError(f'{type(self.model).__name__} has no integer form: {kinds}') from error
-            raise ValueError(f'{type(self.model).__name__} cannot be traced, its forward depends on more than the '
-                             f'graph: {error}') from error
+            raise self._refusal(f'{type(self.model).__name__} cannot be traced, its forward depends on more than the '
+                                f'graph: {error}') from error
         values, output, aliases = {}, None, Aliases(self.model, graph, input_shape)
         self.last = {node.target for node in graph.nodes if {user.op for user in node.users} == {'output'}}
         for node in graph.nodes:
@@ -133,10 +131,15 @@ class _Lowering(Calls):
             if result is not None:
                 return result
         given = f' with {", ".join(options)}' if options else ''
-        raise ValueError(f'{title(node)}{given} has no integer form, and {owner(node)} calls it: ' + (
-            kinds_without_integers(self.model) or 'known are convolutions, linear layers, batch norms, sums, products, '
-            'ReLU, activations by table, pools, joining, splitting and shuffling of channels, flattening, slices, '
-            'padding with zeros and quantizers'))
+        raise self._refusal(
+            f'{title(node)}{given} has no integer form, and {owner(node)} calls it: known are convolutions, linear '
+            'layers, batch norms, sums, products, ReLU, activations by table, pools, joining, splitting and shuffling '
+            'of channels, flattening, slices, padding with zeros and quantizers')
+
+    def _refusal(self, message):
+        """Return the error to raise: about layers of which no integer form is known, if there are any, or this one."""
+        kinds = kinds_without_integers(self.model)
+        return ValueError(f'{type(self.model).__name__} has no integer form: {kinds}' if kinds else message)
 
     # Modules
 
@@ -159,9 +162,8 @@ class _Lowering(Calls):
             return shapes.flatten(self.program, name, value)
         pool = shapes.module_pool(name, module, value.shape)
         if pool is None:
-            kinds = kinds_without_integers(self.model)
-            raise ValueError(f'{name} ({type(module).__name__}) has no integer form: ' + (kinds or 'replace it, for '
-                             'example by ReLU or Hardswish, before the network is trained with quantization'))
+            raise self._refusal(f'{name} ({type(module).__name__}) has no integer form: replace it, for example by '
+                                'ReLU or Hardswish, before the network is trained with quantization')
         return self.pool(name, value, *pool)
 
     def _batch_norm(self, name, norm, value):

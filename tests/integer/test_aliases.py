@@ -61,6 +61,7 @@ FOLLOWED = {
     'dropout': lambda net, x: changes(x, F.dropout(net.dropout(x), 0.5, net.training).relu_()),
     'contiguous': lambda net, x: changes(x, x.contiguous().relu_()),
     'quantizer that is off': lambda net, x: changes(x, net.off(x).relu_()),
+    'product': lambda net, x: changes(x, x.mul_(2)),
     'view of the same form': lambda net, x: (lambda flat: changes(flat, flat.view(flat.size(0), -1).relu_()))(
         x.flatten(1)),
     'value of before': lambda net, x: (lambda y: y + x.relu_())(net.again(x)),
@@ -100,7 +101,6 @@ REFUSED = {
                             r'relu_ \(relu_\) changes getitem_1 \(getitem\) in place'),
     'augmented slice': (lambda net, x: changes(x, iadd(x[:, :2], x[:, 2:])), r'iadd \(iadd\) changes conv in place'),
     'out': (lambda net, x: changes(x, torch.add(x, x, out=x)), r'add \(add\) with out has no integer form'),
-    'product': (lambda net, x: changes(x, x.mul_(2)), r'mul_ \(mul_\) has no integer form'),
     'assignment': (lambda net, x: assign(x), 'cannot be traced.* item assignment'),
 }
 
