@@ -52,13 +52,13 @@ def settle(model, images):
             module.bias.normal_(0, 0.3, generator=generator)
             module.momentum = None
     model.train()(images)
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    hook = last.register_forward_pre_hook(lambda _, args: features.append(args[0]))
+    last = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]  # DLA's is 1x1
+    hook = last.register_forward_pre_hook(lambda _, args: features.append(args[0].flatten(1)))
     model.eval()(images)
     hook.remove()
     means = features[0].unflatten(0, (-1, 4)).mean(0)
     means -= means.mean(0)
-    last.weight.copy_(means / means.square().sum(1, keepdim=True))
+    last.weight.copy_((means / means.square().sum(1, keepdim=True)).view_as(last.weight))
     last.bias.zero_()
 
 
