@@ -11,6 +11,7 @@ from lib.env.linear_quantize_env import LinearQuantizeEnv
 from lib.env.quantize_env import QuantizeEnv
 from lib.env.space import Space
 from lib.network.coverage import inventory_of
+from lib.network.reach import reach_weights
 from lib.runtime.seeds import own_generators
 from lib.search.loop import search as search_env
 from lib.search.searcher import Searcher
@@ -66,8 +67,8 @@ class Batches:
 
 
 def search(model: nn.Module, loaders: Sequence, *, budget: float = 0.1, cost: str | CostTable = 'model_size',
-           linear: bool = False, searcher: str | Searcher = 'ddpg', episodes: int = 60, folder=None,
-           settings: EpisodeSettings | None = None, **bits) -> list:
+           linear: bool = False, attention_products: bool = False, searcher: str | Searcher = 'ddpg',
+           episodes: int = 60, folder=None, settings: EpisodeSettings | None = None, **bits) -> list:
     """Return the best strategy that a search finds for a float network, which stays as it is.
 
     Args:
@@ -76,11 +77,13 @@ def search(model: nn.Module, loaders: Sequence, *, budget: float = 0.1, cost: st
         budget: what a strategy may cost, relative to the reference of the cost.
         cost: a name in `counting.COUNTED`, or the table of the layers.
         linear: search pairs [weight bits, activation bits] for linear quantization, instead of weight bits for K-means.
+        attention_products: linear: products of two activations have entries of their own, see `reach_weights`.
         searcher, episodes, folder: see `loop.search`.
         settings: how a strategy is evaluated.
         bits: `min_bit`, `max_bit` and `wall` of the `Space`.
     """
     loaders, model = Batches.of(loaders), copy.deepcopy(model)
+    reach_weights(model, _probe(model, loaders[0]), 'products' if linear and attention_products else 'weights')
     inventory = inventory_of(model, loaders[0].input_shape, linear)
     table = COUNTED[cost](inventory) if isinstance(cost, str) else cost
     space = Space.of(inventory, [Constraint.of_ratio(table, budget, 'a budget of')], **bits)
@@ -90,11 +93,15 @@ def search(model: nn.Module, loaders: Sequence, *, budget: float = 0.1, cost: st
     return search_env(env, searcher, episodes, folder=folder).strategy
 
 
-def quantize(model: nn.Module, strategy: list, loader=None) -> Quantization:
-    """Quantize a float network in place; the first images of the `loader` calibrate a linear strategy."""
+def quantize(model: nn.Module, strategy: list, loader, attention_products: bool = False) -> Quantization:
+    """Quantize a float network in place; the first images of the `loader` calibrate a linear strategy.
+
+    `attention_products` is what the strategy was searched with.
+    """
+    (loader,) = Batches.of([loader])
+    reach_weights(model, _probe(model, loader), 'products' if attention_products else 'weights')
     if not isinstance(strategy[0], (list, tuple)):
         return KMeansQuantization(model, strategy)
-    (loader,) = Batches.of([loader])
     convert_to_quantized(model, _probe(model, loader), quiet=True)
     return LinearQuantization(model, strategy, loader.first_batch().to(_device(model)))
 

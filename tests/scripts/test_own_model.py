@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from lib.record.files import write_json
+
 EXAMPLE = Path(__file__).resolve().parents[2] / 'examples' / 'own_model.py'
 SMALL = ('--dataset', 'digits', '--image_size', '16')
 RUN = (*SMALL, '--workers', '0', '--device', 'cpu', '--train_batch', '64')
@@ -116,6 +118,39 @@ def test_search_fine_tuning_and_evaluation(searched, folder, start, succeed, rea
                     cwd=folder / 'nets')  # the run knows where the file of the network is
     results = read_json(folder / f'tuned_{flow}' / 'results.json')
     assert f"own_model on digits: top-1 {results['top1']:.2f} %" in again.out
+
+
+def test_products_of_attention_are_searched_trained_and_evaluated(folder, start, succeed, call, read_json):
+    options = (*start, '--linear_quantization', '--attention_products', '--cost', 'bitops')
+    succeed('rl_quantize.py', *options, '--train_size', '64', '--val_size', '64', '--train_episode', '1', '--warmup',
+            '1', '--preserve_ratio', '0.6', '--output', 'save', '--suffix', 'products', cwd=folder)
+    run = folder / 'save' / 'own_model_digits_products'
+    about = read_json(run / 'strategy.json')
+    assert about['layers'] == [*LINEAR[:9], *LINEAR[9:10], 'attention.attention.product1',
+                               'attention.attention.product2', *LINEAR[10:]]
+    succeed('finetune.py', *options, '--strategy', run / 'strategy.json', '--epochs', '1', '-c', 'products', cwd=folder)
+    again = succeed('finetune.py', '--resume', 'products/checkpoint.pth.tar', '--eval', cwd=folder)
+    assert f"top-1 {read_json(folder / 'products' / 'results.json')['top1']:.2f} %" in again.out
+    refused = call('finetune.py', *start, '--attention_products', '--strategy', 'uniform:4', '-c', 'x', cwd=folder)
+    assert refused.code == 1 and '--attention_products: the K-means flow quantizes weights alone' in refused.err
+
+
+def test_a_run_from_before_keeps_the_layers_that_it_had(folder, start, succeed, read_json):
+    """Its files say nothing of products: `in_proj` and `out_proj` stay float in it."""
+    options = (*start, '--linear_quantization', '--cost', 'bitops', '--strategy', 'uniform:4', '--epochs', '1')
+    succeed('finetune.py', *options, '-c', 'old', cwd=folder)
+    path = folder / 'old' / 'checkpoint.pth.tar'
+    saved, settings = torch.load(path, weights_only=True), read_json(folder / 'old' / 'args.json')
+    old = [name for name in LINEAR if '_proj' not in name]
+    saved |= {'layers': old, 'strategy': [bits for name, bits in zip(LINEAR, saved['strategy'], strict=True)
+                                          if name in old]}
+    saved['state_dict'] = {key: value for key, value in saved['state_dict'].items() if '_proj.' not in key
+                           or 'out_proj' in key and 'quantizer' not in key}
+    del saved['attention_products'], saved['digest'], settings['attention_products']
+    torch.save(saved, path)
+    write_json(folder / 'old' / 'args.json', settings, seal=True)
+    done = succeed('finetune.py', '--resume', path, '--eval', cwd=folder)
+    assert 'never called: attention.attention.out_proj' in done.out and 'top-1' in done.out
 
 
 def test_measure_prices_both_strategies(searched, folder, own, succeed, read_json):
