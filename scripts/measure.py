@@ -5,7 +5,6 @@ strategy stands beside the first. Every total says what it counts.
 """
 
 import contextlib
-import csv
 import json
 import sys
 from dataclasses import replace
@@ -48,6 +47,7 @@ def main(args):
     from lib.simulator.counting import COUNTED, proqha_float_layers
     from lib.simulator.hardware import make_table
     from lib.simulator.rest import price_floats
+    from lib.simulator.strategy_report import csv_text, report, report_text
 
     if args.json and args.csv:
         raise ValueError('--json and --csv: give one of them')
@@ -79,40 +79,8 @@ def main(args):
     reports = [{**about, **report(strategy, inventory, table, counted)} for strategy, _ in chosen]
     if args.json:
         print(json.dumps(reports[0] if len(reports) == 1 else {**reports[0], 'compare': reports[1]}))
-    elif args.csv:
-        print_csv(reports)
     else:
-        print_report(reports)
-
-
-def report(strategy, inventory, table, counted):
-    """Return all costs of one strategy (None: float) of this `Inventory` as a dict of plain values."""
-    costs, eight = counted | {table.name: table}, [[8, 8]] * len(inventory.layers)
-    sizes = costs['model_size']
-    priced = {name: cost.cost(strategy or eight) for name, cost in costs.items()}
-    ratios = {name: cost.ratio(strategy or eight) for name, cost in costs.items()}
-    if strategy is None:  # float weights
-        for name in {'model_size', 'file_size', 'proqha_ratio'} & costs.keys():
-            priced[name], ratios[name] = costs[name].reference, 1.0
-    return {
-        'strategy': strategy, 'macs': inventory.macs, 'coverage': inventory.coverage.to_dict(),
-        'size_bits': priced['model_size'], 'size_ratio': ratios['model_size'],
-        'cost': priced[table.name], 'cost_ratio': ratios[table.name],
-        'unit': table.unit, 'cost_name': table.name, 'batch': table.about['batch'],
-        'costs': {name: {'cost': priced[name], 'ratio': ratios[name], 'unit': cost.unit}
-                  for name, cost in costs.items()},
-        'counted': {'parameters': 'all parameters, with biases and normalization',
-                    'macs': 'multiply-accumulates of convolutions, linear layers and matrix products for one image',
-                    'madds': 'macs, 2 per input value of a BatchNorm, and the additions of pooling modules, as thop '
-                             'counts them',
-                    **{name: rule(cost) for name, cost in costs.items()}},
-        'layers': list(layer_rows(inventory, strategy, sizes, table)), 'float_layers': list(float_rows(inventory)),
-    }
-
-
-def rule(cost):
-    """Return what a cost counts, as a sentence about the total."""
-    return f"{'largest' if cost.combine == 'max' else 'sum over all layers'}: {cost.meaning}"
+        print(csv_text(reports) if args.csv else report_text(reports), end='')
 
 
 def choose(text, network, linear, name):
@@ -127,103 +95,6 @@ def choose(text, network, linear, name):
     strategy = find_strategy(text, lambda pairs: kept[pairs].names, linear=linear, either=True, published=STRATEGIES,
                              network=name, ends=network.linear.ends)
     return strategy, kept[isinstance(strategy[0], list)]
-
-
-def layer_rows(inventory, strategy, sizes, table):
-    """Yield a dict of plain values per layer."""
-    eight = [[8, 8]] * len(inventory.layers)
-    bits = sizes.bits(strategy or eight)
-    prices = table.breakdown(strategy or eight).tolist()
-    for record, weights, (w_bit, a_bit), price in zip(inventory.layers, inventory.weights, bits, prices, strict=True):
-        yield {**shape_row(record), 'calls': record.calls, 'weights': weights, 'macs': record.macs,
-               'w_bit': w_bit if strategy else 32,
-               'a_bit': None if not strategy or isinstance(strategy[0], int) else a_bit,
-               'size_bits': weights * (w_bit if strategy else 32), 'cost': price}
-
-
-def float_rows(inventory):
-    """Yield a dict of plain values per product that stays float."""
-    for record in inventory.floats:
-        yield {**shape_row(record), 'calls': record.calls, 'macs': record.macs}
-
-
-def shape_row(record):
-    """Return the name and the sizes of a layer."""
-    return {'name': record.name, 'type': record.type, 'in_channels': record.in_channels,
-            'out_channels': record.out_channels, 'kernel': list(record.kernel), 'stride': list(record.stride),
-            'groups': record.groups, 'in_size': [record.in_h, record.in_w], 'out_size': [record.out_h, record.out_w]}
-
-
-def print_csv(reports):
-    """Print the layers, the second strategy's bits and cost beside the first's."""
-    rows = [dict(row) for row in reports[0]['layers']]
-    for other in reports[1:]:
-        for row, theirs in zip(rows, other['layers'], strict=True):
-            row |= {f'{key}_2': theirs[key] for key in ('w_bit', 'a_bit', 'size_bits', 'cost')}
-    for row in rows:
-        row |= {key: 'x'.join(map(str, row[key])) for key in ('kernel', 'stride', 'in_size', 'out_size')}
-    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-
-
-def print_report(reports):
-    """Print a table of layers and the totals, each with its counting rule."""
-    first = reports[0]
-    print(f'{first["network"]} for images of {" x ".join(map(str, first["input"]))}\n')
-    print_layers(reports)
-    print_float_layers(first)
-    print('\n' + '\n'.join(first['about_coverage']))
-    print(f'\n{"parameters":20}{first["parameters"]:>18,}   {first["counted"]["parameters"]}')
-    print(f'{"macs":20}{first["macs"]:>18,}   {first["counted"]["macs"]}')
-    print(f'{"madds":20}{first["madds"]:>18,}   {first["counted"]["madds"]}')
-    for name, cost in first['costs'].items():
-        line = f'{name:20}{number(cost["cost"]):>18} {cost["unit"]} = {cost["ratio"]:.4f}'
-        for other in reports[1:]:
-            theirs = other['costs'][name]
-            change = theirs['cost'] / cost['cost'] - 1 if cost['cost'] else 0
-            line += f'; second {number(theirs["cost"])} = {theirs["ratio"]:.4f} ({change:+.1%})'
-        print(f'{line}\n{"":20}{first["counted"][name]}')
-
-
-def print_layers(reports):
-    """Print one line per layer."""
-    name_width = max(len('layer'), *(len(row['name']) for row in reports[0]['layers'])) + 2
-    unit = reports[0]['unit']
-    head = f'{"layer":{name_width}}{"type":11}{"shape":>20}{"output":>10}{"weights":>12}{"MACs":>15}{"bits":>7}' \
-           f'{"size (bits)":>14}{f"cost ({unit})":>18}'
-    print(head + (f'{"bits 2":>9}{"cost 2":>15}' if len(reports) > 1 else ''))
-    for rows in zip(*(report['layers'] for report in reports), strict=True):
-        row = rows[0]
-        shape = f'{row["in_channels"]}->{row["out_channels"]} {"x".join(map(str, row["kernel"]))}'
-        line = f'{row["name"]:{name_width}}{row["type"]:11}{shape:>20}{"x".join(map(str, row["out_size"])):>10}' \
-               f'{row["weights"]:>12,}{row["macs"]:>15,}{bits_text(row):>7}{row["size_bits"]:>14,}' \
-               f'{number(row["cost"]):>18}'
-        print(line + ''.join(f'{bits_text(other):>9}{number(other["cost"]):>15}' for other in rows[1:]))
-
-
-def print_float_layers(report):
-    """Print one line per product that stays float under every strategy."""
-    if not report['float_layers']:
-        return
-    print('\nstays float:')
-    width = max(len(row['name']) for row in report['float_layers']) + 2
-    for row in report['float_layers']:
-        print(f'{row["name"]:{width}}{row["type"]:11}{row["in_channels"]}->{row["out_channels"]} '
-              f'{"x".join(map(str, row["kernel"]))}, {"x".join(map(str, row["out_size"]))}, {row["calls"]} calls'
-              f'{row["macs"]:>15,} MACs')
-
-
-def bits_text(row):
-    """Return `4`, `4/6`, or `8/-` for an input that is left alone."""
-    if row['a_bit'] is None:
-        return f'{row["w_bit"]}'
-    return f'{row["w_bit"]}/{"-" if row["a_bit"] == -1 else row["a_bit"]}'
-
-
-def number(value):
-    """Return a count with commas, or a number with six digits."""
-    return f'{value:,}' if isinstance(value, int) else f'{value:,.6g}'
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ from _options import (
     add_run_options,
     at_least,
     fraction,
+    naming,
     positive,
 )
 from _proqha import ALIASES, NO_EFFECT, NamedNetwork, Search, add_depth_option, add_historic_options
@@ -176,7 +177,8 @@ def main(args):
     if args.test_only:
         logger.info('%s on %s: top-1 %.2f %% at cost %.4f', arch, args.dataset, accuracy, search.cost)
         return
-    check_target(args, parts)
+    with naming('--'):
+        search.check_target()
     inputs = {'counts': [loader.num_images for loader in (*loaders, *([held_out] if held_out else []))]}
     identity = on_main(lambda: begin_run(run, Beginning(inputs_of(run, ('train', 'val'), **inputs),
                                                         unread=('weights',) if saved else ())))
@@ -234,16 +236,6 @@ def starting_bits(args, parts, checkpoint, drawn):
         raise ValueError(f'{source}: the search starts from {wrong[0]} bits, expected {LOWEST} to {HIGHEST}'
                          + ('' if source == '--k_bits' else '; give --k_bits'))
     return bits
-
-
-def check_target(args, parts):
-    """Refuse a --cost that the search cannot reach."""
-    lowest = parts.cost([LOWEST] * len(parts), odd_positions=args.odd_positions)
-    if args.cost and args.cost < lowest:
-        raise ValueError(f'--cost {args.cost:g} cannot be reached: {LOWEST} bits everywhere cost {lowest:.4g}')
-    if args.cost and parts.cost(parts.bits, odd_positions=args.odd_positions) <= args.cost:
-        logger.warning('--cost %g is what the network to start from costs already: there is nothing to search',
-                       args.cost)
 
 
 if __name__ == '__main__':

@@ -187,6 +187,16 @@ class ProgressiveSearch:
         loader = self.test_images if loader is None else loader
         return evaluate(self.model, loader, loss_function(), self.device, precision=self.precision).top1
 
+    def check_target(self) -> None:
+        """Raise ValueError for a cost that no bits reach; warn of one that is reached already."""
+        target, odd = self.settings.cost, self.settings.odd_positions
+        lowest = self.parts.cost([FLOOR] * len(self.parts), odd_positions=odd)
+        if target and target < lowest:
+            raise ValueError(f'cost {target:g} cannot be reached: {FLOOR} bits everywhere cost {lowest:.4g}')
+        if target and self.cost <= target:
+            logger.warning('a cost of %g is what the network to start from costs already: there is nothing to search',
+                           target)
+
     def run(self, log: StepLog | None = None, done: int = 0) -> None:
         """Take the steps that are left after `done`; `log`, of the main process, saves everything after each."""
         settings = self.settings
