@@ -59,11 +59,14 @@ class _Builder:
 
     def operation(self, operation):
         inputs = [self.values[register] for register in operation.inputs]
-        low, high = self.bounds[operation.inputs[0]]
+        lows, highs = zip(*(self.bounds[register] for register in operation.inputs), strict=True)
+        low, high = min(lows), max(highs)
         arrays = {name: array.numpy() for name, array in operation.arrays.items()}
         at = operation.output
-        if operation.kind == 'requantize':
+        if operation.kind in ('requantize', 'product'):
             self.bounds[at] = _requantized(operation)
+        elif operation.kind == 'lookup':
+            self.bounds[at] = int(arrays['table'].min()), int(arrays['table'].max())
         elif operation.kind in ('conv', 'linear', 'sum_pool'):
             self.bounds[at] = -operation.bound, operation.bound
         else:  # values of the input, and zeros around it
@@ -136,13 +139,33 @@ class _Builder:
         if binary:
             return self.op('Where', [self.op('GreaterOrEqual', [total, self.number(0)]), self.number(1),
                                      self.number(-1)])
-        if shift and rounding == 'floor':  # a negative number minus its Mod is a multiple, and Div exact
-            total = self.op('Sub', [total, self.op('Mod', [total, self.number(2**shift)])])
-        codes = self.op('Div', [total, self.number(2**shift)]) if shift else total
+        codes = self.shifted(total, shift, rounding)
         low, high = operation.options.get('low'), operation.options.get('high')
         if low is None and high is None:
             return codes
         return self.op('Clip', [codes, *(None if end is None else self.number(end) for end in (low, high))])
+
+    def shifted(self, value, shift, rounding):
+        """Return value / 2^shift, rounded down, or towards 0 as Div does."""
+        if shift and rounding == 'floor':  # a negative number minus its Mod is a multiple, and Div exact
+            value = self.op('Sub', [value, self.op('Mod', [value, self.number(2**shift)])])
+        return self.op('Div', [value, self.number(2**shift)]) if shift else value
+
+    def product(self, operation, x, y):
+        shift, rounding = operation.options['shift'], operation.options['rounding']
+        total = self.op('Mul', [x, y])
+        if shift and rounding == 'round':
+            total, rounding = self.op('Add', [total, self.number(2**(shift - 1))]), 'floor'
+        return self.shifted(total, shift, rounding)
+
+    def lookup(self, _operation, x, table):
+        return self.op('Gather', [self.stored(table), self.op('Add', [x, self.number(len(table) // 2)])])
+
+    def cat(self, _operation, *inputs):
+        return self.op('Concat', list(inputs), axis=1)
+
+    def permute(self, _operation, x, index):
+        return self.op('Gather', [x, self.number(index)], axis=1)
 
     def per_channel(self, operation, vector):
         dimensions = len(self.shapes[operation.output])

@@ -15,6 +15,7 @@ from lib.integer.values import Operation
 from tests.integer.scenarios import SHAPE as QAT_SHAPE
 from tests.integer.scenarios import ready
 from tests.integer.test_lowering import NETWORKS, SHAPE, Functional, quantized
+from tests.integer.test_more_operations import Everything
 
 
 def onnx_of(network):
@@ -52,6 +53,13 @@ def test_functional_forms_on_wide_integers(variant):
 @pytest.mark.parametrize('form', ['mantissa:24', 'original'])
 def test_depthwise_convolutions_of_qat(form):
     check_equal(lower_network(ready('mobilenetv2_cifar', 5, 6), QAT_SHAPE, block_format=form), noise(QAT_SHAPE, 2))
+
+
+@pytest.mark.parametrize('rounding', ['round', 'floor', 'trunc'])
+def test_products_tables_and_joined_channels(rounding):
+    torch.manual_seed(0)
+    model, images = Everything(), noise(QAT_SHAPE)
+    check_equal(lower_network(quantized(model, images), QAT_SHAPE, rounding=rounding), images)
 
 
 def test_a_sum_that_int32_does_not_hold_is_refused_by_name():
