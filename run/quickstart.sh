@@ -2,7 +2,7 @@
 # Both flows of HAQ from nothing, on scikit-learn's 1,797 handwritten digits (no download): trains a float MobileNetV2,
 # searches a K-means strategy for 0.08 of the size and a linear one for 0.45 of the latency, fine-tunes and evaluates
 # them beside uniform bits at the same budgets, evaluates 2 to 8 bits everywhere, and ends with a table and plots in
-# save/quickstart.
+# save/quickstart, a packed file of the searched K-means network, and what it says of an image.
 # Hardware: two CPU cores, at most 8 minutes after installation (6.6 and 7.4 measured). README.md says what it should give.
 # A second call skips what is finished and continues what was interrupted. SEED=N repeats it with another seed in a
 # folder of its own, EPISODES=N searches longer (30). Extra arguments go to every training and search (for example
@@ -120,3 +120,8 @@ python scripts/summarize.py "float=$OUT/float" \
     "linear, uniform 3/3 bits=$OUT/linear_uniform" "linear, searched=$OUT/linear_searched" --output "$OUT" \
     --curve "$OUT/kmeans_curve" --curve "$OUT/linear_curve"
 echo "plots: $OUT/*.png, $OUT/*_search/*.png; the strategies: $OUT/*_search/strategy.txt"
+
+say "the searched network as a small file, and what it says of an image (docs/export.md)"
+python scripts/export.py --resume "$OUT/kmeans_searched/checkpoint.pth.tar" --packed "$OUT/network.safetensors" --overwrite
+python lib/utils/make_data.py --dataset digits --target "$OUT/digits"
+python scripts/predict.py "$OUT/network.safetensors" "$OUT/digits/val/3/0009.png" --topk 3

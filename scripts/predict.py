@@ -88,7 +88,7 @@ def main(args):
     if args.csv:
         write_predictions(args.csv, found, topk)
         logger.info('%s: %d images', args.csv, len(found))
-    if right := share_right(found, network.names):
+    if len(found) > 1 and (right := share_right(found, network.names)):
         logger.info('top-1 %.2f %% of the %d images whose folder has the name of a class', *right)
 
 

@@ -5,6 +5,7 @@ import json
 import random
 import struct
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from lib.hybrid.plan import Plan, make_plan
 from lib.network.coverage import inventory_of
 from lib.network.reach import reach_weights
 from lib.qat.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantizers, quantize_blocks
-from lib.quantize import Quantizer, fit_codebook
+from lib.quantize import ACIQWeightQuantizer, Quantizer, fit_codebook
 from lib.simulator.counting import file_size
 from lib.utils.quantize_utils import (
     LinearQuantization,
@@ -313,6 +314,29 @@ def test_a_file_of_another_network_is_refused(small):
                                                                 'missing')):
         with pytest.raises(ValueError, match=words):
             install(twin, packed)
+
+
+@pytest.mark.parametrize('kind', ['kmeans', 'pruned', 'linear', 'channels'])
+def test_the_reader_in_the_documentation(kind, tmp_path):
+    page = (Path(__file__).parents[2] / 'docs' / 'export.md').read_text(encoding='utf-8')
+    theirs = {}
+    exec(page.split('```python\n')[2].split('```')[0], theirs)
+    model = shaken(models.create_model('resnet20', num_classes=5))
+    books = clustered(model, is_pruned=kind == 'pruned') if kind in ('kmeans', 'pruned') else {}
+    if kind == 'linear':
+        model, _ = linear(model)
+    elif kind == 'channels':
+        convert_to_quantized(model, IMAGES[:2], quiet=True)
+        for layer in quantized_layers(model).values():
+            layer.weight.data *= torch.logspace(0, 2, len(layer.weight)).reshape(-1, *[1] * (layer.weight.dim() - 1))
+            layer.set_quantizers(ACIQWeightQuantizer(3, per_channel=True, bit_alloc=True), Quantizer())
+    (tmp_path / 'a').write_bytes(pack_network(model, IMAGES[:2], about(), books)[0])
+    packed = read_packed(tmp_path / 'a')
+    said, tensors = theirs['read'](tmp_path / 'a')
+    assert said['classes'] == 5 and all(np.array_equal(tensors[key], array) for key, array in packed.rest.items())
+    assert kind != 'channels' or any(len(coded.bits) > 1 for coded in packed.weights.values())
+    for name, coded in packed.weights.items():
+        assert np.array_equal(theirs['weight'](tensors, name), coded.decode())
 
 
 # ---- files that somebody damaged or made up
