@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from lib.network.conversion import all_layers, convert_to_quantized, quantized_layers
 from lib.network.coverage import inventory_of
@@ -278,3 +280,45 @@ def test_a_network_that_fails_is_named():
         reach_weights(Tokens(Fused(True)), torch.randn(2, 5, 8, 8))
     with pytest.raises(ValueError, match="reach is 'all'; expected one of layers, weights, products"):
         reach_weights(Tokens(Fused(True)), torch.randn(2, *SHAPE), 'all')
+
+
+def timm_networks():
+    """Return {name: function that builds a small network of timm with random weights}."""
+    timm = pytest.importorskip('timm')
+    tiny = {'img_size': 32, 'num_classes': 5}
+    return {
+        'ViT': lambda: timm.models.VisionTransformer(patch_size=8, embed_dim=24, depth=2, num_heads=2, **tiny),
+        'BEiT': lambda: timm.models.Beit(patch_size=8, embed_dim=24, depth=1, num_heads=2, init_values=0.5, **tiny),
+        'EVA': lambda: timm.models.Eva(patch_size=8, embed_dim=24, depth=1, num_heads=2, qkv_fused=True, **tiny),
+        'Swin': lambda: timm.models.SwinTransformer(patch_size=4, embed_dim=12, depths=(1, 1), num_heads=(1, 2),
+                                                    window_size=4, **tiny),
+        'NFNet': lambda: timm.models.NormFreeNet(timm.models.nfnet.NfCfg(depths=(1, 1), channels=(16, 32),
+                                                                         stem_type='3x3'), num_classes=5),
+        'BiT': lambda: timm.models.ResNetV2(layers=(1, 1), channels=(128, 256), num_classes=5, stem_chs=32),
+        'same': lambda: nn.Sequential(timm.layers.Conv2dSame(3, 8, 3, 2), timm.layers.BatchNormAct2d(8),
+                                      timm.layers.StdConv2dSame(8, 8, 3, 2), nn.Flatten(), nn.Linear(512, 5)),
+    }
+
+
+@pytest.mark.parametrize('name', ['ViT', 'BEiT', 'EVA', 'Swin', 'NFNet', 'BiT', 'same'])
+def test_networks_of_timm_are_covered_and_counted(name):
+    """All weights but position tables; MACs as torch's own counter has them; saved and loaded to the bit."""
+    torch.manual_seed(0)
+    build, images = timm_networks()[name], torch.randn(4, 3, 32, 32)
+    net = build().eval()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        net(images[:1])
+    with torch.no_grad():
+        expected = net(images)
+    reach_weights(net, images[:2], 'products')
+    found = inventory_of(net, images.shape[1:], True)
+    assert counter.get_total_flops() == 2 * found.macs
+    assert found.coverage.macs == 1 and not [name for name in found.float_names if 'pos' not in name]
+    convert_to_quantized(net, images[:2], quiet=True)
+    with torch.no_grad():
+        assert torch.equal(net(images), expected)
+        LinearQuantization(net, [[4, 8]] * len(found.names), images, method='max')
+        again = convert_to_quantized(reach_weights(build(), images[:2], 'products'), images[:2], quiet=True)
+        LinearQuantization(again.eval(), [[4, 8]] * len(found.names))
+        again.load_state_dict(net.state_dict())
+        assert torch.equal(again(images), net(images))
