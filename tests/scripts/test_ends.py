@@ -117,12 +117,15 @@ def test_an_error_of_the_program_keeps_its_traceback():
 @pytest.mark.parametrize(('name', 'status'), [('SIGTERM', 143), ('SIGHUP', 129)])
 def test_signals_end_like_an_interrupt_and_handlers_are_put_back(capsys, name, status):
     number = signal.Signals[name]
-    before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as stop, ending({}, lambda: 'go on'):
-        os.kill(os.getpid(), number)
-        time.sleep(1)
-    assert stop.value.code == status and capsys.readouterr().err == f'\nended by {name}; go on\n'
-    assert signal.getsignal(number) == before
+    before = signal.signal(number, signal.SIG_DFL)  # it may be ignored: the tests may run under nohup
+    try:
+        with pytest.raises(SystemExit) as stop, ending({}, lambda: 'go on'):
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+        assert stop.value.code == status and capsys.readouterr().err == f'\nended by {name}; go on\n'
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_signal_that_is_ignored_stays_so():
