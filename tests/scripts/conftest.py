@@ -210,7 +210,7 @@ def weights(home, pretrained):
 @pytest.fixture(scope='session')
 def table(home):
     """Path of the latency table of the quantized twin, made by make_lookup_table.py."""
-    succeed('make_lookup_table.py', *LINEAR[:6], '--hardware', 'cloud', '--output', 'table.npy', cwd=home)
+    succeed('make_lookup_table.py', *LINEAR[:6], '--hardware', 'cloud', '--output', 'table.npy', '--no-plot', cwd=home)
     return home / 'table.npy'
 
 
