@@ -19,13 +19,14 @@ from lib.network.hooks import batch_norms
 from lib.network.reach import reach_weights
 from lib.network.sync_batch_norm import synchronise_batch_norm
 from lib.qat.bit_lists import is_quantized
-from lib.qat.inherited import check_quantizers, kept_quantizers, not_inherited
+from lib.qat.inherited import begin_anew, check_quantizers, kept_quantizers, not_inherited
 from lib.qat.parts import quantize_as
+from lib.quantize.grids import Grids
 from lib.record.checkpoint import load_weights, read_checkpoint, weights_for
 from lib.record.download import read_download
 from lib.runtime.distributed import main_first, world_size
 from lib.runtime.user_code import load_model
-from lib.utils.quantize_utils import LinearQuantization, convert_to_quantized
+from lib.utils.quantize_utils import LinearQuantization, convert_to_quantized, quantized_layers
 
 logger = logging.getLogger('haq')
 
@@ -166,10 +167,12 @@ class Start:
         if source != self.resume:
             logger.info('weights: %s', '; '.join([str(source), *weights.words()]))
 
-    def load(self, model, checkpoint, source):
-        """Load a checkpoint, if any, into the network."""
+    def load(self, model, checkpoint, source, *, anew=False):
+        """Load a checkpoint, if any, into the network; `anew`: without what its quantizers found."""
         if checkpoint is not None:
             weights = self.find(model, checkpoint, source)
+            if anew:
+                begin_anew(weights.state_dict)
             check_quantizers(model, weights.state_dict, source)
             self.put(model, weights, source)
 
@@ -225,7 +228,8 @@ def say_own_weights(network, otherwise=None):
         logger.warning('%s', otherwise)
 
 
-def prepare(model, shape, start, checkpoint=None, source=None, *, linear, fold_bn=False, sync_bn=False, bn_batches=0):
+def prepare(model, shape, start, checkpoint=None, source=None, *, linear, fold_bn=False, sync_bn=False, bn_batches=0,
+            grids=None):
     """Load the checkpoint, if any, and in the linear flow convert the network; return it.
 
     Args:
@@ -237,7 +241,9 @@ def prepare(model, shape, start, checkpoint=None, source=None, *, linear, fold_b
         fold_bn: fold its BatchNorms first; those of a checkpoint that has them folded are folded anyway.
         sync_bn: let BatchNorms span all processes.
         bn_batches: on which BatchNorm statistics are to be estimated, which needs BatchNorms.
+        grids: {field of `Grids`: what its option says, None: as in the checkpoint}, of a network that has the options.
     """
+    grids, kept = choose_grids(grids or {}, checkpoint, source, start, linear)
     folded = isinstance(checkpoint, dict) and checkpoint.get('folded') is True
     if folded and not linear:
         raise ValueError(f'{source} has its BatchNorms folded into the weights, as only the linear flow has it: add '
@@ -255,14 +261,32 @@ def prepare(model, shape, start, checkpoint=None, source=None, *, linear, fold_b
         if folded or fold_bn:
             fold(model, shape, quiet=folded)
         convert_to_quantized(model, probe(model, shape), quiet=True)  # `find_layers` says what stays float
+        grids.use(quantized_layers(model).values())
     if load_late:
-        start.load(model, checkpoint, source)
+        start.load(model, checkpoint, source, anew=not kept)
     if sync_bn and world_size() > 1:
         synchronise_batch_norm(model)
     if bn_batches and not batch_norms(model):
         raise ValueError('--bn_batches: the network has no BatchNorm whose statistics could be estimated'
                          + (' once they are folded' if linear and (folded or fold_bn) else '') + ': leave it out')
     return model
+
+
+def choose_grids(given, checkpoint, source, start, linear):
+    """Return the `Grids` of a network in the linear flow, and whether they are those of the checkpoint's ranges.
+
+    Raises:
+        ValueError: an option of another flow, or other grids than those of the run to resume.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not linear:
+        raise ValueError(f'--{next(iter(given))} belongs to the linear flow: leave it out')
+    theirs = Grids.from_dict(checkpoint if isinstance(checkpoint, dict) else {})
+    ours = replace(theirs, **given)
+    if ours != theirs and start.resume and source == start.resume:
+        raise ValueError(f'{source} has grids of its own, --activation_grid {theirs.activation_grid} --weight_scales '
+                         f'{theirs.weight_scales}: leave these options out, or start a new run with --weights')
+    return ours, ours == theirs
 
 
 def fold(model, shape, quiet=False):

@@ -266,11 +266,23 @@ def add_quantization_options(parser):
     group.add_argument('--activation_cap', type=positive,
                        help="linear: upper limit of activation ranges (the original's "
                        'is 6; default: none)')
+    add_grid_options(group, 'linear: ', (None, None))
     group.add_argument('--fold_bn', action=BooleanOption, help='linear: fold every BatchNorm that follows a layer into '
                        'its weights before they are quantized')
     group.add_argument('--bn_batches', type=at_least(0), default=0, metavar='N', help='estimate the BatchNorm '
                        'statistics of the quantized network anew, on N training batches, before it is evaluated')
     return group
+
+
+def add_grid_options(group, flow='', defaults=('symmetric', 'tensor')):
+    """Adds the options of `Grids`; `defaults` of None are those of the checkpoint to start from."""
+    words = (f' (default: {usual}, or that of the checkpoint to start from)' if default is None else ''
+             for default, usual in zip(defaults, ('symmetric', 'tensor'), strict=True))
+    group.add_argument('--activation_grid', choices=['symmetric', 'affine'], default=defaults[0], help=flow + 'levels '
+                       'of activations that can be negative: around 0, or with a zero point, which leaves none unused '
+                       'behind GELU, SiLU or h-swish' + next(words))
+    group.add_argument('--weight_scales', choices=['tensor', 'channel'], default=defaults[1], help=flow + 'one scale '
+                       'for each weight, or one for each of its output channels' + next(words))
 
 
 def add_training_options(parser, *, lr, weight_decay):

@@ -79,12 +79,19 @@ class Flow:
     calibrate: str = 'kl'
     activation_cap: float | None = None
     kmeans_iter: int = 3
+    activation_grid: str | None = None
+    weight_scales: str | None = None
 
     def __post_init__(self):
         for other in ('is_pruned',) if self.linear else ('fold_bn',):
             if getattr(self, other):
                 theirs = 'K-means' if self.linear else 'linear'
                 raise ValueError(f'--{other} belongs to the {theirs} flow: leave it out')
+
+    @property
+    def grids(self):
+        """What the options of the `Grids` say."""
+        return {'activation_grid': self.activation_grid, 'weight_scales': self.weight_scales}
 
     def begin(self, network, data, start, device):
         """Return (the network with its weights, in the form of the flow; the loaders) that a search begins with."""
@@ -97,7 +104,7 @@ class Flow:
         if checkpoint is None:
             say_own_weights(network)
         return prepare(model, shape, start, checkpoint, source, linear=self.linear, fold_bn=self.fold_bn,
-                       sync_bn=self.sync_bn, bn_batches=self.bn_batches), loaders
+                       sync_bn=self.sync_bn, bn_batches=self.bn_batches, grids=self.grids), loaders
 
     def environment(self, model, loaders, space, episodes, precision):
         """Return the environment of a network, (training loader, validation loader), and a space of strategies."""

@@ -68,9 +68,10 @@ def main(args):
     )
 
     from lib.network.codebooks import find_codebooks
+    from lib.quantize.grids import Grids
     from lib.training.loop import Precision
     from lib.training.settings import TrainingSettings
-    from lib.utils.quantize_utils import KMeansQuantization, LinearQuantization, has_ranges
+    from lib.utils.quantize_utils import KMeansQuantization, LinearQuantization, has_ranges, quantized_layers
 
     run, device = training_run(args), start_device(args.device)
     network, data, start = pick(Network, args), pick(Data, args), pick(Start, args)
@@ -89,7 +90,8 @@ def main(args):
     if checkpoint is None:
         say_own_weights(network, 'neither --weights nor --pretrained is given: the weights to be quantized are random')
     prepare(model, shape, start, checkpoint, source, linear=linear, fold_bn=args.fold_bn, sync_bn=args.sync_bn,
-            bn_batches=args.bn_batches)
+            bn_batches=args.bn_batches,
+            grids={'activation_grid': args.activation_grid, 'weight_scales': args.weight_scales})
     is_pruned = not linear and bool(args.is_pruned or start_value(checkpoint, 'is_pruned', False))
 
     # strategy
@@ -106,7 +108,8 @@ def main(args):
     # quantization
     if linear:
         known = checkpoint is not None and has_ranges(model, start.find(model, checkpoint, source).state_dict)
-        known = known and start_value(checkpoint, 'strategy', strategy) in (None, strategy)
+        known = known and start_value(checkpoint, 'strategy', strategy) in (None, strategy) and Grids.of(
+            quantized_layers(model).values()) == Grids.from_dict(checkpoint)
         images = None if known else calibration_images(data, network, loaders, device)
         quantization = LinearQuantization(model, strategy, images, method=args.calibrate, cap=args.activation_cap)
     else:  # weights that came clustered keep their codebooks; what is evaluated is quantized as it is priced

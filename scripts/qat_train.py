@@ -7,6 +7,7 @@ from _options import BooleanOption as Bool
 from _options import (
     RepositoryPath,
     add_data_options,
+    add_grid_options,
     add_model_options,
     add_run_options,
     add_training_options,
@@ -32,7 +33,8 @@ NETWORK_OPTIONS = ('strides', 'num_layer_list', 'num_channel_list', 'stem_channe
                    'relu_after_add')
 BITS = ('layer_wbit', 'layer_abit', 'strategy', 'input_bits')  # of one network
 PART_BITS = ('k_bits', 'pre_k_bits', 'ratio')  # of any network
-QUANTIZERS = ('weight_quantizer', 'act_quantizer', 'alpha', 'end_alpha', 'pact_gradient', 'rescale', 'branch_out')
+QUANTIZERS = ('weight_quantizer', 'act_quantizer', 'alpha', 'end_alpha', 'pact_gradient', 'rescale', 'branch_out',
+              'activation_grid', 'weight_scales')
 ACTIVATIONS = ['dorefa', 'pact', 'mpact', 'fixed_pact', 'lsq', 'linear']
 WEIGHTS = ['dorefa', 'dorefa_symmetric', 'lsq', 'linear']
 
@@ -80,6 +82,7 @@ def add_qat_options(parser):
                        'they shrink by 10, as in the original')
     group.add_argument('--branch_out', action=Bool, default=True, help='quantize shortcuts with a convolution before '
                        'the sum')
+    add_grid_options(group, 'quantizers lsq and linear: ')
     group.add_argument('--clip_decay', type=at_least(0, float), default=2e-4, help='L2 penalty of the learned clips, '
                        'beside the weight decay')
     group.add_argument('--normalize', choices=['imagenet', 'cifar'], help='mean and standard deviation of the images '
@@ -232,7 +235,8 @@ def settings_of(args, saved):
         return {'arch': args.arch, 'network': shape, 'normalize': args.normalize, 'quantizers': {
             'weights': args.weight_quantizer, 'activations': args.act_quantizer, 'alpha': args.alpha,
             'end_alpha': args.end_alpha, 'gradient': args.pact_gradient, 'rescale': args.rescale,
-            'branch_out': args.branch_out}, 'parts': args.k_bits is not None, 'ends': 'called'}
+            'branch_out': args.branch_out, 'activation_grid': args.activation_grid,
+            'weight_scales': args.weight_scales}, 'parts': args.k_bits is not None, 'ends': 'called'}
     if 'qat' not in saved:
         raise ValueError(f'{args.resume} is no checkpoint of qat_train.py: start from its weights with --weights')
     theirs = saved['qat']['arch']

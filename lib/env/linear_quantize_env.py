@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from lib.env.search_env import SearchEnv
+from lib.quantize.grids import Grids
 from lib.utils.quantize_utils import LinearQuantization, calibrate, quantized_layers
 
 
@@ -38,7 +39,9 @@ class LinearQuantizeEnv(SearchEnv):
 
     def describe_quantizers(self) -> dict:
         """Return what the quantized tensors depend on beside the float weights, as plain values."""
-        return {'flow': 'linear', 'calibration': self.calibrate_method, 'activation_cap': self.activation_cap}
+        chosen = Grids.of(self.layers().values()).to_dict()
+        return {'flow': 'linear', 'calibration': self.calibrate_method, 'activation_cap': self.activation_cap,
+                **{name: value for name, value in chosen.items() if value != getattr(Grids, name)}}
 
     @contextmanager
     def float_network(self) -> Iterator[nn.Module]:

@@ -41,7 +41,13 @@ def take_inventory(model: nn.Module, profile: Profile, linear: bool, *, is_prune
     counts = list(count_weights(chosen).values())
     kept = [int((layer.weight != 0).sum()) for layer in chosen.values()] if is_pruned else None
     return Inventory(layers, floats, counts, kept, sum(sizes.values()), _float_names(sizes, floats),
-                     _file_rest(model, chosen), linear)
+                     _file_rest(model, chosen), linear, scales=list(map(_count_scales, chosen.values())))
+
+
+def _count_scales(layer) -> int:
+    """Return how many numbers the quantizers of a layer have beside their codes, see `Inventory`."""
+    channels = getattr(getattr(layer, 'weight_quantizer', None), 'channels', None)
+    return (channels or 1) + 1 + bool(getattr(getattr(layer, 'input_quantizer', None), 'affine', False))
 
 
 def inventory_of(model: nn.Module, shape: tuple[int, int, int], linear: bool, **options) -> Inventory:

@@ -1,7 +1,7 @@
 """What the quantizers of a network take over from those of a checkpoint: learned clips and steps."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, MutableMapping
 from pathlib import Path
 
 from torch import nn
@@ -9,8 +9,10 @@ from torch import nn
 from lib.qat.bit_lists import is_quantized
 from lib.quantize.quantizer import Quantizer
 
+FORMS = {'weights': ('weight_scales', 'tensor'), 'activations': ('activation_grid', 'symmetric')}  # and the usual one
 LEARNED = ('pact', 'mpact', 'lsq', 'linear')  # quantizers with clips or steps
-QUANTIZER_KEY = re.compile(r'(^|[._])(range|step|_extra_state)$')  # in a state dict
+OF_LAYERS = re.compile(r'_quantizer\.|(^|\.)(weight|activation)_range$')  # of the original's layers, too
+QUANTIZER_KEY = re.compile(r'(^|[._])(range|step|low|_extra_state)$')  # in a state dict
 
 
 def check_quantizers(model: nn.Module, state_dict: Mapping, source: str | Path) -> None:
@@ -33,8 +35,14 @@ def kept_quantizers(checkpoint: object, settings: Mapping, strategy: list | dict
     if not isinstance(checkpoint, dict) or 'qat' not in checkpoint or not is_quantized(checkpoint['strategy']):
         return []
     theirs, ours = checkpoint['qat']['quantizers'], settings['quantizers']
-    return [which for which in ('weights', 'activations') if theirs[which] == ours[which] in LEARNED
-            and (ours[which] != 'lsq' or checkpoint['strategy'] == strategy)]
+    return [which for which, form in FORMS.items() if theirs[which] == ours[which] in LEARNED
+            and theirs.get(*form) == ours.get(*form) and (ours[which] != 'lsq' or checkpoint['strategy'] == strategy)]
+
+
+def begin_anew(state_dict: MutableMapping) -> None:
+    """Take everything that belongs to quantizers out of a state dict, so that they begin anew."""
+    for key in [key for key in state_dict if OF_LAYERS.search(key)]:
+        del state_dict[key]
 
 
 def not_inherited(model: nn.Module, state_dict: Mapping, kept: Collection[str], float_names: Collection[str]

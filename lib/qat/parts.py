@@ -174,10 +174,11 @@ def quantize_parts(model: nn.Module, layer_wbit: list[int] | int, layer_abit: li
     for part, w_bit, a_bit in zip(parts, *lists, strict=True):
         layer = model.get_submodule(part.layer)
         if part.activation is None:
-            layer.set_quantizers(quantizers.weight(w_bit),
+            layer.set_quantizers(quantizers.weight(w_bit, len(layer.weight)),
                                  quantizers.activation(a_bit, signed=layer.input_quantizer.signed))
         else:
-            quantized_type(layer).convert(layer, weight_quantizer=quantizers.weight(w_bit), input_quantizer=Quantizer())
+            quantized_type(layer).convert(layer, weight_quantizer=quantizers.weight(w_bit, len(layer.weight)),
+                                          input_quantizer=Quantizer())
             replace_module(model, [part.activation], in_place_of_relu(quantizers, a_bit))
     model.to(images.device).train(model.training)
     return PartQuantizers(model, parts)

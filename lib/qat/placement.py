@@ -23,6 +23,7 @@ from lib.quantize import (
     PACTActivationQuantizer,
     Quantizer,
 )
+from lib.quantize.grids import Grids
 from lib.quantize.layers import quantized_type
 from lib.quantize.reading import Product
 from lib.simulator.layer import ends as ends_of
@@ -53,9 +54,10 @@ class Quantizers:
         gradient: of a learned clip inside its range, 'paper' (0) or 'ste'.
         rescale: `dorefa`: expand activations again by what they were scaled with.
         branch_out: quantize shortcuts that hold a convolution on their own before the sum.
+        activation_grid, weight_scales: as `Grids` has them; others than the usual ones with 'lsq' and 'linear' alone.
 
     Raises:
-        ValueError: a name is unknown.
+        ValueError: a name is unknown, or a quantizer has no such grid.
     """
 
     weights: str = 'dorefa_symmetric'
@@ -65,12 +67,20 @@ class Quantizers:
     gradient: str = 'paper'
     rescale: bool = True
     branch_out: bool = True
+    activation_grid: str = 'symmetric'
+    weight_scales: str = 'tensor'
 
     def __post_init__(self):
         for what, known in (('weights', WEIGHT_QUANTIZERS), ('activations', ACTIVATION_QUANTIZERS),
                             ('gradient', ('paper', 'ste'))):
             if getattr(self, what) not in known:
                 raise ValueError(f'{what}: {getattr(self, what)!r} is not known; expected one of {", ".join(known)}')
+        Grids(self.activation_grid, self.weight_scales)
+        for form, usual, kind, what in (('activation_grid', 'symmetric', self.activations, 'activations'),
+                                        ('weight_scales', 'tensor', self.weights, 'weights')):
+            if getattr(self, form) != usual and kind not in ('lsq', 'linear'):
+                raise ValueError(f'{form} is {getattr(self, form)!r}: a {kind} quantizer of {what} has none but '
+                                 f'{usual!r}; take lsq or linear, or leave it out')
 
     @classmethod
     def from_dict(cls, values: dict) -> 'Quantizers':
@@ -79,16 +89,18 @@ class Quantizers:
     def to_dict(self) -> dict:
         return asdict(self)
 
-    def weight(self, bits: int) -> Quantizer:
-        return WEIGHT_QUANTIZERS[self.weights](bits)
+    def weight(self, bits: int, channels: int) -> Quantizer:
+        """Return a new quantizer of a weight with so many output channels."""
+        options = {'channels': channels} if self.weight_scales == 'channel' else {}
+        return WEIGHT_QUANTIZERS[self.weights](bits, **options)
 
     def activation(self, bits: int, *, signed: bool | None = False, end: bool = False) -> Quantizer:
         """Return a new activation quantizer for a tensor that is signed (None: not known yet), at an `end` or not."""
-        alpha = self.end_alpha if end else self.alpha
+        alpha, affine = self.end_alpha if end else self.alpha, self.activation_grid == 'affine'
         if self.activations == 'lsq':
-            return LSQQuantizer(bits, signed=signed, per='features')
+            return LSQQuantizer(bits, signed=signed, per='features', affine=affine)
         if self.activations == 'linear':
-            return LinearActivationQuantizer(bits, signed=signed, initial_range=alpha)
+            return LinearActivationQuantizer(bits, signed=signed, initial_range=alpha, affine=affine)
         if self.activations == 'mpact' or signed:
             return PACTActivationQuantizer(bits, signed=True, alpha=alpha, gradient=self.gradient)
         if self.activations == 'dorefa':
@@ -119,7 +131,8 @@ def quantize_blocks(model: nn.Module, layer_wbit: list[int], layer_abit: list[in
     for entry, w_bit, a_bit in zip(entries, layer_wbit, layer_abit, strict=True):
         for name in entry.layers if w_bit < 32 else ():  # at 32 bits everywhere it stays the float network
             layer = model.get_submodule(name)
-            quantized_type(layer).convert(layer, weight_quantizer=quantizers.weight(w_bit), input_quantizer=Quantizer())
+            quantized_type(layer).convert(layer, weight_quantizer=quantizers.weight(w_bit, len(layer.weight)),
+                                          input_quantizer=Quantizer())
         for name in entry.activations if a_bit < 32 else ():
             if quantizers.branch_out or '.shortcut.' not in name:
                 _place(model, name, a_bit, quantizers)
@@ -161,7 +174,7 @@ def quantize_layers(model: nn.Module, strategy: list, quantizers: Quantizers, im
         for bits in (w_bit, a_bit):
             check_bits(32 if bits == -1 else bits, f'the strategy: entry {i} ({name})')
         weight = quantizers.activation(w_bit, signed=layer.weight_quantizer.signed) if isinstance(layer, Product) \
-            else quantizers.weight(w_bit)
+            else quantizers.weight(w_bit, len(layer.weight))
         layer.set_quantizers(weight, quantizers.activation(a_bit, signed=layer.input_quantizer.signed, end=i in ends))
     return pairs
 

@@ -114,6 +114,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(('acc', 'top5', 'test_prec1'), MEASURED), **dict.fromkeys(('folded', 'is_pruned'), one_of(bool)),
     'epoch': whole(0), 'step': whole(1), 'classes': whole(1), 'best_acc': real(-1, 100), 'ratio': real(0),
     'cost': real(0), 'input': list_of(whole(1), 3, '[channels, height, width]'), 'layers': list_of(TEXT),
+    'activation_grid': member_of(('symmetric', 'affine'), 'symmetric or affine'),
+    'weight_scales': member_of(('tensor', 'channel'), 'tensor or channel'),
     'quantization': member_of(NEEDED, f'one of {", ".join(NEEDED)}'), 'scaler': one_of(dict), 'kbits': BIT_LIST,
     'state_dict': Rule(_is_state, 'tensors by name'),
     'optimizer': dict_with('the state of an optimizer', 'state', 'param_groups'),

@@ -12,6 +12,7 @@ from lib.env.quantize_env import QuantizeEnv
 from lib.env.space import Space
 from lib.network.coverage import inventory_of
 from lib.network.reach import reach_weights
+from lib.quantize.grids import Grids
 from lib.runtime.seeds import own_generators
 from lib.search.loop import search as search_env
 from lib.search.searcher import Searcher
@@ -22,7 +23,13 @@ from lib.training.fit import fit
 from lib.training.loop import evaluate as evaluate_loader
 from lib.training.loop import loss_function
 from lib.training.settings import TrainingSettings
-from lib.utils.quantize_utils import KMeansQuantization, LinearQuantization, Quantization, convert_to_quantized
+from lib.utils.quantize_utils import (
+    KMeansQuantization,
+    LinearQuantization,
+    Quantization,
+    convert_to_quantized,
+    quantized_layers,
+)
 from lib.utils.utils import Metrics
 
 
@@ -68,7 +75,8 @@ class Batches:
 
 def search(model: nn.Module, loaders: Sequence, *, budget: float = 0.1, cost: str | CostTable = 'model_size',
            linear: bool = False, attention_products: bool = False, searcher: str | Searcher = 'ddpg',
-           episodes: int = 60, folder=None, settings: EpisodeSettings | None = None, **bits) -> list:
+           episodes: int = 60, folder=None, settings: EpisodeSettings | None = None, grids: Grids | None = None,
+           **bits) -> list:
     """Return the best strategy that a search finds for a float network, which stays as it is.
 
     Args:
@@ -80,29 +88,31 @@ def search(model: nn.Module, loaders: Sequence, *, budget: float = 0.1, cost: st
         attention_products: linear: products of two activations have entries of their own, see `reach_weights`.
         searcher, episodes, folder: see `loop.search`.
         settings: how a strategy is evaluated.
+        grids: `Grids` of linear quantization; None: HAQ's.
         bits: `min_bit`, `max_bit` and `wall` of the `Space`.
     """
     loaders, model = Batches.of(loaders), copy.deepcopy(model)
     reach_weights(model, _probe(model, loaders[0]), 'products' if linear and attention_products else 'weights')
+    if linear:
+        _convert(model, loaders[0], grids)
     inventory = inventory_of(model, loaders[0].input_shape, linear)
     table = COUNTED[cost](inventory) if isinstance(cost, str) else cost
     space = Space.of(inventory, [Constraint.of_ratio(table, budget, 'a budget of')], **bits)
-    if linear:
-        convert_to_quantized(model, _probe(model, loaders[0]), quiet=True)
     env = (LinearQuantizeEnv if linear else QuantizeEnv)(model, *loaders, space, settings)
     return search_env(env, searcher, episodes, folder=folder).strategy
 
 
-def quantize(model: nn.Module, strategy: list, loader, attention_products: bool = False) -> Quantization:
+def quantize(model: nn.Module, strategy: list, loader, attention_products: bool = False, grids: Grids | None = None
+             ) -> Quantization:
     """Quantize a float network in place; the first images of the `loader` calibrate a linear strategy.
 
-    `attention_products` is what the strategy was searched with.
+    `attention_products` is what the strategy was searched with; `grids` are those of linear quantization, None: HAQ's.
     """
     (loader,) = Batches.of([loader])
     reach_weights(model, _probe(model, loader), 'products' if attention_products else 'weights')
     if not isinstance(strategy[0], (list, tuple)):
         return KMeansQuantization(model, strategy)
-    convert_to_quantized(model, _probe(model, loader), quiet=True)
+    _convert(model, loader, grids)
     return LinearQuantization(model, strategy, loader.first_batch().to(_device(model)))
 
 
@@ -124,6 +134,11 @@ def train(quantization: Quantization, loaders: Sequence, folder=None, **settings
 def evaluate(model: nn.Module, loader: Iterable) -> Metrics:
     """Return loss and accuracies of a network over a loader."""
     return evaluate_loader(model, loader, loss_function(), _device(model))
+
+
+def _convert(model, loader, grids):
+    convert_to_quantized(model, _probe(model, loader), quiet=True)
+    (grids or Grids()).use(quantized_layers(model).values())
 
 
 def _device(model):

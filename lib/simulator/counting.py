@@ -42,7 +42,8 @@ def file_size(inventory: Inventory) -> CostTable:
     * codes, bit after bit in 32-bit words: 4 ceil(n b / 32) bytes a layer;
     * K-means: the codebook, 4 min(2^b, n). Of a pruned layer the codes and the codebook are those of the n' weights
       that are not zero, and 4 ceil(n / 32) bytes say which these are;
-    * linear: one scale of the weights and the range of the input, 4 + 4;
+    * linear: one scale of the weights, or one for each output channel, and the range of the input, or both its ends, as
+      `Inventory.scales` has them: 4 + 4 as a rule;
     * everything else of the state dict, once: biases, normalization with its statistics, other Parameters and buffers,
       layers that stay float, at 4 bytes a floating number, others at their own size; `num_batches_tracked` is not
       needed. These are the `rest`, the same under every strategy.
@@ -50,8 +51,10 @@ def file_size(inventory: Inventory) -> CostTable:
     Names, shapes and other words of the format are not counted. The reference is the float file: 4 bytes a weight, and
     the rest.
     """
-    rows = [[layer_bytes(n, bits, kept, inventory.linear) for bits in range(1, MAX_BIT + 1)]
-            for n, kept in zip(inventory.weights, inventory.kept or [None] * len(inventory.weights), strict=True)]
+    layers = len(inventory.weights)
+    numbers = (inventory.scales or [2] * layers) if inventory.linear else [None] * layers
+    rows = [[layer_bytes(n, bits, kept, scales) for bits in range(1, MAX_BIT + 1)]
+            for n, kept, scales in zip(inventory.weights, inventory.kept or [None] * layers, numbers, strict=True)]
     table = np.repeat(np.array(rows, dtype=np.int64)[:, :, None], MAX_BIT, axis=2)
     extra = 'scales' if inventory.linear else 'codebooks'
     return CostTable(
@@ -62,11 +65,16 @@ def file_size(inventory: Inventory) -> CostTable:
         f'counted, {inventory.file_rest:,} bytes; relative to 4 bytes a weight')
 
 
-def layer_bytes(weights: int, bits: int, kept: int | None, linear: bool) -> int:
-    """Return the bytes of a layer's codes and of what belongs to them, see `file_size`; `kept` weights are not zero."""
+def layer_bytes(weights: int, bits: int, kept: int | None, scales: int | None) -> int:
+    """Return the bytes of a layer's codes and of what belongs to them, see `file_size`.
+
+    Args:
+        kept: weights that are not zero, of a pruned layer.
+        scales: numbers beside the codes, of the linear flow; None: a codebook is.
+    """
     mask = packed_bytes(weights, 1) if kept is not None else 0
     count = weights if kept is None else kept
-    return packed_bytes(count, bits) + (8 if linear else 4 * min(2**bits, count) + mask)
+    return packed_bytes(count, bits) + (4 * scales if scales is not None else 4 * min(2**bits, count) + mask)
 
 
 def packed_bytes(count: int, bits: int) -> int:

@@ -43,6 +43,8 @@ class Inventory:
         file_rest: bytes in a packed file of all that is neither a quantized weight nor belongs to its quantizers.
         linear: whether an entry is a pair of the linear flow, or weight bits of the K-means flow.
         pricing: `PRICING`; 1 where first and last layer are those of the definition, as they were before.
+        scales: numbers stored beside the codes of each entry, of the linear flow: scales of the weights and the ends of
+            the input's range; None: 2, one of each.
     """
 
     layers: Sequence[LayerRecord]
@@ -54,6 +56,7 @@ class Inventory:
     file_rest: int = 0
     linear: bool = False
     pricing: int = PRICING
+    scales: Sequence[int] | None = None
 
     def __post_init__(self):
         if self.weights is None:

@@ -13,6 +13,7 @@ from lib.network.conversion import convert_to_quantized, quantizable_layers, qua
 from lib.network.hooks import evaluating
 from lib.network.not_finite import locating
 from lib.network.other_state import kept_state
+from lib.quantize.grids import Grids
 from lib.quantize.kmeans import CentroidTrainer, Codebook, CodebookCache
 from lib.quantize.layers import QConv2d, QLinear, calibrating
 from lib.quantize.quantizer import Quantizer
@@ -99,6 +100,10 @@ class LinearQuantization(Quantization):
     def synchronise(self) -> None:
         super().synchronise()
         synchronise_signs(layer.input_quantizer for layer in quantized_layers(self.model).values())
+
+    def describe(self) -> dict:
+        """Return also the grids, which the quantizers in the network have."""
+        return {**super().describe(), **Grids.of(quantized_layers(self.model).values()).to_dict()}
 
 
 def synchronise_signs(quantizers: Iterable[Quantizer]) -> None:
