@@ -48,6 +48,9 @@ class Builder:
         dead = not grid.step > 0 and not grid.binary
         register = self.program.requantize(value, name, self.form(name), step=grid.step, binary=grid.binary,
                                            low=0 if dead else grid.low, high=0 if dead else grid.high)
+        if grid.zero_point:  # codes count from 0 = 0.0 on, so zeros around them are the padding
+            self.program.stored[register.index] = quantizer.bits
+            self.program.operations[-1].note += f', stored as code + {grid.zero_point}'
         self.quantizers[name] = (register.index, grid.scale)
         return value_of(register, grid.scale)
 

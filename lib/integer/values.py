@@ -19,6 +19,7 @@ MIN_SHIFT = 12  # so that an offset keeps so many bits behind the point
 WIDE_MANTISSA = 24
 OFFSET_FRACTION = 16
 MIN_WIDE_MANTISSA = 10
+MOVES = ('max_pool', 'flatten', 'take', 'pad')  # operations whose integers are some of those that go in, or 0
 
 
 @dataclass
@@ -117,6 +118,7 @@ class Program:
         self.rounding, self.saturate = rounding, saturate
         self.operations: list[Operation] = []
         self.registers = 0
+        self.stored: dict[int, int] = {}  # {register of codes of an affine grid: its bits}
 
     def register(self, shape: Sequence[int], low: Bound, high: Bound) -> Register:
         """Return a new register; `low` and `high` are int64 vectors over the channels, or one integer for all."""
@@ -137,9 +139,18 @@ class Program:
         return output
 
     def width(self, register: Register) -> int:
-        """Return how many bits the integers of a register take; a sign alone, +-1, is one."""
+        """Return how many bits the integers of a register take; a sign alone, +-1, is one.
+
+        The codes of an affine grid are stored with its zero point added, in the bits of their quantizer.
+        """
         low, high = int(register.low.amin()), int(register.high.amax())
-        made_by = [operation for operation in self.operations if operation.output == register.index]
+        makers = {operation.output: operation for operation in self.operations}
+        index = register.index
+        while index in makers and makers[index].kind in MOVES:
+            index = makers[index].inputs[0]
+        if index in self.stored:
+            return self.stored[index]
+        made_by = [makers[register.index]] if register.index in makers else []
         if made_by and made_by[0].options.get('binary'):
             return 1
         return max(high.bit_length(), 1) if low >= 0 else max(high.bit_length(), (-low - 1).bit_length()) + 1

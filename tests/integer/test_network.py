@@ -8,15 +8,19 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lib.engine.operand_search import find_operands
 from lib.integer.compare import compare_codes, fake_quantized_codes
 from lib.integer.lowering import lower_network
 from lib.integer.network import IntegerNetwork
 from lib.qat.placement import Quantizers, quantize_blocks
 from lib.quantize.dorefa import DoReFaActivationQuantizer
+from lib.quantize.grids import Grids
 from lib.quantize.pact import PACTActivationQuantizer
+from lib.utils.quantize_utils import LinearQuantization, convert_to_quantized, quantized_layers
 from tests.integer.scenarios import SHAPE, batch, ready, settle, small_network
 
 NAMES = ('toynet', 'mobilenetv2_cifar', 'resnet20_projection')
@@ -323,3 +327,42 @@ def test_comparing_with_another_network_is_refused(networks):
         compare_codes(other, lower_network(model, SHAPE), images)
     codes = fake_quantized_codes(model, images)
     assert 'blocks.3.output' in codes and not any('weight' in name for name in codes)
+
+
+@pytest.mark.parametrize('grids', [Grids('affine'), Grids('symmetric', 'channel'), Grids('affine', 'channel')])
+def test_zero_points_and_scales_per_channel(grids):
+    """With padding and pooling between: a zero point must not come into the border. Operands stay as wide as asked."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=2, groups=8), nn.BatchNorm2d(8),
+        nn.MaxPool2d(2), nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 6, 1), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(6, 4))
+    with torch.no_grad():
+        model[0].weight.mul_(torch.linspace(0.2, 2, 8).view(-1, 1, 1, 1))
+        model[1].bias.fill_(1.5)  # far from symmetric
+        model[3].bias.fill_(-1.0)
+        model.train()(batch(32))
+    model = convert_to_quantized(model.eval(), batch(2))
+    layers = quantized_layers(model)
+    grids.use(layers.values())
+    LinearQuantization(model, [[4, 4]] * len(layers), batch(), method='mse')
+    zeros = [layer.input_quantizer.zero_point() for layer in layers.values()]
+    assert (grids.activation_grid == 'affine') == any(zeros)
+    network, images = lower_network(model, SHAPE), batch(16, seed=7)
+    found = compare_codes(model, network, images)
+    assert len(found) == 5 and max(difference.largest for difference in found.values()) <= 1
+    assert share(found) > 0.999 and same_classes(model, network, images) == 1
+    assert {operation.operand_bits for operation in network.operations if operation.operand_bits} == {(4, 4)}
+    notes = [operation.note for operation in network.operations if 'stored as code' in operation.note]
+    assert len(notes) == sum(map(bool, zeros))
+    operands, _ = find_operands(model, images)
+    for name, operand in operands.items():  # and as products of codes that are never negative
+        x = {}
+        hook = layers[name].register_forward_hook(lambda layer, args, y, x=x: x.update(x=args[0], y=y))
+        with torch.no_grad():
+            model(images)
+        hook.remove()
+        codes = operand.grid.codes(layers[name].input_quantizer(x['x']).detach())
+        found = operand.finish(operand.dot_products(codes), codes).float()
+        torch.testing.assert_close(found, x['y'], atol=1e-4, rtol=1e-4)
+    assert len(operands) == 5
