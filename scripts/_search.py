@@ -83,7 +83,7 @@ class Flow:
     weight_scales: str | None = None
 
     def __post_init__(self):
-        for other in ('is_pruned',) if self.linear else ('fold_bn',):
+        for other in ('is_pruned',) if self.linear else ('fold_bn', 'activation_grid', 'weight_scales'):
             if getattr(self, other):
                 theirs = 'K-means' if self.linear else 'linear'
                 raise ValueError(f'--{other} belongs to the {theirs} flow: leave it out')

@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from lib.quantize import LinearActivationQuantizer, LinearWeightQuantizer, LSQQuantizer, find_range
+from lib.network.coverage import inventory_of
+from lib.quantize import Grids, LinearActivationQuantizer, LinearWeightQuantizer, LSQQuantizer, find_range
 from lib.quantize.affine import find_ends, mse_ends
 from lib.quantize.lsq import code_range
 from lib.quantize.ranges import METHODS, find_channel_ranges
+from lib.simulator.counting import file_size
+from lib.utils.quantize_utils import LinearQuantization, convert_to_quantized, quantized_layers
 from tests.quantize.rows import telling
 
 ALL_BITS, MANY = range(1, 9), range(2, 9)
@@ -123,6 +127,24 @@ def test_lsq_plus_has_the_gradients_of_its_formula(bits, off):
     scale = 1 / np.sqrt(6 * n)
     torch.testing.assert_close(quantizer.step.grad, s.grad * scale)
     torch.testing.assert_close(quantizer.low.grad, b.grad * scale)
+
+
+def test_grids_of_layers_and_what_their_numbers_take():
+    """As chosen, found again, and counted in a packed file: a scale a channel, both ends of a range."""
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4))
+    net = convert_to_quantized(net, torch.randn(2, 3, 8, 8))
+    layers, sizes = quantized_layers(net).values(), {}
+    for grids in (Grids(), Grids('affine'), Grids('symmetric', 'channel'), Grids('affine', 'channel'), Grids()):
+        grids.use(layers)
+        LinearQuantization(net, [[4, 4], [4, 4]], torch.randn(8, 3, 8, 8))
+        assert Grids.of(layers) == grids == Grids.from_dict(grids.to_dict())
+        assert [layer.input_quantizer.has_zero_point for layer in layers] == [grids.activation_grid == 'affine', False]
+        sizes[grids] = file_size(inventory_of(net, (3, 8, 8), linear=True)).cost([[4, 4], [4, 4]])
+    assert [size - sizes[Grids()] for size in sizes.values()] == [0, 2 * 4, (5 + 3) * 4, (5 + 3 + 2) * 4]
+    assert Grids.from_dict({'activation_grid': None, 'other': 1}) == Grids()
+    for wrong in ({'activation_grid': 'log'}, {'weight_scales': 'group'}):
+        with pytest.raises(ValueError, match=f'{next(iter(wrong))} is .*expected one of'):
+            Grids(**wrong)
 
 
 SAMPLES = {
