@@ -46,8 +46,8 @@ def take_inventory(model: nn.Module, profile: Profile, linear: bool, *, is_prune
 
 def _count_scales(layer) -> int:
     """Return how many numbers the quantizers of a layer have beside their codes, see `Inventory`."""
-    channels = getattr(getattr(layer, 'weight_quantizer', None), 'channels', None)
-    return (channels or 1) + 1 + bool(getattr(getattr(layer, 'input_quantizer', None), 'affine', False))
+    quantizers = [getattr(layer, name, None) for name in ('weight_quantizer', 'input_quantizer')]
+    return sum((getattr(each, 'channels', None) or 1) + bool(getattr(each, 'affine', False)) for each in quantizers)
 
 
 def inventory_of(model: nn.Module, shape: tuple[int, int, int], linear: bool, **options) -> Inventory:
