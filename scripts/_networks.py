@@ -373,6 +373,7 @@ def rebuild(saved, network, source):
             if saved.get('folded') is True:
                 fold(model, shape, quiet=True)
             convert_to_quantized(model, probe(model, shape), quiet=True)
+            Grids.from_dict(saved).use(quantized_layers(model).values())
             LinearQuantization(model, saved['strategy'])
     return model
 

@@ -4,13 +4,14 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from lib.quantize.grids import CHOICES
 from lib.record.checkpoint_rules import check_checkpoint
 from lib.record.values import BOOL, TEXT, Rule, check_values, dict_with, list_of, member_of, optional, real, whole
 
 FORMAT, VERSION = 'haq-packed', 1
 IMAGENET = 'imagenet'  # as class names: the 1000 classes in their usual order
 QUANTIZED = ('quantization', 'strategy', 'input', 'classes', 'folded', 'is_pruned', 'qat', 'plan', 'hybrid',
-             'attention_products')
+             'attention_products', *CHOICES)
 NETWORK = {
     'arch': TEXT, 'width_mult': real(0.001, 1000), 'mode': optional(TEXT), 'tensorflow': BOOL,
     'model_file': optional(TEXT)}

@@ -16,6 +16,7 @@ from lib.export.onnx_twin import twin_of
 from lib.export.onnx_verify import check_codes
 from lib.export.onnx_weights import LARGEST_BIAS, pack, unpacked
 from lib.network.reach import reach_weights
+from lib.quantize.grids import Grids
 from lib.quantize.kmeans import CodebookCache
 from lib.utils.quantize_utils import LinearQuantization, convert_to_quantized, quantizable_layers, quantized_layers
 from tests.tiny import sample
@@ -56,9 +57,7 @@ def trained(model):
 
 def linear(strategy, model=None, affine=False):
     model = convert_to_quantized(trained(Net() if model is None else model), IMAGES)
-    for layer in quantized_layers(model).values() if affine else ():
-        layer.input_quantizer.affine = True
-        layer.weight_quantizer.per_channel = True
+    Grids(*(('affine', 'channel') if affine else ())).use(quantized_layers(model).values())
     LinearQuantization(model, strategy * len(quantized_layers(model)) if len(strategy) == 1 else strategy, IMAGES)
     return model
 

@@ -29,7 +29,7 @@ from lib.hybrid.plan import Plan, make_plan
 from lib.network.coverage import inventory_of
 from lib.network.reach import reach_weights
 from lib.qat.placement import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantizers, quantize_blocks
-from lib.quantize import ACIQWeightQuantizer, Quantizer, fit_codebook
+from lib.quantize import ACIQWeightQuantizer, Grids, Quantizer, fit_codebook
 from lib.simulator.counting import file_size
 from lib.utils.quantize_utils import (
     LinearQuantization,
@@ -59,6 +59,7 @@ def shaken(model):
             module.running_mean.normal_(std=0.2)
             module.running_var.uniform_(0.5, 1.5)
     return model.eval()
+GRIDS = Grids(), Grids('affine', 'channel')
 
 
 def check_same(model, twin, images=IMAGES, books=(), **options):
@@ -83,17 +84,19 @@ def clustered(model, bits=(3, 5, 8), is_pruned=False):
     return books
 
 
-def linear(model, images=IMAGES, bits=(3, 5, 8, 1)):
+def linear(model, images=IMAGES, bits=(3, 5, 8, 1), grids=GRIDS[0]):
     """The network in the linear flow, calibrated; its untrained twin has been made before."""
     convert_to_quantized(model, images[:2], quiet=True)
+    grids.use(quantized_layers(model).values())
     count = len(quantized_layers(model))
     strategy = [[bits[i % len(bits)], 4 + i % 4] for i in range(count)]
     LinearQuantization(model, strategy, images)
     return model.eval(), strategy
 
 
-def linear_twin(model, strategy, images=IMAGES):
+def linear_twin(model, strategy, images=IMAGES, grids=GRIDS[0]):
     convert_to_quantized(model, images[:2], quiet=True)
+    grids.use(quantized_layers(model).values())
     LinearQuantization(model, strategy)
     return model
 
@@ -113,14 +116,15 @@ def test_kmeans(is_pruned, entropy):
 
 
 @pytest.mark.parametrize('fold', [False, True])
-def test_the_linear_flow(fold):
+@pytest.mark.parametrize('grids', GRIDS)
+def test_the_linear_flow(fold, grids):
     model, twin = (models.create_model('resnet20', num_classes=5) for _ in range(2))
     shaken(model)
     if fold:
         for each in (model, twin):
             finish_training(each, Plan(), IMAGES[:2])
-    model, strategy = linear(model)
-    data, sizes = check_same(model, linear_twin(twin, strategy))
+    model, strategy = linear(model, grids=grids)
+    data, sizes = check_same(model, linear_twin(twin, strategy, grids=grids))
     cost = file_size(inventory_of(model, (3, 32, 32), True))
     more = sizes.weights + sizes.rest - cost.cost(strategy)  # signed inputs or not; the zero point of one bit
     assert 0 <= more <= 5 * len(strategy)
