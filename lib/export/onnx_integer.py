@@ -37,7 +37,7 @@ class _Builder:
         self.images = ir.Value(name=IMAGES, shape=ir.Shape(['batch', *network.input_shape]),
                                type=ir.TensorType(ir.DataType.FLOAT))
         self.graph = ir.Graph([self.images], [], nodes=[], opset_imports={'': OPSET}, name='integer_network')
-        self.tape, self.values, self.bounds, self.constants = ir.tape.Tape(self.graph), {}, {}, 0
+        self.tape, self.values, self.bounds, self.constants = ir.tape.Tape(self.graph), {}, {}, {}
 
     def model(self):
         top = IMAGE_LIMIT << self.network.fraction
@@ -82,9 +82,12 @@ class _Builder:
         return self.op('Cast', [value], to=ir.DataType[kind])
 
     def number(self, value, kind=np.int64):
-        """Return a constant: a number or an array."""
-        self.constants += 1
-        return self.tape.initializer(ir.tensor(np.asarray(value, kind)), name=f'constant{self.constants}')
+        """Return a constant, a number or an array; equal ones are stored once."""
+        array = np.asarray(value, kind)
+        key = array.dtype.str, array.shape, array.tobytes()
+        if key not in self.constants:
+            self.constants[key] = self.tape.initializer(ir.tensor(array), name=f'constant{len(self.constants)}')
+        return self.constants[key]
 
     def stored(self, array):
         """Return an int64 constant that the file holds in the smallest type."""

@@ -10,7 +10,7 @@ pytest.importorskip('onnxscript', reason='onnxscript is not installed (requireme
 
 from lib.export.onnx_file import file_of, make_onnx, with_int8_sums
 from lib.export.onnx_graph import marked_graph
-from lib.export.onnx_packages import ir, openvino
+from lib.export.onnx_packages import ir, onnx, onnxruntime, openvino
 from lib.export.onnx_runtimes import WITHOUT_FUSION, OnnxNetwork, OpenVinoNetwork
 from lib.export.onnx_twin import twin_of
 from lib.export.onnx_verify import check_codes
@@ -18,6 +18,8 @@ from lib.export.onnx_weights import LARGEST_BIAS, pack, unpacked
 from lib.network.reach import reach_weights
 from lib.quantize.grids import Grids
 from lib.quantize.kmeans import CodebookCache
+from lib.simulator.layer import LayerRecord
+from lib.simulator.measured.onnx_kernel import OnnxKernel
 from lib.utils.quantize_utils import LinearQuantization, convert_to_quantized, quantizable_layers, quantized_layers
 from tests.tiny import sample
 
@@ -203,6 +205,21 @@ def test_8_bit_sums_let_every_layer_be_fused(four_bits):
     assert 0 < np.abs(network(IMAGES) - expected).max() < expected.std()  # another function, near the network's
     with pytest.raises(ValueError, match='no sum'):
         with_int8_sums(make_onnx(linear([[4, 4]], nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())), IMAGES[:2]), IMAGES)
+
+
+def test_the_kernel_that_is_measured_is_what_becomes_of_a_layer(four_bits, tmp_path):
+    """A table of `measured_onnxruntime` times the node that onnxruntime makes of a layer of the exported graph."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / 'optimized.onnx'), 4
+    onnxruntime.InferenceSession(with_int8_sums(four_bits[1], IMAGES).data, options)
+    nodes = onnx.load(options.optimized_model_filepath).graph.node
+    exported = [node for node in nodes if node.op_type == 'QLinearConv']
+    layer = LayerRecord('pointwise', 'conv', 8, 8, (1, 1), (1, 1), 1, 6, 6, 6, 6, 64)
+    measured = OnnxKernel(layer, 1, 1)._model(onnx).graph.node[0]
+    for node in exported:
+        attributes = {entry.name: entry.i for entry in node.attribute if entry.name == 'channels_last'}
+        assert (node.op_type, node.domain, attributes) == (measured.op_type, measured.domain, {'channels_last': 1})
+    assert len(exported) == 3
 
 
 # ---- K-means

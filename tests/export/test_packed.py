@@ -324,7 +324,8 @@ def test_a_file_of_another_network_is_refused(small):
 def test_the_reader_in_the_documentation(kind, tmp_path):
     page = (Path(__file__).parents[2] / 'docs' / 'export.md').read_text(encoding='utf-8')
     theirs = {}
-    exec(page.split('```python\n')[2].split('```')[0], theirs)
+    blocks = [part.split('```')[0] for part in page.split('```python\n')]
+    exec(next(block for block in blocks if 'def unpack' in block), theirs)
     model = shaken(models.create_model('resnet20', num_classes=5))
     books = clustered(model, is_pruned=kind == 'pruned') if kind in ('kmeans', 'pruned') else {}
     if kind == 'linear':
