@@ -53,6 +53,8 @@ def check_about(about: Mapping[str, Any], keys: Collection[str] = ()) -> None:
     """Raise ValueError unless these are values that `make_about` returns; `keys` are names of the file's tensors."""
     check_images(about)
     check_values(about['network'], NETWORK, 'network')
+    if unknown := about['network'].keys() - NETWORK.keys():
+        raise ValueError(f'network says {min(unknown)!r:.40}, which this version does not know')
     aliases = about.get('aliases', {})
     if not isinstance(aliases, dict) or not all(isinstance(first, str) and first != key
                                                 for key, first in aliases.items()):
@@ -66,6 +68,8 @@ def check_about(about: Mapping[str, Any], keys: Collection[str] = ()) -> None:
 def check_images(about: Mapping[str, Any]) -> None:
     """Raise ValueError unless it is said as by `make_about` what network it is, what images it takes, and what classes
     it knows."""
+    if missing := [key for key in RULES if key not in about and key != 'attention_products']:
+        raise ValueError(f'says nothing of {", ".join(missing)}')
     check_values(about, RULES, 'what it says of itself')
     if about['preprocessing']:
         _check_preprocessing(about['preprocessing'], about['input'])

@@ -468,7 +468,8 @@ def test_a_file_made_to_do_harm_is_refused(name):
     ({'classes': 10**9}, 'classes'), ({'class_names': ['a']}, '1 names for 5 classes'),
     ({'input': [3, 10**6, 1]}, 'input'), ({'input': [1000, 4000, 4000]}, 'input'),
     ({'strategy': 'x'}, 'strategy'), ({'aliases': {'a': 'a'}}, 'aliases'),
-    ({'network': {}}, 'network'), ({'network': {**NETWORK, 'width_mult': 1e9}}, 'width_mult'),
+    ({'network': {}}, 'network'), ({'network': {**NETWORK, 'seed': 1}}, 'does not know'),
+    ({'network': {**NETWORK, 'width_mult': 1e9}}, 'width_mult'),
     ({'preprocessing': {**STEPS, 'crop': None}}, 'images of shape'),
     ({'preprocessing': {**STEPS, 'std': [0] * 3}}, 'std'),
 ])

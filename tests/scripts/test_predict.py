@@ -55,6 +55,15 @@ def test_a_packed_file_says_what_its_checkpoint_says(place, pack, succeed, read_
     assert path.stat().st_size < 0.25 * (place / run / 'checkpoint.pth.tar').stat().st_size
 
 
+def test_a_network_with_folded_batch_norms(place, pack, linear, succeed, weights):
+    succeed('finetune.py', *linear, '--linear_quantization', '--fold_bn', '--weights', weights, '--strategy',
+            'uniform:6', '--epochs', '1', '--train_batch', '256', '-c', 'folded', cwd=place)
+    pack('folded')
+    said = [succeed('predict.py', model, 'digits/val/6', cwd=place).out.splitlines()[1:]
+            for model in ('folded.safetensors', 'folded/checkpoint.pth.tar')]
+    assert said[0] == said[1] and len(said[0]) == 37
+
+
 def test_lines_of_single_images(place, pack, succeed):
     pack('tuned_k')
     images = ['digits/val/7/0010.png', 'digits/val/1']
@@ -112,13 +121,16 @@ def test_a_network_of_your_own(place, succeed, call, tmp_path):
     ('predict.py tuned_k.safetensors digits/val --csv digits.txt', 'there already'),
     ('predict.py damaged.safetensors digits/val', 'SHA-256'),
     ('predict.py other.safetensors digits/val', 'needs'),
+    ('predict.py strange.safetensors digits/val', 'says of its network what none is made of'),
     ('predict.py some.onnx digits/val', 'requirements-export.txt'),
 ])
 def test_what_a_person_gets_wrong(place, pack, refused, command, words, monkeypatch):
     data = pack('tuned_k').read_bytes()
     (place / 'damaged.safetensors').write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     packed = read_packed(place / 'tuned_k.safetensors')
-    write_other(place / 'other.safetensors', packed)
+    write_other(place / 'other.safetensors', packed, network={**packed.about['network'], 'arch': 'vgg16'})
+    write_other(place / 'strange.safetensors', packed, quantization='qat', strategy=[[4, 4]] * 20,
+                qat={'arch': 'resnet20', 'network': {}, 'quantizers': {'alpha': 'x'}})
     (place / 'digits.txt').write_text('a\nb\n')
     (place / 'empty').mkdir(exist_ok=True)
     (place / 'some.onnx').write_bytes(b'')
@@ -126,12 +138,11 @@ def test_what_a_person_gets_wrong(place, pack, refused, command, words, monkeypa
     refused(place, [words], *command.split())
 
 
-def write_other(path, packed):
-    """The same weights, said to be those of a larger network."""
+def write_other(path, packed, **changes):
+    """The same weights, said to be those of another network, with the right digest."""
     tensors = {f'{name}.weight_{key}': array for name, coded in packed.weights.items()
                for key, array in coded.tensors().items()}
-    network = {**packed.about['network'], 'arch': 'vgg16'}
-    write_bytes(path, to_bytes({**tensors, **packed.rest}, {**packed.about, 'network': network}))
+    write_bytes(path, to_bytes({**tensors, **packed.rest}, {**packed.about, **changes}))
 
 
 def test_an_onnx_file_says_the_same_of_itself(monkeypatch, tmp_path):
