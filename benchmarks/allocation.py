@@ -28,6 +28,7 @@ from lib.simulator.budget import Constraint  # noqa: E402
 from lib.simulator.counting import model_size  # noqa: E402
 from lib.simulator.hardware import make_table  # noqa: E402
 from lib.simulator.inventory import Inventory  # noqa: E402
+from lib.simulator.layer_bits import LayerBits  # noqa: E402
 from lib.utils.quantize_utils import convert_to_quantized, weight_counts  # noqa: E402
 
 CASES = [('resnet20', 32, 512), ('mobilenetv2', 224, 32)]  # network, side of the images, images
@@ -48,7 +49,7 @@ def make_env(name, side, count, linear):
     if linear:
         space = Space.of(Inventory(records, linear=True), budgets, min_bit=2)
         return LinearQuantizeEnv(model, loader, loader, space, episodes)
-    return QuantizeEnv(model, loader, loader, Space(budgets, min_bit=2, records=records), episodes)
+    return QuantizeEnv(model, loader, loader, Space(budgets, LayerBits.span(2, pairs=False), records=records), episodes)
 
 
 def seconds(work):

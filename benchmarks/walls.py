@@ -19,6 +19,7 @@ from lib.simulator.budget import WALLS, Constraint, fit  # noqa: E402
 from lib.simulator.counting import size_of  # noqa: E402
 from lib.simulator.hardware import make_table  # noqa: E402
 from lib.simulator.inventory import Inventory  # noqa: E402
+from lib.simulator.layer_bits import LayerBits, bits_of_layers  # noqa: E402
 
 MACHINES = ('edge', 'cloud', 'bitfusion')
 
@@ -32,7 +33,8 @@ def layers_of(width, side, classes):
 def fitted(constraints, wall, min_bit):
     """Returns what a wall makes of 8/8 bits, with the first and the last layer pinned."""
     layers = constraints[0].cost.num_layers
-    return fit([[8, 8]] * layers, constraints, min_bit=min_bit, fixed={0: [8, -1], layers - 1: [8, 8]}, wall=wall)
+    ends = {0: LayerBits.of([8, -1]), layers - 1: LayerBits.of([8, 8])}
+    return fit([[8, 8]] * layers, constraints, bits_of_layers(layers, LayerBits.span(min_bit), ends), wall=wall)
 
 
 def mean_bits(strategy):

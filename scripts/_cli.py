@@ -167,8 +167,9 @@ def parse(parser, argv=None, configure=None):
     resolve_paths(args)
     if hasattr(args, 'start_epoch') and args.start_epoch >= args.epochs:
         parser.error(f'--start_epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}')
-    args.changed = {name: (saved[name], value) for name, value in vars(args).items()
-                    if name in saved and plain_value(value) != saved[name]}
+    before = {**younger_settings(parser, args, saved), **saved}
+    args.changed = {name: (before[name], value) for name, value in vars(args).items()
+                    if name in before and plain_value(value) != before[name]}
     set_up_logging(getattr(args, 'debug', False))
     if missing := missing_settings(parser, args, saved):
         logger.warning('%s has no line for --%s: the defaults are taken', settings_path(args.resume),
@@ -275,6 +276,18 @@ def checked_setting(parser, name, value, source):
         raise ValueError(f'{source}: --{name} is {value!r:.80}: {error}; the file was changed, or is of '
                          'another script: put it back, or start another run') from error
     return value
+
+
+def younger_settings(parser, args, saved):
+    """Return the defaults of options that are younger than the args.json of the run, which has a record: it had them.
+
+    Without paths, which are resolved by now.
+    """
+    if not saved or not read_settings(settings_path(args.resume))[1]:
+        return {}
+    return {action.dest: plain_value(action.default) for action in parser._actions
+            if action.dest not in (*saved, *NOT_RESUMED, *PATH_OPTIONS) and action.default is not argparse.SUPPRESS
+            and not isinstance(action.default, RepositoryPath)}
 
 
 def missing_settings(parser, args, saved):

@@ -19,6 +19,7 @@ from lib.runtime.distributed import is_main, on_main
 from lib.simulator.backends import find_machine
 from lib.simulator.budget import Constraint
 from lib.simulator.counting import COUNTED, size_of
+from lib.simulator.inventory import PRICING
 from lib.simulator.rest import price_floats
 from lib.simulator.table_cache import find_or_make, user_folder
 from lib.simulator.table_files import load_table
@@ -94,10 +95,10 @@ class Layers(NamedTuple):
         return self.inventory.names
 
 
-def find_layers(pricing, model, shape, *, is_pruned=False, before=False):
+def find_layers(pricing, model, shape, *, is_pruned=False, rules=PRICING):
     """Return the `Layers` of the network that a strategy of this flow has entries for, and say which they are.
 
-    `before`: as searches counted them that were begun before float layers had a price.
+    `rules`: `PRICING`, or what it was when the search was begun.
     """
     linear, profile = pricing.linear, profile_network(model, shape)
     inventory = take_inventory(model, profile, linear, is_pruned=is_pruned)
@@ -105,9 +106,10 @@ def find_layers(pricing, model, shape, *, is_pruned=False, before=False):
         logger.info('%s', line)
     say_coverage(inventory)
     coverage = inventory.coverage.to_dict()
-    if before:
+    if rules == 1:
         logger.info('this search was begun when what stays float had no price: it goes on without')
-        inventory = as_before(inventory, profile)
+    if rules < PRICING:
+        inventory = as_before(inventory, profile, rules)
     float_bit = 32 if linear or pricing.float_bit is None else pricing.float_bit
     return Layers(inventory, size_of(inventory, float_bit), shape, coverage)
 
@@ -166,8 +168,8 @@ def parse_constraint(text):
     raise ValueError(f'--constraint {text}: expected NAME=RATIO, for example size=0.3 or bitfusion_energy=uniform:4')
 
 
-def constraint_on(cost, ratio, linear, option, ends=(0, -1)):
-    """Return the `Constraint` of a ratio, or exactly what K bits in every layer cost; `ends`: first and last layer."""
+def constraint_on(cost, ratio, linear, option, ends=((0,), (-1,))):
+    """Return the `Constraint` of a ratio, or exactly what K bits in every layer cost; `ends`: first and last layers."""
     if isinstance(ratio, float):
         return Constraint.of_ratio(cost, ratio, option)
     strategy = uniform_strategy(cost.num_layers, int(ratio.removeprefix('uniform:')), linear=linear, ends=ends)

@@ -4,7 +4,7 @@ import contextlib
 import re
 from dataclasses import dataclass
 
-from _options import MAX_UNITS, add_unused_options, at_least, fraction, positive
+from _options import MAX_UNITS, CollectedOption, add_unused_options, at_least, fraction, positive
 from _options import BooleanOption as Bool
 
 AGENT = ('hidden1', 'hidden2', 'lr_a', 'lr_c', 'tau', 'discount', 'bsize', 'init_delta', 'delta_decay', 'warmup',
@@ -19,6 +19,13 @@ def add_search_options(parser, *, finetune_flag, train_size, val_size):
                        'bit, which suits hardware whose layers gain very differently')
     group.add_argument('--min_bit', type=int, default=1, help='fewest bits of a layer')
     group.add_argument('--max_bit', type=int, default=8, help='most bits of a layer')
+    group.add_argument('--candidates', action=CollectedOption, metavar='[NAME=]BITS', help='bits of a layer in place '
+                       'of the range --min_bit to --max_bit: 2,4,8 of all layers, "*.qkv=4,8" of those of a name or '
+                       'pattern, 4,8/8 of weights / of activations; several may be given (docs/searchers.md)')
+    group.add_argument('--pin', action=CollectedOption, metavar='NAME=W[,A]', help='the bits of a layer, or of those '
+                       'of a pattern, that are not searched: W of its weights, in the linear flow A of its activations '
+                       '(-1: the input is left alone); several may be given, and one of the first or the last layer '
+                       'takes the place of [8, -1] or [8, 8]')
     group.add_argument('--train_size', type=at_least(1), default=train_size, help='images an episode trains on')
     group.add_argument('--val_size', type=at_least(1), default=val_size,
                        help='images an episode is judged on, held out of the training set')

@@ -100,11 +100,12 @@ def main(args):
 
     # strategies, and what becomes of them; all budgets are checked before anything slow begins
     pricing = pick(Pricing, args, network=network, linear=linear, folder=args.output)
-    layers = find_layers(pricing, model, shape, is_pruned=args.is_pruned, before=pricing_rules == 1)
+    layers = find_layers(pricing, model, shape, is_pruned=args.is_pruned, rules=pricing_rules)
     constraints = {budget: find_constraints(pricing, layers, budget, option='--budgets') for budget in budgets}
-    with naming('min_bit', 'max_bit', 'reward_on', 'reward_cost', 'finetune_flag', 'finetune_epoch'):
+    with naming('min_bit', 'max_bit', 'candidates', 'pin', 'reward_on', 'reward_cost', 'finetune_flag',
+                'finetune_epoch'):
         space = Space.of(layers.inventory, constraints[budgets[0]], min_bit=args.min_bit, max_bit=args.max_bit,
-                         wall=args.wall)
+                         candidates=args.candidates or (), pins=args.pin or (), wall=args.wall)
         spaces = {budget: space.with_constraints(found) for budget, found in constraints.items()}
         episodes = pick(EpisodeSettings, args)
     env = flow.environment(model, loaders, space, episodes, Precision(device, args.half, args.channels_last))

@@ -95,7 +95,7 @@ def main(args):
 
     # report and files
     print(f'{args.arch} for images of {" x ".join(map(str, given.shape))}, '
-          f'{layers[inventory.ends[1]].out_channels} outputs: {len(layers)} layers, '
+          f'{layers[inventory.ends[1][-1]].out_channels} outputs: {len(layers)} layers, '
           f'{sum(layer.macs for layer in layers):,} multiply-accumulates per image')
     if described.uncalled:
         print(f'left out, for the forward pass never calls them: {", ".join(described.uncalled)}')

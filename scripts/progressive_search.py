@@ -118,6 +118,7 @@ def main(args):
     from lib.runtime.distributed import is_main, on_main
     from lib.search.log import StepLog, last_step, step_path
     from lib.search.progressive import ProgressiveSearch, StepSettings, first_bits
+    from lib.simulator.layer import DEFINED, END_RULES
     from lib.training.loop import Precision
 
     arch = pick(NamedNetwork, args).registered
@@ -135,7 +136,7 @@ def main(args):
     checkpoint, source = (saved, path) if saved else read_weights(start, network)
     qat = saved['qat'] if saved else {
         'arch': arch, 'network': {}, 'normalize': args.normalize or of_quantized(checkpoint).get('normalize'),
-        'quantizers': dict(QUANTIZERS), 'parts': True, 'ends': 'called'}
+        'quantizers': dict(QUANTIZERS), 'parts': True, 'ends': 'flow'}
 
     # data
     data, held_out = pick(Data, args, normalize=qat['normalize']), None
@@ -151,7 +152,7 @@ def main(args):
     layer_names = list(convertible_layers(model, records))
     with in_file(path if saved else None):
         parts = quantize_parts(model, K_BITS, K_BITS, Quantizers.from_dict(qat['quantizers']), probe(model, shape),
-                               arch, in_order=qat.get('ends') == 'called')
+                               arch, rule=END_RULES.get(qat.get('ends'), DEFINED))
         if saved and len(saved['kbits']) != len(parts):
             raise ValueError(f'kbits is for {len(saved["kbits"])} quantizers, this network has {len(parts)}')
         if saved:

@@ -236,7 +236,7 @@ def settings_of(args, saved):
             'weights': args.weight_quantizer, 'activations': args.act_quantizer, 'alpha': args.alpha,
             'end_alpha': args.end_alpha, 'gradient': args.pact_gradient, 'rescale': args.rescale,
             'branch_out': args.branch_out, 'activation_grid': args.activation_grid,
-            'weight_scales': args.weight_scales}, 'parts': args.k_bits is not None, 'ends': 'called'}
+            'weight_scales': args.weight_scales}, 'parts': args.k_bits is not None, 'ends': 'flow'}
     if 'qat' not in saved:
         raise ValueError(f'{args.resume} is no checkpoint of qat_train.py: start from its weights with --weights')
     theirs = saved['qat']['arch']

@@ -80,6 +80,7 @@ def main(args):
     from lib.search.log import CHECKPOINT, EpisodeLog
     from lib.search.loop import check_history, go_on, run_search
     from lib.simulator.counting import model_size
+    from lib.simulator.inventory import PRICING
     from lib.training.loop import Precision
 
     ratio = None if args.constraint and isinstance(args.preserve_ratio, DefaultFloat) else args.preserve_ratio
@@ -102,12 +103,13 @@ def main(args):
 
     # strategies, and what becomes of them
     pricing = pick(Pricing, args, network=network, linear=linear, folder=args.output)
-    layers = find_layers(pricing, model, loaders[0].input_shape, is_pruned=args.is_pruned,
-                         before=saved and 'pricing' not in saved)
+    rules = saved.get('pricing', 1) if saved else PRICING  # a search that was begun before goes on as it was
+    layers = find_layers(pricing, model, loaders[0].input_shape, is_pruned=args.is_pruned, rules=rules)
     constraints = find_constraints(pricing, layers, ratio, args.constraint)
-    with naming('min_bit', 'max_bit', 'reward_on', 'reward_cost', 'screen', 'finetune_flag', 'finetune_epoch'):
+    with naming('min_bit', 'max_bit', 'candidates', 'pin', 'reward_on', 'reward_cost', 'screen', 'finetune_flag',
+                'finetune_epoch'):
         space = Space.of(layers.inventory, constraints, min_bit=args.min_bit, max_bit=args.max_bit,
-                         wall=args.wall)
+                         candidates=args.candidates or (), pins=args.pin or (), wall=args.wall)
         episodes = pick(EpisodeSettings, args)
     env = flow.environment(model, loaders, space, episodes, Precision(device, args.half, args.channels_last))
     if saved and 'run' not in saved:
@@ -130,7 +132,6 @@ def main(args):
         history = saved['history']
         with in_file(run.folder / CHECKPOINT):
             go_on(env, searcher, bench.counter, saved, reuse=args.reuse)
-    rules = layers.inventory.pricing  # by which costs are counted; a search that was begun before goes on as it was
     mark = {**({'run': identity} if identity else {}), **({'pricing': rules} if rules > 1 else {})}
     about = {'arch': args.arch, 'dataset': args.dataset, 'searcher': args.searcher, 'coverage': layers.coverage,
              'pricing': rules}

@@ -12,6 +12,7 @@ from lib.simulator.backends import find_hardware
 from lib.simulator.budget import Constraint
 from lib.simulator.counting import model_size
 from lib.simulator.hardware import make_table
+from lib.simulator.layer_bits import LayerBits, bits_of_layers
 
 EPISODES, COST_SECONDS = 600, 1.0
 LAYERS = 53  # of MobileNetV2
@@ -89,9 +90,10 @@ def wall_rows(settings):
 
 def _wall_row(what, constraint, strategies, fixed):
     cost, found = constraint.cost, {}
+    layer_bits = bits_of_layers(cost.num_layers, LayerBits.span(1), {i: LayerBits.of(e) for i, e in fixed.items()})
 
     def ours():
-        fitted = [budget.fit(s, [constraint], min_bit=1, fixed=fixed) for s in strategies]
+        fitted = [budget.fit(s, [constraint], layer_bits) for s in strategies]
         found['ours'] = [(s, cost.cost(s), cost.ratio(s)) for s in fitted]
 
     def plain():

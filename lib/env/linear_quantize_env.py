@@ -50,7 +50,7 @@ class LinearQuantizeEnv(SearchEnv):
         bits = [(layer.w_bit, layer.a_bit) for layer in layers]
         with super().float_network() as model:
             try:
-                for bit in range(self.space.min_bit, self.space.max_bit + 1):
+                for bit in self.space.all_bits:
                     self._quantize([[bit, bit]] * len(layers))
                 self._set_bits(layers, [(None, None)] * len(layers))
                 yield model

@@ -74,7 +74,7 @@ class SearchEnv:
         Returns:
             (next state, reward, done, outcome): reward 0 and outcome None until the last step.
         """
-        self._chosen.append(bits_from_action(action, self.space.min_bit, self.space.max_bit))
+        self._chosen.append(bits_from_action(action, self.space.steps[len(self._chosen)]))
         state = self.space.state(self._chosen)
         if len(self._chosen) < self.space.num_steps:
             return state, 0.0, False, None

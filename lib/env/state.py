@@ -31,12 +31,16 @@ def _conv_row(index, record):
             record.kernel[0], record.num_weights, record.in_h * record.in_w, index]
 
 
-def bits_from_action(action: float, min_bit: int, max_bit: int) -> int:
-    """Return the bits of an action in [0, 1]: bins of equal width, the two ends clipped into the range."""
-    low, high = min_bit - 0.5, max_bit + 0.5
-    return int(min(max(round(low + (high - low) * float(action)), min_bit), max_bit))
+def bits_from_action(action: float, candidates: Sequence[int]) -> int:
+    """Return the bits of an action in [0, 1]: a bin of equal width for each, ascending; both ends are clipped."""
+    low, count = candidates[0], len(candidates)
+    number = round(low - 0.5 + count * float(action)) - low
+    return candidates[min(max(number, 0), count - 1)]
 
 
-def action_from_bits(bits: int, min_bit: int, max_bit: int) -> float:
-    """Return the action in the middle of the bin of `bits` (clipped into [0, 1] for pinned layers outside it)."""
-    return min(max((bits - min_bit + 0.5) / (max_bit - min_bit + 1), 0.0), 1.0)
+def action_from_bits(bits: int, candidates: Sequence[int]) -> float:
+    """Return the action in the middle of the bin of `bits`; of other bits that of the next candidates, in [0, 1]."""
+    number = int(np.searchsorted(candidates, bits))
+    if number < len(candidates) and candidates[number] == bits:
+        return (number + 0.5) / len(candidates)
+    return number / len(candidates)

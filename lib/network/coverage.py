@@ -55,12 +55,14 @@ def inventory_of(model: nn.Module, shape: tuple[int, int, int], linear: bool, **
     return take_inventory(model, profile_network(model, shape), linear, **options)
 
 
-def as_before(inventory: Inventory, profile: Profile) -> Inventory:
-    """Return an inventory as it was counted before float layers had a price, for searches that were begun then.
+def as_before(inventory: Inventory, profile: Profile, rules: int = 1) -> Inventory:
+    """Return an inventory as it was counted under former rules (`PRICING`), for searches that were begun then.
 
-    What stays float costs nothing, a shared weight is priced in the call of its first layer alone, and the first and
-    the last layer are those of the definition.
+    Under 2 the order of the calls said who is first and last. Under 1 what stays float costs nothing, a shared weight
+    is priced in the call of its first layer alone, and the first and the last layer are those of the definition.
     """
+    if rules > 1:
+        return replace(inventory, pricing=rules)
     records = {record.name: record for record in profile.layers}
     return replace(inventory, layers=[records[name] for name in inventory.names], floats=(), float_weights=0,
                    float_names=(), pricing=1)

@@ -1,5 +1,6 @@
 """The layers of a network with their shapes, found by one forward pass."""
 
+from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from lib.network.flow import FlowMode, of_layer
 from lib.network.hooks import evaluating, hooked
 from lib.network.operations import Operation, OperationMode, linear, owned_tensors
 from lib.network.reach import Following, explained, slow_attention
@@ -66,8 +68,8 @@ def profile_network(model: nn.Module, input_shape: tuple[int, int, int], device:
     recorder = _Recorder(model)
     with explained(model, input_shape), slow_attention(), evaluating(model), torch.no_grad(), \
             hooked(dict(model.named_modules()), recorder.enter, recorder.leave), \
-            OperationMode(recorder.take, recorder.see), recorder.reading.through(model):
-        model(_image(model, input_shape, device))
+            recorder.flow, OperationMode(recorder.take, recorder.see), recorder.reading.through(model):
+        recorder.output = model(recorder.flow.follow(_image(model, input_shape, device)))
     return recorder.profile()
 
 
@@ -99,6 +101,7 @@ class _Recorder:
         self.owned = owned_tensors(model)
         self.model, self.running = model, [(model, [])]  # [(module, products that it executed itself)], innermost last
         self.others, self.extras, self.number, self.read = {}, 0, 0, set()
+        self.flow, self.output = FlowMode(model), None
 
     def enter(self, _name, module, _x):
         self.running.append((module, []))
@@ -190,6 +193,9 @@ class _Recorder:
             self.note_other(self.model, product)
         layers = [_record(self.names[layer], layer, calls, self.orders.get(layer), self.shapes.get(layer, (1, 1)))
                   for layer, calls in self.calls.items()]
+        last = self.flow.last(self.output)
+        layers = [replace(layer, flow=(of_layer(layer.name, self.flow.first), of_layer(layer.name, last)))
+                  for layer in layers]
         unread = frozenset(name for memory, (name, _) in self.owned.items() if memory not in self.read)
         return Profile(layers, list(self.others.values()), self.extras, unread)
 

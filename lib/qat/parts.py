@@ -15,6 +15,7 @@ from lib.qat.placement import Quantizers, quantize_blocks, quantize_layers
 from lib.quantize import PACTActivationQuantizer, QConv2d, QLinear, Quantizer
 from lib.quantize.layers import quantized_type
 from lib.simulator.counting import proqha_float_layers
+from lib.simulator.layer import DEFINED, END_RULES, FLOWING
 
 FLOAT_LAYER = [8, -1]  # entry of a strategy for a layer that stays float
 
@@ -51,7 +52,7 @@ class ClippedReLU(PACTActivationQuantizer):
         return torch.where(x >= clip, clip.to(x.dtype), x.relu())  # NaN stays NaN
 
 
-def find_parts(model: nn.Module, shape: tuple[int, int, int], in_order: bool = True) -> list[Part]:
+def find_parts(model: nn.Module, shape: tuple[int, int, int], rule: int = FLOWING) -> list[Part]:
     """Return the parts of a network, in module order.
 
     They are what its `quantized_parts()` says. Of a network without it: every layer that can be quantized, but the
@@ -59,7 +60,7 @@ def find_parts(model: nn.Module, shape: tuple[int, int, int], in_order: bool = T
 
     Args:
         model: float network, or one that was converted.
-        in_order: whether the first and the last layer are those of the calls; else of the definition.
+        rule: by which `ends` says who is first and last.
 
     Raises:
         ValueError: nothing is left to quantize.
@@ -67,7 +68,7 @@ def find_parts(model: nn.Module, shape: tuple[int, int, int], in_order: bool = T
     if hasattr(model, 'quantized_parts'):
         return [Part(*part) for part in model.quantized_parts()]
     records = profile_layers(model, shape)
-    left = proqha_float_layers(records, in_order)
+    left = proqha_float_layers(records, rule)
     parts = [Part(name) for name in convertible_layers(model, records) if name not in left]
     if not parts:
         raise ValueError(f'{type(model).__name__} has no layer to quantize: its {len(records)} convolutions and linear '
@@ -149,7 +150,7 @@ class PartQuantizers:
 
 
 def quantize_parts(model: nn.Module, layer_wbit: list[int] | int, layer_abit: list[int] | int, quantizers: Quantizers,
-                   images: Tensor, network: str = 'the network', in_order: bool = True) -> 'PartQuantizers':
+                   images: Tensor, network: str = 'the network', rule: int = FLOWING) -> 'PartQuantizers':
     """Put quantizers into the parts of a float network, in place; all else stays float.
 
     Weights at 32 bits are left alone; a learned clip in place of a ReLU still clips at 32 bits.
@@ -157,7 +158,7 @@ def quantize_parts(model: nn.Module, layer_wbit: list[int] | int, layer_abit: li
     Args:
         layer_wbit, layer_abit: bits per part, or an int for all parts.
         images: probe (N, C, H, W) on the model's device.
-        in_order: see `find_parts`.
+        rule: see `find_parts`.
 
     Returns:
         `PartQuantizers`.
@@ -165,7 +166,7 @@ def quantize_parts(model: nn.Module, layer_wbit: list[int] | int, layer_abit: li
     Raises:
         ValueError: the network has no parts, the lists do not fit it, or a signed quantizer would replace a ReLU.
     """
-    parts = find_parts(model, tuple(images.shape[1:]), in_order)
+    parts = find_parts(model, tuple(images.shape[1:]), rule)
     entries = [_Entry(part.layer, (part.layer,), (part.activation or f'{part.layer} input',)) for part in parts]
     lists = [[bits] * len(parts) if isinstance(bits, int) else bits for bits in (layer_wbit, layer_abit)]
     lists = check_bit_lists(entries, *lists, network)
@@ -189,8 +190,8 @@ def quantize_as(model, settings, strategy, images, network='the network'):
 
     Args:
         model: the network.
-        settings: {'quantizers': of `Quantizers`, 'parts': where ProQHA has them, 'ends': 'called', or None of a run
-            from when the first and the last layer were those of the definition}.
+        settings: {'quantizers': of `Quantizers`, 'parts': where ProQHA has them, 'ends': 'flow', or what `END_RULES`
+            calls the rule of a run from before}.
         strategy: {'layer_wbit': ..., 'layer_abit': ...} of its parts, or a list of pairs of its layers.
         images: (N, C, H, W), two images of noise.
         network: its name, for messages.
@@ -201,7 +202,7 @@ def quantize_as(model, settings, strategy, images, network='the network'):
     quantizers = Quantizers.from_dict(settings['quantizers'])
     if settings.get('parts'):
         parts = quantize_parts(model, **strategy, quantizers=quantizers, images=images, network=network,
-                               in_order=settings.get('ends') == 'called')
+                               rule=END_RULES.get(settings.get('ends'), DEFINED))
         return parts.lists(parts.bits)
     if isinstance(strategy, dict):
         bits = quantize_blocks(model, strategy['layer_wbit'], strategy['layer_abit'], quantizers, network)

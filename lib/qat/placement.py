@@ -165,7 +165,7 @@ def quantize_layers(model: nn.Module, strategy: list, quantizers: Quantizers, im
     convert_to_quantized(model, images)
     layers = quantized_layers(model)
     records = {record.name: record for record in profile_layers(model, tuple(images.shape[1:]))}
-    ends = ends_of([records[name] for name in layers])
+    ends = sum(ends_of([records[name] for name in layers]), ())
     pairs = [list(entry) if isinstance(entry, (list, tuple)) else [entry, input_bits] for entry in strategy]
     if len(pairs) != len(layers):
         raise ValueError(f'the strategy has {len(pairs)} entries, the network has {len(layers)} layers that can be '

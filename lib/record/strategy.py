@@ -12,18 +12,19 @@ from lib.record.files import parse_json, read_text, unsealed, write_json, write_
 MAX_BIT = 8
 
 
-def uniform_strategy(num_layers: int, bits: int, *, linear: bool = False, ends: tuple[int, int] = (0, -1)) -> list:
+def uniform_strategy(num_layers: int, bits: int, *, linear: bool = False, ends: tuple = ((0,), (-1,))) -> list:
     """Return the same bits for every layer.
 
     A linear one keeps the image as it is, `[8, -1]` in the first layer, and the last one at `[8, 8]`, as the search
-    does; `ends` are their indices.
+    does; `ends` are the indices of the first layers and of the last ones.
     """
     if not linear:
         return [bits] * num_layers
     strategy = [[bits, bits] for _ in range(num_layers)]
     first, last = ends
-    strategy[last] = [MAX_BIT, MAX_BIT]
-    strategy[first] = [MAX_BIT, -1]
+    for indices, a_bit in ((last, MAX_BIT), (first, -1)):
+        for index in indices:
+            strategy[index] = [MAX_BIT, a_bit]
     return strategy
 
 
@@ -88,7 +89,7 @@ def _other_network(source, theirs, ours, network):
 
 def find_strategy(text: str, layer_names: Sequence[str] | Callable[[bool], Sequence[str]], *, linear: bool,
                   either: bool = False, published: Mapping[str, list], network: str = 'the network',
-                  ends: tuple[int, int] = (0, -1)) -> list:
+                  ends: tuple = ((0,), (-1,))) -> list:
     """Return the checked strategy that a text names: the one way from a command line to a strategy.
 
     Args:
@@ -98,7 +99,7 @@ def find_strategy(text: str, layer_names: Sequence[str] | Callable[[bool], Seque
         linear: whether pairs are expected.
         either: take pairs and single bits alike; `linear` then says what `uniform:K` is alone.
         published: {name: strategy} of those that have a name.
-        ends: indices of the first and the last layer in the linear flow, where `uniform:K` differs.
+        ends: indices of the first and the last layers in the linear flow, where `uniform:K` differs.
 
     Raises:
         ValueError, FileNotFoundError: it cannot be read, or does not fit the network.

@@ -49,11 +49,11 @@ class AgentSearcher(Searcher):
             self._acted = self.space.trajectory(strategy)
             return strategy
         bits, self._acted = [], []
-        for _ in range(self.space.num_steps):
+        for candidates in self.space.steps:
             state = self.space.state(bits)
             action = broadcast(self.agent.act(state, self.episode))
             self._acted.append((state, action))
-            bits.append(bits_from_action(action, self.space.min_bit, self.space.max_bit))
+            bits.append(bits_from_action(action, candidates))
         return self.space.within_budget(self.space.of_bits(bits))
 
     def _promising(self):

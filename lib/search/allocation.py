@@ -99,7 +99,7 @@ class _Problem:
             if not np.isfinite(rises).all():
                 entry = self.choices[layer][int(np.argmin(np.isfinite(rises)))]
                 raise ValueError(f'the sensitivity of layer {layer} at {entry} is not a finite number: measure it for '
-                                 f'{self.space.min_bit}..{self.space.max_bit} bits')
+                                 f'{self.space.layer_bits[layer]} bits')
         for budget, costs in zip(self.space.constraints, self.costs, strict=True):
             if all(np.ptp(cells) == 0 for cells in costs):
                 what = 'weight and activation bits' if self.space.pairs else 'weight bits'

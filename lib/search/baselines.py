@@ -13,8 +13,9 @@ class UniformSearcher(OneStrategy):
 
     def __init__(self, space: Space):
         super().__init__(space)
-        fitting = (space.uniform(bits) for bits in range(space.max_bit, space.min_bit - 1, -1))
-        self.strategy = next(filter(space.holds, fitting), None) or space.within_budget(space.uniform(space.min_bit))
+        fitting = (space.uniform(bits) for bits in reversed(space.all_bits))
+        self.strategy = next(filter(space.holds, fitting), None) or \
+            space.within_budget(space.uniform(space.all_bits[0]))
 
 
 class RandomSearcher(Searcher):
@@ -36,7 +37,7 @@ def random_feasible(space: Space, rng: np.random.Generator) -> list:
 
 
 def fill(space: Space, strategy: list, rng: np.random.Generator) -> list:
-    """Return the strategy with bits raised by one, in random order, as long as the budgets allow any."""
+    """Return the strategy with bits raised to the next more, in random order, as long as the budgets allow any."""
     strategy = [list(entry) if space.pairs else entry for entry in strategy]
     places = [(layer, side) for layer in space.free for side in range(1 + space.pairs)]
     raised = True
@@ -46,12 +47,13 @@ def fill(space: Space, strategy: list, rng: np.random.Generator) -> list:
 
 
 def _raise(space, strategy, layer, side) -> bool:
-    """Raise the bits of one place, in place, if that holds the budgets; return whether it did."""
+    """Raise the bits of one place to the next more, in place, if that holds the budgets; return whether it did."""
     before = strategy[layer]
     bits = before[side] if space.pairs else before
-    if bits >= space.max_bit or bits < 1:
+    more = [bit for bit in space.layer_bits[layer].sides[side] if bit > bits]
+    if not more or bits < 1:
         return False
-    raised = bits + 1
+    raised = more[0]
     strategy[layer] = [raised if i == side else other for i, other in enumerate(before)] if space.pairs else raised
     if space.holds(strategy):
         return True

@@ -180,7 +180,7 @@ class Bench:
     def sensitivity_images(self, kind: str) -> int:
         """Return the number of images for a sensitivity; the strategy it leads to is evaluated once, too."""
         space, available = self.env.space, self.env.val_loader.num_images
-        cells = len(space.free) * (space.max_bit - space.min_bit + 1) * (1 + space.pairs)
+        cells = sum(len(side) for layer in space.free for side in space.layer_bits[layer].sides[:1 + space.pairs])
         passes = {'loss': cells + 1, 'fisher': 3, 'hessian': 3}[kind]  # in forward passes
         affordable = (self.allowance - self.evaluation_images) // passes
         return max(1, min(self.settings.sensitivity_images, available, affordable))

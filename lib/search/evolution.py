@@ -15,9 +15,9 @@ class EvolutionSearcher(Searcher):
     """Regularized evolution with a hard budget.
 
     The first `population` strategies are random feasible ones. Then, each time, two parents win a tournament of
-    `tournament` members; the child takes every entry from one of them at random, each of its bits moves by one or two
-    with a probability of `mutation` / number of bits, and it is walled and filled up to the budgets. It takes the place
-    of the oldest member.
+    `tournament` members; the child takes every entry from one of them at random, each of its bits moves, with a
+    probability of `mutation` / number of bits, to the next or second next that its layer may have, and it is walled and
+    filled up to the budgets. It takes the place of the oldest member.
     """
 
     name = 'evolution'
@@ -61,6 +61,7 @@ class EvolutionSearcher(Searcher):
         for layer in space.free:
             for side in range(width):
                 if self.rng.random() < rate:
-                    moved = strategy[layer][side] + self.rng.choice([-2, -1, 1, 2])
-                    strategy[layer][side] = int(np.clip(moved, space.min_bit, space.max_bit))
+                    able = space.layer_bits[layer].sides[side]
+                    moved = able.index(strategy[layer][side]) + self.rng.choice([-2, -1, 1, 2])
+                    strategy[layer][side] = able[int(np.clip(moved, 0, len(able) - 1))]
         return strategy if space.pairs else [entry for entry, in strategy]

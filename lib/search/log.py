@@ -89,8 +89,8 @@ class EpisodeLog(SearchLog):
             'arch': type(env.model).__name__, 'dataset': 'images', 'preserve_ratio': space.constraints[0].ratio,
             'budgets': {budget.cost.name: budget.ratio for budget in space.constraints},
             'quantization': 'linear' if space.pairs else 'kmeans', 'cost_name': space.cost.name,
-            'cost_unit': space.cost.unit, 'searcher': searcher.name, 'min_bit': space.min_bit,
-            'max_bit': space.max_bit, **(about or {})}, history, first=0)
+            'cost_unit': space.cost.unit, 'searcher': searcher.name, 'min_bit': space.range[0],
+            'max_bit': space.range[1], **space.asked, **(about or {})}, history, first=0)
         self.records, self.float_accuracy, self.mark = space.records, env.float_accuracy, dict(mark or {})
         self.agent = getattr(searcher, 'agent', None)
         self.sizes = sizes or model_size([record.num_weights for record in self.records])

@@ -70,7 +70,7 @@ def identity_of(env: SearchEnv, searcher: Searcher) -> str:
         'searcher': searcher.name, 'weights': env.weights_digest(), 'settings': asdict(env.settings),
         'images': [env.train_loader.num_images, env.val_loader.num_images],
         'budgets': [[budget.cost.digest(), budget.limit] for budget in space.constraints],
-        'bits': [space.min_bit, space.max_bit, space.wall, space.pairs]})
+        'bits': [*space.range, space.wall, space.pairs], **space.asked})
 
 
 def run_search(env: SearchEnv, searcher: Searcher, counter: ImageCounter, episodes: int, log: EpisodeLog | None = None,

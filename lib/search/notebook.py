@@ -89,7 +89,7 @@ def search(model: nn.Module, loaders: Sequence, *, budget: float = 0.1, cost: st
         searcher, episodes, folder: see `loop.search`.
         settings: how a strategy is evaluated.
         grids: `Grids` of linear quantization; None: HAQ's.
-        bits: `min_bit`, `max_bit` and `wall` of the `Space`.
+        bits: `min_bit`, `max_bit`, `candidates`, `pins` and `wall` as `Space.of` takes them.
     """
     loaders, model = Batches.of(loaders), copy.deepcopy(model)
     reach_weights(model, _probe(model, loaders[0]), 'products' if linear and attention_products else 'weights')

@@ -4,7 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -50,14 +50,15 @@ class ProgressiveSearcher(OneStrategy):
     """Starts at the most bits; in each step the best of `lam` random lowerings becomes the state, within the budgets.
 
     A candidate lowers floor(ratio * n) of the n free bits of weights and (pairs) inputs, in random order, and stops at
-    once when the budgets hold. Where fewer than these can still go down, it lowers those.
+    once when the budgets hold. Where fewer than these can still go down, it lowers those. What is lowered is the number
+    of the bits among those that a layer may have, from 0.
     """
 
     name = 'progressive'
 
     def __init__(self, space: Space, judge: Callable[[list], float], seed: int = 0, *, lam: int = 10,
                  ratio: float = 0.5, interval: int = 1):
-        """Start at `space.max_bit`; nothing is judged before the strategy is asked for.
+        """Start at the most bits; nothing is judged before the strategy is asked for.
 
         Args:
             space: budgets must be reachable with at least two bits everywhere.
@@ -65,7 +66,7 @@ class ProgressiveSearcher(OneStrategy):
             seed: of all candidates.
             lam: candidates per step.
             ratio: fraction of the bits that a candidate lowers.
-            interval: by how many.
+            interval: by how many of the bits that a layer may have.
 
         Raises:
             ValueError: lam or interval is below 1, the ratio lowers nothing, or the budgets cannot be held.
@@ -74,10 +75,11 @@ class ProgressiveSearcher(OneStrategy):
             raise ValueError(f'lam is {lam}, interval {interval}: expected at least 1 of each')
         if not space.free:
             raise ValueError('the progressive search has nothing to lower: all layers are fixed')
-        super().__init__(replace(space, min_bit=max(FLOOR, space.min_bit)))
+        super().__init__(space.at_least(FLOOR))
         self.judge, self.seed, self.lam, self.judged = judge, seed, lam, 0
-        self.options = {'ratio': ratio, 'interval': interval, 'floor': self.space.min_bit}
-        self._places = [step for step in range(space.num_steps) if step // (1 + space.pairs) not in space.fixed]
+        self.options = {'ratio': ratio, 'interval': interval, 'floor': 0}
+        self._able = [side for each in self.space.layer_bits for side in each.sides[:1 + space.pairs]]
+        self._places = [step for step in range(space.num_steps) if step // (1 + space.pairs) in space.free]
         num_drawn(len(self._places), ratio)
 
     @classmethod
@@ -94,9 +96,10 @@ class ProgressiveSearcher(OneStrategy):
 
     @cached_property
     def _course(self) -> list[list[int]]:
-        """The free bits before the first step and after each."""
-        course, rng = [[self.space.max_bit] * len(self._places)], np.random.default_rng(self.seed)
-        while max(course[-1]) > self.space.min_bit and not self._holds(course[-1]):
+        """The numbers of the free bits before the first step and after each."""
+        course = [[len(self._able[step]) - 1 for step in self._places]]
+        rng = np.random.default_rng(self.seed)
+        while max(course[-1]) > 0 and not self._holds(course[-1]):
             bits, _ = best_candidate(course[-1], self._judge, self.lam, rng=rng, enough=self._holds, **self.options)
             course.append(bits)
         return course
@@ -110,9 +113,9 @@ class ProgressiveSearcher(OneStrategy):
     def _holds(self, bits):
         return self.space.holds(self._strategy(bits))
 
-    def _strategy(self, bits):
-        chosen = dict(zip(self._places, bits, strict=True))
-        return self.space.of_bits([chosen.get(step, self.space.max_bit) for step in range(self.space.num_steps)])
+    def _strategy(self, numbers):
+        chosen = dict(zip(self._places, numbers, strict=True))
+        return self.space.of_bits([able[chosen.get(step, -1)] for step, able in enumerate(self._able)])
 
 
 @dataclass(frozen=True)

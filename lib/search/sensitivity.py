@@ -21,7 +21,7 @@ from lib.record.values import check_values, real, whole
 from lib.runtime import distributed
 from lib.search.curvature import SCALARS, differentiable, measure_curvature
 from lib.search.gradient_flow import blocked_layers
-from lib.simulator.cost import MAX_BIT, bits_of, column
+from lib.simulator.cost import MAX_BIT, UNTOUCHED, bits_of, column
 
 logger = logging.getLogger(__name__)
 
@@ -129,13 +129,9 @@ def _table(env, free, w_parts, a_parts):
         table[index, w_bit - 1, column(a_bit)] = 0
     for index in free:
         for w_bit, w_part in w_parts[index].items():
-            for a_bit, a_part in a_parts[index].items() if env.space.pairs else [(MAX_BIT, 0)]:
-                table[index, w_bit - 1, a_bit - 1] = w_part + a_part
+            for a_bit, a_part in a_parts[index].items() if env.space.pairs else [(UNTOUCHED, 0)]:
+                table[index, w_bit - 1, column(a_bit)] = w_part + a_part
     return table
-
-
-def _bits(env):
-    return range(env.space.min_bit, env.space.max_bit + 1)
 
 
 @torch.no_grad()
@@ -145,10 +141,11 @@ def _by_loss(env, free, images, labels, kind, seed):
             return _mean_loss(env.model, images, labels) - float_loss
 
     float_loss = _mean_loss(env.model, images, labels)
-    w_parts = {index: {bit: rise(name, w_bit=bit) for bit in _bits(env)} for index, name in free.items()}
-    a_parts = {index: {bit: rise(name, a_bit=bit) for bit in _bits(env)} for index, name in free.items()
+    sides = {index: env.space.layer_bits[index].sides for index in free}
+    w_parts = {index: {bit: rise(name, w_bit=bit) for bit in sides[index][0]} for index, name in free.items()}
+    a_parts = {index: {bit: rise(name, a_bit=bit) for bit in sides[index][1]} for index, name in free.items()
                } if env.space.pairs else {}
-    passes = 1 + len(free) * len(_bits(env)) * (1 + env.space.pairs)
+    passes = 1 + sum(map(len, (*w_parts.values(), *a_parts.values())))
     return (w_parts, a_parts), passes * len(images), 0
 
 
@@ -163,8 +160,9 @@ def _by_curvature(env, free, images, labels, kind, seed):
     if products := [name for name, layer in layers.items() if isinstance(layer, Product)]:
         raise ValueError(f'the {kind} sensitivity is one of weights, and {listed(products)} multiply activations: take '
                          'the searcher greedy or ilp, which measure the loss, or pin them')
-    w_errors = {name: {bit: _weight_error(env, name, bit) for bit in _bits(env)} for name in layers}
-    quantizers = {name: {bit: _input_quantizer(env, name, bit) for bit in _bits(env)} for name in layers
+    sides = {name: env.space.layer_bits[index].sides for index, name in free.items()}
+    w_errors = {name: {bit: _weight_error(env, name, bit) for bit in sides[name][0]} for name in layers}
+    quantizers = {name: {bit: _input_quantizer(env, name, bit) for bit in sides[name][1]} for name in layers
                   } if env.space.pairs else {}
     with differentiable(env.layers()):
         _check_gradients(kind, blocked_layers(env.model, env.layers(), images[:1], layers))
@@ -189,9 +187,10 @@ def _flat_layers(env, found, images):
     """Return the names of layers whose curvature is 0, though the logits are others at the fewest bits."""
     logits = env.model(images)
     flat = set()
-    for curvatures, which in ((found.weights, 'w_bit'), (found.inputs, 'a_bit')):
+    sides = dict(zip(env.layers(), (bits.sides for bits in env.space.layer_bits), strict=True))
+    for side, (curvatures, which) in enumerate(((found.weights, 'w_bit'), (found.inputs, 'a_bit'))):
         for name in (name for name, curvature in curvatures.items() if curvature == 0):
-            with env.layer_at(name, **{which: env.space.min_bit}):
+            with env.layer_at(name, **{which: sides[name][side][0]}):
                 if not torch.equal(env.model(images), logits):
                     flat.add(name)
     return [name for name in found.weights if name in flat]
@@ -246,7 +245,8 @@ def read_or_measure(path: Path | None, env: SearchEnv, kind: str, *, num_images:
 def _belongs_to(env, kind, num_images, seed):
     """Return what a sensitivity depends on, as plain values in the form that JSON gives them back."""
     about = {'kind': kind, 'num_images': num_images, 'seed': seed, 'layers': list(env.layers()),
-             'min_bit': env.space.min_bit, 'max_bit': env.space.max_bit, 'fixed': list(env.space.fixed.items()),
+             'min_bit': env.space.range[0], 'max_bit': env.space.range[1], 'fixed': list(env.space.fixed.items()),
+             **({'bits': list(map(str, env.space.layer_bits))} if env.space.asked else {}),
              'float_accuracy': env.float_accuracy, 'weights': env.weights_digest(), **env.describe_quantizers()}
     return json.loads(json.dumps(about))
 
@@ -276,8 +276,9 @@ def _check_table(env, table, kind):
 
     A fixed layer has 0, and a curvature, which is a mean of squares, gives nothing negative.
     """
-    nothing = {index: dict.fromkeys(_bits(env), 0.0) for index in env.space.free}
-    expected = _table(env, nothing, nothing, nothing)
+    weights, inputs = ({index: dict.fromkeys(env.space.layer_bits[index].sides[side], 0.0) for index in env.space.free}
+                       for side in (0, 1))
+    expected = _table(env, weights, weights, inputs)
     if table.shape != expected.shape or table.dtype != expected.dtype or np.isinf(table).any() or \
             not np.array_equal(np.isnan(table), np.isnan(expected)) or \
             np.nansum(np.abs(table[list(env.space.fixed)])) or (kind != 'loss' and np.nanmin(table) < 0):

@@ -1,7 +1,7 @@
 """Budgets: the final action wall, which lowers a strategy's bits until it holds them, and whether any strategy does."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from numbers import Integral
@@ -9,7 +9,8 @@ from numbers import Integral
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from lib.simulator.cost import MAX_BIT, UNTOUCHED, CostTable, bits_of, check_bit_range, column
+from lib.simulator.cost import UNTOUCHED, CostTable, bits_of, column
+from lib.simulator.layer_bits import LayerBits, in_words
 
 WALLS = ('rounds', 'greedy')
 
@@ -47,16 +48,16 @@ class Constraint:
         return self.cost.cost(strategy) <= self.limit
 
 
-def fit(strategy: Sequence, constraints: Sequence[Constraint], *, min_bit: int, max_bit: int = MAX_BIT,
-        fixed: Mapping | None = None, wall: str = 'rounds') -> list:
+def fit(strategy: Sequence, constraints: Sequence[Constraint], layer_bits: Sequence[LayerBits], *,
+        wall: str = 'rounds') -> list:
     """Return a new strategy that holds every constraint, or the one closest to it when none does.
 
-    `rounds`, HAQ's wall, goes round the layers from the last to the first and lowers each that is above `min_bit` by
-    one bit, of a pair first the activation bits, then the weight bits, until every budget holds; they are checked after
-    every single lowering. Bits that no exceeded budget depends on are left alone (activation bits when only the model
-    size is too large), and so are activation bits of -1. `greedy` lowers, each time, the weight or activation bits of
-    one layer to where most is saved per bit, relative to the limits that are exceeded; where nothing saves, it goes on
-    in rounds.
+    `rounds`, HAQ's wall, goes round the layers from the last to the first and lowers each that is above its fewest bits
+    to its next fewer ones, of a pair first the activation bits, then the weight bits, until every budget holds; they
+    are checked after every single lowering. Bits that no exceeded budget depends on are left alone (activation bits
+    when only the model size is too large), and so are activation bits of -1. `greedy` lowers, each time, the weight or
+    activation bits of one layer to where most is saved per bit, relative to the limits that are exceeded; where nothing
+    saves, it goes on in rounds.
 
     A table need not be monotone: where the wall ends above a limit, the strategy that is furthest inside the budgets
     replaces its result, if it is better.
@@ -64,37 +65,43 @@ def fit(strategy: Sequence, constraints: Sequence[Constraint], *, min_bit: int, 
     Args:
         strategy: one int or pair per layer; unchanged.
         constraints: at least one; all on tables of the same layers.
-        min_bit, max_bit: range of the bits of all layers that are not fixed.
-        fixed: {layer index: entry} of layers that get this entry and are never lowered.
+        layer_bits: what each layer may have; one that is fixed gets it, whatever the strategy says.
         wall: 'rounds' or 'greedy'.
 
     Raises:
-        ValueError: an entry outside min_bit..max_bit, or one that a cost refuses; an unknown wall.
+        ValueError: an entry outside its layer's bits, or one that a cost refuses; an unknown wall.
     """
-    check_bit_range(min_bit, max_bit)
     if wall not in WALLS:
         raise ValueError(f"unknown wall {wall!r}, expected {' or '.join(WALLS)}")
     if any(math.isnan(constraint.limit) for constraint in constraints):
         raise ValueError('a budget is not a number (nan): check the ratio and the reference cost')
-    fixed = dict(fixed or {})
-    cost = constraints[0].cost
-    strategy = cost.with_fixed(strategy, fixed)
-    bits = [list(pair) for pair in cost.bits(strategy)]
-    free = [index for index in range(len(bits)) if index not in fixed]
-    for index in free:
-        if not all(min_bit <= bit <= max_bit for bit in bits[index] if bit != UNTOUCHED):
-            raise ValueError(f'{cost.label(index)} has {strategy[index]!r}, expected bits in {min_bit}..{max_bit}')
+    bits = _checked_bits(strategy, constraints[0].cost, layer_bits)
+    sides = [(each.weights, (UNTOUCHED,) if a_bit == UNTOUCHED else each.inputs)
+             for each, (_, a_bit) in zip(layer_bits, bits, strict=True)]
 
     meters = [_Meter(constraint, bits) for constraint in constraints]
     if wall == 'greedy':
-        _greedy(bits, free, meters, min_bit)
-    _walk(bits, free, meters, min_bit)
-    fitted = [pair[0] if isinstance(entry, Integral) else pair for entry, pair in zip(strategy, bits, strict=True)]
+        _greedy(bits, sides, meters)
+    _walk(bits, sides, meters)
+    alone = [isinstance(entry, Integral) for entry in strategy]
+    fitted = [pair[0] if is_alone else pair for is_alone, pair in zip(alone, bits, strict=True)]
     if all(constraint.met_by(fitted) for constraint in constraints):
         return fitted
-    choices = [[entry] if index in fixed else choices_of(entry, min_bit, max_bit)
-               for index, entry in enumerate(fitted)]
+    choices = [LayerBits(*each).entries(pairs=not is_alone) for each, is_alone in zip(sides, alone, strict=True)]
     return min(fitted, cheapest(constraints, choices), key=lambda candidate: excess(candidate, constraints))
+
+
+def _checked_bits(strategy, cost, layer_bits) -> list[list[int]]:
+    """Return the strategy as [weight bits, activation bits] of each layer, those of fixed layers in their places."""
+    bits = [list(pair) for pair in cost.bits(strategy)]
+    if len(layer_bits) != len(bits):
+        raise ValueError(f'bits are given for {len(layer_bits)} layers, the strategy has {len(bits)}')
+    for index, each in enumerate(layer_bits):
+        if each.fixed:
+            bits[index] = [each.weights[0], each.inputs[0]]
+        elif bits[index][0] not in each.weights or bits[index][1] not in (*each.inputs, UNTOUCHED):
+            raise ValueError(f'{cost.label(index)} has {strategy[index]!r}, expected bits in {each}')
+    return bits
 
 
 def excess(strategy: Sequence, constraints: Sequence[Constraint]) -> float:
@@ -102,28 +109,25 @@ def excess(strategy: Sequence, constraints: Sequence[Constraint]) -> float:
     return max((c.cost.cost(strategy) - c.limit) / c.scale for c in constraints)
 
 
-def check_feasible(constraints: Sequence[Constraint], min_bit: int, max_bit: int = MAX_BIT,
-                   fixed: Mapping | None = None, *, pairs: bool = True) -> None:
-    """Raise ValueError, with the lowest reachable ratio, when no strategy holds all constraints."""
+def check_feasible(constraints: Sequence[Constraint], layer_bits: Sequence[LayerBits]) -> None:
+    """Raise ValueError, with the lowest reachable ratio, when no strategy of these bits holds all constraints."""
+    choices, bits = [each.entries() for each in layer_bits], in_words(layer_bits)
     for constraint in constraints:
-        _check_alone(constraint, min_bit, max_bit, fixed, pairs)
-    fixed = dict(fixed or {})
-    free = choices_of([min_bit, min_bit] if pairs else min_bit, min_bit, max_bit)
-    best = cheapest(constraints, [[fixed[i]] if i in fixed else free for i in range(constraints[0].cost.num_layers)])
+        _check_alone(constraint, choices, bits)
+    best = cheapest(constraints, choices)
     if all(constraint.met_by(best) for constraint in constraints):
         return
     given = ', '.join(f'{c.option} {c.ratio:g}' for c in constraints)
     ratios = ', '.join(f'{c.cost.name} {_round_up(c.cost.cost(best), c.cost.reference):.5f}' for c in constraints)
     raise ValueError(f'{given} cannot be met together, though each of them can: the strategy that comes closest in '
-                     f'{min_bit}..{max_bit} bits has {ratios}')
+                     f'{bits} has {ratios}')
 
 
-def _check_alone(constraint, min_bit, max_bit, fixed, pairs) -> None:
+def _check_alone(constraint, choices, bits) -> None:
     cost = constraint.cost
-    lowest, _ = cost.minimum(min_bit, max_bit, fixed, pairs=pairs)
+    lowest, _ = cost.minimum(choices)
     if constraint.limit > 0 and lowest <= constraint.limit:
         return
-    pinned = f' with {len(fixed)} layers fixed' if fixed else ''
     if cost.rest > max(constraint.limit, 0):
         raise ValueError(
             f'{constraint.option} {constraint.ratio:g} cannot be met: what stays float costs {cost.rest} of '
@@ -131,9 +135,8 @@ def _check_alone(constraint, min_bit, max_bit, fixed, pairs) -> None:
             f'the strategy: {", ".join(cost.rest_names[:6])}{" ..." * (len(cost.rest_names) > 6)}; the lowest possible '
             f'is {_round_up(lowest, cost.reference):.5f}')
     raise ValueError(
-        f'{constraint.option} {constraint.ratio:g} cannot be met: the cheapest strategy of {min_bit}..{max_bit} bits'
-        f'{pinned} costs {lowest} of {cost.reference} {cost.unit} ({cost.name}), the lowest possible is '
-        f'{_round_up(lowest, cost.reference):.5f}'
+        f'{constraint.option} {constraint.ratio:g} cannot be met: the cheapest strategy of {bits} costs {lowest} of '
+        f'{cost.reference} {cost.unit} ({cost.name}), the lowest possible is {_round_up(lowest, cost.reference):.5f}'
     )
 
 
@@ -169,16 +172,16 @@ class _Meter:
         return self.total > self.limit
 
 
-def _walk(bits: list[list[int]], free: list[int], meters: list[_Meter], min_bit: int) -> None:
+def _walk(bits: list[list[int]], sides: list[tuple], meters: list[_Meter]) -> None:
     """Lower `bits`, [weight bits, activation bits] per layer, in place until they hold the limits or none is left."""
     lowered = True
     while lowered and (exceeded := [meter for meter in meters if meter.exceeded]):
         lowered = False
-        for index, which in product(reversed(free), (1, 0)):  # the activation bits first
-            # -1, the input left alone and the weights-only entry, is below every min_bit
-            if bits[index][which] <= min_bit or not any(meter.depends[which] for meter in exceeded):
+        for index, which in product(reversed(range(len(bits))), (1, 0)):  # the activation bits first
+            side, bit = sides[index][which], bits[index][which]
+            if bit == side[0] or not any(meter.depends[which] for meter in exceeded):
                 continue
-            bits[index][which] -= 1
+            bits[index][which] = side[side.index(bit) - 1]
             lowered = True
             for meter in meters:
                 meter.update(index, bits[index])
@@ -186,13 +189,13 @@ def _walk(bits: list[list[int]], free: list[int], meters: list[_Meter], min_bit:
                 return
 
 
-def _greedy(bits: list[list[int]], free: list[int], meters: list[_Meter], min_bit: int) -> None:
+def _greedy(bits: list[list[int]], sides: list[tuple], meters: list[_Meter]) -> None:
     """Lower `bits` in place, always where most is saved per bit, until they hold the limits or nothing saves."""
     while exceeded := [meter for meter in meters if meter.exceeded]:
         best, most = None, 0.0
-        for index, which in product(reversed(free), (1, 0)):
-            pair = bits[index]
-            for bit in range(pair[which] - 1, min_bit - 1, -1):
+        for index, which in product(reversed(range(len(bits))), (1, 0)):
+            pair, side = bits[index], sides[index][which]
+            for bit in reversed(side[:side.index(pair[which])]):
                 lower = [pair[0], bit] if which else [bit, pair[1]]
                 saved = sum((meter.prices[index] - meter.price(index, lower)) / meter.scale for meter in exceeded)
                 if saved / (pair[which] - bit) > most:
@@ -205,14 +208,6 @@ def _greedy(bits: list[list[int]], free: list[int], meters: list[_Meter], min_bi
 
 
 # ---- the strategy that is furthest inside several budgets, exactly: it decides whether they can be met at all
-
-def choices_of(entry: int | Sequence[int], min_bit: int, max_bit: int) -> list:
-    """Return the entries that a free layer can have, in the form of `entry` (int, [w, -1] or [w, a])."""
-    bits = range(min_bit, max_bit + 1)
-    if isinstance(entry, int):
-        return list(bits)
-    return [[w, UNTOUCHED] for w in bits] if entry[1] == UNTOUCHED else [[w, a] for w, a in product(bits, bits)]
-
 
 def cheapest(constraints: Sequence[Constraint], choices: Sequence[Sequence]) -> list:
     """Return the strategy whose largest cost / limit over all constraints is least.

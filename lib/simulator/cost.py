@@ -137,34 +137,16 @@ class CostTable:
         """Return the cost of a strategy relative to the reference."""
         return self.cost(strategy) / self.reference
 
-    def minimum(
-        self, min_bit: int, max_bit: int = MAX_BIT, fixed: Mapping | None = None, *, pairs: bool = True
-    ) -> tuple[int | float, list]:
-        """Return the lowest cost within the bits, and a strategy that reaches it (the fewest bits among equals).
+    def minimum(self, choices: Sequence[Sequence]) -> tuple[int | float, list]:
+        """Return the lowest cost, and a strategy that reaches it (the first choice among equals).
 
         Args:
-            min_bit: lowest bits of weights and activations; `max_bit` the highest (a table need not be monotone).
-            fixed: {layer index: entry} of layers that are not free.
-            pairs: whether activation bits are free too; False gives a strategy of ints (weights only).
+            choices: the entries that each layer may have, fewest bits first (a table need not be monotone).
         """
-        check_bit_range(min_bit, max_bit)
-        first_column = min_bit - 1 if pairs else MAX_BIT - 1
-        last_column = max_bit if pairs else MAX_BIT
-        allowed = self.table[:, min_bit - 1 : max_bit, first_column:last_column]
-        rows, columns = np.divmod(allowed.reshape(self.num_layers, -1).argmin(axis=1), allowed.shape[2])
-        w_bits, a_bits = (rows + min_bit).tolist(), (columns + min_bit).tolist()
-        strategy = [[w, a] for w, a in zip(w_bits, a_bits, strict=True)] if pairs else w_bits
-        strategy = self.with_fixed(strategy, fixed)
+        bits = ([bits_of(entry) for entry in entries] for entries in choices)
+        prices = ([self.table[layer, w - 1, column(a)] for w, a in pairs] for layer, pairs in enumerate(bits))
+        strategy = [entries[int(np.argmin(cells))] for entries, cells in zip(choices, prices, strict=True)]
         return self.cost(strategy), strategy
-
-    def with_fixed(self, strategy: Sequence, fixed: Mapping | None) -> list:
-        """Return a copy of the strategy with the fixed entries {layer index: entry} in their places."""
-        strategy = list(strategy)
-        for index, entry in (fixed or {}).items():
-            if not 0 <= index < len(strategy):
-                raise ValueError(f'fixed entry for layer {index}, the strategy has layers 0..{len(strategy) - 1}')
-            strategy[index] = list(entry) if isinstance(entry, (list, tuple)) else entry
-        return strategy
 
     def _entry_bits(self, index, entry) -> tuple[int, int]:
         is_pair = isinstance(entry, (list, tuple, np.ndarray)) and len(entry) == 2

@@ -6,7 +6,7 @@ import numpy as np
 
 from lib.simulator.cost import MAX_BIT, CostTable
 from lib.simulator.inventory import Inventory
-from lib.simulator.layer import LayerRecord, ends
+from lib.simulator.layer import CALLED, FLOWING, LayerRecord, ends
 
 BITS = np.arange(1, MAX_BIT + 1)
 ALIKE = np.ones_like(BITS)  # whatever the bits
@@ -117,12 +117,12 @@ def activation_memory(layers: Sequence[LayerRecord], floats: Sequence[LayerRecor
 
 
 def proqha_ratio(layers: Sequence[LayerRecord], weights: Sequence[int] | None = None,
-                 in_order: bool = True) -> CostTable:
+                 rule: int = FLOWING) -> CostTable:
     """Return ProQHA's cost: the size of the weights that it quantizes, relative to the same weights at 32 bits.
 
     The layers that stay float there (`proqha_float_layers`) count in neither sum. Zhang et al., "ProQHA".
     """
-    float_layers = proqha_float_layers(layers, in_order)
+    float_layers = proqha_float_layers(layers, rule)
     weights = [layer.num_weights for layer in layers] if weights is None else weights
     counts = [0 if layer.name in float_layers else int(count) for layer, count in zip(layers, weights, strict=True)]
     return CostTable(_outer(counts, BITS, ALIKE), reference=32 * sum(counts), name='proqha_ratio',
@@ -131,16 +131,16 @@ def proqha_ratio(layers: Sequence[LayerRecord], weights: Sequence[int] | None = 
                      f"32-bit weights; not counted, for ProQHA keeps them float: {', '.join(sorted(float_layers))}")
 
 
-def proqha_float_layers(layers: Sequence[LayerRecord], in_order: bool = True) -> set[str]:
+def proqha_float_layers(layers: Sequence[LayerRecord], rule: int = FLOWING) -> set[str]:
     """Return the names of the first, the last and the shortcut layers, and of a MobileNet's last 1x1 convolution.
 
-    First and last is what is called first and last; by definition where that is not known, or not `in_order`.
+    Who is first and last `ends` says by the `rule`; of convolutions, which are not at the end, the order of the calls.
     """
-    chosen = {layers[index].name for index in (ends(layers) if in_order else (0, -1))}
+    chosen = {layers[index].name for side in ends(layers, rule) for index in side}
     chosen |= {layer.name for layer in layers if any(word in layer.name.split('.') for word in SHORTCUTS)}
     convolutions = [layer for layer in layers if layer.kind == 'conv']
     if any(layer.is_depthwise for layer in layers):
-        last = convolutions[ends(convolutions)[1] if in_order else -1]
+        last = convolutions[ends(convolutions, min(rule, CALLED))[1][0]]
         chosen |= {last.name} if last.kernel == (1, 1) else set()
     return chosen
 
@@ -150,7 +150,7 @@ COUNTED = {
     'file_size': file_size,
     'bitops': lambda found: bit_operations(found.layers, found.floats),
     'activation_memory': lambda found: activation_memory(found.layers, found.floats),
-    'proqha_ratio': lambda found: proqha_ratio(found.layers, found.weights, found.in_order),
+    'proqha_ratio': lambda found: proqha_ratio(found.layers, found.weights, found.pricing),
 }  # {name: function of an `Inventory`}
 
 

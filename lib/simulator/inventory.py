@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lib.simulator.layer import LayerRecord, ends
+from lib.simulator.layer import FLOWING, LayerRecord, ends
 
-PRICING = 2  # what is counted; searches begun under 1 did not price what stays float, and go on so
+# What is counted, and who is first and last, see `ends`; searches begun under 1 did not price what stays float, under 2
+# the order of the calls said who is first and last, and they go on so.
+PRICING = FLOWING
 LOW = 0.9  # below this coverage the layers that stay float are named
 
 
@@ -42,7 +44,7 @@ class Inventory:
         float_names: of the layers and Parameters that stay float, the largest first.
         file_rest: bytes in a packed file of all that is neither a quantized weight nor belongs to its quantizers.
         linear: whether an entry is a pair of the linear flow, or weight bits of the K-means flow.
-        pricing: `PRICING`; 1 where first and last layer are those of the definition, as they were before.
+        pricing: `PRICING`, or what it was when a search was begun.
         scales: numbers stored beside the codes of each entry, of the linear flow: scales of the weights and the ends of
             the input's range; None: 2, one of each.
     """
@@ -73,14 +75,9 @@ class Inventory:
         return self.weights if self.kept is None else self.kept
 
     @property
-    def ends(self) -> tuple[int, int]:
-        """Indices of the first and the last layer."""
-        return ends(self.layers) if self.in_order else (0, len(self.layers) - 1)
-
-    @property
-    def in_order(self) -> bool:
-        """Whether first and last layer are those of the calls."""
-        return self.pricing > 1
+    def ends(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Indices of the first layers and of the last ones."""
+        return ends(self.layers, self.pricing)
 
     @property
     def macs(self) -> int:

@@ -7,6 +7,7 @@ from math import prod
 from lib.record.values import TEXT, Rule
 
 KINDS = ('conv', 'linear', 'matmul')
+NOT_SAVED = ('order', 'flow')
 COUNT = Rule(lambda value: type(value) is int and value < 2**53, 'a whole number')  # exact in floating point
 RULES = {str: TEXT, int: COUNT, tuple[int, int]: Rule(
     lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(COUNT.accepts, value)), 'two whole numbers')}
@@ -22,7 +23,8 @@ class LayerRecord:
     A linear layer has kernel and stride (1, 1); `in_h` = `out_h` is the number of positions it is applied to per image
     (1 for a classifier, the number of tokens in a transformer) and `in_w` = `out_w` = 1. A layer that the forward pass
     never reaches has `calls` = 0 and sizes 0. `num_weights` leaves the bias out. `order` counts the calls of all layers
-    of a network; it is no part of what a layer is: records are compared and saved without it.
+    of a network, and `flow` says how the layer stands to its ends; they are no part of what a layer is: records are
+    compared and saved without them.
 
     Raises:
         ValueError: kind unknown, or sizes that no layer can have.
@@ -42,6 +44,7 @@ class LayerRecord:
     num_weights: int
     calls: int = 1  # how often one forward pass uses the layer
     order: tuple[int, int] | None = field(default=None, compare=False, repr=False)  # numbers of its first and last call
+    flow: tuple[bool, bool] | None = field(default=None, compare=False, repr=False)  # reads the image, is the output
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -91,12 +94,12 @@ class LayerRecord:
     def to_dict(self) -> dict:
         """Return plain lists and numbers, for JSON."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-                if key != 'order'}
+                if key not in NOT_SAVED}
 
     @classmethod
     def from_dict(cls, entries: dict) -> 'LayerRecord':
         """Rebuild a record from `to_dict`; ValueError for a missing or unknown key, or a value of another kind."""
-        known = {field.name: field.type for field in fields(cls) if field.name != 'order'}
+        known = {field.name: field.type for field in fields(cls) if field.name not in NOT_SAVED}
         optional = {'calls'}
         name = entries.get('name', '?')
         if wrong := (set(entries) - set(known)) | (set(known) - optional - set(entries)):
@@ -107,12 +110,25 @@ class LayerRecord:
         return cls(**values)
 
 
-def ends(layers: Sequence[LayerRecord]) -> tuple[int, int]:
-    """Return the indices of the layers that are called first and last; of the first and last one where none knows."""
-    called = [index for index, layer in enumerate(layers) if layer.order]
-    if not called:
-        return 0, len(layers) - 1
-    return min(called, key=lambda index: layers[index].order[0]), max(called, key=lambda index: layers[index].order[1])
+DEFINED, CALLED, FLOWING = 1, 2, 3  # who is first and last: by definition, by calls, by the flow of data
+END_RULES = {None: DEFINED, 'called': CALLED, 'flow': FLOWING}  # as the settings of a training call them
+
+
+def ends(layers: Sequence[LayerRecord], rule: int = FLOWING) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the indices of the first layers and those of the last ones.
+
+    First is what reads the image and nothing of another layer, last what the network returns with no other layer in
+    between: several where there are several stems, or heads whose outputs are averaged. Where the flow of data says
+    nothing, it is what is called first and last; where the calls do not either, the first and last one of the list.
+    """
+    called = [index for index, layer in enumerate(layers) if layer.order and rule >= CALLED]
+    found = ((min(called, key=lambda index: layers[index].order[0]),),
+             (max(called, key=lambda index: layers[index].order[1]),)) if called else ((0,), (len(layers) - 1,))
+    if rule < FLOWING:
+        return found
+    flowing = (tuple(index for index, layer in enumerate(layers) if layer.flow and layer.flow[side])
+               for side in (0, 1))
+    return tuple(ours or theirs for ours, theirs in zip(flowing, found, strict=True))
 
 
 def merge(name: str, layers: Sequence[LayerRecord]) -> LayerRecord:
@@ -125,6 +141,7 @@ def merge(name: str, layers: Sequence[LayerRecord]) -> LayerRecord:
         return replace(layers[0], name=name)
     orders = [number for layer in called for number in layer.order or ()]
     order = (min(orders), max(orders)) if orders else None
+    flow = tuple(map(any, zip(*(layer.flow or (False, False) for layer in called), strict=True)))
     sizes = {(layer.in_h, layer.in_w, layer.out_h, layer.out_w) for layer in called}
     if len(sizes) == 1:
         count, size = sum(layer.calls for layer in called), sizes.pop()
@@ -133,4 +150,5 @@ def merge(name: str, layers: Sequence[LayerRecord]) -> LayerRecord:
         size = (sum(layer.calls * layer.in_h * layer.in_w for layer in called), 1,
                 sum(layer.calls * layer.out_h * layer.out_w for layer in called), 1)
     in_h, in_w, out_h, out_w = size
-    return replace(layers[0], name=name, in_h=in_h, in_w=in_w, out_h=out_h, out_w=out_w, calls=count, order=order)
+    return replace(layers[0], name=name, in_h=in_h, in_w=in_w, out_h=out_h, out_w=out_w, calls=count, order=order,
+                   flow=flow)

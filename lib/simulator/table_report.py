@@ -54,7 +54,7 @@ def _milliseconds(value) -> str:
 
 def _totals(table, layers, convert) -> list[str]:
     lines = [f'{table.name + ", " + table.unit:28}' + ''.join(f'{f"{w}/{a} bits":>30}' for w, a in PAIRS)]
-    inner = [index for index in range(len(layers)) if index not in ends(layers)]
+    inner = [index for index in range(len(layers)) if index not in sum(ends(layers), ())]
     for title, rows in (('all layers', slice(None)), ('without first and last', inner)):
         texts = []
         for w_bit, a_bit in PAIRS:

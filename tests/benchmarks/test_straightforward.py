@@ -25,6 +25,7 @@ from lib.simulator.counting import bit_operations, model_size
 from lib.simulator.inventory import Inventory
 from lib.utils.data_utils import create_search_loaders, search_split
 from lib.utils.quantize_utils import convert_to_quantized, quantizable_layers, quantized_layers
+from tests.spaces import ranged
 
 
 def heavy_tailed(*shape, seed=0):
@@ -169,7 +170,7 @@ def test_the_wall_is_the_one_that_sums_after_every_bit(pairs):
     fixed = {0: [8, -1], 11: [8, 8]} if pairs else {}
     for _ in range(20):
         strategy = rng.integers(1, 9, (12, 2) if pairs else 12).tolist()
-        fitted = budget.fit(strategy, [constraint], min_bit=1, fixed=fixed)
+        fitted = budget.fit(strategy, [constraint], ranged(12, fixed=fixed))
         entries = [entry if pairs else [entry, -1] for entry in strategy]
         plain, price = straightforward.wall(entries, table.table, constraint.limit, 1, fixed)
         assert fitted == (plain if pairs else [w for w, _ in plain])

@@ -19,16 +19,24 @@ from lib.utils.quantize_utils import convert_to_quantized, weight_counts
 SHAPE = (3, 8, 8)
 
 
+SPACE = ('min_bit', 'max_bit', 'candidates', 'pins', 'wall')
+
+
+def taken_of(names, settings):
+    """Takes these names out of the settings."""
+    return {name: settings.pop(name) for name in names if name in settings}
+
+
 def taken(kind, settings):
     """Takes the fields of a dataclass out of the settings."""
-    return {field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings}
+    return taken_of([field.name for field in fields(kind)], settings)
 
 
 def kmeans_env(net, loaders, preserve_ratio=0.12, **settings):
     """Returns a `QuantizeEnv` under a budget of the model size."""
     sizes = model_size(list(weight_counts(net, settings.get('is_pruned', False)).values()))
-    space = Space([Constraint.of_ratio(sizes, preserve_ratio)], records=profile_layers(net, SHAPE),
-                  **taken(Space, settings))
+    space = Space.of(Inventory(profile_layers(net, SHAPE)), [Constraint.of_ratio(sizes, preserve_ratio)],
+                     **taken_of(SPACE, settings))
     return QuantizeEnv(net, *loaders, space, EpisodeSettings(**taken(EpisodeSettings, settings)), **settings)
 
 
@@ -37,7 +45,7 @@ def linear_env(net, loaders, preserve_ratio=0.7, constraints=(), **settings):
     net = convert_to_quantized(net, torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)))
     records = profile_layers(net, SHAPE)
     budgets = [Constraint.of_ratio(make_table(records, find_hardware('edge')), preserve_ratio), *constraints]
-    space = Space.of(Inventory(records, linear=True), budgets, **taken(Space, settings))
+    space = Space.of(Inventory(records, linear=True), budgets, **taken_of(SPACE, settings))
     return LinearQuantizeEnv(net, *loaders, space, EpisodeSettings(**taken(EpisodeSettings, settings)), **settings)
 
 

@@ -31,15 +31,22 @@ def test_constant_columns_stay_as_they_are():
 @pytest.mark.parametrize(('low', 'high'), [(1, 8), (2, 8), (1, 7), (3, 3)])
 def test_bins_are_equal_and_never_left(low, high):
     actions = (np.arange(70000) + 0.5) / 70000
-    bits = np.array([bits_from_action(a, low, high) for a in actions])
+    bits = np.array([bits_from_action(a, range(low, high + 1)) for a in actions])
     values, counts = np.unique(bits, return_counts=True)
     assert values.tolist() == list(range(low, high + 1))
     assert np.ptp(counts) <= 1 + 70000 % (high - low + 1)
-    assert (bits_from_action(0.0, low, high), bits_from_action(1.0, low, high)) == (low, high)
+    assert [bits_from_action(end, range(low, high + 1)) for end in (0.0, 1.0)] == [low, high]
 
 
-@pytest.mark.parametrize(('low', 'high'), [(1, 8), (2, 6)])
-def test_actions_and_bits_are_inverse(low, high):
-    for bits in range(low, high + 1):
-        assert bits_from_action(action_from_bits(bits, low, high), low, high) == bits
-    assert action_from_bits(8, 2, 4) == 1.0  # a pinned layer outside the range
+@pytest.mark.parametrize('able', [range(1, 9), range(2, 7), (2, 4, 8), (4,), (-1,)])
+def test_actions_and_bits_are_inverse(able):
+    for number, bits in enumerate(able):
+        action = action_from_bits(bits, able)
+        assert action == (number + 0.5) / len(able) and bits_from_action(action, able) == bits
+    assert action_from_bits(9, able) == 1.0 and action_from_bits(0, range(1, 9)) == 0.0  # pinned outside of them
+    assert action_from_bits(3, (2, 4, 8)) == pytest.approx(1 / 3), 'between the bins of its neighbours'
+
+
+def test_bins_of_candidates_are_of_equal_width():
+    bits = [bits_from_action((step + 0.5) / 3000, (2, 4, 8)) for step in range(3000)]
+    assert bits == [2] * 1000 + [4] * 1000 + [8] * 1000

@@ -23,7 +23,7 @@ from lib.simulator.budget import Constraint
 from lib.simulator.counting import COUNTED, bit_operations, file_size, proqha_float_layers, size_of
 from lib.simulator.hardware import make_table
 from lib.simulator.inventory import Inventory
-from lib.simulator.layer import ends
+from lib.simulator.layer import DEFINED, ends
 from lib.simulator.rest import float_cost, noted, with_rest
 from lib.utils.quantize_utils import KMeansQuantization, LinearQuantization, calibrate, quantizable_layers
 from tests.own_models import ZOO, StandardisedConv
@@ -290,10 +290,10 @@ def test_float_layers_and_buffers_are_in_the_file():
 
 def test_first_and_last_are_those_of_the_calls():
     records = profile_layers(HeadFirst(), SHAPE)
-    assert [record.name for record in records] == ['head', 'late', 'early'] and ends(records) == (2, 0)
+    assert [record.name for record in records] == ['head', 'late', 'early'] and ends(records) == ((2,), (0,))
     assert uniform_strategy(3, 4, linear=True, ends=ends(records)) == [[8, 8], [4, 4], [8, -1]]
     assert proqha_float_layers(records) == {'head', 'early'}
-    assert proqha_float_layers(records, in_order=False) == {'head', 'early'}
+    assert ends(records, DEFINED) == ((0,), (2,)) and proqha_float_layers(records, DEFINED) == {'head', 'early'}
     found = inventory_of(HeadFirst(), SHAPE, True)
     size = [Constraint.of_ratio(size_of(found), 0.5)]
     assert Space.of(found, size).fixed == {2: [8, -1], 0: [8, 8]}
@@ -312,8 +312,8 @@ def test_a_layer_that_is_called_again_is_where_its_last_call_is():
             x = x.flatten(1)
             return self.side(self.body(self.side(x)))
     records = profile_layers(Again(), (1, 1, 4))
-    assert ends(records) == (0, 0) and ends(records[1:]) == (0, 0) and records[2].order is None
-    assert ends([record for record in records if not record.calls]) == (0, 0)
+    assert ends(records) == ((0,), (0,)) == ends(records[1:]) and records[2].order is None
+    assert ends([record for record in records if not record.calls]) == ((0,), (0,))
 
 
 def test_parts_of_proqha_by_the_calls_and_of_a_checkpoint_of_before():
@@ -325,7 +325,7 @@ def test_parts_of_proqha_by_the_calls_and_of_a_checkpoint_of_before():
         def forward(self, x):
             return self.head(self.middle(self.late(self.early(x).relu())).mean((2, 3)))
     assert [part.layer for part in find_parts(Net(), SHAPE)] == ['late', 'middle']
-    assert [part.layer for part in find_parts(Net(), SHAPE, in_order=False)] == ['late', 'early']
+    assert [part.layer for part in find_parts(Net(), SHAPE, DEFINED)] == ['late', 'early']
 
 
 def test_an_inventory_of_before():

@@ -1,6 +1,7 @@
 """Allocation by sensitivity against all strategies of small spaces, one by one."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from lib.env.space import Space
 from lib.search.allocation import GreedySearcher, ILPSearcher, greedy_allocation, ilp_allocation
 from lib.simulator.budget import Constraint
 from lib.simulator.cost import CostTable
+from tests.spaces import drawn, ranged_space
 
 
 def weights_table(values):
@@ -61,12 +63,16 @@ def median_limit(cost, space, share):
     return float(np.quantile([cost.cost(space.random(rng)) for _ in range(200)], share))
 
 
-def make_space(rng, *, pairs, costs, share=0.3):
+def make_space(rng, *, pairs, costs, share=0.3, candidates=False):
     layers = costs[0].num_layers
+    if candidates:
+        kind = partial(Space, own=dict(enumerate(drawn(rng, layers, pairs=pairs))), pairs=pairs)
+        loose = kind([Constraint(cost, np.inf) for cost in costs])
+        return kind([Constraint(cost, median_limit(cost, loose, share)) for cost in costs])
     settings = dict(min_bit=1, max_bit=3, pairs=True, fixed={0: [8, -1]}) if pairs else dict(min_bit=2, max_bit=6)
-    loose = Space([Constraint(cost, np.inf) for cost in costs], **settings)
+    loose = ranged_space([Constraint(cost, np.inf) for cost in costs], **settings)
     assert layers == loose.num_layers
-    return Space([Constraint(cost, median_limit(cost, loose, share)) for cost in costs], **settings)
+    return ranged_space([Constraint(cost, median_limit(cost, loose, share)) for cost in costs], **settings)
 
 
 KINDS = {
@@ -79,15 +85,16 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize('candidates', [False, True])
 @pytest.mark.parametrize('pairs', [False, True])
 @pytest.mark.parametrize('kind', KINDS)
-def test_the_ilp_is_as_good_as_the_best_of_all_strategies_and_greedy_is_near(kind, pairs):
+def test_the_ilp_is_as_good_as_the_best_of_all_strategies_and_greedy_is_near(kind, pairs, candidates):
     gaps = []
     for seed in range(5):
         rng = np.random.default_rng(seed)
         costs = KINDS[kind](rng)
         try:
-            space = make_space(rng, pairs=pairs, costs=costs)
+            space = make_space(rng, pairs=pairs, costs=costs, candidates=candidates)
         except ValueError:  # two budgets drawn apart need not have a strategy in common
             continue
         table = random_table(rng, 4)
@@ -97,8 +104,7 @@ def test_the_ilp_is_as_good_as_the_best_of_all_strategies_and_greedy_is_near(kin
         assert space.holds(greedy)
         assert value(table, exact, space.fixed) == pytest.approx(best, abs=1e-9)
         gaps.append(value(table, greedy, space.fixed) - best)
-        if pairs:
-            assert exact[0] == greedy[0] == [8, -1]
+        assert all(strategy[layer] in space.choices(layer) for strategy in (exact, greedy) for layer in range(4))
     assert len(gaps) >= 3
     assert np.median(gaps) <= 0.1  # of values around 1
     assert min(gaps) >= -1e-9
@@ -106,7 +112,7 @@ def test_the_ilp_is_as_good_as_the_best_of_all_strategies_and_greedy_is_near(kin
 
 def test_choices_that_are_equal_in_everything():
     table = np.repeat(4.0 ** -np.arange(1, 9)[None, :, None] * np.array([3, 1])[:, None, None], 8, axis=2)
-    space = Space([Constraint(sizes(10, 10), 110)], pairs=True)  # activation bits change neither loss nor size
+    space = ranged_space([Constraint(sizes(10, 10), 110)], pairs=True)  # activation bits change neither loss nor size
     for allocate in (greedy_allocation, ilp_allocation):
         assert [entry[0] for entry in allocate(table, space)] == [6, 5]
 
@@ -117,7 +123,7 @@ def test_greedy_by_hand():
     # come back within 60, so that nothing is raised: a loss of 8, where 2 bits in both layers have 7.
     table = weights_table([[7, 5, 0, 0, 0, 0, 0, 0], [8, 2, 0, 0, 0, 0, 0, 0]])
     cost = sizes(10, 20)
-    space = Space([Constraint(cost, 60)], min_bit=1, max_bit=3)
+    space = ranged_space([Constraint(cost, 60)], min_bit=1, max_bit=3)
     assert greedy_allocation(table, space) == [3, 1]
     assert ilp_allocation(table, space) == [2, 2]
 
@@ -125,9 +131,9 @@ def test_greedy_by_hand():
 def test_greedy_raises_what_still_fits():
     # The last lowering, of the large layer to 1 bit, leaves room for the small one, which was lowered before.
     table = weights_table([[1, 0.1, 0, 0, 0, 0, 0, 0], [1000, 30, 0, 0, 0, 0, 0, 0]])
-    space = Space([Constraint(sizes(10, 100), 229)], min_bit=1, max_bit=3)
+    space = ranged_space([Constraint(sizes(10, 100), 229)], min_bit=1, max_bit=3)
     assert greedy_allocation(table, space) == [2, 2]
-    space = Space([Constraint(sizes(10, 100), 130)], min_bit=1, max_bit=3)
+    space = ranged_space([Constraint(sizes(10, 100), 130)], min_bit=1, max_bit=3)
     assert greedy_allocation(table, space) == [3, 1]
 
 
@@ -150,7 +156,7 @@ def test_a_budget_that_is_met_exactly_and_one_that_is_missed_by_a_hair():
     table = np.zeros((3, 8, 8), dtype=np.int64) + np.array([0, 1, 2, 3, 4, 5, 6, 7])[:, None] * huge
     table[:, 1] += 1
     cost = CostTable(table + 1, reference=8 * huge, name='size', unit='bits')
-    space = Space([Constraint(cost, 3 * huge + 4)], min_bit=1, max_bit=4)  # 3 layers at 2 bits cost 3 huge + 6
+    space = ranged_space([Constraint(cost, 3 * huge + 4)], min_bit=1, max_bit=4)  # 3 layers at 2 bits cost 3 huge + 6
     sensitivity = weights_table([[3, 1, 0.9, 0.8, 0, 0, 0, 0], [3, 1, 0.95, 0.9, 0, 0, 0, 0],
                                  [3, 1, 0.97, 0.95, 0, 0, 0, 0]])
     best = best_by_enumeration(sensitivity, space)
@@ -170,7 +176,7 @@ def test_fifty_layers_with_all_pairs_of_bits():
                      reference=int(32 * weights.sum()), name='size', unit='bits')
     energy = CostTable(rng.random((53, 1, 1)) * np.maximum(bits[:, None], bits)[None], reference=100.0, name='energy',
                        unit='J')
-    space = Space([Constraint(cost, cost.cost([[4, 4]] * 53)) for cost in (size, energy)], pairs=True)
+    space = ranged_space([Constraint(cost, cost.cost([[4, 4]] * 53)) for cost in (size, energy)], pairs=True)
     exact, greedy = ilp_allocation(table, space), greedy_allocation(table, space)
     assert space.holds(exact)
     assert space.holds(greedy)
@@ -181,25 +187,25 @@ def test_fifty_layers_with_all_pairs_of_bits():
 def test_what_cannot_be_allocated_is_said():
     good = weights_table(np.ones((2, 8)))
     with pytest.raises(ValueError, match='cannot be met.*lowest possible is 0.03125'):
-        ilp_allocation(good, Space([Constraint.of_ratio(sizes(10, 20), 0.01)]))
+        ilp_allocation(good, ranged_space([Constraint.of_ratio(sizes(10, 20), 0.01)]))
     with pytest.raises(ValueError, match='cannot be met'):
-        greedy_allocation(good, Space([Constraint.of_ratio(sizes(10, 20), 0.01)]))
+        greedy_allocation(good, ranged_space([Constraint.of_ratio(sizes(10, 20), 0.01)]))
     constant = CostTable(np.full((2, 8, 8), 5), reference=10, name='activation_memory', unit='bits')
     for allocate in (greedy_allocation, ilp_allocation):
         with pytest.raises(ValueError, match='activation_memory is the same for all weight bits'):
-            allocate(good, Space([Constraint(sizes(10, 20), 200), Constraint(constant, 10)]))
+            allocate(good, ranged_space([Constraint(sizes(10, 20), 200), Constraint(constant, 10)]))
         with pytest.raises(ValueError, match=r'layer 1 at 3 is not a finite number.*1\.\.8 bits'):
             broken = good.copy()
             broken[1, 2, 7] = np.nan
-            allocate(broken, Space([Constraint(sizes(10, 20), 200)]))
+            allocate(broken, ranged_space([Constraint(sizes(10, 20), 200)]))
         with pytest.raises(ValueError, match=r'shape \(3, 8, 8\), expected \(2, 8, 8\)'):
-            allocate(weights_table(np.ones((3, 8))), Space([Constraint(sizes(10, 20), 200)]))
+            allocate(weights_table(np.ones((3, 8))), ranged_space([Constraint(sizes(10, 20), 200)]))
 
 
 @pytest.mark.parametrize('name', ['greedy', 'ilp'])
 def test_a_searcher_proposes_its_strategy_once(name):
     table = weights_table(4.0 ** -np.arange(1, 9) * np.array([[1], [5], [2]]))
-    space = Space([Constraint(sizes(10, 20, 30), 240)])
+    space = ranged_space([Constraint(sizes(10, 20, 30), 240)])
     searcher = (GreedySearcher if name == 'greedy' else ILPSearcher)(space, table)
     assert searcher.name == name
     expected = (greedy_allocation if name == 'greedy' else ilp_allocation)(table, space)

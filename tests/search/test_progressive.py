@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from lib.data.tensor_loader import TensorLoader
-from lib.env.space import Space
 from lib.qat.parts import quantize_parts
 from lib.qat.placement import Quantizers
 from lib.record.checkpoint import read_checkpoint
@@ -18,6 +17,8 @@ from lib.search.log import StepLog, step_path
 from lib.search.progressive import ProgressiveSearch, ProgressiveSearcher, StepSettings
 from lib.simulator.budget import Constraint
 from lib.simulator.cost import CostTable
+from lib.simulator.layer_bits import LayerBits
+from tests.spaces import ranged_space
 
 CLASSES = 4
 
@@ -180,7 +181,7 @@ def space_of(ratio, *, pairs=False, layers=6, min_bit=1, max_bit=8, fixed=None):
     reference = int(table[:, -1, -1].sum())
     cost = CostTable(table, reference=reference, name='size', unit='bits')
     budget = Constraint(cost, ratio * reference)
-    return Space([budget], min_bit=min_bit, max_bit=max_bit, fixed=fixed or {}, pairs=pairs)
+    return ranged_space([budget], min_bit=min_bit, max_bit=max_bit, fixed=fixed, pairs=pairs)
 
 
 def flat(strategy):
@@ -247,9 +248,20 @@ def test_the_floor_and_the_lowest_budget():
     assert min(map(min, judged)) >= 4 and max(map(max, judged)) <= 7
 
 
+def test_a_search_among_candidates_goes_from_one_to_the_next():
+    own = {0: LayerBits((8, 4, 2), (2, 8)), 1: LayerBits((1, 4), (4,)), 2: LayerBits((1,), (1,))}
+    space = replace(space_of(0.2, pairs=True, layers=3), own=own)
+    judged, strategy = course(space, lambda strategy: -float(flat(strategy)[0]), 3, lam=3)
+    able = [{8, 4, 2}, {2, 8}, {4}, {4}, {1}, {1}]  # 2 bits at least, but what is fixed
+    assert all(bit in able[place] for candidate in judged for place, bit in enumerate(flat(candidate)))
+    assert space.holds(strategy) and strategy == [[8, 2], [4, 4], [1, 1]] and len(judged) == 3
+    _, strategy = course(replace(space_of(0.104, pairs=True, layers=3), own=own), lambda strategy: 0.0, 3, lam=3)
+    assert strategy[0] == [2, 2]
+
+
 @pytest.mark.parametrize(('options', 'said'), [
     ({'lam': 0}, 'lam is 0, interval 1'), ({'interval': 0}, 'interval 0'), ({'ratio': 0.1}, 'lowers 0 of 6'),
-    ({'space': replace(space_of(1), fixed={i: 8 for i in range(6)})}, 'nothing to lower'),
+    ({'space': space_of(1, fixed={i: 8 for i in range(6)})}, 'nothing to lower'),
 ])
 def test_what_makes_no_search_is_refused(options, said):
     with pytest.raises(ValueError, match=said):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lib.env.space import Space
+from lib.env.state import bits_from_action
 from lib.search.baselines import RandomSearcher, UniformSearcher, fill, random_feasible
 from lib.search.bench import ImageCounter
 from lib.search.evolution import EvolutionSearcher
@@ -13,13 +14,16 @@ from lib.search.searcher import replay
 from lib.simulator.budget import Constraint
 from lib.simulator.cost import CostTable
 from lib.simulator.counting import model_size
+from lib.simulator.layer import LayerRecord
+from lib.simulator.layer_bits import LayerBits
 from lib.utils.quantize_utils import LinearQuantization, convert_to_quantized
+from tests.spaces import ranged_space
 
 WEIGHTS = [30, 200, 90, 400]
 
 
 def sizes(ratio=0.11, **settings):
-    return Space([Constraint.of_ratio(model_size(WEIGHTS), ratio)], **settings)
+    return ranged_space([Constraint.of_ratio(model_size(WEIGHTS), ratio)], **settings)
 
 
 def machine(ratio=0.5, **settings):
@@ -28,10 +32,18 @@ def machine(ratio=0.5, **settings):
     tables = [np.sort(np.sort(rng.random((5, 8, 8)), 1), 2) + 0.05 * rng.random((5, 8, 8)) for _ in range(2)]
     constraints = [Constraint.of_ratio(CostTable(table, reference=table[:, 7, 7].sum(), name=f'cost{i}', unit='s'),
                                        ratio + 0.1 * i) for i, table in enumerate(tables)]
-    return Space(constraints, fixed={0: [8, -1], 4: [8, 8]}, pairs=True, **settings)
+    return ranged_space(constraints, fixed={0: [8, -1], 4: [8, 8]}, pairs=True, **settings)
 
 
-SPACES = {'sizes': sizes, 'machine': machine}
+def candidates():
+    """The same with bits that are no range, others in each layer."""
+    own = [LayerBits((8,), (-1,)), LayerBits((2, 4, 8), (2, 4, 8)), LayerBits((3, 5), (8,)), LayerBits((4,), (1, 7, 8)),
+           LayerBits((1, 8), (-1,))]
+    records = [LayerRecord(str(i), 'linear', 4, 4, (1, 1), (1, 1), 1, 1, 1, 1, 1, 16) for i in range(5)]
+    return Space(machine(0.7).constraints, LayerBits.span(1), dict(enumerate(own)), pairs=True, records=records)
+
+
+SPACES = {'sizes': sizes, 'machine': machine, 'candidates': candidates}
 
 
 def bits(space, strategy):
@@ -78,11 +90,13 @@ def test_random_strategies_hold_the_budgets_and_no_bit_can_be_added(kind):
         assert all(strategy[layer] == entry for layer, entry in space.fixed.items())
         for layer, side in itertools.product(space.free, range(1 + space.pairs)):
             more = [list(np.atleast_1d(entry)) for entry in strategy]
-            more[layer][side] += 1
-            if more[layer][side] <= 8:
-                raised = [[int(b) for b in entry] if space.pairs else int(entry[0]) for entry in more]
-                assert not space.holds(raised)
-    assert len(seen) > 20
+            for bit in space.layer_bits[layer].sides[side]:
+                if bit > more[layer][side]:
+                    more[layer][side] = bit
+                    raised = [[int(b) for b in entry] if space.pairs else int(entry[0]) for entry in more]
+                    assert not space.holds(raised)
+                    break
+    assert len(seen) > (5 if kind == 'candidates' else 20)
 
 
 def test_filling_changes_nothing_where_everything_fits_at_most_bits():
@@ -99,7 +113,7 @@ def noise(strategy):
 def test_evolution_comes_closer_to_the_optimum_than_chance():
     """The optimum is known by dynamic programming over the cost."""
     weights = [4, 9, 2, 7, 12, 3, 8, 5]
-    space = Space([Constraint.of_ratio(model_size(weights), 0.1)])
+    space = ranged_space([Constraint.of_ratio(model_size(weights), 0.1)])
     best = {0: 0.0}  # {bits spent: least noise}
     for layer, weight in enumerate(weights):
         one = [noise([0] * layer + [bit]) - noise([0] * layer) for bit in range(1, 9)]
@@ -125,7 +139,7 @@ def test_evolution_proposes_what_holds_the_budgets(kind):
     for strategy, _ in searcher.history:
         assert space.holds(strategy)
         assert all(strategy[layer] == entry for layer, entry in space.fixed.items())
-        assert all(space.min_bit <= bit <= space.max_bit for bit in bits(space, strategy))
+        assert all(entry in space.choices(layer) for layer, entry in enumerate(strategy))
 
 
 def test_bits_stay_in_their_range():
@@ -133,6 +147,28 @@ def test_bits_stay_in_their_range():
     for searcher in (RandomSearcher(space, 0), EvolutionSearcher(space, 0)):
         for strategy, _ in run(searcher, noise, 40).history:
             assert all(2 <= bit <= 5 for bit in strategy)
+
+
+def test_uniform_takes_the_next_fewer_of_the_candidates():
+    space = candidates()
+    assert [space.uniform(bits) for bits in (8, 6, 2)] == [
+        [[8, -1], [8, 8], [5, 8], [4, 8], [8, -1]], [[8, -1], [4, 4], [5, 8], [4, 1], [1, -1]],
+        [[8, -1], [2, 2], [3, 8], [4, 1], [1, -1]]]
+    proposed = UniformSearcher(space).propose()
+    assert space.holds(proposed) and not any(space.holds(space.uniform(bits)) for bits in range(1 + max(
+        bits for bits in space.all_bits if space.uniform(bits) == proposed), 9))
+
+
+def test_every_entry_is_drawn_and_an_agent_reaches_it():
+    space, rng = candidates(), np.random.default_rng(0)
+    drawn = [space.random(rng) for _ in range(200)]
+    for layer in range(space.num_layers):
+        assert sorted({tuple(strategy[layer]) for strategy in drawn}) == list(map(tuple, space.choices(layer)))
+    for strategy in drawn[:20]:
+        steps = space.trajectory(strategy)
+        assert len(steps) == space.num_steps == 10 and all(0 <= action <= 1 for _, action in steps)
+        chosen = [bits_from_action(action, able) for (_, action), able in zip(steps, space.steps, strict=True)]
+        assert space.of_bits(chosen) == strategy
 
 
 @pytest.mark.parametrize('kind', [RandomSearcher, EvolutionSearcher])

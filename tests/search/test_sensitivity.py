@@ -1,6 +1,7 @@
 """Sensitivities against doing it by hand, explicit Hessians and gradients of single images."""
 
 import copy
+import itertools
 import logging
 
 import numpy as np
@@ -13,6 +14,7 @@ from lib.data.tensor_loader import TensorLoader
 from lib.quantize.kmeans import fit_codebook
 from lib.record.arrays import read_npz, write_npz
 from lib.search import sensitivity
+from lib.search.allocation import GreedySearcher, ILPSearcher
 from lib.search.curvature import hessian, measure_curvature
 from lib.search.sensitivity import draw_images, measure_sensitivity, read_or_measure
 from lib.utils.quantize_utils import (
@@ -322,6 +324,35 @@ def test_a_sensitivity_that_is_not_finite_names_its_layer(trained, tiny_loaders)
     tiny_loaders[1].images[:, 0, 0, 0] = torch.nan
     with pytest.raises(FloatingPointError, match=r'loss sensitivity of the weights of layer 1 \(depthwise\)'):
         measure_sensitivity(env, 'loss', num_images=4)
+
+
+@pytest.mark.parametrize('kind', ['loss', 'fisher'])
+@pytest.mark.parametrize('flow', ENVS)
+def test_candidates_are_measured_as_in_a_range_and_nothing_else_is(flow, kind, trained, tiny_loaders, tmp_path):
+    asked = {'candidates': ['8,2', 'pointwise=3,5', 'depthwise=4,7/-1'], 'pins': ['stem=6,5']}
+    if flow == 'kmeans':
+        asked = {'candidates': ['8,2', 'pointwise=3,5', 'depthwise=4,7'], 'pins': ['stem=6']}
+    whole = measure_sensitivity(ENVS[flow](copy.deepcopy(trained), tiny_loaders), kind, num_images=IMAGES)
+    env = ENVS[flow](trained, tiny_loaders, preserve_ratio=0.9, **asked)
+    found = measure_sensitivity(env, kind, num_images=IMAGES)
+    cells = {(0, 6, 5 if flow == 'linear' else 8): 0.0}
+    for layer, bits in enumerate(env.space.layer_bits):
+        for w_bit, a_bit in itertools.product(*bits.sides) if layer else ():
+            if env.space.pairs and a_bit == -1:  # the loss of the weights alone: the input's at 8 bits is not in it
+                assert np.isfinite(found.table[layer, w_bit - 1, 7])
+                cells[layer, w_bit, 8] = found.table[layer, w_bit - 1, 7]
+            elif layer not in env.space.fixed:
+                cells[layer, w_bit, 8 if a_bit == -1 else a_bit] = whole.table[layer, w_bit - 1, a_bit - (a_bit > 0)]
+            else:
+                cells[layer, w_bit, a_bit] = 0.0
+    expected = np.full((4, 8, 8), np.nan)
+    for (layer, w_bit, a_bit), rise in cells.items():
+        expected[layer, w_bit - 1, a_bit - 1] = rise
+    np.testing.assert_allclose(found.table, expected, atol=1e-6)
+    path = tmp_path / 'kept.npz'
+    assert read_or_measure(path, env, kind, num_images=IMAGES).seconds == read_or_measure(
+        path, env, kind, num_images=IMAGES).seconds
+    assert GreedySearcher(env.space, found.table).best() and ILPSearcher(env.space, found.table).best()
 
 
 @pytest.mark.parametrize('flow', ENVS)

@@ -11,7 +11,9 @@ from lib.simulator import budget
 from lib.simulator.budget import Constraint
 from lib.simulator.cost import CostTable
 from lib.simulator.counting import model_size
+from lib.simulator.layer_bits import LayerBits
 from lib.simulator.table_files import load_table
+from tests.spaces import drawn, ranged
 
 LOOKUP_TABLES = Path(budget.__file__).parent / 'lookup_tables'
 PINNED = {0: [8, -1], 52: [8, 8]}
@@ -19,11 +21,15 @@ PINNED = {0: [8, -1], 52: [8, 8]}
 
 def fit(strategy, cost, limit, **options):
     """The wall with a single budget."""
-    return budget.fit(strategy, [Constraint(cost, limit)], **options)
+    return fit_all(strategy, [Constraint(cost, limit)], **options)
 
 
-def check_feasible(cost, ratio, *args, **options):
-    budget.check_feasible([Constraint.of_ratio(cost, ratio)], *args, **options)
+def fit_all(strategy, constraints, wall='rounds', **bits):
+    return budget.fit(strategy, constraints, ranged(len(strategy), **bits), wall=wall)
+
+
+def check_feasible(cost, ratio, *bits, **options):
+    budget.check_feasible([Constraint.of_ratio(cost, ratio)], ranged(cost.num_layers, *bits, **options))
 
 
 @pytest.fixture(scope='module')
@@ -90,7 +96,7 @@ def lowest_cost(strategy, cost, low, high, fixed):
 def test_random_walls(kind, monotone, dtype):
     draw = random.Random(1)
     for _ in range(60):
-        layers, low, high = draw.randint(1, 6), draw.randint(1, 4), draw.randint(4, 8)
+        layers, low, high = draw.randint(1, 6), draw.randint(1, 4), draw.randint(5, 8)
         cost = random_table(draw, layers, monotone, dtype)
         strategy = [random_entry(draw, low, high, kind) for _ in range(layers)]
         fixed = {0: 8 if kind == 'flat' else [8, -1]} if draw.random() < 0.5 else {}
@@ -162,9 +168,9 @@ def test_floats_do_not_end_above_the_limit_through_rounding():
         ([8, [8, 1], 8], {'min_bit': 2}, 'layer 1'),
         ([8, 8], {'min_bit': 2}, '2 entries'),
         ([8, 8, 8], {'min_bit': 0}, 'no range'),
-        ([8, 8, 8], {'min_bit': 2, 'fixed': {3: 8}}, 'fixed entry for layer 3'),
-        ([8, 8, 8], {'min_bit': 2, 'fixed': {-1: 8}}, 'fixed entry for layer -1'),
-        ([8, 8, 8], {'min_bit': 2, 'fixed': {1: [0, 8]}}, 'layer 1'),
+        ([8, 8, 8], {'min_bit': 2, 'fixed': {3: 8}}, 'bits are given for layer 3'),
+        ([8, 8, 8], {'min_bit': 2, 'fixed': {-1: 8}}, 'bits are given for layer -1'),
+        ([8, 8, 8], {'min_bit': 2, 'fixed': {1: [0, 8]}}, 'weights are 0, expected some of 1..8'),
     ],
 )
 def test_bad_input(strategy, options, message):
@@ -217,7 +223,8 @@ def random_budgets(draw, layers, monotone, low, high, kind):
     tables = [random_table(draw, layers, monotone) for _ in range(3)]
     peak = CostTable(tables[2].table, reference=tables[2].table.max().item(), name='peak', unit='u', combine='max')
     room = (0.9, 1.5) if monotone else (1, 7)
-    lowest = [cost.minimum(low, high, pairs=kind == 'pairs')[0] for cost in (*tables[:2], peak)]
+    choices = [each.entries() for each in ranged(layers, low, high, pairs=kind == 'pairs')]
+    lowest = [cost.minimum(choices)[0] for cost in (*tables[:2], peak)]
     costs = zip((*tables[:2], peak), lowest, strict=True)
     return [Constraint(cost, draw.uniform(*room) * limit) for cost, limit in costs]
 
@@ -238,16 +245,58 @@ def test_several_budgets_are_met_whenever_any_strategy_meets_them(kind, monotone
         strategy = [random_entry(draw, low, high, 'flat') if kind == 'flat' else [high, high] for _ in range(3)]
         possible = any(all(c.met_by(s) for c in constraints) for s in all_strategies(3, low, high, kind))
         for wall in budget.WALLS:
-            fitted = budget.fit(strategy, constraints, min_bit=low, max_bit=high, wall=wall)
+            fitted = fit_all(strategy, constraints, wall, min_bit=low, max_bit=high)
             assert all(c.met_by(fitted) for c in constraints) == possible
-            assert fitted == budget.fit(strategy, constraints, min_bit=low, max_bit=high, wall=wall)
+            assert fitted == fit_all(strategy, constraints, wall, min_bit=low, max_bit=high)
         if possible:
             feasible += 1
-            budget.check_feasible(constraints, low, high, pairs=kind == 'pairs')
+            budget.check_feasible(constraints, ranged(3, low, high, pairs=kind == 'pairs'))
         else:
             with pytest.raises(ValueError, match='cannot be met'):
-                budget.check_feasible(constraints, low, high, pairs=kind == 'pairs')
+                budget.check_feasible(constraints, ranged(3, low, high, pairs=kind == 'pairs'))
     assert 2 < feasible < 18
+
+
+@pytest.mark.parametrize('pairs', [False, True])
+@pytest.mark.parametrize('monotone', [True, False])
+def test_walls_and_feasibility_of_any_candidates_against_every_strategy(pairs, monotone):
+    draw, rng, feasible = random.Random(6), np.random.default_rng(6), 0
+    for _ in range(40):
+        layer_bits, constraints = drawn(rng, 3, pairs=pairs), random_budgets(draw, 3, monotone, 1, 8, 'pairs')[::2]
+        choices = [each.entries(pairs=pairs) for each in layer_bits]
+        everything = [list(strategy) for strategy in itertools.product(*choices)]
+        lowest = [min(map(c.cost.cost, everything)) for c in constraints]
+        assert [c.cost.minimum(choices)[0] for c in constraints] == lowest
+        limits = [low * draw.uniform(0.9, 1.4 if monotone else 2.5) for low in lowest]
+        constraints = [Constraint(c.cost, limit) for c, limit in zip(constraints, limits, strict=True)]
+        possible = any(all(c.met_by(s) for c in constraints) for s in everything)
+        for wall in budget.WALLS:
+            fitted = budget.fit(draw.choice(everything), constraints, layer_bits, wall=wall)
+            assert fitted in everything and all(c.met_by(fitted) for c in constraints) == possible
+        feasible += possible
+        if possible:
+            budget.check_feasible(constraints, layer_bits)
+            continue
+        with pytest.raises(ValueError, match='cannot be met') as error:
+            budget.check_feasible(constraints, layer_bits)
+        alone = [c for c, low in zip(constraints, lowest, strict=True) if c.limit < low]
+        if alone:  # the ratio that is named is the lowest that any strategy reaches
+            named = float(re.search(r'[\d.]+$', str(error.value))[0])
+            assert 0 <= named - lowest[constraints.index(alone[0])] / alone[0].cost.reference < 2e-5
+    assert 5 < feasible < 35
+
+
+def test_the_order_of_lowering_to_the_next_candidates():
+    cost, bits = model_size([1, 1, 1]), [LayerBits((2, 4, 8)), LayerBits((4, 8)), LayerBits((8, 2, 4))]
+    for limit, expected in ((24, [8, 8, 8]), (23, [8, 8, 4]), (17, [8, 4, 4]), (15, [4, 4, 4]), (11, [4, 4, 2]),
+                            (0, [2, 4, 2])):
+        assert budget.fit([8, 8, 8], [Constraint(cost, limit)], bits) == expected
+    with pytest.raises(ValueError, match='layer 1 has 2, expected bits in 4,8'):
+        budget.fit([2, 2, 2], [Constraint(cost, 9)], bits)
+    with pytest.raises(ValueError, match=r'cheapest strategy of 2,4,8 or 4,8 bits costs 8 of .* possible is 0\.08334'):
+        budget.check_feasible([Constraint(cost, 7)], bits)
+    with pytest.raises(ValueError, match='bits are given for 2 layers, the strategy has 3'):
+        budget.fit([8, 8, 8], [Constraint(cost, 9)], bits[:2])
 
 
 def test_only_bits_that_an_exceeded_budget_depends_on_are_lowered():
@@ -255,9 +304,9 @@ def test_only_bits_that_an_exceeded_budget_depends_on_are_lowered():
     cells = np.broadcast_to(np.arange(1, 9), (2, 8, 8))
     memory = CostTable(cells, reference=8, name='memory', unit='u', combine='max')
     met, exceeded = Constraint(memory, 8), Constraint(size, 120)
-    assert budget.fit([[8, 8], [8, 8]], [met, exceeded], min_bit=1) == [[6, 8], [6, 8]]
-    assert budget.fit([[8, 8], [8, 8]], [Constraint(memory, 5), Constraint(size, 160)], min_bit=1) == [[8, 5], [8, 5]]
-    both = budget.fit([[8, 8], [8, 8]], [Constraint(memory, 5), exceeded], min_bit=1)
+    assert fit_all([[8, 8], [8, 8]], [met, exceeded], min_bit=1) == [[6, 8], [6, 8]]
+    assert fit_all([[8, 8], [8, 8]], [Constraint(memory, 5), Constraint(size, 160)], min_bit=1) == [[8, 5], [8, 5]]
+    both = fit_all([[8, 8], [8, 8]], [Constraint(memory, 5), exceeded], min_bit=1)
     assert both == [[6, 5], [6, 5]]
 
 
@@ -267,7 +316,7 @@ def test_budgets_that_exclude_each_other_are_refused_with_what_comes_closest():
     down = CostTable(9 - cells, reference=8, name='down', unit='u')
     constraints = [Constraint(up, 3, '--constraint up'), Constraint(down, 3, '--constraint down')]
     with pytest.raises(ValueError, match='up 0.375, --constraint down 0.375 cannot be met together') as error:
-        budget.check_feasible(constraints, 1, 8)
+        budget.check_feasible(constraints, ranged(1))
     assert str(error.value).endswith(('up 0.50000, down 0.62500', 'up 0.62500, down 0.50000'))
 
 

@@ -11,6 +11,7 @@ from lib.simulator.counting import model_size
 from lib.simulator.layer import LayerRecord
 from lib.simulator.table_files import checksum, load_table, save_table
 from tests.meta import on_meta
+from tests.spaces import ranged
 
 # Published for ResNet-50 at a ratio of 0.1: HAQ's README, and the other list in its finetune script.
 README = '665555455455555535435434442543353253243253253425234234'
@@ -104,7 +105,7 @@ def test_impossible_references_are_refused(reference):
 def test_minimum_is_the_cheapest_of_all_strategies(pairs):
     cost = table_of(seed=4)
     choices = [[w, a] for w in range(2, 7) for a in range(2, 7)] if pairs else list(range(2, 7))
-    lowest, strategy = cost.minimum(2, 6, pairs=pairs)
+    lowest, strategy = cost.minimum([choices] * 3)
     assert lowest == cost.cost(strategy)
     assert all(entry in choices for entry in strategy)
     for layer in range(3):
@@ -112,17 +113,14 @@ def test_minimum_is_the_cheapest_of_all_strategies(pairs):
         assert lowest == min(cost.cost(other) for other in others)
 
 
-def test_minimum_keeps_fixed_layers_and_checks_its_arguments():
+def test_minimum_keeps_fixed_layers_and_checks_the_range():
     cost = table_of()
-    fixed = {0: [8, -1], 2: [8, 8]}
-    lowest, strategy = cost.minimum(1, fixed=fixed)
+    lowest, strategy = cost.minimum([each.entries() for each in ranged(3, fixed={0: [8, -1], 2: [8, 8]})])
     assert strategy[0] == [8, -1] and strategy[2] == [8, 8]
     assert lowest == cost.table[0, 7, 7] + cost.table[1].min() + cost.table[2, 7, 7]
-    with pytest.raises(ValueError, match='fixed entry for layer 3'):
-        cost.minimum(1, fixed={3: [8, 8]})
     for bits in ((0, 8), (1, 9), (5, 4), (2.5, 8)):
         with pytest.raises(ValueError, match='no range within 1..8'):
-            cost.minimum(*bits)
+            ranged(3, *bits)
 
 
 def test_model_size_of_the_published_resnet50_strategies():

@@ -17,6 +17,7 @@ from lib.simulator.counting import (
 from lib.simulator.inventory import Inventory
 from lib.simulator.layer import LayerRecord
 from tests.meta import on_meta
+from tests.spaces import ranged
 
 # Number of quantized weights and of their layers in ProQHA's own networks for ImageNet, counted in its code (Zhang et
 # al., "Automatic Progressive Mixed-Precision Network Quantization"); its MobileNetV2 has ours' layers.
@@ -93,9 +94,9 @@ def test_activation_memory_is_that_of_the_largest_layer():
 
 def test_activation_memory_minimum_and_prices():
     cost = activation_memory(LAYERS)
-    lowest, strategy = cost.minimum(2, 6)
+    lowest, strategy = cost.minimum([each.entries() for each in ranged(len(LAYERS), 2, 6)])
     assert lowest == 2 * 48 * 64 == cost.cost(strategy)
-    assert cost.minimum(2, pairs=False)[0] == cost.reference, 'weight bits change nothing'
+    assert cost.minimum([range(2, 9)] * len(LAYERS))[0] == cost.reference, 'weight bits change nothing'
 
 
 @pytest.mark.parametrize('name', PROQHA)

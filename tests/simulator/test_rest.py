@@ -7,8 +7,9 @@ import pytest
 
 from lib.env.space import Space
 from lib.search.allocation import greedy_allocation, ilp_allocation
-from lib.simulator.budget import Constraint, cheapest, check_feasible, fit
+from lib.simulator.budget import WALLS, Constraint, cheapest, check_feasible, fit
 from lib.simulator.cost import CostTable
+from tests.spaces import ranged
 
 
 def table(seed, rest, combine='sum', layers=3):
@@ -25,7 +26,8 @@ def test_the_rest_is_part_of_every_cost():
         cost = cells.derive(rest=rest, reference=cells.reference + rest)
         for strategy in ([1, 1, 1], [8, 3, 2]):
             assert cost.cost(strategy) == cells.cost(strategy) + rest
-        assert cost.ratio([8, 8, 8]) == 1 and cost.minimum(2, pairs=False)[0] == cells.minimum(2, pairs=False)[0] + rest
+        assert cost.ratio([8, 8, 8]) == 1
+        assert cost.minimum([range(2, 9)] * 3)[0] == cells.minimum([range(2, 9)] * 3)[0] + rest
     peak = table(0, 45, 'max')
     assert peak.cost([1, 1, 1]) == 45 and peak.cost([8, 8, 8]) == max(45, peak.table[:, -1, -1].max())
     with pytest.raises(ValueError, match='stays float costs -1'):
@@ -50,7 +52,7 @@ def test_walls_and_allocations_against_every_strategy(seed, combine):
         space = Space(constraints)
         best = min(held, key=lambda s: sum(sensitivities[layer, b - 1, 7] for layer, b in enumerate(s)))
         assert ilp_allocation(sensitivities, space) == best
-        for strategy in (fit([8, 8, 8], constraints, min_bit=1), fit([8, 8, 8], constraints, min_bit=1, wall='greedy'),
+        for strategy in (*(fit([8, 8, 8], constraints, space.layer_bits, wall=wall) for wall in WALLS),
                          greedy_allocation(sensitivities, space)):
             assert strategy in held
 
@@ -58,8 +60,8 @@ def test_walls_and_allocations_against_every_strategy(seed, combine):
 def test_a_budget_that_what_stays_float_exceeds_is_refused_by_name():
     cost = table(0, 500)
     with pytest.raises(ValueError, match=r'--constraint x 0.1 .* stays float costs 500 of \d+ mJ .*: odd, even;'):
-        check_feasible([Constraint.of_ratio(cost, 0.1, '--constraint x')], 1)
-    lowest = cost.minimum(1)[0] / cost.reference
-    check_feasible([Constraint.of_ratio(cost, lowest + 1e-9)], 1)
+        check_feasible([Constraint.of_ratio(cost, 0.1, '--constraint x')], ranged(3))
+    lowest = cost.minimum([each.entries() for each in ranged(3)])[0] / cost.reference
+    check_feasible([Constraint.of_ratio(cost, lowest + 1e-9)], ranged(3))
     with pytest.raises(ValueError, match='the cheapest strategy of 1..8 bits costs'):
-        check_feasible([Constraint.of_ratio(cost, lowest - 1e-3)], 1)
+        check_feasible([Constraint.of_ratio(cost, lowest - 1e-3)], ranged(3))
