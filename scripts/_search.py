@@ -11,6 +11,17 @@ AGENT = ('hidden1', 'hidden2', 'lr_a', 'lr_c', 'tau', 'discount', 'bsize', 'init
          'n_update')  # options that are those of `DDPG`
 
 
+def add_bit_options(group, range_words):
+    """Add the options of bits by name, in place of a range."""
+    group.add_argument('--candidates', action=CollectedOption, metavar='[NAME=]BITS', help='bits of a layer in place '
+                       f'of the range {range_words}: 2,4,8 of all layers, "*.qkv=4,8" of those of a name or pattern, '
+                       '4,8/8 of weights / of activations; several may be given (docs/searchers.md)')
+    group.add_argument('--pin', action=CollectedOption, metavar='NAME=W[,A]', help='the bits of a layer, or of those '
+                       'of a pattern, that are not searched: W of its weights and, unless the flow is K-means, A of '
+                       'its activations (-1: left alone); several may be given; a pin of the first or the last layer '
+                       'goes before [8, -1] or [8, 8]')
+
+
 def add_search_options(parser, *, finetune_flag, train_size, val_size):
     """Add the options about strategies and their evaluation; returns the group."""
     group = parser.add_argument_group('search')
@@ -19,13 +30,7 @@ def add_search_options(parser, *, finetune_flag, train_size, val_size):
                        'bit, which suits hardware whose layers gain very differently')
     group.add_argument('--min_bit', type=int, default=1, help='fewest bits of a layer')
     group.add_argument('--max_bit', type=int, default=8, help='most bits of a layer')
-    group.add_argument('--candidates', action=CollectedOption, metavar='[NAME=]BITS', help='bits of a layer in place '
-                       'of the range --min_bit to --max_bit: 2,4,8 of all layers, "*.qkv=4,8" of those of a name or '
-                       'pattern, 4,8/8 of weights / of activations; several may be given (docs/searchers.md)')
-    group.add_argument('--pin', action=CollectedOption, metavar='NAME=W[,A]', help='the bits of a layer, or of those '
-                       'of a pattern, that are not searched: W of its weights, in the linear flow A of its activations '
-                       '(-1: the input is left alone); several may be given, and one of the first or the last layer '
-                       'takes the place of [8, -1] or [8, 8]')
+    add_bit_options(group, '--min_bit to --max_bit')
     group.add_argument('--train_size', type=at_least(1), default=train_size, help='images an episode trains on')
     group.add_argument('--val_size', type=at_least(1), default=val_size,
                        help='images an episode is judged on, held out of the training set')

@@ -22,6 +22,8 @@ from _options import (
     positive,
 )
 from _proqha import ALIASES, NO_EFFECT, NamedNetwork, Search, add_depth_option, add_historic_options
+from _search import add_bit_options
+from _search import naming as naming_values
 
 GROWING = ('step', 'cost')  # what a resumed search may change
 QUANTIZERS = {'weights': 'dorefa', 'activations': 'pact', 'alpha': 10.0, 'end_alpha': 10.0, 'gradient': 'ste',
@@ -65,6 +67,7 @@ def add_search_options(parser):
     group.add_argument('--ratio', type=fraction, default=0.5, help='fraction of all quantizers, of weights and '
                        'activations alike, that a candidate lowers')
     group.add_argument('--interval', type=int, choices=[1, 2, 4], default=1, help='by how many bits, never below 2')
+    add_bit_options(group, '2 to 8')
     group.add_argument('--info', choices=['hession', 'acc'], default='hession', help='how candidates are judged: by '
                        "the original's score of one gradient (smallest), or by accuracy on held-out images (largest)")
     group.add_argument('--cost', type=positive, metavar='TARGET', help='stop after the step whose cost is at most this '
@@ -116,6 +119,7 @@ def main(args):
     from lib.qat.placement import Quantizers, weight_bits
     from lib.record.folder import check_folder
     from lib.runtime.distributed import is_main, on_main
+    from lib.search.candidates import able_bits
     from lib.search.log import StepLog, last_step, step_path
     from lib.search.progressive import ProgressiveSearch, StepSettings, first_bits
     from lib.simulator.layer import DEFINED, END_RULES
@@ -161,18 +165,20 @@ def main(args):
         say_own_weights(network, 'the network starts from random weights: give a trained one by --weights')
     elif not saved:
         load_quantized(model, checkpoint, source, start, qat, parts.lists(parts.bits), names)
+    with naming_values('candidates', 'pin'):
+        able = able_bits(parts, args.candidates or (), args.pin or ())
     if saved:
         parts.bits = saved['kbits']
     else:
         k_bits = args.k_bits or K_BITS
         drawn = first_bits(len(parts), k_bits, args.pre_k_bits or k_bits, args.ratio, args.seed)
-        parts.bits = starting_bits(args, parts, checkpoint, drawn)
+        parts.bits = starting_bits(args, parts, checkpoint, drawn, able)
     about = {'arch': arch, 'dataset': args.dataset, 'input': list(shape), 'classes': args.num_classes or classes,
              **coverage_of(model, shape)}
 
     # search
     precision = Precision(device, args.half, args.channels_last)
-    search = ProgressiveSearch(model, parts, loaders, pick(StepSettings, args), qat=qat, held_out=held_out,
+    search = ProgressiveSearch(model, parts, loaders, pick(StepSettings, args), able=able, qat=qat, held_out=held_out,
                                precision=precision)
     accuracy = search.accuracy() if args.test_only or not saved else None
     if args.test_only:
@@ -221,11 +227,13 @@ def of_quantized(checkpoint):
     return checkpoint.get('qat', {}) if isinstance(checkpoint, dict) else {}
 
 
-def starting_bits(args, parts, checkpoint, drawn):
+def starting_bits(args, parts, checkpoint, drawn, able):
     """Return the bits that the search starts from: those of the checkpoint of --weights, or those of --k_bits.
 
+    Where a quantizer cannot have these it starts at the next fewer ones, a pinned one at its own.
+
     Raises:
-        ValueError: bits below 2 or above 8.
+        ValueError: bits below 2 or above 8, or below all that a quantizer may have.
     """
     theirs = of_quantized(checkpoint).get('parts') and checkpoint['strategy']
     if theirs and args.k_bits is None and args.pre_k_bits is None and len(theirs['layer_wbit']) == len(parts.parts):
@@ -236,7 +244,13 @@ def starting_bits(args, parts, checkpoint, drawn):
     if wrong:
         raise ValueError(f'{source}: the search starts from {wrong[0]} bits, expected {LOWEST} to {HIGHEST}'
                          + ('' if source == '--k_bits' else '; give --k_bits'))
-    return bits
+    most = [max((bit for bit in each if bit <= value or len(each) == 1), default=None)
+            for value, each in zip(bits, able, strict=True)]
+    if None in most:
+        number = most.index(None)
+        raise ValueError(f'{source}: {parts.labels[number]} starts from {bits[number]} bits, --candidates has '
+                         f'{",".join(map(str, able[number]))}: start from more by --k_bits')
+    return most
 
 
 if __name__ == '__main__':

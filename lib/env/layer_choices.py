@@ -68,18 +68,10 @@ def _numbers(text) -> tuple[int, ...]:
         raise ValueError(f'{text!r:.40} are no whole numbers separated by commas') from None
 
 
-def usual_bits(min_bit: int, max_bit: int, candidates: Sequence[str], pairs: bool) -> LayerBits:
-    """Return the bits of layers that are not named: the last candidates for all layers, else the range.
-
-    Raises:
-        ValueError: both are given, or the range is none.
-    """
-    usual = LayerBits.span(min_bit, max_bit, pairs=pairs)
+def usual_bits(candidates: Sequence[str], pairs: bool) -> LayerBits | None:
+    """Return the bits of layers that are not named: the last candidates for all layers; None: there are none."""
     given = [bits for pattern, bits in (candidates_of(text, pairs) for text in candidates) if pattern is None]
-    if given and (min_bit, max_bit) != (1, MAX_BIT):
-        raise ValueError(f'candidates {given[-1]} take the place of the range min_bit {min_bit} .. max_bit {max_bit}: '
-                         'give one of them')
-    return given[-1] if given else usual
+    return given[-1] if given else None
 
 
 def own_bits(names: Sequence[str], ends: Mapping[int, LayerBits], *, candidates: Sequence[str] = (),

@@ -72,11 +72,14 @@ class Space:
         pairs, ends = inventory.linear, inventory.ends if inventory.linear else ((), ())
         asked = {name: texts for name, given in (('candidates', candidates), ('pins', pins))
                  if (texts := texts_of(given))}
-        usual = usual_bits(min_bit, max_bit, asked.get('candidates', ()), pairs)
+        span, usual = LayerBits.span(min_bit, max_bit, pairs=pairs), usual_bits(asked.get('candidates', ()), pairs)
+        if usual and (min_bit, max_bit) != (1, MAX_BIT):
+            raise ValueError(f'candidates {usual} take the place of the range min_bit {min_bit} .. max_bit {max_bit}: '
+                             'give one of them')
         own = {**dict.fromkeys(ends[0], LayerBits.of([MAX_BIT, UNTOUCHED])),
                **dict.fromkeys(ends[1], LayerBits.of([MAX_BIT, MAX_BIT]))}
         own = own_bits(inventory.names, own, pairs=pairs, **asked)
-        return cls(constraints, usual, own, pairs=pairs, records=inventory.layers, asked=asked, **settings)
+        return cls(constraints, usual or span, own, pairs=pairs, records=inventory.layers, asked=asked, **settings)
 
     def with_constraints(self, constraints: Sequence[budget.Constraint]) -> 'Space':
         """Return the space of the same layers and bits under other budgets; errors as of a new one."""

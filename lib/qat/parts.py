@@ -117,8 +117,8 @@ class PartQuantizers:
         """Return a list of bits as {'layer_wbit': [...], 'layer_abit': [...]}, an entry per part each."""
         return {'layer_wbit': self._of(bits, True), 'layer_abit': self._of(bits, False)}
 
-    def joined(self, layer_wbit: list[int], layer_abit: list[int]) -> list[int]:
-        """Return the list of bits that `lists` takes apart."""
+    def joined(self, layer_wbit: list, layer_abit: list) -> list:
+        """Return the list of bits that `lists` takes apart, or of whatever else there is for each quantizer."""
         weights, activations = iter(layer_wbit), iter(layer_abit)
         return [next(weights if is_weight else activations) for is_weight in self._is_weight]
 

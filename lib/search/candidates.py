@@ -8,12 +8,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib.env.layer_choices import own_bits, usual_bits
 from lib.network.other_state import kept_state
+from lib.qat.parts import PartQuantizers
 from lib.runtime.distributed import broadcast, is_main
 from lib.runtime.seeds import derived_seed
+from lib.simulator.cost import MAX_BIT
+from lib.simulator.layer_bits import LayerBits, bits_of_layers
 
 FLOOR = 2  # fewest bits that the search goes down to
 POOL = 4  # batches of a shuffled epoch among whose images a balanced one is chosen
+
+
+def able_bits(parts: PartQuantizers, candidates: Sequence[str] = (), pins: Sequence[str] = ()) -> list[tuple[int, ...]]:
+    """Return the bits that each quantizer may have: 2..8, or those of the candidates and pins of its layer.
+
+    Args:
+        parts: the quantizers.
+        candidates, pins: texts as `candidates_of` and `pin_of` take them.
+
+    Raises:
+        ValueError: bits below 2, or a name that no quantized layer has.
+    """
+    usual = usual_bits(candidates, True) or LayerBits.span(FLOOR)
+    own = own_bits([part.layer for part in parts.parts], {}, candidates=candidates, pins=pins, pairs=True)
+    bits = bits_of_layers(len(parts.parts), usual, own)
+    if wrong := [bit for each in bits for side in each.sides for bit in side if bit < FLOOR]:
+        raise ValueError(f'candidates or pin: {wrong[0]} bits, expected {FLOOR}..{MAX_BIT}')
+    return parts.joined(*([each.sides[side] for each in bits] for side in (0, 1)))
 
 
 def num_drawn(count: int, ratio: float) -> int:
@@ -34,26 +56,31 @@ def draw(rng: np.random.Generator, count: int, ratio: float) -> list[int]:
     return rng.permutation(count)[:num_drawn(count, ratio)].tolist()
 
 
-def lower(bits: Sequence[int], chosen: Sequence[int], interval: int, floor: int = FLOOR) -> list[int]:
-    """Return the bits, those at the `chosen` positions less by `interval`; none goes below `floor` or up."""
+def lower(bits: Sequence[int], chosen: Sequence[int], interval: int, able: Sequence[Sequence[int]]) -> list[int]:
+    """Return the bits, those at the `chosen` positions less by `interval` or more; none goes up.
+
+    Each becomes the most of those that it is `able` to have, ascending, that are fewer by so many; else their fewest.
+    """
     lowered = list(bits)
     for i in chosen:
-        lowered[i] = min(lowered[i], max(floor, lowered[i] - interval))
+        fewer = [bit for bit in able[i] if bit <= lowered[i] - interval] or able[i][:1]
+        lowered[i] = min(lowered[i], fewer[-1])
     return lowered
 
 
-def candidate(bits: Sequence[int], *, rng: np.random.Generator, ratio: float, interval: int, floor: int = FLOOR,
-              enough: Callable[[list[int]], bool] | None = None) -> list[int]:
-    """Return `bits` with floor(ratio * n) of them, drawn at random, less by `interval`.
+def candidate(bits: Sequence[int], *, rng: np.random.Generator, ratio: float, interval: int,
+              able: Sequence[Sequence[int]], enough: Callable[[list[int]], bool] | None = None) -> list[int]:
+    """Return `bits` with floor(ratio * n) of the n that are not fixed, drawn at random, less by `interval`.
 
-    With `enough`, which says of bits whether they hold the budgets, only those above the floor are drawn, and it stops
-    at once where they do.
+    With `enough`, which says of bits whether they hold the budgets, only those that can go down are drawn, and it stops
+    at once where they do. See `lower` for `able`.
     """
     if enough is None:
-        return lower(bits, draw(rng, len(bits), ratio), interval, floor)
-    able = [i for i in rng.permutation(len(bits)).tolist() if bits[i] > floor]
-    for i in able[:num_drawn(len(bits), ratio)]:
-        bits = lower(bits, [i], interval, floor)
+        free = [i for i, each in enumerate(able) if len(each) > 1]
+        return lower(bits, [free[i] for i in draw(rng, len(free), ratio)], interval, able)
+    movable = [i for i in rng.permutation(len(bits)).tolist() if bits[i] > able[i][0]]
+    for i in movable[:num_drawn(len(bits), ratio)]:
+        bits = lower(bits, [i], interval, able)
         if enough(bits):
             break
     return list(bits)

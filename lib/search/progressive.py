@@ -19,6 +19,7 @@ from lib.runtime.seeds import derived_seed
 from lib.search.candidates import FLOOR, balanced_batch, best_candidate, draw, gradient_score, num_drawn
 from lib.search.log import StepLog
 from lib.search.searcher import OneStrategy
+from lib.simulator.cost import MAX_BIT
 from lib.training.fit import train_epoch
 from lib.training.loop import Precision, evaluate, loss_function
 from lib.utils.utils import learning_rate, set_learning_rate
@@ -50,8 +51,7 @@ class ProgressiveSearcher(OneStrategy):
     """Starts at the most bits; in each step the best of `lam` random lowerings becomes the state, within the budgets.
 
     A candidate lowers floor(ratio * n) of the n free bits of weights and (pairs) inputs, in random order, and stops at
-    once when the budgets hold. Where fewer than these can still go down, it lowers those. What is lowered is the number
-    of the bits among those that a layer may have, from 0.
+    once when the budgets hold. Where fewer than these can still go down, it lowers those.
     """
 
     name = 'progressive'
@@ -66,7 +66,7 @@ class ProgressiveSearcher(OneStrategy):
             seed: of all candidates.
             lam: candidates per step.
             ratio: fraction of the bits that a candidate lowers.
-            interval: by how many of the bits that a layer may have.
+            interval: by how many, or to the next fewer that a layer may have.
 
         Raises:
             ValueError: lam or interval is below 1, the ratio lowers nothing, or the budgets cannot be held.
@@ -77,9 +77,9 @@ class ProgressiveSearcher(OneStrategy):
             raise ValueError('the progressive search has nothing to lower: all layers are fixed')
         super().__init__(space.at_least(FLOOR))
         self.judge, self.seed, self.lam, self.judged = judge, seed, lam, 0
-        self.options = {'ratio': ratio, 'interval': interval, 'floor': 0}
         self._able = [side for each in self.space.layer_bits for side in each.sides[:1 + space.pairs]]
         self._places = [step for step in range(space.num_steps) if step // (1 + space.pairs) in space.free]
+        self.options = {'ratio': ratio, 'interval': interval, 'able': [self._able[step] for step in self._places]}
         num_drawn(len(self._places), ratio)
 
     @classmethod
@@ -96,10 +96,10 @@ class ProgressiveSearcher(OneStrategy):
 
     @cached_property
     def _course(self) -> list[list[int]]:
-        """The numbers of the free bits before the first step and after each."""
-        course = [[len(self._able[step]) - 1 for step in self._places]]
-        rng = np.random.default_rng(self.seed)
-        while max(course[-1]) > 0 and not self._holds(course[-1]):
+        """The free bits before the first step and after each."""
+        fewest, most = ([able[end] for able in self.options['able']] for end in (0, -1))
+        course, rng = [most], np.random.default_rng(self.seed)
+        while course[-1] != fewest and not self._holds(course[-1]):
             bits, _ = best_candidate(course[-1], self._judge, self.lam, rng=rng, enough=self._holds, **self.options)
             course.append(bits)
         return course
@@ -113,9 +113,9 @@ class ProgressiveSearcher(OneStrategy):
     def _holds(self, bits):
         return self.space.holds(self._strategy(bits))
 
-    def _strategy(self, numbers):
-        chosen = dict(zip(self._places, numbers, strict=True))
-        return self.space.of_bits([able[chosen.get(step, -1)] for step, able in enumerate(self._able)])
+    def _strategy(self, bits):
+        chosen = dict(zip(self._places, bits, strict=True))
+        return self.space.of_bits([chosen.get(step, able[-1]) for step, able in enumerate(self._able)])
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,8 @@ class ProgressiveSearch:
     """
 
     def __init__(self, model: nn.Module, parts: PartQuantizers, loaders: Sequence, settings: StepSettings | None = None,
-                 *, qat: Mapping | None = None, held_out=None, precision: Precision | None = None):
+                 *, able: Sequence[Sequence[int]] | None = None, qat: Mapping | None = None, held_out=None,
+                 precision: Precision | None = None):
         """Begin at the bits of the quantizers.
 
         Args:
@@ -170,11 +171,13 @@ class ProgressiveSearch:
             parts: these quantizers.
             loaders: (training loader, test loader).
             settings: of the search.
+            able: the bits that each quantizer may have, ascending; by default 2..8.
             qat: what rebuilds the network with its quantizers, for checkpoints.
             held_out: loader of the images that candidates are judged on by accuracy.
             precision: in which arithmetic the network runs; float32 if None.
         """
         self.model, self.parts, self.bits, self.held_out = model, parts, parts.bits, held_out
+        self.able = able or [range(FLOOR, MAX_BIT + 1)] * len(parts)
         self.images, self.test_images = loaders
         self.settings, self.qat = settings or StepSettings(), dict(qat or {})
         self.device = next(model.parameters()).device
@@ -193,9 +196,11 @@ class ProgressiveSearch:
     def check_target(self) -> None:
         """Raise ValueError for a cost that no bits reach; warn of one that is reached already."""
         target, odd = self.settings.cost, self.settings.odd_positions
-        lowest = self.parts.cost([FLOOR] * len(self.parts), odd_positions=odd)
+        fewest = [able[0] for able in self.able]
+        lowest = self.parts.cost(fewest, odd_positions=odd)
         if target and target < lowest:
-            raise ValueError(f'cost {target:g} cannot be reached: {FLOOR} bits everywhere cost {lowest:.4g}')
+            what = f'{FLOOR} bits everywhere' if set(fewest) == {FLOOR} else 'the fewest bits of every quantizer'
+            raise ValueError(f'cost {target:g} cannot be reached: {what} cost {lowest:.4g}')
         if target and self.cost <= target:
             logger.warning('a cost of %g is what the network to start from costs already: there is nothing to search',
                            target)
@@ -207,8 +212,9 @@ class ProgressiveSearch:
             if settings.cost and self.cost <= settings.cost:
                 logger.info('the cost is %.4f, at most %g is asked for: done', self.cost, settings.cost)
                 return
-            if max(self.bits) <= FLOOR:
-                logger.info('all quantizers are at %d bits: nothing is left to lower', FLOOR)
+            if all(bits <= able[0] for bits, able in zip(self.bits, self.able, strict=True)):
+                logger.info('all quantizers are at %s bits: nothing is left to lower',
+                            ', '.join(map(str, sorted(set(self.bits)))))
                 return
             start = time.time()
             found = self.step(step)
@@ -240,7 +246,7 @@ class ProgressiveSearch:
         rng = np.random.default_rng(derived_seed(settings.seed, 'progressive', step))
         judge = self._by_gradient(step) if settings.info == 'hession' else self._by_accuracy
         self.bits, score = best_candidate(self.bits, judge, settings.lam, rng=rng, ratio=settings.ratio,
-                                          interval=settings.interval)
+                                          interval=settings.interval, able=self.able)
         self.parts.bits = self.bits
         return sign * score
 

@@ -86,7 +86,7 @@ def test_the_cost_of_random_choices_falls_as_in_the_original():
         bits = [8] * 32
         for move in range(13):
             run[move] = parts.cost(bits)
-            bits = lower(bits, draw(rng, 32, 0.5), 1)
+            bits = lower(bits, draw(rng, 32, 0.5), 1, [range(2, 9)] * 32)
     assert np.abs(costs.mean(axis=0) - expected).max() < 0.004
 
 

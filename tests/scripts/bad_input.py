@@ -163,6 +163,17 @@ search --preserve_ratio nan | cannot be met | 0.03125
 search --min_bit 6 --max_bit 4 | --min_bit | --max_bit | 6 | 4
 search --min_bit 0 --max_bit 8 | --min_bit | --max_bit | 0 | 8
 linear_search --min_bit 1 --max_bit 9 | --min_bit | --max_bit | 1 | 9
+search --candidates layer1.*.conv3=4,8 | --candidates layer1.*.conv3=4,8: no layer | similar ones are layer1.0.conv1
+search --candidates 4,8/8 | --candidates '4,8/8': no activation bits
+search --candidates 8,8 | --candidates '8,8' | given twice
+search --candidates 4,9 | --candidates '4,9' | 1..8
+search --candidates 4,8 --min_bit 2 | --candidates 4,8 take the place | --min_bit 2 .. --max_bit 8
+search --candidates 4,8 --preserve_ratio 0.12 | strategy of 4,8 bits | possible is 0.12500
+search --pin linear=8,8 | --pin 'linear=8,8' | NAME=W with
+search --pin liner=8 | --pin liner=8: no layer | linear
+search --pin *=8 | strategy of 8 bits | possible is 0.25000
+linear_search --pin linear=8 | --pin 'linear=8' | NAME=W,A
+linear_search --candidates l*near=4,8 | --candidates l*near=4,8 | first and the last layer
 linear_search --cost moon_latency | moon_latency | cloud_latency | edge_latency | .npy
 linear_search --cost nowhere.npy | nowhere.npy | make_lookup_table.py
 linear_search --cost truncated.npy | wrong/truncated.npy
@@ -459,6 +470,7 @@ rl_quantize.py --resume state_empty | search.pth.tar
 rl_quantize.py --resume state_text | search.pth.tar
 rl_quantize.py --resume state_half | search.pth.tar
 rl_quantize.py --resume save/resnet20_digits_k --preserve_ratio 0.2 | --preserve_ratio | 0.13 | 0.2
+rl_quantize.py --resume save/resnet20_digits_k --candidates 2,4 --pin linear=8 | --candidates was None | --pin was None
 rl_quantize.py --resume save/resnet20_digits_k --seed 1 | --seed | 234
 rl_quantize.py --resume save/resnet20_digits_k --max_bit 8 --warmup 3 | --max_bit | --warmup
 rl_quantize.py --resume save/resnet20_digits_k --arch resnet32 | --arch | resnet20

@@ -157,6 +157,23 @@ def test_other_searchers_of_rl_quantize(succeed, kmeans_options, tmp_path, searc
     check_search(tmp_path / 'save' / 'resnet20_digits', searcher, episodes=1)
 
 
+def test_a_search_of_candidates_and_pins_goes_on_with_them(succeed, call, kmeans_options, tmp_path):
+    options = (*kmeans_options, '--min_bit', '1', '--max_bit', '8', '--candidates', '2,4,8', '--candidates',
+               'layer1.*=4,8', '--pin', 'linear=8', '--pin', 'conv1=6', '--no-finetune_flag', '--output', 'save')
+    succeed('rl_quantize.py', *options, '--suffix', 'whole', cwd=tmp_path)
+    succeed('rl_quantize.py', *options, '--suffix', 'part', '--train_episode', '2', cwd=tmp_path)
+    done = call('rl_quantize.py', '--resume', 'save/resnet20_digits_part', '--candidates', '2,4', cwd=tmp_path)
+    assert done.code and "--candidates was ['2,4,8', 'layer1.*=4,8'], now ['2,4']" in done.err
+    succeed('rl_quantize.py', '--resume', 'save/resnet20_digits_part', '--train_episode', '4', cwd=tmp_path)
+    whole, part = (log_without_seconds(tmp_path / 'save' / f'resnet20_digits_{name}') for name in ('whole', 'part'))
+    assert whole == part
+    found = json.loads((tmp_path / 'save' / 'resnet20_digits_part' / 'strategy.json').read_text())
+    assert found['candidates'] == ['2,4,8', 'layer1.*=4,8'] and found['pins'] == ['linear=8', 'conv1=6']
+    able = {'conv1': {6}, 'linear': {8}}
+    assert all(bits in able.get(name, {4, 8} if name.startswith('layer1') else {2, 4, 8})
+               for name, bits in zip(found['layers'], found['strategy'], strict=True)) and found['ratio'] <= 0.13
+
+
 def test_a_search_by_evolution_goes_on_to_the_same_numbers(succeed, kmeans_options, tmp_path):
     options = (*kmeans_options, *SHORT, '--searcher', 'evolution', '--output', 'save')
     succeed('rl_quantize.py', *options, '--suffix', 'whole', cwd=tmp_path)

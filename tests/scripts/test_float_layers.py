@@ -9,6 +9,7 @@ import torch
 from lib.network.coverage import inventory_of
 from lib.runtime.user_code import load_model
 from lib.simulator.counting import COUNTED
+from lib.simulator.inventory import PRICING
 
 NETS = """
 import torch
@@ -149,7 +150,7 @@ def test_a_comparison_says_what_is_covered_and_one_of_before_goes_on(succeed, us
     assert 'covers 100.0% of the weights' in done.out
     (path,) = (user / 'compared' / 'searches').glob('*.json')
     found = read_json(path)
-    assert found['strategy'][1] == [8, -1] and found['pricing'] == 2
+    assert found['strategy'][1] == [8, -1] and found['pricing'] == PRICING
     del found['pricing'], found['digest']  # as those of before have none
     path.write_text(json.dumps(found))
     succeed('compare_searchers.py', '--resume', 'compared', '--budgets', '0.8', cwd=user)

@@ -164,7 +164,7 @@ def test_the_choice_is_the_least_score_of_candidates_that_all_see_the_same_weigh
     assert set(torch.bincount(labels).tolist()) == {25, 26}
     rng, scores = np.random.default_rng(derived_seed(234, 'progressive', 1)), []
     for _ in range(4):
-        parts.bits = lower([8] * LAYERS, draw(rng, LAYERS, 0.5), 1)
+        parts.bits = lower([8] * LAYERS, draw(rng, LAYERS, 0.5), 1, [range(2, 9)] * LAYERS)
         model.load_state_dict(read_checkpoint(baseline.checkpoint)['state_dict'])
         scores.append((gradient_score(model, images, labels, lr=0.003), parts.bits))
     row = rows_of(searched.folder)[0]
@@ -178,6 +178,20 @@ def test_by_accuracy_on_held_out_images(baseline, succeed, place):
     row, = rows_of(place / 'save' / 'net_digits_progressive_acc')
     assert row['hession_info'] == '' and float(row['acc_info']) in range(101), 'percent of a hundred images'
     assert sorted(bits_of(row)) == [4] * 5 + [8] * 5
+
+
+def test_candidates_and_pins(baseline, succeed, refused, place):
+    options = (*TINY, *STEPS, '--lam', '1', '--weights', baseline.checkpoint, '--output', 'save', '--suffix', 'pinned',
+               '--candidates', '2,4,8', '--candidates', 'blocks.2.*=8,4/8', '--pin', 'blocks.1.2=5,3', '--ratio', '1')
+    done = succeed('progressive_search.py', *options, '--step', '5', cwd=place)
+    rows = [bits_of(row) for row in rows_of(place / 'save' / 'net_digits_progressive_pinned')]
+    assert rows == [[4, 4, 3, 5, 8, 4, 4, 4, 4, 4], [2, 2, 3, 5, 8, 4, 2, 2, 2, 2]]
+    assert 'all quantizers are at 2, 3, 4, 5, 8 bits: nothing is left to lower' in done.out
+    for more, words in ((('--pin', 'stem=8,8'), ('--pin stem=8,8: no layer', 'blocks.0.2')),
+                        (('--pin', 'blocks.0.2=8,-1'), ('--candidates or --pin: -1 bits, expected 2..8',)),
+                        (('--cost', '0.05'), ('--cost 0.05 cannot be reached: the fewest bits of every',)),
+                        (('--k_bits', '3'), ('blocks.2.2.weight starts from 3 bits, --candidates has 4,8',))):
+        refused(place, words, 'progressive_search.py', *options, '--overwrite', *more)
 
 
 # ---- the end, and resuming

@@ -45,9 +45,11 @@ def test_a_ratio_that_draws_nothing_or_too_much_is_refused(ratio):
 
 def test_bits_never_rise_and_never_go_below_two():
     bits = [8, 5, 3, 2, 1]
-    assert lower(bits, [0, 2, 3, 4], 1) == [7, 5, 2, 2, 1]
-    assert lower(bits, [0, 1, 2, 3], 4) == [4, 2, 2, 2, 1]
-    assert lower(bits, range(5), 2, floor=4) == [6, 4, 3, 2, 1]
+    assert lower(bits, [0, 2, 3, 4], 1, [range(2, 9)] * 5) == [7, 5, 2, 2, 1]
+    assert lower(bits, [0, 1, 2, 3], 4, [range(2, 9)] * 5) == [4, 2, 2, 2, 1]
+    assert lower(bits, range(5), 2, [range(4, 9)] * 5) == [6, 4, 3, 2, 1]
+    assert lower(bits, range(5), 1, [(2, 4, 8), (4, 8), (3,), (1, 2), (1, 8)]) == [4, 4, 3, 1, 1]
+    assert lower(bits, range(5), 4, [(2, 5, 8)] * 5) == [2, 2, 2, 2, 1]
     assert bits == [8, 5, 3, 2, 1], 'a copy is lowered'
 
 
@@ -58,9 +60,10 @@ def test_the_best_candidate_is_the_one_with_the_smallest_score(interval):
     def judge(bits):
         seen.append((list(bits), float(np.dot(bits, [3, -1, 4, -1, 5, -9]) % 7)))
         return seen[-1][1]
-    best = best_candidate(start, judge, 30, rng=np.random.default_rng(5), ratio=0.5, interval=interval)
+    able = [range(2, 9)] * 6
+    best = best_candidate(start, judge, 30, rng=np.random.default_rng(5), ratio=0.5, interval=interval, able=able)
     rng, scores = np.random.default_rng(5), [score for _, score in seen]
-    assert [bits for bits, _ in seen] == [lower(start, draw(rng, 6, 0.5), interval) for _ in range(30)]
+    assert [bits for bits, _ in seen] == [lower(start, draw(rng, 6, 0.5), interval, able) for _ in range(30)]
     assert best == seen[int(np.argmin(scores))], 'the first of equals'
 
 
