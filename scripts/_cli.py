@@ -25,6 +25,7 @@ from lib.runtime.process import keep_memory, spin_briefly  # noqa: E402
 logger = logging.getLogger('haq')
 
 PATH_OPTIONS = ('weights', 'dataset_root', 'output', 'checkpoint', 'resume')
+YOUNGER = ('candidates', 'pin')  # options that an args.json of before has no line for, which means that none was given
 NOT_RESUMED = ('resume', 'overwrite', 'debug', 'evaluate', 'device', 'gpu_id', 'workers', 'download',
                'keep_memory')
 BEFORE = {'attention_products': None}  # what runs mean that were begun before there was the option
@@ -167,7 +168,7 @@ def parse(parser, argv=None, configure=None):
     resolve_paths(args)
     if hasattr(args, 'start_epoch') and args.start_epoch >= args.epochs:
         parser.error(f'--start_epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}')
-    before = {**younger_settings(parser, args, saved), **saved}
+    before = {**dict.fromkeys(YOUNGER if saved else ()), **saved}
     args.changed = {name: (before[name], value) for name, value in vars(args).items()
                     if name in before and plain_value(value) != before[name]}
     set_up_logging(getattr(args, 'debug', False))
@@ -276,18 +277,6 @@ def checked_setting(parser, name, value, source):
         raise ValueError(f'{source}: --{name} is {value!r:.80}: {error}; the file was changed, or is of '
                          'another script: put it back, or start another run') from error
     return value
-
-
-def younger_settings(parser, args, saved):
-    """Return the defaults of options that are younger than the args.json of the run, which has a record: it had them.
-
-    Without paths, which are resolved by now.
-    """
-    if not saved or not read_settings(settings_path(args.resume))[1]:
-        return {}
-    return {action.dest: plain_value(action.default) for action in parser._actions
-            if action.dest not in (*saved, *NOT_RESUMED, *PATH_OPTIONS) and action.default is not argparse.SUPPRESS
-            and not isinstance(action.default, RepositoryPath)}
 
 
 def missing_settings(parser, args, saved):

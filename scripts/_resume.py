@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from _cli import NOT_RESUMED, plain_value, settings_path
+from _cli import NOT_RESUMED, YOUNGER, plain_value, settings_path
 
 from lib.data.digest import data_digest
 from lib.record.checkpoint import read_checkpoint
@@ -21,7 +21,6 @@ MOVABLE = ('dataset_root', 'weights', 'cost', 'constraint', 'model_file', 'datas
 PLACES = (*NOT_RESUMED, 'dataset_root', 'weights', 'model_file', 'dataset_file', 'output', 'suffix', 'checkpoint',
           'config', 'write_config', 'strategy')  # settings that do not tell one run from another
 TABLES = ('.npy', '.yaml', '.yml')
-ONLY_GIVEN = ('candidates', 'pin')  # settings that tell runs apart where they are given: older runs know none
 UNREAD = ('strategy', 'config')  # inputs that a resumed run does not read again
 OPTIONS = {'data': 'dataset_root', 'costs': 'cost'}  # of inputs that are not called like theirs
 
@@ -171,7 +170,7 @@ def _begin_anew(run, beginning):
 def identity_of(given, inputs, growing):
     """Return a digest of what a run does: of its settings and inputs, not of paths and of how long it goes on."""
     told = {name: value for name, value in given.items() if name not in (*PLACES, *growing)
-            and not (name in ONLY_GIVEN and value is None)}
+            and not (name in YOUNGER and value is None)}
     for name in {'cost', 'constraint'} & told.keys():
         value = told[name]
         told[name] = [pathless(text) for text in value] if isinstance(value, list) else value and pathless(value)

@@ -163,7 +163,7 @@ search --preserve_ratio nan | cannot be met | 0.03125
 search --min_bit 6 --max_bit 4 | --min_bit | --max_bit | 6 | 4
 search --min_bit 0 --max_bit 8 | --min_bit | --max_bit | 0 | 8
 linear_search --min_bit 1 --max_bit 9 | --min_bit | --max_bit | 1 | 9
-search --candidates layer1.*.conv3=4,8 | --candidates layer1.*.conv3=4,8: no layer | similar ones are layer1.0.conv1
+search --candidates layer1.*.conv3=4,8 | --candidates layer1.*.conv3=4,8: no layer | similar ones are layer1.
 search --candidates 4,8/8 | --candidates '4,8/8': no activation bits
 search --candidates 8,8 | --candidates '8,8' | given twice
 search --candidates 4,9 | --candidates '4,9' | 1..8

@@ -54,7 +54,8 @@ def test_a_folder_goes_on_where_it_ended(mine, tmp_path):
     lines = [re.sub(r' \S+ s$', '', (tmp_path / name / 'log.txt').read_text(), flags=re.MULTILINE)
              for name in ('whole', 'part')]
     assert lines[0] == lines[1] and (tmp_path / 'whole' / 'strategy.json').is_file()
-    for other in ({'budget': 0.2}, {'searcher': 'random'}, {'max_bit': 6}, {}):
+    for other in ({'budget': 0.2}, {'searcher': 'random'}, {'max_bit': 6}, {'candidates': [2, 4, 8]},
+                  {'pins': {'head': 8}}, {}):
         if not other:
             model.head.weight.data.mul_(1.01)
         with pytest.raises(ValueError, match='is of another search'):
