@@ -17,7 +17,8 @@ from finetune import STRATEGIES  # noqa: E402
 import models  # noqa: E402
 from lib.export.about import make_about  # noqa: E402
 from lib.export.container import write_bytes  # noqa: E402
-from lib.export.packed import pack_network, read_packed  # noqa: E402
+from lib.export.packed import pack_network  # noqa: E402
+from lib.export.stored import read_packed  # noqa: E402
 from lib.network.conversion import quantizable_layers  # noqa: E402
 from lib.network.coverage import inventory_of  # noqa: E402
 from lib.quantize import Codebook  # noqa: E402

@@ -43,8 +43,8 @@ def make_predict_parser():
 
 def configure(args, parser):
     """Return the defaults of the run of a checkpoint; a packed or an ONNX file refuses options that it answers."""
-    from _exported import is_alone  # it imports torch
     from _networks import checkpoint_settings  # as above
+    from _runnable import is_alone  # it imports torch
 
     try:
         if is_alone(args.model):
@@ -60,8 +60,8 @@ def configure(args, parser):
 
 def main(args):
     """Open the network, run it on all images, and say or write what it finds."""
-    from _exported import open_network
     from _networks import Network
+    from _runnable import open_network
     from _setup import Data, find_device
 
     from lib.data.image_folder import find_images

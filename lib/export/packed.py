@@ -1,58 +1,20 @@
 """Packed files of whole networks: the codes of quantized weights, everything else as it is, and what rebuilds them."""
 
-import logging
 from collections.abc import Container, Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.export.about import check_about
-from lib.export.codes import KEYS, CodedWeight, code_codebook, code_quantized, from_tensors
-from lib.export.container import parse, read_file, to_bytes
-from lib.network.hooks import evaluating, hooked, names_of
+from lib.export.codes import CodedWeight, code_codebook, code_quantized
+from lib.export.container import to_bytes
+from lib.export.stored import has_quantizer, key_in_file, key_of, replaced_keys
+from lib.network.hooks import evaluating, hooked
 from lib.quantize.codebook import Codebook
 from lib.quantize.quantizer import Quantizer
-from lib.quantize.reading import BorrowedLinear, Product
-from lib.record.checkpoint import load_weights
 
-logger = logging.getLogger(__name__)
-
-OF_WEIGHT = ('weight_quantizer.', 'parametrizations.weight.')  # what a layer has beside codes that take their place
-WEIGHTS = ('weight', 'weight_g', 'weight_v', 'weight_orig')
 FORMAT_KEYS = ('shape', 'bits')  # words of the format: no payload
-
-
-class StoredWeight(Quantizer):
-    """A weight that was quantized before: whatever comes, this is returned.
-
-    Args:
-        weight: the values.
-        bits: of their codes.
-    """
-
-    def __init__(self, weight: Tensor, bits: int):
-        super().__init__(bits)
-        self.register_buffer('weight', weight, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight
-
-
-class Packed(NamedTuple):
-    """What a packed file holds.
-
-    Attributes:
-        about: what it says of itself (`lib.export.about`).
-        weights: {layer: `CodedWeight`}.
-        rest: {key of the state dict: array}.
-    """
-
-    about: dict
-    weights: dict[str, CodedWeight]
-    rest: dict[str, np.ndarray]
 
 
 class Sizes(NamedTuple):
@@ -76,8 +38,6 @@ class Sizes(NamedTuple):
                f'as it is, {self.words:,} of names, shapes and settings')
         yield f'the same in float32: {self.float32:,} bytes; the file is {self.file / self.float32:.4f} of it'
 
-
-# ---- from a network
 
 def pack_network(model: nn.Module, images: Tensor, about: Mapping, books: Mapping[str, Codebook], *,
                  entropy: bool = False, float16: bool = False) -> tuple[bytes, Sizes, dict[str, CodedWeight]]:
@@ -156,7 +116,7 @@ def tensors_of(model: nn.Module, weights: Mapping[str, CodedWeight], *, entropy:
     tensors, bytes_of_weights = {}, 0
     for name, coded in weights.items():
         parts = coded.tensors(entropy)
-        tensors |= {_key(name, key): array for key, array in parts.items()}
+        tensors |= {key_in_file(name, key): array for key, array in parts.items()}
         bytes_of_weights += sum(array.nbytes for key, array in parts.items() if key not in FORMAT_KEYS)
     rest, aliases = _rest(model, weights)
     if taken := tensors.keys() & rest.keys():
@@ -189,29 +149,6 @@ def _rest(model, coded) -> tuple[dict[str, Tensor], dict[str, str]]:
     return rest, aliases
 
 
-def has_quantizer(layer: nn.Module) -> bool:
-    """Return whether a layer has a quantizer of its weight; that of a product of activations is none of a weight."""
-    return isinstance(getattr(layer, 'weight_quantizer', None), Quantizer) and not isinstance(layer, Product)
-
-
-def key_of(model: nn.Module, tensor: Tensor) -> str:
-    """Return the first key of a tensor in the state dict."""
-    return next(key for key, other in model.state_dict(keep_vars=True).items() if other is tensor)
-
-
-def replaced_keys(model: nn.Module, coded: Container[str]) -> set[str]:
-    """Return the keys of the state dict in whose place a file has the codes of layers, under all of their names."""
-    modules, state, found = names_of(model), model.state_dict(keep_vars=True), set()
-    for layer in map(model.get_submodule, coded):
-        prefixes = [f'{name}.' if name else '' for name in modules[layer]]
-        starts = tuple(prefix + part for prefix in prefixes for part in OF_WEIGHT)
-        weights = {prefix + weight for prefix in prefixes for weight in WEIGHTS}
-        borrowed = layer.weight if isinstance(layer, BorrowedLinear) else None
-        found |= {key for key, tensor in state.items() if key.startswith(starts) or key in weights
-                  or tensor is borrowed}
-    return found
-
-
 def rounded_keys(model: nn.Module) -> list[str]:
     """Return the keys of the float32 tensors that float16 can hold: not those of quantizers, nor too large ones."""
     own = tuple(f'{name}.' for name, module in model.named_modules() if isinstance(module, Quantizer))
@@ -229,87 +166,3 @@ def round_to_float16(model: nn.Module, books: Container[str]) -> None:
     for key, tensor in rest.items():
         if key in keys:
             tensor.copy_(tensor.half())
-
-
-def _key(name: str, key: str) -> str:
-    return f'{name}.weight_{key}' if name else f'weight_{key}'
-
-
-# ---- from a file
-
-def read_packed(path: str | Path) -> Packed:
-    """Return what a packed file holds.
-
-    Raises:
-        ValueError: it is damaged, of a later version, or of another kind.
-    """
-    return _sorted_out(*read_file(path), f'packed file {path}')
-
-
-def parse_packed(data: bytes, source: str = 'packed file') -> Packed:
-    """Return the same of the bytes of a packed file."""
-    return _sorted_out(*parse(data, source), source)
-
-
-def _sorted_out(about, tensors, source) -> Packed:
-    weights = {}
-    try:
-        check_about(about, tensors.keys())
-        for key in [key for key in tensors if f'.{key}'.endswith('.weight_shape')]:
-            name = key.removesuffix('weight_shape').removesuffix('.')
-            parts = {part: tensors.pop(_key(name, part)) for part in KEYS if _key(name, part) in tensors}
-            weights[name] = from_tensors(name or 'the network', parts)
-    except ValueError as error:
-        raise ValueError(f'{source}: {error}') from error
-    return Packed(about, weights, tensors)
-
-
-@torch.no_grad()
-def install(model: nn.Module, packed: Packed, source: str | Path = 'packed file') -> nn.Module:
-    """Give a network, rebuilt as `packed.about` says, its weights and everything else; return it in evaluation mode.
-
-    Layers with quantized weights get a `StoredWeight`; without a quantizer, the weight itself.
-
-    Raises:
-        ValueError: the file is of another network; the first difference is named.
-    """
-    state = {key: torch.from_numpy(array.copy()) for key, array in packed.rest.items()}
-    own, stored = model.state_dict(), {}
-    for name, coded in packed.weights.items():
-        layer = _layer(model, name, coded.codes.shape, source)
-        values = torch.from_numpy(coded.decode())
-        if has_quantizer(layer):
-            stored[name] = values, int(coded.bits.max())
-        else:
-            state[key_of(model, layer.weight)] = values
-    state |= {key: own[key] for key in replaced_keys(model, stored) if key not in state
-              and f'.{OF_WEIGHT[0]}' not in f'.{key}'}
-    state |= {key: state[first] for key, first in packed.about.get('aliases', {}).items() if first in state}
-    for name, (values, bits) in stored.items():
-        layer = model.get_submodule(name)
-        layer.weight_quantizer = StoredWeight(values, bits).to(layer.weight.device)
-    load_weights(model, {'state_dict': state}, source)
-    _show_stored_weights(model, stored, set(packed.rest) | packed.about.get('aliases', {}).keys())
-    return model.eval()
-
-
-def _layer(model, name, shape, source):
-    try:
-        layer = model.get_submodule(name)
-    except AttributeError as error:
-        raise ValueError(f'{source} has weights of {name}, which the network has not') from error
-    if not isinstance(getattr(layer, 'weight', None), Tensor):
-        raise ValueError(f'{source} has weights of {name}, which is a {type(layer).__name__} in the network')
-    if layer.weight.shape != shape:
-        raise ValueError(f'{source}: the weights of {name} have shape {tuple(shape)}, the network has '
-                         f'{tuple(layer.weight.shape)}')
-    return layer
-
-
-def _show_stored_weights(model, stored, kept) -> None:
-    """Let layers have their stored weights as their own, too, but those that the file has in float for other code."""
-    used = {id(tensor) for key, tensor in model.state_dict(keep_vars=True).items() if key in kept}
-    for name, (values, _) in stored.items():
-        weight = model.get_submodule(name)._parameters.get('weight')
-        if weight is not None and weight.shape == values.shape and id(weight) not in used:
-            weight.copy_(values)

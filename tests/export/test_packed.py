@@ -17,7 +17,8 @@ from torch.nn.utils import parametrizations
 import models
 from lib.export.about import make_about
 from lib.export.container import MAX_HEADER, ZEROS, is_packed, to_bytes
-from lib.export.packed import install, pack_network, parse_packed, read_packed, round_to_float16
+from lib.export.packed import pack_network, round_to_float16
+from lib.export.stored import install, parse_packed, read_packed
 from lib.hybrid.placement import (
     calibrate_after_training,
     finish_training,

@@ -10,7 +10,7 @@ import torch
 from lib.export.about import make_about
 from lib.export.container import to_bytes, write_bytes
 from lib.export.onnx_run import open_onnx
-from lib.export.packed import read_packed
+from lib.export.stored import read_packed
 from lib.utils.make_data import main as make_data
 
 OWN = """
