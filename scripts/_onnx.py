@@ -10,7 +10,17 @@ from _exported import about_of
 from _networks import codebooks_of, probe, read_quantized
 from _setup import loaders_of
 
-from lib.export.onnx_file import FUSED, REFERENCE, bytes_of, make_onnx, verify, with_int8_sums, with_metadata
+from lib.export.onnx_file import (
+    DEFAULT,
+    EXACT,
+    FUSED,
+    REFERENCE,
+    bytes_of,
+    make_onnx,
+    verify,
+    with_int8_sums,
+    with_metadata,
+)
 from lib.export.onnx_integer import INTEGERS, integer_graph
 from lib.export.onnx_packages import require_onnx
 from lib.export.onnx_runtimes import METADATA, OnnxNetwork
@@ -21,6 +31,7 @@ from lib.record.files import atomic_path, write_json
 logger = logging.getLogger('haq')
 
 NOISE, CODE_BATCH, BATCH, IMAGES, CALIBRATION = 32, 4, 16, 1000, 64
+SATURATED = 1.0  # percent of predictions that saturated sums change
 
 
 @dataclass(frozen=True)
@@ -154,6 +165,10 @@ def report(kind, found):
         tops = ['-' if top is None else f'{top:.2f}' for top in (row.top1, row.top1_network)]
         logger.info('%-34s %8.2f %% %12.3g %8s %8s   %s', name, row.agreement, row.difference, *tops,
                     nodes_in_words(found.nodes.get(name)))
+    default, exact = found.runtimes[DEFAULT], found.runtimes[EXACT]
+    if default.agreement < exact.agreement - SATURATED:
+        logger.warning('on this processor onnxruntime saturates sums of 8-bit products: set session.x64quantprecision '
+                       'to 1 in its session options, as predict.py does')
 
 
 def nodes_in_words(nodes):

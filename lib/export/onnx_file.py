@@ -18,7 +18,7 @@ from lib.quantize.codebook import Codebook
 from lib.quantize.quantizer import Grid
 
 LEAST_AGREEMENT = 99.5  # percent of equal predictions of the graph whose operators run as they stand
-REFERENCE, DEFAULT = 'onnxruntime, not fused', 'onnxruntime'
+REFERENCE, DEFAULT, EXACT = 'onnxruntime, not fused', 'onnxruntime', 'onnxruntime, x64quantprecision'
 FUSED = ('QLinearConv', 'QGemm', 'QLinearAdd', 'QLinearMatMul', 'QLinearConcat', 'QLinearAveragePool',
          'QLinearGlobalAveragePool', 'MatMulIntegerToFloat', 'DynamicQuantizeMatMul', 'MatMulNBits')
 
@@ -90,7 +90,7 @@ def with_metadata(file: OnnxFile, text: str) -> OnnxFile:
 def runtimes_of(data: bytes) -> dict:
     """Return {name: network} of the runtimes to compare, on one thread."""
     found = {REFERENCE: OnnxNetwork(data, WITHOUT_FUSION), DEFAULT: OnnxNetwork(data, {}, keep_graph=True),
-             f'{DEFAULT}, x64quantprecision': OnnxNetwork(data)}
+             EXACT: OnnxNetwork(data)}
     if openvino is not None:
         found['OpenVINO'] = OpenVinoNetwork(data)
     return found
