@@ -7,14 +7,14 @@ from functools import cached_property, partial
 import torch
 from _cli import ROOT
 from _resume import in_file, may_have_moved
-from torch import nn
 
 import models
 from lib.hybrid.placement import rebuild as rebuild_hybrid
 from lib.hybrid.plan import Plan
-from lib.network.batch_norm_folding import fold_batch_norms
+from lib.network.batch_norm_folding import examine_batch_norms, fold_batch_norms, foldable_batch_norms
 from lib.network.check import check_network, check_parameters
 from lib.network.codebooks import find_codebooks
+from lib.network.conversion import listed
 from lib.network.hooks import batch_norms
 from lib.network.reach import reach_weights
 from lib.network.sync_batch_norm import synchronise_batch_norm
@@ -259,7 +259,7 @@ def prepare(model, shape, start, checkpoint=None, source=None, *, linear, fold_b
         start.load(model, checkpoint, source)
     if linear:
         if folded or fold_bn:
-            fold(model, shape, quiet=folded)
+            fold(model, shape, checkpoint if folded else None)
         convert_to_quantized(model, probe(model, shape), quiet=True)  # `find_layers` says what stays float
         grids.use(quantized_layers(model).values())
     if load_late:
@@ -289,13 +289,23 @@ def choose_grids(given, checkpoint, source, start, linear):
     return ours, ours == theirs
 
 
-def fold(model, shape, quiet=False):
-    """Fold the BatchNorms of the network into the layers before them, in place, and say which are left."""
-    pairs = fold_batch_norms(model, probe(model, shape))
-    left = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if not quiet:
-        logger.info('%d BatchNorms are folded%s', len(pairs),
-                    f', {len(left)} follow no layer alone and stay: {", ".join(left[:4])}' if left else '')
+def fold(model, shape, checkpoint=None):
+    """Fold the BatchNorms of the network into the layers before them, in place, and say which are left, and why.
+
+    A folded `checkpoint` says it itself, and has some that could not be folded when it was made: these stay.
+    """
+    images = probe(model, shape)
+    held = {key.removeprefix('module.') for key in checkpoint.get('state_dict', ())} if checkpoint else ()
+    leave = [layer for layer, norm in foldable_batch_norms(model, images, fused=True) if f'{norm}.running_mean' in held]
+    pairs = fold_batch_norms(model, images, leave)
+    if checkpoint:
+        return
+    reasons = {}
+    for name, (_, reason) in examine_batch_norms(model, images).items():
+        reasons.setdefault(reason, []).append(name)
+    logger.info('%d BatchNorms are folded%s', len(pairs), f', {sum(map(len, reasons.values()))} stay' * bool(reasons))
+    for reason, names in reasons.items():
+        logger.info('not folded, for it %s: %s', reason, listed(names))
 
 
 def script_of_quantizers(checkpoint):
@@ -371,7 +381,7 @@ def rebuild(saved, network, source):
                            quantized=saved['hybrid']['stage'] == 'quantized')
         elif kind == 'linear':
             if saved.get('folded') is True:
-                fold(model, shape, quiet=True)
+                fold(model, shape, saved)
             convert_to_quantized(model, probe(model, shape), quiet=True)
             Grids.from_dict(saved).use(quantized_layers(model).values())
             LinearQuantization(model, saved['strategy'])

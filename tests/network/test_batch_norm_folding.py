@@ -1,6 +1,7 @@
 """Folding of whole networks: the same output, and nothing folded that may not be."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lib.network.batch_norm_folding import fold_batch_norms, foldable_batch_norms
+from lib.network.batch_norm_folding import examine_batch_norms, fold_batch_norms, foldable_batch_norms
 from lib.network.hooks import batch_norms
 from lib.quantize.layers import calibrating
 from lib.utils.quantize_utils import convert_to_quantized, quantized_layers
@@ -338,3 +339,112 @@ def test_the_mode_stays():
 
 def test_a_network_without_batch_norm():
     assert fold_batch_norms(nn.Sequential(nn.Conv2d(4, 4, 1)), torch.randn(1, 4, 3, 3)) == []
+
+
+# ---- BatchNorms and layers with a forward of their own, and why one stays
+
+
+class Fused(nn.BatchNorm2d):
+    """A BatchNorm with its activation, as in timm."""
+
+    def __init__(self, channels, act=nn.PReLU):
+        super().__init__(channels)
+        self.drop, self.act = nn.Dropout(), act()
+
+    def forward(self, x):
+        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1, self.eps)
+        return self.act(self.drop(y))
+
+
+class Squared(Fused):
+    def forward(self, x):
+        return super().forward(x).square()
+
+
+class Same(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (0, 1, 1, 0)), self.weight, self.bias)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias)
+
+
+def dropped(net, x):
+    return nn.Identity()(net.n[0](F.dropout2d(net.drop(net.c[0](x)), 0.5, net.training)))
+
+
+def flattened(net, x):
+    y = net.c[0](x)
+    return net.n[0](y.flatten(0, 1)).reshape_as(y)
+
+
+def wrongly_flattened(net, x):
+    return net.n[0](net.c[0](x).flatten(0, 2))
+
+
+def not_at_all(net, x):
+    return net.c[0](x)
+
+
+def half(size):
+    return nn.BatchNorm2d(size, track_running_stats=False)
+
+
+@pytest.mark.parametrize(('kinds', 'course', 'reason'), [
+    ((nn.Conv2d, Fused), straight, None),
+    ((Same, Fused), dropped, None),
+    ((nn.Conv2d, nn.BatchNorm2d), dropped, None),
+    ((lambda *sizes: nn.Linear(4, 4), nn.BatchNorm1d), flattened, None),
+    ((nn.Conv2d, Squared), straight, 'has a forward of its own that computes something else'),
+    ((Standardised, nn.BatchNorm2d), straight, 'follows c.0, which computes another weight from its Parameter'),
+    ((lambda *sizes: nn.ConvTranspose2d(4, 4, 1), nn.BatchNorm2d), straight, 'c.0, which is a transposed convolution'),
+    ((nn.Conv2d, nn.BatchNorm2d), concatenated, 'follows c.0, whose output something else takes, too'),
+    ((nn.Conv2d, nn.BatchNorm2d), weight_elsewhere, 'follows c.0, whose weight something else reads, too'),
+    ((nn.Conv2d, nn.BatchNorm2d), after_addition, r'follows no convolution or linear layer \(add\)'),
+    ((nn.Conv2d, nn.BatchNorm2d), before_conv, r'no convolution or linear layer \(input of the network\)'),
+    ((nn.Conv2d, nn.BatchNorm2d), shared_norm, 'is called 2 times'),
+    ((nn.Conv2d, nn.BatchNorm2d), not_at_all, 'is never called'),
+    ((nn.Conv2d, half), straight, 'keeps no running statistics'),
+    ((nn.Conv2d, nn.BatchNorm1d), wrongly_flattened, r'follows no convolution or linear layer \(view\)'),
+])
+def test_why_a_batch_norm_stays(kinds, course, reason):
+    images = torch.randn(5, 4, 6, 4)
+    images = images[..., 0].mT if course is flattened else images
+    net = with_statistics(Own(course, kinds), images)
+    layer, said = examine_batch_norms(net, images)['n.0']
+    assert (layer is None) == bool(reason) and (re.search(reason, said) if reason else not said), said
+    on_meta = examine_batch_norms(copy.deepcopy(net).to('meta'), images.to('meta'))['n.0']
+    assert on_meta == (layer, said)
+    again = copy.deepcopy(net)
+    assert bool(fold_and_compare(net.double(), images.double())) == (reason is None)
+    fold_batch_norms(again, images)
+    assert again.state_dict().keys() == net.state_dict().keys()
+
+
+def test_what_is_left_of_a_fused_batch_norm_learns_and_trains():
+    images = torch.randn(5, 4, 6, 6)
+    net = with_statistics(Own(straight, (nn.Conv2d, Fused)), images)
+    act = net.n[0].act
+    assert foldable_batch_norms(net, images) == [], 'who keeps the BatchNorm for training has no use for it'
+    fold_batch_norms(net, images)
+    assert net.n[0].act is act and not batch_norms(net).keys() & {'n.0'} and net.n[0].training
+
+
+@pytest.mark.parametrize(('name', 'folded', 'left'), [
+    ('mobilenetv2_035', 52, {}), ('tf_efficientnet_lite0', 49, {}),
+    ('levit_128s', 50, {'head.bn': 'mean', 'head_dist.bn': 'mean'})])
+def test_networks_of_timm(name, folded, left):
+    timm = pytest.importorskip('timm')
+    net = timm.create_model(name, num_classes=3).double()
+    images = torch.randn(2, 3, *[224 if 'levit' in name else 64] * 2).double()
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    assert len(fold_and_compare(net, images)) == folded
+    assert {norm: reason for norm, (_, reason) in examine_batch_norms(net, images).items()} == {
+        norm: f'follows no convolution or linear layer ({maker})' for norm, maker in left.items()}
