@@ -25,7 +25,11 @@ from lib.runtime.process import keep_memory, spin_briefly  # noqa: E402
 logger = logging.getLogger('haq')
 
 PATH_OPTIONS = ('weights', 'dataset_root', 'output', 'checkpoint', 'resume')
-YOUNGER = ('candidates', 'pin')  # options that an args.json of before has no line for, which means that none was given
+# Options that came after runs had an identity, and the values by which they change nothing: a run of before has no line
+# for them in its args.json.
+YOUNGER = {'attention_products': False, 'activation_grid': 'symmetric', 'weight_scales': 'tensor', 'candidates': None,
+           'pin': None, 'warmup_type': 'constant', 'clip_norm': None, 'decay_norms': None, 'label_smoothing': 0.0,
+           'mixup': 0.0, 'cutmix': 0.0, 'randaugment': None, 'randaugment_ops': 2, 'ema_decay': 0.0}
 NOT_RESUMED = ('resume', 'overwrite', 'debug', 'evaluate', 'device', 'gpu_id', 'workers', 'download',
                'keep_memory')
 BEFORE = {'attention_products': None}  # what runs mean that were begun before there was the option
@@ -168,7 +172,7 @@ def parse(parser, argv=None, configure=None):
     resolve_paths(args)
     if hasattr(args, 'start_epoch') and args.start_epoch >= args.epochs:
         parser.error(f'--start_epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}')
-    before = {**dict.fromkeys(YOUNGER if saved else ()), **saved}
+    before = {**{name: parser.get_default(name) for name in YOUNGER if saved}, **saved}
     args.changed = {name: (before[name], value) for name, value in vars(args).items()
                     if name in before and plain_value(value) != before[name]}
     set_up_logging(getattr(args, 'debug', False))

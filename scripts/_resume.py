@@ -170,7 +170,7 @@ def _begin_anew(run, beginning):
 def identity_of(given, inputs, growing):
     """Return a digest of what a run does: of its settings and inputs, not of paths and of how long it goes on."""
     told = {name: value for name, value in given.items() if name not in (*PLACES, *growing)
-            and not (name in YOUNGER and value is None)}
+            and not (name in YOUNGER and value in (None, YOUNGER[name]))}
     for name in {'cost', 'constraint'} & told.keys():
         value = told[name]
         told[name] = [pathless(text) for text in value] if isinstance(value, list) else value and pathless(value)
