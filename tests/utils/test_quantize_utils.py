@@ -71,8 +71,8 @@ def test_layers_that_are_never_called_are_named_and_left(caplog):
             return self.attention(x, x, x)[0]
 
     net = convert_to_quantized(Net(), PROBE)
-    assert list(quantized_layers(net)) == ['used']
-    assert 'attention.out_proj, unused' in caplog.text
+    assert list(quantized_layers(net)) == ['attention.out_proj', 'attention.in_proj', 'used']
+    assert '1 layers keep float weights and inputs in the linear flow: unused (is never called)' in caplog.text
 
 
 def test_linear_quantization_sets_bits_and_ranges_without_moving_batch_norm(tiny_net):
