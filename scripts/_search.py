@@ -15,11 +15,12 @@ def add_bit_options(group, range_words):
     """Add the options of bits by name, in place of a range."""
     group.add_argument('--candidates', action=CollectedOption, metavar='[NAME=]BITS', help='bits of a layer in place '
                        f'of the range {range_words}: 2,4,8 of all layers, "*.qkv=4,8" of those of a name or pattern, '
-                       '4,8/8 of weights / of activations; several may be given (docs/searchers.md)')
+                       '4,8/8 of weights / of activations; several may be given (docs/searchers.md; default: the '
+                       'range)')
     group.add_argument('--pin', action=CollectedOption, metavar='NAME=W[,A]', help='the bits of a layer, or of those '
                        'of a pattern, that are not searched: W of its weights and, unless the flow is K-means, A of '
                        'its activations (-1: left alone); several may be given; a pin of the first or the last layer '
-                       'goes before [8, -1] or [8, 8]')
+                       'goes before [8, -1] or [8, 8] (default: none)')
 
 
 def add_search_options(parser, *, finetune_flag, train_size, val_size):

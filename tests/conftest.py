@@ -14,7 +14,7 @@ SHARED = ('test_bad_input', 'test_distributed', 'test_flows', 'test_kill_and_res
           'test_several_processes', 'test_starting_weights')
 # Files that look at figures, or at what becomes of one; drawing takes most of the time of runs as short as those here.
 DRAWN = ('test_plots.py', 'test_table_report.py', 'test_comparison_report.py', 'test_figures.py', 'test_network_run.py',
-         'test_flows.py', 'test_costs.py')
+         'test_flows.py', 'test_costs.py', 'test_parts.py')
 OF_OTHERS = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'COLUMNS', 'LINES',
              'PYTHONOPTIMIZE', 'PYTHONWARNINGS', 'PYTHONSAFEPATH')
 for variable in OF_OTHERS:  # of whoever runs the tests; for the programs that tests start
