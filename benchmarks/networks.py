@@ -6,6 +6,7 @@ cores all of them take about an hour:
 
     python benchmarks/networks.py
     python benchmarks/networks.py --only swin_t vit_tiny_patch16_224    # these alone, with tracebacks
+    python benchmarks/networks.py --overhead    # what conversion costs while no bits are set
 """
 
 import argparse
@@ -13,6 +14,7 @@ import copy
 import json
 import logging
 import math
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -158,6 +160,21 @@ def examine(name: str, library: str, side: int) -> dict:
     return found
 
 
+@torch.no_grad()
+def overhead(name: str, library: str, repeats: int = 9) -> tuple[float, float]:
+    """Return the median seconds of an evaluation at 224, of a float network and of its converted twin without bits."""
+    images = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    plain = build(name, library).eval()
+    twin = convert_to_quantized(copy.deepcopy(plain), images[:1], quiet=True)
+    seconds = {plain: [], twin: []}
+    for turn in range(repeats + 1):
+        for net in (plain, twin) if turn % 2 else (twin, plain):
+            start = time.process_time()
+            net(images)
+            seconds[net].append(time.process_time() - start)
+    return tuple(statistics.median(times[1:]) for times in seconds.values())
+
+
 def line(row: dict) -> str:
     """Return the line of a network in the table."""
     head = f'| {row["name"]} | {row["library"]} | {row["side"]} |'
@@ -201,8 +218,14 @@ def main() -> None:
     """Examine the networks that are not finished, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', nargs='+', metavar='NAME', help='only these; the page is left alone')
+    parser.add_argument('--overhead', action='store_true', help='only measure converted networks without bits')
     options = parser.parse_args()
     logging.disable(logging.WARNING)
+    if options.overhead:
+        for name, library in (('resnet50', 'torchvision'), ('nfnet_l0', 'timm'), ('beit_base_patch16_224', 'timm')):
+            plain, twin = overhead(name, library)
+            print(f'{name}: {plain:.3f} s plain, {twin:.3f} s converted without bits, {twin / plain:.3f}x')
+        return
     entries = [(entry.partition(':')[0], library, int(entry.partition(':')[2] or USUAL))
                for library, names in (('torchvision', TORCHVISION), ('timm', TIMM)) for entry in names.split()]
     rows = [json.loads(text) for text in FINISHED.read_text().splitlines()] if FINISHED.exists() else []
