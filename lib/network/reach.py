@@ -67,7 +67,7 @@ class _Finder(Following):
         self.owners = {memory_of(parameter): (module, key) for module in model.modules()
                        for key, parameter in module._parameters.items() if parameter is not None}
         self.constant = {memory_of(buffer) for buffer in model.buffers()}
-        self.weights = {}  # {module: {(owner, key) of weights that it reads: None}}
+        self.weights = {}  # {module: {(owner, key) of weights that it reads: whether its rows are inputs}}
         self.products = {}  # {module: products in one of its forwards}
         self.counts = []  # of the modules that run, innermost last
 
@@ -98,18 +98,19 @@ class _Finder(Following):
                 self._note(module, (module, 'weight'))
                 module.computes_weight = not any(owned)
         elif any(owned):
-            owner, key = next(filter(None, owned))
-            if isinstance(owner, LAYERS) and key == 'weight' or _is_matrix(owner._parameters[key], second):
-                self._note(module, (owner, key))
+            (owner, key), weight, x = (owned[0], second, first) if owned[0] else (owned[1], first, second)
+            if isinstance(owner, LAYERS) and key == 'weight' or _is_matrix(owner._parameters[key], weight):
+                rows_are_inputs = weight is second and x.shape[-1] != weight.shape[-1]  # of x @ w, not of F.linear
+                self._note(module, (owner, key), rows_are_inputs)
         elif not {memory_of(first), memory_of(second)} & self.constant:
             self.counts[-1] += 1
 
-    def _note(self, module, weight):
-        self.weights.setdefault(module, {})[weight] = None
+    def _note(self, module, weight, rows_are_inputs=False):
+        self.weights.setdefault(module, {})[weight] = rows_are_inputs
 
 
 def _is_matrix(parameter, operand) -> bool:
-    """Return whether a product takes rows of a Parameter as the weight of a linear layer."""
+    """Return whether a product takes a matrix, or rows of it, as the weight of a linear layer."""
     return parameter.dim() == 2 and operand.dim() == 2 and operand.shape[1] == parameter.shape[1] \
         and operand.stride() == parameter.stride()
 
@@ -163,7 +164,7 @@ def reach_weights(model: nn.Module, images: Tensor, reach: str = 'weights') -> n
     with evaluating(model), slow_attention(), explained(model, images.shape[1:]), finder.through(model):
         model(images.clone())
     for module in list(model.modules()):
-        reads = [_layer_of(*weight) for weight in finder.weights.get(module, ())]
+        reads = [_layer_of(*weight, rows) for weight, rows in finder.weights.get(module, {}).items()]
         if reach == 'products' and not isinstance(module, LAYERS):
             reads += _add_products(module, finder.products.get(module, 0), images.device)
         if reads:
@@ -171,14 +172,14 @@ def reach_weights(model: nn.Module, images: Tensor, reach: str = 'weights') -> n
     return model
 
 
-def _layer_of(owner, key) -> nn.Module:
+def _layer_of(owner, key, rows_are_inputs) -> nn.Module:
     """Return the layer of a weight; a new one, where it belongs to none."""
     if isinstance(owner, LAYERS):
         return owner
     name = key.removesuffix('weight').rstrip('_') or 'matrix'
     name = name if not hasattr(owner, name) else f'{key}_layer'
     if not hasattr(owner, name):
-        owner.add_module(name, BorrowedLinear(owner._parameters[key]).train(owner.training))
+        owner.add_module(name, BorrowedLinear(owner._parameters[key], rows_are_inputs).train(owner.training))
     return owner.get_submodule(name)
 
 

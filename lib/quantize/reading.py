@@ -22,11 +22,13 @@ READS = 'reads'  # attribute of a reader: the layers and products that its forwa
 class BorrowedLinear(nn.Linear):
     """A linear layer whose weight belongs to another module, which has it in its state dict and multiplies with it.
 
-    It gives a weight a name in strategies, such as `in_proj` of `nn.MultiheadAttention`.
+    It gives a weight a name in strategies, such as `in_proj` of `nn.MultiheadAttention`. In x @ w the rows of the
+    weight belong to inputs.
     """
 
-    def __init__(self, weight: nn.Parameter):
-        super().__init__(weight.shape[1], weight.shape[0], bias=False, device='meta')
+    def __init__(self, weight: nn.Parameter, rows_are_inputs: bool = False):
+        outputs, inputs = reversed(weight.shape) if rows_are_inputs else weight.shape
+        super().__init__(inputs, outputs, bias=False, device='meta')
         self.weight = weight
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):

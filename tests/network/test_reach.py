@@ -133,6 +133,27 @@ def test_every_weight_is_reached_trained_and_reloaded(name):
     assert not missing
 
 
+def test_a_matrix_that_is_multiplied_from_the_right():
+    """CLIP's projection: x @ proj, (12, 5). Both operands are quantized, and the record has inputs and outputs."""
+    class Projected(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.proj = nn.Conv2d(3, WIDTH, 2, 2), nn.Parameter(torch.randn(WIDTH, 5))
+
+        def forward(self, x):
+            return self.patches(x).mean((2, 3)) @ self.proj
+
+    net, images = Projected().eval(), torch.randn(6, *SHAPE)
+    reach_weights(net, images[:2])
+    record = profile_network(net, SHAPE).layers[-1]
+    assert (record.name, record.in_channels, record.out_channels, record.macs) == ('proj_layer', WIDTH, 5, 5 * WIDTH)
+    convert_to_quantized(net, images[:2])
+    LinearQuantization(net, [[8, 8], [3, 4]], images, method='max')
+    with torch.no_grad():
+        x, weight = quantized(net.proj_layer, net.patches(images).mean((2, 3)), net.proj)
+        assert torch.equal(net(images), x @ weight) and len(weight.unique()) <= 7
+
+
 def test_kmeans_clusters_the_parameters_where_they_lie():
     net = reach_weights(Tokens(TorchAttention(True)), torch.randn(2, *SHAPE))
     KMeansQuantization(net, [2] * 4)
@@ -201,7 +222,7 @@ def test_products_have_entries_and_prices(fused):
     rest = sum(layer.macs for layer in found.layers if layer.kind != 'matmul')
     assert bit_operations(found.layers).cost(strategy) == 16 * rest + 6 * 2 * 3 * 16 * 16 * 4
     assert size_of(found).cost(strategy) == 4 * sum(found.weights)
-    assert found.ends == (found.names.index('patches'), found.names.index('head'))
+    assert found.ends == ((found.names.index('patches'),), (found.names.index('head'),))
     one, two = products.values()
     for name in ('cloud', 'edge', 'bitfusion', 't4'):
         assert (make_table([one, two], PRESETS[name]).table > 0).all()

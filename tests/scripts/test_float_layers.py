@@ -16,16 +16,17 @@ import torch
 from torch import nn
 class Own(nn.Conv2d):
     def forward(self, x):
-        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+        columns = nn.functional.unfold(x, 3, padding=1)
+        return ((self.weight - self.weight.mean()).flatten(1) @ columns).unflatten(2, x.shape[2:])
 class Odd(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
         self.stem, self.odd = nn.Conv2d(3, 8, 3, padding=1), Own(8, 16, 3, padding=1)
         self.middle = nn.Conv2d(8, 8, 3, padding=1)
-        self.mix = nn.Parameter(torch.randn(16, 16) / 4)
+        self.mix = nn.Parameter(torch.randn(1, 16, 16) / 4)
         self.fc = nn.Linear(16, num_classes)
     def forward(self, x):
-        return self.fc(self.odd(self.middle(self.stem(x).relu()).relu()).relu().mean((2, 3)) @ self.mix)
+        return self.fc(self.odd(self.middle(self.stem(x).relu()).relu()).relu().mean((2, 3)) @ self.mix)[0]
 class Shared(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
