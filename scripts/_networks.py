@@ -243,6 +243,9 @@ def prepare(model, shape, start, checkpoint=None, source=None, *, linear, fold_b
         bn_batches: on which BatchNorm statistics are to be estimated, which needs BatchNorms.
         grids: {field of `Grids`: what its option says, None: as in the checkpoint}, of a network that has the options.
     """
+    if script := script_of_quantizers(checkpoint):
+        raise ValueError(f'{source} is a checkpoint of {script}, whose quantizers only that script has: go on with it '
+                         'there; float weights to search or fine-tune from are made by pretrain.py')
     grids, kept = choose_grids(grids or {}, checkpoint, source, start, linear)
     folded = isinstance(checkpoint, dict) and checkpoint.get('folded') is True
     if folded and not linear:
@@ -251,9 +254,6 @@ def prepare(model, shape, start, checkpoint=None, source=None, *, linear, fold_b
     if model.reached == 'products' and not linear:
         raise ValueError('--attention_products: the K-means flow quantizes weights alone: add --linear_quantization, '
                          'or leave it out')
-    if script := script_of_quantizers(checkpoint):
-        raise ValueError(f'{source} is a checkpoint of {script}, whose quantizers only that script has: go on with it '
-                         'there; float weights to search or fine-tune from are made by pretrain.py')
     load_late = linear and (folded or not fold_bn)
     if not load_late:
         start.load(model, checkpoint, source)

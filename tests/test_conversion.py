@@ -19,7 +19,7 @@ FAMILIES = {'mobilenet': (28, 28), 'mobilenetv2': (53, 53), 'mobilenetv3': (55, 
             'resnet18': (21, 21), 'alexnet': (8, 8), 'vgg11': (11, 11), 'densenet121': (121, 121),
             'squeezenet1_0': (26, 26), 'googlenet': (58, 58), 'inception_v3': (95, 95), 'mnasnet0_5': (53, 53),
             'shufflenet_v2_x0_5': (57, 57), 'mobilenet_v2': (53, 53), 'mobilenet_v3_small': (54, 54),
-            'efficientnet_b0': (82, 82), 'convnext_tiny': (59, 59), 'vit_b_16': (38, 26)}
+            'efficientnet_b0': (82, 82), 'convnext_tiny': (59, 59), 'vit_b_16': (50, 50)}
 
 
 @pytest.mark.parametrize('name', FAMILIES)

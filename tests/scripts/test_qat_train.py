@@ -349,7 +349,7 @@ def test_another_network_leaves_shape_bits_and_folder_of_the_configuration(optio
 
 
 @pytest.mark.parametrize(('entries', 'said'), [
-    ("{'bits': 3}", 'there is no setting bits; known are act_quantizer, alpha'),
+    ("{'bits': 3}", 'there is no setting bits; known are act_quantizer, activation_grid, alpha'),
     ("{'model': 3}", 'model is 3: expected a text'),
     ("{'lr_schedule': 'linear'}", "lr_schedule is 'linear': expected one of cos, exp, step3, fixed"),
     ("{'act_quantizer': None}", 'act_quantizer is None: expected one of dorefa, pact'),
