@@ -30,7 +30,7 @@ from lib.network.batch_norm_folding import fold_batch_norms  # noqa: E402
 from lib.network.conversion import convert_to_quantized, quantizable_layers, quantized_layers  # noqa: E402
 from lib.network.coverage import inventory_of  # noqa: E402
 from lib.network.hooks import batch_norms  # noqa: E402
-from lib.network.reach import reach_weights  # noqa: E402
+from lib.network.reach import reach_weights, slow_attention  # noqa: E402
 from lib.utils.quantize_utils import KMeansQuantization, LinearQuantization  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +44,7 @@ mnasnet0_5 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large regnet_x_400mf reg
 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_32:224 wide_resnet50_2
 """
 TIMM = """
-bat_resnext26ts:128 beit_base_patch16_224:224 botnet26t_256:256 caformer_s18 cait_xxs24_224:224 coat_lite_tiny:224
+bat_resnext26ts:256 beit_base_patch16_224:224 botnet26t_256:256 caformer_s18 cait_xxs24_224:224 coat_lite_tiny:224
 coatnet_nano_rw_224:224 convformer_s18 convit_tiny:224 convmixer_768_32 convnext_atto convnextv2_atto
 crossvit_tiny_240:240 cs3darknet_focus_s cspresnet50 darknet17 davit_tiny deit3_small_patch16_224:224
 deit_tiny_distilled_patch16_224:224 deit_tiny_patch16_224:224 densenet121 dla34 dla46_c dm_nfnet_f0 dpn48b
@@ -67,14 +67,15 @@ vit_relpos_small_patch16_224:224 vit_tiny_patch16_224:224 vitamin_small_224:224 
 xcit_nano_12_p16_224:224
 """
 USUAL = 64  # side of the images of convolutional networks
+SMALL = 128  # of those of timm's other ones that can be built for it
 
 
-def build(name: str, library: str) -> nn.Module:
-    """Return a network with random weights."""
+def build(name: str, library: str, side: int = 0) -> nn.Module:
+    """Return a network with random weights; of timm for images of this side, where that is an option."""
     torch.manual_seed(0)
     if library == 'timm':
         import timm
-        return timm.create_model(name, num_classes=CLASSES)
+        return timm.create_model(name, num_classes=CLASSES, **({'img_size': side} if side else {}))
     import torchvision
     options = {'aux_logits': False, 'init_weights': False} if name in ('googlenet', 'inception_v3') else {}
     return torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options)
@@ -100,8 +101,13 @@ def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def counted(model: nn.Module, image: torch.Tensor) -> int:
     """Return the multiply-accumulates of an image as torch counts them."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:  # which the counter follows in vain while no gradients are kept
+        parameter.requires_grad_(False)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), slow_attention():
         logits(model, image)
+    for parameter in trained:
+        parameter.requires_grad_(True)
     return counter.get_total_flops() // 2
 
 
@@ -130,14 +136,28 @@ def step(model: nn.Module, quantization, images: torch.Tensor) -> float:
     return sum(not torch.equal(*pair) for pair in zip(before, parameters, strict=True)) / len(parameters)
 
 
+def smaller(name: str, library: str, side: int) -> int:
+    """Return `SMALL` where a network can be built for it and takes such images, else 0."""
+    if library != 'timm' or side == USUAL:
+        return 0
+    try:
+        logits(build(name, library, SMALL), torch.zeros(1, 3, SMALL, SMALL))
+    except Exception:  # whatever a network says to an option or a size that is not for it
+        return 0
+    return SMALL
+
+
 def examine(name: str, library: str, side: int) -> dict:
     """Return what becomes of a network."""
-    model, images = build(name, library), torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(2))
+    option = smaller(name, library, side)
+    side = option or side
+    model, images = build(name, library, option), torch.randn(2, 3, side, side,
+                                                              generator=torch.Generator().manual_seed(2))
     shake(model)
     shape, float_logits = tuple(images.shape[1:]), logits(model, images)
     products = reach_weights(copy.deepcopy(model), images[:2], 'products')
     reach_weights(model, images[:2])
-    found = {'weights': sum(parameter.numel() for parameter in model.parameters())}
+    found = {'side': side, 'weights': sum(parameter.numel() for parameter in model.parameters())}
     linear, kmeans = inventory_of(model, shape, True), inventory_of(model, shape, False)
     found |= {'macs': linear.macs, 'counted': counted(model, images[:1]), 'linear': list(linear.coverage),
               'products': list(inventory_of(products, shape, True).coverage), 'kmeans': list(kmeans.coverage),
@@ -153,7 +173,7 @@ def examine(name: str, library: str, side: int) -> dict:
     bits = [[8, 8]] * len(quantized_layers(model))
     quantization = LinearQuantization(model.eval(), bits, images, method='max')
     found |= {'linear_moved': distance(logits(model, images), float_logits), 'step': step(model, quantization, images)}
-    again = convert_to_quantized(reach_weights(build(name, library), images[:2]), images[:2], quiet=True)
+    again = convert_to_quantized(reach_weights(build(name, library, option), images[:2]), images[:2], quiet=True)
     LinearQuantization(again, bits)
     again.load_state_dict(model.state_dict())
     found['reload'] = bool(torch.equal(logits(again, images), logits(model, images)))
@@ -236,7 +256,7 @@ def main() -> None:
         row, start = {'name': name, 'library': library, 'side': side}, time.time()
         try:
             row |= examine(name, library, side)
-        except Exception as error:
+        except Exception as error:  # a network that fails is a line of the table
             if options.only:
                 raise
             row['error'] = f'{type(error).__name__}: {error}'[:200].replace('\n', ' ')

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Five networks of timm on handwritten digits, both flows: searches beside the same bits everywhere, at the budgets of
-# 4 and of 3 bits. NETWORKS (some of vit swin convnext mobilenetv4 nfnet), OUTPUT.
+# Five networks of timm on handwritten digits, both flows: searches beside the same bits everywhere, at the budget of
+# 3 bits. NETWORKS (some of vit swin convnext mobilenetv4 nfnet), OUTPUT.
 # Kill it at any time; the same command goes on; further options go to the scripts. Needs `pip install timm`; nothing is downloaded besides.
 # Hardware: any; about 15 minutes on two CPU cores (docs/results.md).
 set -euo pipefail
@@ -13,7 +13,7 @@ for name in $NETWORKS; do
     float=$OUTPUT/$name/float
     if ! [ -e "$float/results.json" ]; then
         # shellcheck disable=SC2086
-        python scripts/pretrain.py $common --epochs 30 --opt adamw --lr 0.003 --wd 0.05 --warmup_epoch 3 \
+        python scripts/pretrain.py $common --epochs 20 --opt adamw --lr 0.003 --wd 0.05 --warmup_epoch 3 \
             --checkpoint "$float" --overwrite "$@"
     fi
     for flow in kmeans linear; do
@@ -24,8 +24,8 @@ for name in $NETWORKS; do
         else
             # shellcheck disable=SC2086
             python scripts/compare_searchers.py $common $options --weights "$float/model_best.pth.tar" \
-                --searchers uniform ilp ddpg --budgets uniform:4 uniform:3 --seeds 1 --evaluations 20 --warmup 8 \
-                --train_size 600 --val_size 300 --finetune_epoch 1 --finetune_lr 0.005 --final_epochs 3 \
+                --searchers uniform ilp ddpg --budgets uniform:3 --seeds 1 --evaluations 12 --warmup 6 \
+                --train_size 400 --val_size 200 --finetune_epoch 1 --finetune_lr 0.005 --final_epochs 2 \
                 --final_lr 0.005 --min_bit 2 --max_bit 8 --output "$run" "$@"
         fi
     done
