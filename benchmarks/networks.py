@@ -34,7 +34,7 @@ from lib.network.reach import reach_weights, slow_attention  # noqa: E402
 from lib.utils.quantize_utils import KMeansQuantization, LinearQuantization  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-FINISHED, PAGE = ROOT / 'benchmarks' / 'networks.jsonl', ROOT / 'docs' / 'networks.md'
+FINISHED, PAGE = ROOT / 'save' / 'networks.jsonl', ROOT / 'docs' / 'networks.md'
 START, END = '<!-- networks -->', '<!-- end of networks -->'
 CLASSES = 10
 # Names, and the side of the images where a network does not take the usual one.
@@ -263,6 +263,7 @@ def main() -> None:
         print(f'{time.time() - start:5.1f} s', line(row), flush=True)
         if not options.only:
             rows.append(row)
+            FINISHED.parent.mkdir(exist_ok=True)
             with FINISHED.open('a') as file:
                 file.write(json.dumps(row) + '\n')
     if not options.only:
