@@ -1,8 +1,8 @@
 """Puts networks of torchvision and timm through the repository; makes the table of docs/networks.md.
 
 Each has random weights and small images, or those that it is made for. It is profiled, reached, folded, quantized by
-both flows, trained for a step and reloaded. Finished networks are kept, and a run that was stopped goes on; on two idle
-cores all of them take about an hour:
+both flows, trained for a step and reloaded. Finished networks are kept, and a run that was stopped goes on; on one
+core, beside other programs, all of them take about an hour:
 
     python benchmarks/networks.py
     python benchmarks/networks.py --only swin_t vit_tiny_patch16_224    # these alone, with tracebacks

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Five networks of timm on handwritten digits, both flows: searches beside the same bits everywhere, at the budget of
 # 3 bits. NETWORKS (some of vit swin convnext mobilenetv4 nfnet), OUTPUT.
-# Kill it at any time; the same command goes on; further options go to the scripts. Needs `pip install timm`; nothing is downloaded besides.
-# Hardware: any; about 15 minutes on two CPU cores (docs/results.md).
+# Kill it at any time; the same command goes on; further options go to the scripts. Needs `pip install timm`, whose
+# weights are not downloaded. Hardware: any; half an hour on two CPU cores beside other programs (docs/results.md).
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
 use_environment requirements.txt

@@ -251,7 +251,7 @@ def prepare(model, shape, start, checkpoint=None, source=None, *, linear, fold_b
     if folded and not linear:
         raise ValueError(f'{source} has its BatchNorms folded into the weights, as only the linear flow has it: add '
                          '--linear_quantization')
-    if model.reached == 'products' and not linear:
+    if model.weights_reached == 'products' and not linear:
         raise ValueError('--attention_products: the K-means flow quantizes weights alone: add --linear_quantization, '
                          'or leave it out')
     load_late = linear and (folded or not fold_bn)

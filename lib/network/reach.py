@@ -140,8 +140,8 @@ def explained(model: nn.Module, shape: Sequence[int]) -> Iterator[None]:
 def reach_weights(model: nn.Module, images: Tensor, reach: str = 'weights') -> nn.Module:
     """Let strategies reach the weights that are not multiplied by the forward of a convolution or linear layer.
 
-    One forward pass on `images` finds them. The modules that multiply with them get the attribute `reads`; they are
-    converted with their layers (`convert_to_quantized`). A weight that belongs to no layer, such as `in_proj_weight` of
+    One forward pass on `images` finds them. The modules that multiply with them get the attribute `weights_read`, and
+    are converted with their layers (`convert_to_quantized`). A weight of no layer, such as `in_proj_weight` of
     `nn.MultiheadAttention`, gets a layer of its own, named without `_weight`: a child of its owner that borrows the
     Parameter. Neither what the network computes nor its state dict changes.
 
@@ -152,12 +152,12 @@ def reach_weights(model: nn.Module, images: Tensor, reach: str = 'weights') -> n
             networks had that were quantized before other weights were reached.
 
     Returns:
-        The model, whose attribute `reached` keeps the first choice.
+        The model, whose attribute `weights_reached` keeps the first choice.
     """
     check_choice('reach', reach, REACH)
-    if hasattr(model, 'reached'):
+    if hasattr(model, 'weights_reached'):
         return model
-    model.reached = reach
+    model.weights_reached = reach
     if reach == 'layers':
         return model
     finder = _Finder(model)

@@ -206,7 +206,7 @@ def obstacle(layer: nn.Module) -> str | None:
     """Return why a layer cannot be converted, as a predicate (`has a forward of its own`), or None if it can.
 
     Convertible is what computes with the forward of `nn.Conv2d` or `nn.Linear`, itself or as a subclass: the weight it
-    multiplies with must be the one that the quantizer returns. A layer that is known to read its own weight (`reads`)
+    multiplies with must be the one that the quantizer returns. A layer that is known to read its own weight
     may have any forward.
     """
     kind = quantized_type(layer)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lib.quantize.products import Compute, ProductMode, attention
 from lib.quantize.quantizer import Quantizer
 
-READS = 'reads'  # attribute of a reader: the layers and products that its forward computes
+READS = 'weights_read'  # attribute of a reader: the layers and products that its forward computes
 
 
 class BorrowedLinear(nn.Linear):
@@ -167,7 +167,7 @@ class Reader:
 
 
 def as_reader(module: nn.Module) -> None:
-    """Let a module that `reads` quantized layers compute with quantized operands; it stays the same object."""
+    """Let a module that reads quantized layers compute with quantized operands; it stays the same object."""
     if isinstance(module, Reader):
         return
     own = vars(module).pop('forward', None)  # one that was put onto the object goes before that of the class

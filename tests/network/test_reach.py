@@ -343,3 +343,11 @@ def test_networks_of_timm_are_covered_and_counted(name):
         LinearQuantization(again.eval(), [[4, 8]] * len(found.names))
         again.load_state_dict(net.state_dict())
         assert torch.equal(again(images), net(images))
+
+
+def test_attributes_of_a_users_network_are_its_own():
+    """A network may keep anything under common names; its weights are reached all the same."""
+    net = Tokens(Fused(True))
+    net.reached, net.block.reads = 3, 'a word'
+    reach_weights(net, torch.randn(2, *SHAPE))
+    assert inventory_of(net, SHAPE, True).coverage.weights == 1 and (net.reached, net.block.reads) == (3, 'a word')
