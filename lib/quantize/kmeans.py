@@ -17,9 +17,11 @@ __all__ = ['CentroidTrainer', 'Codebook', 'CodebookCache', 'fit_codebook']
 SEED_POINTS = 2048  # seeds are drawn from at most this many weighted points
 REFINE_POINTS = 8192  # and refined on these, before the iterations on all the weights
 REFINE_ROUNDS, REFINE_ITERATIONS = 12, 10
+LEAST_IMPORTANCE = 1e-6  # of the mean; every weight counts a little, so that no cluster counts nothing
 
 
-def fit_codebook(weight: Tensor, bits: int, *, max_iter: int = 3, is_pruned: bool = False, seed: int = 0) -> Codebook:
+def fit_codebook(weight: Tensor, bits: int, *, max_iter: int = 3, is_pruned: bool = False, seed: int = 0,
+                 importance: Tensor | None = None) -> Codebook:
     """Cluster `weight` into at most min(2^bits, n) centroids by K-means, from one initialization.
 
     Greedy k-means++ seeds are drawn from a summary of the weights and refined on it; then come at most `max_iter`
@@ -31,9 +33,12 @@ def fit_codebook(weight: Tensor, bits: int, *, max_iter: int = 3, is_pruned: boo
         bits: 1..8.
         max_iter: iterations of Lloyd on all the weights (3 in the search, 50 in fine-tuning).
         is_pruned: zeros stay zero and get no centroid.
+        importance: what the squared error of each weight counts, at least 0, of a shape that broadcasts to that of the
+            weight; what is below a millionth of the mean counts that much. None, or all 0: all count the same.
 
     Raises:
-        ValueError: bits outside 1..8, max_iter below 1, an empty tensor, or weights that are not finite.
+        ValueError: bits outside 1..8, max_iter below 1, an empty tensor, weights that are not finite, or importances
+            that are negative, not finite or of another shape.
     """
     if not isinstance(bits, Integral) or not 1 <= bits <= 8:
         raise ValueError(f'bits is {bits!r}; K-means quantization needs 1..8')
@@ -44,7 +49,7 @@ def fit_codebook(weight: Tensor, bits: int, *, max_iter: int = 3, is_pruned: boo
     weight = weight.detach().contiguous()
     weight = weight if weight.dtype == torch.float64 else weight.float()  # numpy has no bfloat16
     kept = weight != 0 if is_pruned else None
-    line = _Line.from_sample(weight if kept is None else weight[kept])
+    line = _Line.from_sample(*(part if kept is None else part[kept] for part in (weight, *_counts(weight, importance))))
     k = 2**bits
     if len(line.values) <= k:
         edges = np.arange(len(line.values) + 1)
@@ -54,6 +59,21 @@ def fit_codebook(weight: Tensor, bits: int, *, max_iter: int = 3, is_pruned: boo
     labels = torch.bucketize(weight, first_values, right=True, out_int32=True).to(torch.uint8)
     centroids = torch.from_numpy(line.exact_means(edges)).float().to(weight.device)
     return Codebook(centroids, labels if kept is None else labels * kept, kept)
+
+
+def _counts(weight: Tensor, importance: Tensor | None) -> list[Tensor]:
+    """[what each weight counts, float64 of a mean of 1], or [] where all count the same."""
+    if importance is None:
+        return []
+    try:
+        counts = importance.detach().double().expand(weight.shape).contiguous()
+    except RuntimeError:
+        raise ValueError(f'importance is {tuple(importance.shape)} of a weight {tuple(weight.shape)}: expected its '
+                         'shape, or one that broadcasts to it') from None
+    least, most = counts.min(), counts.max()
+    if not (least >= 0 and torch.isfinite(most)):
+        raise ValueError(f'importance goes from {least:g} to {most:g}: expected finite numbers of at least 0')
+    return [(counts / (counts / most).mean() / most).clamp(min=LEAST_IMPORTANCE)] if most > 0 else []
 
 
 class _Line:
@@ -66,13 +86,17 @@ class _Line:
             np.cumsum(terms, out=row[1:])
 
     @classmethod
-    def from_sample(cls, sample: Tensor) -> '_Line':
-        """The distinct values of a tensor, weighted by how often they occur."""
-        ordered = np.sort(sample.flatten().cpu().numpy())
+    def from_sample(cls, sample: Tensor, counts: Tensor | None = None) -> '_Line':
+        """The distinct values of a tensor, weighted by how often they occur, or by the sum of their `counts`."""
+        ordered = sample.flatten().cpu().numpy()
+        order = None if counts is None else np.argsort(ordered)
+        ordered = np.sort(ordered) if order is None else ordered[order]
         if not np.isfinite(ordered[[0, -1] if len(ordered) else []]).all():
             raise ValueError(f'cannot cluster weights from {ordered[0]} to {ordered[-1]}: they are not finite')
         starts = np.flatnonzero(_is_first(ordered))
-        return cls(ordered[starts].astype(np.float64), np.diff(starts, append=len(ordered)).astype(np.float64))
+        counts = np.diff(starts, append=len(ordered)) if order is None else \
+            np.add.reduceat(counts.flatten().cpu().numpy()[order], starts)
+        return cls(ordered[starts].astype(np.float64), counts.astype(np.float64))
 
     def summary(self, size: int) -> '_Line':
         """At most `size` points, each the mean of neighbours: single values at both ends, more towards the median.
@@ -89,7 +113,7 @@ class _Line:
 
     def means(self, edges: np.ndarray) -> np.ndarray:
         count, total, _ = np.diff(self._sums[:, edges])
-        return total / count
+        return np.clip(total / count, self.values[edges[:-1]], self.values[edges[1:] - 1])  # the sums are rounded
 
     def exact_means(self, edges: np.ndarray) -> np.ndarray:
         """The means from the points themselves: prefix sums lose small values that come after large ones."""

@@ -18,15 +18,20 @@ def sample(name, n, seed=0):
     return torch.from_numpy(SAMPLERS[name](np.random.default_rng(seed), n)).float()
 
 
-def squared_error(weight, codebook):
-    return ((weight.double() - codebook.decode().double()) ** 2).sum().item()
+def squared_error(weight, codebook, importance=1):
+    return (importance * (weight.double() - codebook.decode().double()) ** 2).sum().item()
 
 
-def least_error(values, k):
+def error_within(values, counts):
+    """Weighted squared error of values about their weighted mean; 0 where there are none or they count nothing."""
+    total = counts.sum()
+    return counts @ (values - counts @ values / total) ** 2 if total else 0
+
+
+def least_error(values, k, counts=None):
     """Error of the best partition of sorted `values` into k intervals, by dynamic programming over all of them."""
-    n = len(values)
-    cost = np.array([[((v := values[a:b]) - v.mean()) @ (v - v.mean()) if a < b else 0 for b in range(n + 1)]
-                     for a in range(n)])
+    n, counts = len(values), np.ones(len(values)) if counts is None else counts
+    cost = np.array([[error_within(values[a:b], counts[a:b]) for b in range(n + 1)] for a in range(n)])
     best = cost[0]
     for _ in range(k - 1):
         best = np.array([0, *((best[:b] + cost[:b, b]).min() for b in range(1, n + 1))])
@@ -43,6 +48,57 @@ def test_error_is_close_to_that_of_the_best_partition(name, bits):
         ratios.append(squared_error(weight, fit_codebook(weight, bits)) / best)
     assert min(ratios) > 1 - 1e-6
     assert np.mean(ratios) < 1.12  # scikit-learn's after 50 iterations: 1.01 to 1.12
+
+
+def exponents(rng, n):
+    return 10 ** rng.uniform(-6, 6, n)
+
+
+IMPORTANCES = {
+    'alike': lambda rng, n: rng.uniform(1, 2, n),
+    'many magnitudes': exponents,
+    'some count nothing': lambda rng, n: rng.uniform(0, 1, n) * (rng.random(n) < 0.4),
+}
+
+
+@pytest.mark.parametrize('importance', IMPORTANCES)
+@pytest.mark.parametrize('bits', [1, 2, 3])
+def test_error_is_close_to_that_of_the_best_weighted_partition(importance, bits):
+    ratios = []
+    for seed in range(10):
+        weight = sample('normal', 60, seed).sort()[0]
+        counts = torch.from_numpy(IMPORTANCES[importance](np.random.default_rng(seed), 60))
+        best = least_error(weight.double().numpy(), 2**bits, counts.numpy())
+        ratios.append(squared_error(weight, fit_codebook(weight, bits, importance=counts, max_iter=50), counts) / best)
+    assert min(ratios) > 1 - 1e-6
+    assert np.mean(ratios) < 1.12
+
+
+def test_importance_counts_as_that_many_equal_weights():
+    """Order, shape, scale and pruning as without it; an importance of each input broadcasts."""
+    rng = np.random.default_rng(0)
+    weight, inputs = sample('laplace', 3000).view(30, 100), torch.from_numpy(rng.integers(1, 5, 100))
+    weight[weight.abs() < 0.3] = 0
+    for is_pruned in (False, True):
+        repeated = fit_codebook(weight.repeat_interleave(inputs, 1), 4, is_pruned=is_pruned, max_iter=1000)
+        for counts in (inputs, inputs.expand(30, 100) * 1e-30, inputs[None].float() * 1e30):
+            book = fit_codebook(weight, 4, is_pruned=is_pruned, importance=counts, max_iter=1000)
+            torch.testing.assert_close(book.centroids, repeated.centroids, rtol=1e-5, atol=1e-6)
+            assert torch.equal(book.labels.repeat_interleave(inputs, 1), repeated.labels)
+    plain = fit_codebook(weight, 4)
+    for none in (None, torch.zeros(1), torch.tensor(3.0)):
+        assert torch.equal(fit_codebook(weight, 4, importance=none).labels, plain.labels)
+
+
+@pytest.mark.parametrize(('importance', 'message'), [
+    (torch.ones(2, 4), r'\(2, 4\) of a weight \(4,\)'),
+    (torch.tensor([1.0, -1.0, 1.0, 1.0]), 'from -1 to 1'),
+    (torch.tensor([1.0, float('nan'), 1.0, 1.0]), 'from nan'),
+    (torch.tensor([1.0, float('inf'), 1.0, 1.0]), 'to inf'),
+])
+def test_refuses_importance(importance, message):
+    with pytest.raises(ValueError, match=message):
+        fit_codebook(torch.arange(4.0), 1, importance=importance)
 
 
 @pytest.mark.parametrize('name', SAMPLERS)
