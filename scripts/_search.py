@@ -1,11 +1,16 @@
 """What the scripts that search share: options of search and agent, the flow, and whose value an error speaks of."""
 
+import argparse
 import contextlib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from _options import MAX_UNITS, CollectedOption, add_unused_options, at_least, fraction, positive
 from _options import BooleanOption as Bool
+
+from lib.record.strategy import find_strategy
+from lib.record.words import SEARCHERS
 
 AGENT = ('hidden1', 'hidden2', 'lr_a', 'lr_c', 'tau', 'discount', 'bsize', 'init_delta', 'delta_decay', 'warmup',
          'n_update')  # options that are those of `DDPG`
@@ -76,6 +81,33 @@ def add_agent_options(parser):
     group.add_argument('--warm_start', choices=['none', 'sensitivity'], default='none', help='strategies of the '
                        'warm-up: random ones, or those of least sensitivity under random perturbations')
     add_unused_options(group, 'window_length', 'max_episode_length', 'init_w', 'epsilon')
+
+
+def policy(text):
+    """Option type: NAME=LIST, whose file, if it names one, is found from any folder."""
+    name, equals, strategy = text.partition('=')
+    if not (equals and strategy and re.fullmatch(r'[A-Za-z0-9][\w.+-]*', name)):
+        raise argparse.ArgumentTypeError(f'{text:.80}: expected NAME=LIST, a name of letters and digits and a strategy')
+    if name in SEARCHERS:
+        raise argparse.ArgumentTypeError(f'{name} is a searcher: give this strategy another name')
+    return f'{name}={Path(strategy).absolute()}' if Path(strategy).is_file() else text
+
+
+def find_policies(texts, layers, **about):
+    """Return {NAME: checked strategy} of policies; `about` as `find_strategy` takes it.
+
+    Raises:
+        ValueError, FileNotFoundError: one cannot be read or does not fit the network, or a name is given twice.
+    """
+    found = {}
+    for name, _, text in (each.partition('=') for each in texts):
+        if name in found:
+            raise ValueError(f'--policy {name} is given twice, with different strategies: give each its own name')
+        try:
+            found[name] = find_strategy(text, layers.names, ends=layers.inventory.ends, **about)
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f'--policy {name}: {str(error).replace("--strategy ", "")}') from error
+    return found
 
 
 @dataclass(frozen=True)

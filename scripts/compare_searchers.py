@@ -1,8 +1,8 @@
 """Compares searchers: the same network, budgets, quantizers and images for all, then the same fine-tuning.
 
 Every searcher gets the images of --evaluations evaluations for each budget; its best strategy is fine-tuned and tested.
-Kill it at any time and go on with --resume; more budgets, searchers or seeds can be added then. Writes a table and a
-figure of accuracy against cost.
+Kill it at any time and go on with --resume; more budgets, searchers, policies or seeds can be added then. Writes a
+table and a figure of accuracy against cost.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from dataclasses import replace
 from _cli import folder_hint, logger, make_parser, pick, run, run_of, settings_of
 from _options import (
     MAX_SEED,
+    CollectedOption,
     RepositoryPath,
     add_data_options,
     add_model_options,
@@ -20,11 +21,12 @@ from _options import (
     positive,
     ratio,
 )
-from _search import AGENT, Flow, add_agent_options, add_search_options, naming
+from _search import AGENT, Flow, add_agent_options, add_search_options, find_policies, naming, policy
+from finetune import STRATEGIES
 
 from lib.record.words import SEARCHERS
 
-ADDABLE = ('budgets', 'searchers', 'seeds')  # to a comparison that is resumed
+ADDABLE = ('budgets', 'searchers', 'seeds', 'policy')  # to a comparison that is resumed
 
 
 def searcher_name(text):
@@ -40,6 +42,9 @@ def make_compare_parser():
     group = parser.add_argument_group('comparison')
     group.add_argument('--searchers', type=searcher_name, nargs='+', default=list(SEARCHERS), metavar='NAME',
                        help=f'some of {", ".join(SEARCHERS)} (docs/searchers.md)')
+    group.add_argument('--policy', action=CollectedOption, type=policy, metavar='NAME=LIST', help='a strategy from '
+                       'elsewhere, judged and fine-tuned like the results of the searchers: a list, uniform:K, or the '
+                       'path of a strategy file; several may be given (default: none)')
     group.add_argument('--budgets', type=ratio, nargs='+', default=['uniform:3', 'uniform:4'],
                        metavar='RATIO|uniform:K', help='budgets of --cost, each a fraction of its reference or what K '
                        'bits in every layer cost')
@@ -54,7 +59,7 @@ def make_compare_parser():
     group.add_argument('--final_batch', type=at_least(1), default=128, help='its batch size')
     group.add_argument('--output', default=RepositoryPath('save/comparison'), help='folder of the comparison')
     group.add_argument('--resume', metavar='FOLDER', help='comparison to continue, with its own settings; budgets, '
-                       'searchers and seeds that are given are added')
+                       'searchers, policies and seeds that are given are added')
     add_model_options(parser, arch='resnet20')
     add_data_options(parser, batch=128, workers=4, cache='auto')
     add_quantization_options(parser)
@@ -80,10 +85,11 @@ def main(args):
     from lib.simulator.inventory import PRICING
     from lib.training.loop import Precision
 
-    budgets, searchers, seeds = (list(dict.fromkeys([*args.changed.get(name, ([],))[0], *getattr(args, name)]))
-                                 for name in ADDABLE)
+    budgets, searchers, seeds, policies = (
+        list(dict.fromkeys([*(args.changed.get(name, ([],))[0] or []), *(getattr(args, name) or [])]))
+        for name in ADDABLE)
     run = run_of(args, args.resume or args.output, growing=ADDABLE, added=ADDABLE, settings={
-        **settings_of(args), 'budgets': budgets, 'searchers': searchers, 'seeds': seeds})
+        **settings_of(args), 'budgets': budgets, 'searchers': searchers, 'seeds': seeds, 'policy': policies or None})
     network, data, start = pick(Network, args), pick(Data, args), pick(Start, args, pretrained=not args.model_file)
     linear, device = args.linear_quantization or network.is_twin, start_device(args.device)
     flow = pick(Flow, args, linear=linear)
@@ -101,6 +107,7 @@ def main(args):
     # strategies, and what becomes of them; all budgets are checked before anything slow begins
     pricing = pick(Pricing, args, network=network, linear=linear, folder=args.output)
     layers = find_layers(pricing, model, shape, is_pruned=args.is_pruned, rules=pricing_rules)
+    policies = find_policies(policies, layers, linear=linear, network=args.arch, published=STRATEGIES)
     constraints = {budget: find_constraints(pricing, layers, budget, option='--budgets') for budget in budgets}
     with naming('min_bit', 'max_bit', 'candidates', 'pin', 'reward_on', 'reward_cost', 'finetune_flag',
                 'finetune_epoch'):
@@ -110,16 +117,17 @@ def main(args):
         episodes = pick(EpisodeSettings, args)
     env = flow.environment(model, loaders, space, episodes, Precision(device, args.half, args.channels_last))
     agent = {**{name: getattr(args, name) for name in AGENT}, 'capacity': args.rmsize * space.num_layers}
-    bench = Bench(env, args.evaluations, pick(SearcherSettings, args, agent=agent), run.folder)
+    bench = Bench(env, args.evaluations, pick(SearcherSettings, args, agent=agent, policies=policies),
+                  run.folder)
     for name in searchers:
         for each in spaces.values():
             bench.check(name, each)
     identity = begin_run(run, Beginning(inputs_of(
         run, ('train', 'val'), counts=[loader.num_images for loader in loaders],
         costs=[constraint.cost for constraint in space.constraints], published=published_file(network))))
-    logger.info('%s on %s: %d layers, %d budgets, %d searchers, seeds %s; %d evaluations on %d images each', args.arch,
-                device, space.num_layers, len(budgets), len(searchers), seeds, args.evaluations,
-                loaders[1].num_images)
+    logger.info('%s on %s: %d layers, %d budgets, %d searchers, %d policies, seeds %s; %d evaluations on %d images '
+                'each', args.arch, device, space.num_layers, len(budgets), len(searchers), len(policies), seeds,
+                args.evaluations, loaders[1].num_images)
 
     # searches and fine-tuning
     *loaders, classes = loaders_of(replace(data, train_batch=args.final_batch), network, device)
@@ -127,7 +135,7 @@ def main(args):
     mark = {**({'pricing': pricing_rules} if pricing_rules > 1 else {}), **({'run': identity} if identity else {})}
     training = FinalTraining(args.final_epochs, args.final_lr, args.final_wd)
     report = Comparison(run.folder, bench, loaders, training, mark).run(
-        spaces, searchers, seeds, arch=args.arch, dataset=args.dataset)
+        spaces, [*searchers, *policies], seeds, arch=args.arch, dataset=args.dataset)
     logger.info('%s\n%s: comparison.md, comparison.csv, pareto.png', report.text(), run.folder)
 
 

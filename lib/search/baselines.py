@@ -18,6 +18,16 @@ class UniformSearcher(OneStrategy):
             space.within_budget(space.uniform(space.all_bits[0]))
 
 
+class PolicySearcher(OneStrategy):
+    """Proposes a strategy from elsewhere, also where it does not hold the budgets."""
+
+    name = 'policy'
+
+    def __init__(self, space: Space, strategy: list):
+        super().__init__(space)
+        self.strategy = strategy
+
+
 class RandomSearcher(Searcher):
     """Proposes random strategies that use up the budgets: uniformly drawn bits, walled, then raised at random."""
 

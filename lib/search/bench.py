@@ -17,7 +17,7 @@ from lib.record.words import SEARCHERS
 from lib.rl.ddpg import DDPG
 from lib.search.agent import AgentSearcher
 from lib.search.allocation import GreedySearcher, ILPSearcher
-from lib.search.baselines import RandomSearcher, UniformSearcher
+from lib.search.baselines import PolicySearcher, RandomSearcher, UniformSearcher
 from lib.search.candidates import balanced_batch, gradient_score
 from lib.search.evolution import EvolutionSearcher
 from lib.search.progressive import ProgressiveSearcher
@@ -86,12 +86,14 @@ class SearcherSettings:
         store_action: see `AgentSearcher`.
         warm_start: the agent's warm-up: 'none' at random, or 'sensitivity' (that of the Hessian).
         sensitivity_images: most images that sensitivities are measured on.
+        policies: {name: strategy} of those from elsewhere, each a searcher of its name; they need not hold the budgets.
     """
 
     agent: Mapping = field(default_factory=dict)
     store_action: str = 'chosen'
     warm_start: str = 'none'
     sensitivity_images: int = 512
+    policies: Mapping[str, list] = field(default_factory=dict)
 
 
 class Bench:
@@ -139,6 +141,8 @@ class Bench:
         if name in ALLOCATORS:
             kind, sensitivity = ALLOCATORS[name]
             return kind(space, self.sensitivity(sensitivity).table)
+        if name in settings.policies:
+            return PolicySearcher(space, settings.policies[name])
         if name in SIMPLE:
             return SIMPLE[name](space, seed)
         if name == 'uniform':

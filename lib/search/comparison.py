@@ -62,7 +62,7 @@ class Comparison:
 
         Args:
             spaces: {budget: strategies that hold it}.
-            searchers: their names.
+            searchers: their names, and those of policies of the bench.
             seeds: of searches and of fine-tuning.
             about: `arch` and `dataset`, for titles.
         """
@@ -76,7 +76,8 @@ class Comparison:
                     except FloatingPointError as error:  # what it measures to begin with is not finite
                         logger.warning('%s by %s is left out: %s', budget, name, error)
                         continue
-                    report.add(budget, name, seed, found, self.top1(found['strategy'], seed))
+                    report.add(budget, name, seed, found, self.top1(found['strategy'], seed),
+                               above=not space.holds(found['strategy']))
                     report.write()
             report.plot()
         return report
@@ -89,7 +90,8 @@ class Comparison:
         It has strategy, accuracy, ratio, evaluations, forwards and backwards (images), seconds, and the history,
         [{'strategy', 'accuracy', 'reward', 'ratio'}], with `diverged` where one did.
         """
-        about = {'searcher': name, 'budget': budget, 'seed': seed, **self.mark}
+        policy = self.bench.settings.policies.get(name)
+        about = {'searcher': name, 'budget': budget, 'seed': seed, **self.mark, **({'policy': policy} if policy else {})}
         path = self.folder / 'searches' / (f'{str(budget).replace(":", "")}_{name}'
                                            + ('' if seed is None else f'_seed{seed}') + '.json')
         record = read_part(path, about) or {'history': [], 'forwards': 0, 'backwards': 0, 'seconds': 0.0}

@@ -11,9 +11,10 @@ from lib.record.words import SEARCHERS, cost_words
 from lib.simulator.cost import CostTable
 
 COLUMNS = ('budget', 'searcher', 'seed', 'searched', 'ratio', 'search_accuracy', 'top1', 'evaluations', 'forwards',
-           'backwards', 'seconds', 'strategy')
+           'backwards', 'seconds', 'strategy', 'above_budget')
 HEAD = ('budget', 'searcher', 'ratio', 'accuracy in the search', 'top-1 fine-tuned', 'against uniform', 'evaluations',
         'images forward', 'images backward', 'seconds')
+ABOVE = 'above the budget'
 MAX_PANELS = 3  # of bars; from that many budgets on, lines show more
 
 
@@ -38,11 +39,15 @@ class ComparisonReport:
         """Take the accuracy of the float network on the test images."""
         self.float_accuracy = top1
 
-    def add(self, budget, searcher: str, seed: int, found: dict, top1: float) -> None:
-        """Add a search, the record `found`, whose strategy was fine-tuned with `seed` to an accuracy of `top1`."""
+    def add(self, budget, searcher: str, seed: int, found: dict, top1: float, *, above: bool = False) -> None:
+        """Add a search, the record `found`, whose strategy was fine-tuned with `seed` to an accuracy of `top1`.
+
+        `above` marks a policy from elsewhere that does not hold the budget: it is compared with nothing.
+        """
         copied = ('ratio', 'evaluations', 'forwards', 'backwards', 'seconds', 'strategy')
         self.rows.append({'budget': str(budget), 'searcher': searcher, 'seed': seed, 'searched': found['seed'],
-                          'search_accuracy': found['accuracy'], 'top1': top1, **{key: found[key] for key in copied}})
+                          'search_accuracy': found['accuracy'], 'top1': top1, **{key: found[key] for key in copied},
+                          'above_budget': above})
 
     def groups(self) -> dict[tuple[str, str], list[dict]]:
         """Return {(budget, searcher): rows, one a seed}."""
@@ -60,7 +65,7 @@ class ComparisonReport:
         for (budget, searcher), rows in groups.items():
             uniform = groups.get((budget, 'uniform'))
             gain = '' if not uniform or searcher == 'uniform' else \
-                f'{mean(rows, "top1") - mean(uniform, "top1"):+.2f}'
+                ABOVE if rows[0]['above_budget'] else f'{mean(rows, "top1") - mean(uniform, "top1"):+.2f}'
             cells = (budget, searcher, f'{mean(rows, "ratio"):.4f}', spread(rows, 'search_accuracy'),
                      spread(rows, 'top1'), gain,
                      *(f'{mean(rows, key):.0f}' for key in ('evaluations', 'forwards', 'backwards', 'seconds')))
@@ -84,7 +89,8 @@ class ComparisonReport:
         """Write the figure: bars where searchers meet under a few budgets, else a line a searcher over the cost."""
         groups = {}  # {budget: {searcher: (mean of the cost, mean accuracy, its standard error)}}
         for (budget, searcher), rows in self.groups().items():
-            groups.setdefault(budget, {})[searcher] = mean(rows, 'ratio'), mean(rows, 'top1'), error(rows, 'top1') or 0
+            name = searcher + f', {ABOVE}' * rows[0]['above_budget']
+            groups.setdefault(budget, {})[name] = mean(rows, 'ratio'), mean(rows, 'top1'), error(rows, 'top1') or 0
         about = {'title': f'{self.arch} on {self.dataset}: {over_seeds(self.rows)}', 'cost': self.cost.name,
                  'float_accuracy': self.float_accuracy,
                  'top1': f'top-1 {"after" if self.finetuned else "without"} fine-tuning'}

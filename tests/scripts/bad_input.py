@@ -352,6 +352,14 @@ compare --searchers uniform annealing | annealing is no searcher: expected some 
 compare --budgets 0.01 | --budgets 0.01 cannot be met | lowest possible is 0.0625
 compare --budgets 0.5 0.01 | --budgets 0.01 cannot be met | lowest possible is 0.0625
 compare --cost activation_memory | activation_memory
+compare --policy [4,4] | --policy | NAME=LIST
+compare --policy ilp={bits(4)} | ilp is a searcher
+compare --policy ../mine={bits(4)} | NAME=LIST
+compare --policy mine={bits(4, count=19)} | --policy mine | 19 entries | 20 quantizable layers
+compare --policy mine={bits(9)} | --policy mine | entry 0 (conv1) | 9
+compare --policy mine={pairs((8, -1))} | --policy mine | pairs
+compare --policy mine=nowhere.json | --policy mine | nowhere.json | no such file
+compare --policy mine={bits(4)} --policy mine={bits(5)} | --policy mine is given twice
 compare --evaluations 0 | evaluations
 compare --screen 8 --finetune_flag | --screen judges a strategy by those before it
 compare --min_bit 1 --budgets 0.05 | the searcher progressive: --budgets 0.05 cannot be met

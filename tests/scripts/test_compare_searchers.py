@@ -106,12 +106,16 @@ def test_seeds_and_searchers_can_be_added(succeed, options, tmp_path):
     succeed('compare_searchers.py', *options, '--searchers', 'uniform', '--seeds', '1', '--output', folder,
             cwd=tmp_path)
     before = {path: path.read_bytes() for path in folder.glob('*/*.json')}
-    succeed('compare_searchers.py', '--resume', folder, '--searchers', 'random', '--seeds', '2', cwd=tmp_path)
+    (tmp_path / 'mine.txt').write_text(str([8, *[2] * 19]))
+    succeed('compare_searchers.py', '--resume', folder, '--searchers', 'random', '--seeds', '2', '--policy',
+            'mine=mine.txt', '--policy', 'big=uniform:5', cwd=tmp_path)
     added = rows(folder)
     succeed('compare_searchers.py', '--resume', folder, cwd=tmp_path)
     assert rows(folder) == added  # what was added stays
     assert [(row['searcher'], row['seed']) for row in rows(folder)] == [
-        ('uniform', '1'), ('uniform', '2'), ('random', '1'), ('random', '2')]
+        (name, seed) for name in ('uniform', 'random', 'mine', 'big') for seed in '12']
+    assert [row['above_budget'] for row in rows(folder)] == ['False'] * 6 + ['True'] * 2
+    assert rows(folder)[4]['strategy'] == str([8, *[2] * 19])
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
