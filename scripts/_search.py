@@ -46,9 +46,14 @@ def add_search_options(parser, *, finetune_flag, train_size, val_size):
     group.add_argument('--finetune_gamma', type=positive, default=0.8, help='its factor after each epoch')
     group.add_argument('--kmeans_iter', type=at_least(1), default=3, help='K-means: Lloyd iterations per clustering')
     group.add_argument('--use_top5', action=Bool, help='reward top-5 instead of top-1 accuracy')
-    group.add_argument('--reward_on', choices=['val', 'train'], default='val', help='accuracy that is rewarded: on '
-                       'held-out images, or the running training accuracy as the original linear flow had it')
-    group.add_argument('--reward_cost', action=Bool, help='add 1 / ratio to the accuracy difference in the reward')
+    group.add_argument('--reward', choices=['accuracy', 'agreement', 'loss', 'kl'], default='accuracy', help='what a '
+                       'strategy is rewarded for: accuracy; agreement with the most likely classes of the float '
+                       'network, its cross entropy, or the KL divergence from the outputs of the float network '
+                       '(docs/agent.md#the-reward)')
+    group.add_argument('--reward_on', choices=['val', 'augmented', 'train'], default='val', help='images of the '
+                       'reward: held-out ones; the first --val_size training images, augmented as in training and the '
+                       'same in every episode; or the running training accuracy as the original linear flow had it')
+    group.add_argument('--reward_cost', action=Bool, help='add 1 / ratio to the difference that is rewarded')
     group.add_argument('--screen', type=at_least(0), default=0, metavar='N', help='look at a strategy on N images '
                        'first, with BatchNorm statistics estimated anew, and fine-tune it only if it can still become '
                        'the best; 0: fine-tune all')

@@ -109,8 +109,8 @@ def main(args):
     layers = find_layers(pricing, model, shape, is_pruned=args.is_pruned, rules=pricing_rules)
     policies = find_policies(policies, layers, linear=linear, network=args.arch, published=STRATEGIES)
     constraints = {budget: find_constraints(pricing, layers, budget, option='--budgets') for budget in budgets}
-    with naming('min_bit', 'max_bit', 'candidates', 'pin', 'reward_on', 'reward_cost', 'finetune_flag',
-                'finetune_epoch'):
+    with naming('min_bit', 'max_bit', 'candidates', 'pin', 'reward', 'reward_on', 'reward_cost', 'use_top5',
+                'finetune_flag', 'finetune_epoch'):
         space = Space.of(layers.inventory, constraints[budgets[0]], min_bit=args.min_bit, max_bit=args.max_bit,
                          candidates=args.candidates or (), pins=args.pin or (), wall=args.wall)
         spaces = {budget: space.with_constraints(found) for budget, found in constraints.items()}
@@ -127,7 +127,7 @@ def main(args):
         costs=[constraint.cost for constraint in space.constraints], published=published_file(network))))
     logger.info('%s on %s: %d layers, %d budgets, %d searchers, %d policies, seeds %s; %d evaluations on %d images '
                 'each', args.arch, device, space.num_layers, len(budgets), len(searchers), len(policies), seeds,
-                args.evaluations, loaders[1].num_images)
+                args.evaluations, env.judged.num_images)
 
     # searches and fine-tuning
     *loaders, classes = loaders_of(replace(data, train_batch=args.final_batch), network, device)

@@ -106,8 +106,8 @@ def main(args):
     rules = saved.get('pricing', 1) if saved else PRICING  # a search that was begun before goes on as it was
     layers = find_layers(pricing, model, loaders[0].input_shape, is_pruned=args.is_pruned, rules=rules)
     constraints = find_constraints(pricing, layers, ratio, args.constraint)
-    with naming('min_bit', 'max_bit', 'candidates', 'pin', 'reward_on', 'reward_cost', 'screen', 'finetune_flag',
-                'finetune_epoch'):
+    with naming('min_bit', 'max_bit', 'candidates', 'pin', 'reward', 'reward_on', 'reward_cost', 'use_top5', 'screen',
+                'finetune_flag', 'finetune_epoch'):
         space = Space.of(layers.inventory, constraints, min_bit=args.min_bit, max_bit=args.max_bit,
                          candidates=args.candidates or (), pins=args.pin or (), wall=args.wall)
         episodes = pick(EpisodeSettings, args)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lib.env.judging import REWARDS
+
 
 @dataclass(frozen=True)
 class EpisodeSettings:
@@ -11,8 +13,10 @@ class EpisodeSettings:
         finetune_flag: whether the quantized network is trained before it is judged.
         finetune_epoch, finetune_lr, finetune_gamma: epochs of that training, its rate, the factor after each epoch.
         use_top5: reward top-5 instead of top-1.
-        reward_on: 'val', or 'train' for the running training accuracy of the last epoch, as the original did.
-        reward_cost: add 1 / ratio to the accuracy difference.
+        reward: what a strategy is rewarded for: its 'accuracy', or another `score`.
+        reward_on: 'val' for the validation subset; 'augmented' for as many training images, the same and augmented
+            alike in all episodes; 'train' for the running training accuracy of the last epoch, as the original did.
+        reward_cost: add 1 / ratio to the difference that is rewarded.
         bn_batches: training batches on which BatchNorm statistics are estimated anew before validation; 0: none.
         screen: images on which a strategy is judged first; only what can still become the best is fine-tuned; 0: all.
         seed: of clustering, dropout and the like.
@@ -26,6 +30,7 @@ class EpisodeSettings:
     finetune_lr: float = 1e-3
     finetune_gamma: float = 0.8
     use_top5: bool = False
+    reward: str = 'accuracy'
     reward_on: str = 'val'
     reward_cost: bool = False
     bn_batches: int = 0
@@ -33,6 +38,12 @@ class EpisodeSettings:
     seed: int = 234
 
     def __post_init__(self):
+        if self.reward not in REWARDS:
+            raise ValueError(f'reward {self.reward!r}: expected one of {", ".join(REWARDS)}')
+        others = {'use_top5': self.use_top5, 'screen': self.screen, 'reward_on train': self.reward_on == 'train'}
+        if self.reward != 'accuracy' and any(others.values()):
+            name = next(name for name, given in others.items() if given)
+            raise ValueError(f'reward {self.reward} and {name}, which is about accuracies: give one of them')
         if self.screen and self.reward_cost:
             raise ValueError('screen predicts accuracies, reward_cost rewards more than these: give one of them')
         if self.screen and not self.finetune_flag:
@@ -48,9 +59,10 @@ class Outcome:
     """What an episode found: the strategy as executed, its accuracy (percent), cost, ratios and reward.
 
     `cost` and `ratio` (cost / reference) are those of the first constraint, `ratios` holds {cost name: ratio} of all.
-    With a screen, `screened` is the accuracy at first sight; where `finetuned` is False, that was all, and accuracy and
-    reward are predictions from it. Where the network became NaN or infinite, `diverged` says where; the accuracy is
-    then 0, the reward the lowest that there is, and the loss None.
+    `score` is what is rewarded where that is not the accuracy. With a screen, `screened` is the accuracy at first
+    sight; where `finetuned` is False, that was all, and accuracy and reward are predictions from it. Where the network
+    became NaN or infinite, `diverged` says where; the accuracy is then 0, the reward the lowest that there is, and the
+    loss None.
     """
 
     strategy: list
@@ -63,3 +75,4 @@ class Outcome:
     screened: float | None = None
     finetuned: bool = True
     diverged: str | None = None
+    score: float | None = None

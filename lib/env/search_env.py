@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lib.env.episode import EpisodeSettings, Outcome
+from lib.env.judging import AGAINST_FLOAT, FirstBatches, score
 from lib.env.screen import Screen
 from lib.env.space import Space
 from lib.env.state import bits_from_action
@@ -40,7 +41,7 @@ class SearchEnv:
 
     def __init__(self, model: nn.Module, train_loader, val_loader, space: Space,
                  settings: EpisodeSettings | None = None, *, precision: Precision | None = None):
-        """Measure the float accuracy.
+        """Measure the float accuracy, and keep what strategies are judged against.
 
         Args:
             model: network with float weights.
@@ -59,8 +60,11 @@ class SearchEnv:
             logger.warning('%s cannot be copied: an episode finds there what the episode before left',
                            listed(self._other_state.left))
         self._scaler_state = copy.deepcopy(self.precision.scaler.state_dict())
-        images = train_loader if self.settings.reward_on == 'train' else val_loader
-        self.float_accuracy = self._accuracy(self._evaluate(images))
+        augmented = self.settings.reward_on == 'augmented'
+        self.judged = FirstBatches(train_loader, val_loader.num_images) if augmented else val_loader
+        metrics, self._float_logits = self._watched(train_loader if self.settings.reward_on == 'train' else self.judged)
+        self.float_accuracy = self._accuracy(metrics)
+        self.float_score = self._score(metrics, self._float_logits)
         self._chosen = []
 
     def reset(self) -> list[float]:
@@ -118,13 +122,14 @@ class SearchEnv:
         quantization = self.quantize(strategy)
         metrics = self._finetune(quantization, episode) if self.settings.finetune_flag else None
         quantization.synchronise()
-        if self.settings.reward_on == 'val':
+        logits = []
+        if self.settings.reward_on != 'train':
             self._reestimate(episode, self.settings.bn_batches)
-            metrics = self._evaluate(self.val_loader)
+            metrics, logits = self._watched(self.judged)
         accuracy = self._accuracy(metrics)
         if screened is not None:
             self.screen.add(screened, accuracy)
-        return self._outcome(strategy, accuracy, metrics.loss, screened)
+        return self._outcome(strategy, accuracy, metrics.loss, screened, found=self._score(metrics, logits))
 
     def _look(self, strategy, episode) -> Metrics:
         """Evaluate a strategy without fine-tuning, on the images of the screen."""
@@ -151,22 +156,33 @@ class SearchEnv:
             self.train_loader.set_epoch(episode * self.settings.finetune_epoch)
             reestimate_batch_norm(self.model, self.train_loader, batches, self.device, self.precision)
 
-    def _evaluate(self, loader) -> Metrics:
-        return evaluate(self.model, loader, self.criterion, self.device, precision=self.precision)
+    def _evaluate(self, loader, watch=None) -> Metrics:
+        return evaluate(self.model, loader, self.criterion, self.device, precision=self.precision, watch=watch)
+
+    def _watched(self, loader) -> tuple[Metrics, list]:
+        """Return the metrics, and the logits of every batch where the reward asks for them."""
+        logits = []
+        watch = logits.append if self.settings.reward in AGAINST_FLOAT else None
+        return self._evaluate(loader, watch), logits
 
     def _accuracy(self, metrics):
         return metrics.top5 if self.settings.use_top5 else metrics.top1
 
-    def _outcome(self, strategy, accuracy, loss, screened, finetuned=True, diverged=None) -> Outcome:
+    def _score(self, metrics, logits) -> float:
+        kind = self.settings.reward
+        return self._accuracy(metrics) if kind == 'accuracy' else score(kind, metrics.loss, logits, self._float_logits)
+
+    def _outcome(self, strategy, accuracy, loss, screened, finetuned=True, diverged=None, found=None) -> Outcome:
         cost = self.space.cost
         ratio = cost.ratio(strategy)
         more = 1 / ratio if self.settings.reward_cost and not diverged else 0
-        reward = 0.1 * (accuracy - self.float_accuracy + more)
+        found = accuracy if found is None else found  # a prediction, or 0 of what diverged
+        reward = 0.1 * (found - self.float_score + more)
         if not math.isfinite(reward):
             raise FloatingPointError(f'the reward of {strategy} is {reward} (accuracy {accuracy})')
         ratios = {constraint.cost.name: constraint.cost.ratio(strategy) for constraint in self.space.constraints}
         return Outcome(strategy, accuracy, loss, cost.cost(strategy), ratio, ratios, reward, screened, finetuned,
-                       diverged)
+                       diverged, None if self.settings.reward == 'accuracy' else found)
 
     # ---- the network
 

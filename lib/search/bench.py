@@ -129,7 +129,7 @@ class Bench:
         """Forward passes of an evaluation: validation, BatchNorm statistics, fine-tuning."""
         env, episode = self.env, self.env.settings
         trained = 3 * episode.finetune_epoch * env.train_loader.num_images if episode.finetune_flag else 0
-        return env.val_loader.num_images + episode.bn_batches * env.train_loader.batch_size + trained
+        return env.judged.num_images + episode.bn_batches * env.train_loader.batch_size + trained
 
     def searcher(self, name: str, seed: int, space: Space | None = None) -> Searcher:
         """Return a searcher among the strategies of `space`, by default those of the environment.

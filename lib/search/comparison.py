@@ -90,8 +90,9 @@ class Comparison:
         It has strategy, accuracy, ratio, evaluations, forwards and backwards (images), seconds, and the history,
         [{'strategy', 'accuracy', 'reward', 'ratio'}], with `diverged` where one did.
         """
-        policy = self.bench.settings.policies.get(name)
-        about = {'searcher': name, 'budget': budget, 'seed': seed, **self.mark, **({'policy': policy} if policy else {})}
+        policies = self.bench.settings.policies
+        about = {'searcher': name, 'budget': budget, 'seed': seed, **self.mark,
+                 **({'policy': policies[name]} if name in policies else {})}
         path = self.folder / 'searches' / (f'{str(budget).replace(":", "")}_{name}'
                                            + ('' if seed is None else f'_seed{seed}') + '.json')
         record = read_part(path, about) or {'history': [], 'forwards': 0, 'backwards': 0, 'seconds': 0.0}

@@ -90,7 +90,9 @@ class EpisodeLog(SearchLog):
             'budgets': {budget.cost.name: budget.ratio for budget in space.constraints},
             'quantization': 'linear' if space.pairs else 'kmeans', 'cost_name': space.cost.name,
             'cost_unit': space.cost.unit, 'searcher': searcher.name, 'min_bit': space.range[0],
-            'max_bit': space.range[1], **space.asked, **(about or {})}, history, first=0)
+            'max_bit': space.range[1], **space.asked,
+            **({} if env.settings.reward == 'accuracy' else {'rewarded': env.settings.reward}), **(about or {})},
+            history, first=0)
         self.records, self.float_accuracy, self.mark = space.records, env.float_accuracy, dict(mark or {})
         self.agent = getattr(searcher, 'agent', None)
         self.sizes = sizes or model_size([record.num_weights for record in self.records])
@@ -147,7 +149,8 @@ class EpisodeLog(SearchLog):
         others = ''.join(f'{name} {ratio:.4f} ' for name, ratio in record['ratios'].items()
                          if name != self.about['cost_name'])
         delta = '' if record['delta'] is None else f" delta {record['delta']:.4f}"
-        return (f"#{record['episode']}: reward {record['reward']:.4f} accuracy {record['accuracy']:.3f} "
+        score = f"{self.about['rewarded']} {record['score']:.3f} " if 'score' in record else ''
+        return (f"#{record['episode']}: reward {record['reward']:.4f} {score}accuracy {record['accuracy']:.3f} "
                 f"{self.about['cost_name']} {record['cost']:.6g} {self.about['cost_unit']} "
                 f"ratio {record['ratio']:.4f} {others}best_reward {record['best_reward']:.4f}{losses}"
                 f"{delta}{' diverged' if record.get('diverged') else ''} {record['seconds']:.1f} s\n")
@@ -163,6 +166,7 @@ class EpisodeLog(SearchLog):
                    'info/cost_ratio': record['ratio'], 'delta': record['delta'],
                    'info/images_forward': record['images'][0], 'info/images_backward': record['images'][1],
                    'value_loss': record['value_loss'], 'policy_loss': record['policy_loss'],
+                   'info/score': record.get('score'),
                    'info/best_policy': json.dumps(self.best['strategy']),
                    'info/current_policy': json.dumps(record['strategy'])}
         if len(record['ratios']) > 1:

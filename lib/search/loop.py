@@ -15,6 +15,9 @@ from lib.search.bench import Bench, ImageCounter
 from lib.search.log import CHECKPOINT, EpisodeLog
 from lib.search.searcher import Searcher, replay
 
+SPARSE = ('diverged', 'score')  # of an `Outcome`, which a record has only where they say something
+YOUNGER = {'reward': 'accuracy'}  # settings that came after searches had an identity, and how they change nothing
+
 
 def search(env: SearchEnv, searcher: str | Searcher = 'ddpg', episodes: int = 60, *,
            folder: str | Path | None = None) -> Outcome:
@@ -66,8 +69,10 @@ def check_history(space: Space, history: Sequence[Mapping]) -> None:
 def identity_of(env: SearchEnv, searcher: Searcher) -> str:
     """Return a digest of what a search depends on, but for the pixels of its images and how long it goes on."""
     space = env.space
+    settings = {name: value for name, value in asdict(env.settings).items()
+                if (name, value) not in YOUNGER.items()}
     return digest_of_value({
-        'searcher': searcher.name, 'weights': env.weights_digest(), 'settings': asdict(env.settings),
+        'searcher': searcher.name, 'weights': env.weights_digest(), 'settings': settings,
         'images': [env.train_loader.num_images, env.val_loader.num_images],
         'budgets': [[budget.cost.digest(), budget.limit] for budget in space.constraints],
         'bits': [*space.range, space.wall, space.pairs], **space.asked})
@@ -100,7 +105,7 @@ def run_search(env: SearchEnv, searcher: Searcher, counter: ImageCounter, episod
         known.setdefault(str(strategy), vars(outcome))
         delta = agent.delta(episode) if agent else None
         searcher.observe(strategy, outcome.reward)
-        about = {name: value for name, value in vars(outcome).items() if name != 'diverged' or value}
+        about = {name: value for name, value in vars(outcome).items() if value is not None or name not in SPARSE}
         losses = getattr(searcher, 'losses', {'value_loss': None, 'policy_loss': None})
         history.append({'episode': episode, **about, **losses, 'delta': delta, 'images': counter.counts,
                         'seconds': time.time() - start})

@@ -113,10 +113,12 @@ def _stop(model, images, value, where):
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Any, criterion: Callable, device: torch.device | str, *,
-             precision: Precision | None = None, title: str = 'valid') -> Metrics:
+             precision: Precision | None = None, title: str = 'valid',
+             watch: Callable[[Tensor], Any] | None = None) -> Metrics:
     """Evaluate `model` in evaluation mode over `loader`, and give it its former mode back.
 
     With several processes each evaluates its own images, as many as it has, and all get the `Metrics` of all images.
+    `watch` is called with the logits of every batch.
 
     Returns:
         The `Metrics` over exactly the images of the loaders.
@@ -138,6 +140,8 @@ def evaluate(model: nn.Module, loader: Any, criterion: Callable, device: torch.d
                                            'finite, or train at a lower learning rate')
                 break
             counter.add(loss, logits, labels)
+            if watch:
+                watch(logits)
     distributed.agree(error)
     return counter.result()
 

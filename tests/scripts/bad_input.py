@@ -240,6 +240,10 @@ search --hidden1 0 | --hidden1 | 0
 search --n_update 0 | --n_update | 0
 search --finetune_epoch 0 | --finetune_epoch | 0
 search --finetune_epoch -1 | --finetune_epoch | -1
+search --reward luck | --reward | agreement
+search --reward kl --use_top5 | --reward kl and --use_top5
+search --reward loss --screen 8 | --reward loss and --screen
+search --reward agreement --reward_on train | --reward agreement and --reward_on train
 search --finetune_lr -1 | --finetune_lr | -1
 search --kmeans_iter -1 | --kmeans_iter | -1
 search --tau 2 | --tau | 2
