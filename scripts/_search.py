@@ -80,12 +80,23 @@ def add_agent_options(parser):
     group.add_argument('--tau', type=fraction, default=0.01, help='rate of the soft target update')
     group.add_argument('--init_delta', type=at_least(0, float), default=0.5, help='exploration sigma when warm-up ends')
     group.add_argument('--delta_decay', type=positive, default=0.99, help='factor of sigma per episode')
+    group.add_argument('--delta_end', type=positive, metavar='SIGMA', help='sigma of the last episode, in place of '
+                       '--delta_decay: exploration shrinks with the episodes that are left (default: --delta_decay)')
     group.add_argument('--n_update', type=at_least(1), default=1, help='updates per stored transition')
     group.add_argument('--store_action', choices=['chosen', 'executed'], default='chosen', help='actions in the '
                        'replay: those the agent chose, or those of the strategy that the wall made of them')
     group.add_argument('--warm_start', choices=['none', 'sensitivity'], default='none', help='strategies of the '
                        'warm-up: random ones, or those of least sensitivity under random perturbations')
+    group.add_argument('--fill', action=Bool, help='fill up with bits what the wall leaves of the budgets: '
+                       'greedily by the sensitivities of --warm_start, else by the rounds of the wall backwards; '
+                       'random and evolution always fill, in random order')
     add_unused_options(group, 'window_length', 'max_episode_length', 'init_w', 'epsilon')
+
+
+def check_exploration(end, start):
+    """Raise ValueError where --delta_end, which may be None, is above --init_delta."""
+    if end is not None and end > start:
+        raise ValueError(f'--delta_end {end:g} is above --init_delta {start:g}: exploration shrinks, give at most that')
 
 
 def policy(text):

@@ -21,7 +21,16 @@ from _options import (
     positive,
     ratio,
 )
-from _search import AGENT, Flow, add_agent_options, add_search_options, find_policies, naming, policy
+from _search import (
+    AGENT,
+    Flow,
+    add_agent_options,
+    add_search_options,
+    check_exploration,
+    find_policies,
+    naming,
+    policy,
+)
 from finetune import STRATEGIES
 
 from lib.record.words import SEARCHERS
@@ -94,6 +103,7 @@ def main(args):
     linear, device = args.linear_quantization or network.is_twin, start_device(args.device)
     flow = pick(Flow, args, linear=linear)
     check_options(args, world_size())
+    check_exploration(args.delta_end, args.init_delta)
     check_folder(run.folder, resume=bool(args.resume), overwrite=args.overwrite)
     if args.resume:
         check_place(run.folder)

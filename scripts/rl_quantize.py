@@ -22,7 +22,7 @@ from _options import (
     at_least,
     ratio,
 )
-from _search import AGENT, Flow, add_agent_options, add_search_options, naming
+from _search import AGENT, Flow, add_agent_options, add_search_options, check_exploration, naming
 
 from lib.record.words import SEARCHERS
 
@@ -89,6 +89,7 @@ def main(args):
     linear, device = args.linear_quantization or network.is_twin, start_device(args.device)
     flow = pick(Flow, args, linear=linear)
     check_processes(args.searcher, args.warm_start, world_size())
+    check_exploration(args.delta_end, args.init_delta)
     on_main(check_folder, run.folder, resume=bool(args.resume), overwrite=args.overwrite)
     if args.resume and (run.folder / 'checkpoint.pth.tar').exists():
         raise ValueError(f'--resume {run.folder}: this is the folder of a training, which pretrain.py or finetune.py '

@@ -51,6 +51,17 @@ def truncated_normal(mean: float, sigma: float, uniform: float) -> float:
     return min(max(normal.inv_cdf(probability), 0.), 1.)
 
 
+def decay_to(end: float, start: float, episodes: int) -> float:
+    """Return the factor per episode by which sigma comes from `start` to `end` within so many episodes.
+
+    Raises:
+        ValueError: `end` is not above 0, or above `start`.
+    """
+    if not 0 < end <= start:
+        raise ValueError(f'delta_end {end:g}: expected a sigma above 0 and not above init_delta {start:g}')
+    return (end / start) ** (1 / max(episodes, 1))
+
+
 class DDPG:
     """Deep deterministic policy gradient for actions in [0, 1] and rewards at the end of an episode.
 

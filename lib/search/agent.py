@@ -1,6 +1,6 @@
 """HAQ's agent as a searcher: an episode is a proposal, its reward what the agent learns from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,7 +22,8 @@ class AgentSearcher(Searcher):
 
     name = 'ddpg'
 
-    def __init__(self, space: Space, agent: DDPG, store_action: str = 'chosen', table: np.ndarray | None = None):
+    def __init__(self, space: Space, agent: DDPG, store_action: str = 'chosen', table: np.ndarray | None = None,
+                 fill: Callable[[list], list] | None = None):
         """Take over an agent.
 
         Args:
@@ -32,9 +33,12 @@ class AgentSearcher(Searcher):
                 the wall.
             table: (layers, 8, 8) sensitivities, for a warm start: instead of random actions the agent's warm-up has the
                 strategies of least total sensitivity, for sensitivities that are each multiplied by a random factor.
+            fill: returns a strategy within the budgets with more bits, as far as they allow; what it returns is
+                executed. None: what the wall leaves of a budget is left, as in HAQ.
         """
         super().__init__(space)
         self.agent, self.store_action, self.table = agent, store_action, table
+        self.fill = fill or (lambda strategy: strategy)
         self.losses = {'value_loss': None, 'policy_loss': None}
         self._acted = []  # (state, action) of the episode that runs
 
@@ -45,7 +49,7 @@ class AgentSearcher(Searcher):
 
     def propose(self) -> list:
         if self.table is not None and not self.agent.learning(self.episode):
-            strategy = broadcast(self._promising())
+            strategy = broadcast(self.fill(self._promising()))
             self._acted = self.space.trajectory(strategy)
             return strategy
         bits, self._acted = [], []
@@ -54,7 +58,7 @@ class AgentSearcher(Searcher):
             action = broadcast(self.agent.act(state, self.episode))
             self._acted.append((state, action))
             bits.append(bits_from_action(action, candidates))
-        return self.space.within_budget(self.space.of_bits(bits))
+        return self.fill(self.space.within_budget(self.space.of_bits(bits)))
 
     def _promising(self):
         """Return the strategy of least sensitivity, in episodes after the first under a random perturbation."""

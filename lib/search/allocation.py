@@ -34,7 +34,7 @@ def greedy_allocation(table: np.ndarray, space: Space) -> list:
             has a choice.
     """
     problem = _Problem(table, space)
-    lowering, raises = (functools.cache(functools.partial(find, problem)) for find in (_lowering, _raises))
+    lowering = functools.cache(functools.partial(_lowering, problem))
     picks = [len(choices) - 1 for choices in problem.choices]  # the most bits
     while exceeded := problem.exceeded(picks):
         moves = [lowering(layer, pick, exceeded) for layer, pick in enumerate(picks)]
@@ -42,12 +42,28 @@ def greedy_allocation(table: np.ndarray, space: Space) -> list:
             picks = problem.picks(space.within_budget(problem.strategy(picks)))
             break
         _, layer, picks[layer] = min(filter(None, moves))
+    return problem.strategy(_raised(problem, picks))
+
+
+def filled_allocation(table: np.ndarray, space: Space, strategy: list) -> list:
+    """Return a strategy that holds the budgets with bits raised as far as they allow, where it pays most first.
+
+    As in the end of `greedy_allocation`, but what does not lower the sensitivity is raised, too, where it fits: the
+    budget is used up. Args, errors: those of `greedy_allocation`.
+    """
+    problem = _Problem(table, space)
+    return problem.strategy(_raised(problem, problem.picks(strategy), least=-np.inf))
+
+
+def _raised(problem, picks, least=0.0):
+    """Return the solution with raises, the one that gains most for its cost first, until none fits that gains more."""
+    raises = functools.cache(functools.partial(_raises, problem, least=least))
     while True:
         moves = sorted(move for layer, pick in enumerate(picks) for move in raises(layer, pick))
         raised = ([*picks[:layer], pick, *picks[layer + 1:]] for _, layer, pick in moves)
         fitting = next((candidate for candidate in raised if not problem.exceeded(candidate)), None)
         if fitting is None:
-            return problem.strategy(picks)
+            return picks
         picks = fitting
 
 
@@ -152,14 +168,14 @@ def _lowering(problem, layer, pick, exceeded):
     return (rises.min().item(), layer, lower[rises.argmin()].item()) if len(lower) else None
 
 
-def _raises(problem, layer, pick):
-    """Return [(minus the gain per cost, layer, choice)] of a layer's raises that lower the sensitivity."""
+def _raises(problem, layer, pick, least):
+    """Return [(minus the gain per cost, layer, choice)] of a layer's raises that gain more than the `least`."""
     higher = problem.moves(layer, pick, 1)
     gains = problem.rises[layer][pick] - problem.rises[layer][higher]
     prices = (problem.prices(number, layer) for number in range(len(problem.costs)))
     spent = sum(np.maximum(cells[higher] - cells[pick], 0) for cells in prices)
     return [(-gain / max(price, 1e-12), layer, new)
-            for gain, price, new in zip(gains.tolist(), spent.tolist(), higher.tolist(), strict=True) if gain > 0]
+            for gain, price, new in zip(gains.tolist(), spent.tolist(), higher.tolist(), strict=True) if gain > least]
 
 
 def _solve(problem, kept, cuts):

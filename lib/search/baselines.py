@@ -46,26 +46,30 @@ def random_feasible(space: Space, rng: np.random.Generator) -> list:
     return fill(space, space.within_budget(space.random(rng)), rng)
 
 
-def fill(space: Space, strategy: list, rng: np.random.Generator) -> list:
-    """Return the strategy with bits raised to the next more, in random order, as long as the budgets allow any."""
+def fill(space: Space, strategy: list, rng: np.random.Generator | None = None) -> list:
+    """Return the strategy with bits raised to the next more, round by round, as long as the budgets allow any.
+
+    With a generator the order of a round is random. Without one it is that of HAQ's wall backwards: from the first
+    layer to the last, weights before activations; and what is raised then is any number of bits, the fewest that fit,
+    so that in the end no bits of a layer can be raised alone.
+    """
     strategy = [list(entry) if space.pairs else entry for entry in strategy]
     places = [(layer, side) for layer in space.free for side in range(1 + space.pairs)]
     raised = True
     while raised:  # a table need not be monotone: what did not fit may fit later
-        raised = any([_raise(space, strategy, *places[i]) for i in rng.permutation(len(places))])
+        order = range(len(places)) if rng is None else rng.permutation(len(places))
+        raised = any([_raise(space, strategy, *places[i], most=None if rng is None else 1) for i in order])
     return strategy
 
 
-def _raise(space, strategy, layer, side) -> bool:
-    """Raise the bits of one place to the next more, in place, if that holds the budgets; return whether it did."""
+def _raise(space, strategy, layer, side, most) -> bool:
+    """Raise the bits of one place, in place, to the first of the next `most` that holds the budgets, if one does."""
     before = strategy[layer]
     bits = before[side] if space.pairs else before
-    more = [bit for bit in space.layer_bits[layer].sides[side] if bit > bits]
-    if not more or bits < 1:
-        return False
-    raised = more[0]
-    strategy[layer] = [raised if i == side else other for i, other in enumerate(before)] if space.pairs else raised
-    if space.holds(strategy):
-        return True
+    more = [bit for bit in space.layer_bits[layer].sides[side] if bit > bits > 0]
+    for raised in more[:most]:
+        strategy[layer] = [raised if i == side else other for i, other in enumerate(before)] if space.pairs else raised
+        if space.holds(strategy):
+            return True
     strategy[layer] = before
     return False

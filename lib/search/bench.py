@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ from lib.env.search_env import SearchEnv
 from lib.env.space import Space
 from lib.quantize.layers import is_calibrating
 from lib.record.words import SEARCHERS
-from lib.rl.ddpg import DDPG
+from lib.rl.ddpg import DDPG, decay_to
 from lib.search.agent import AgentSearcher
-from lib.search.allocation import GreedySearcher, ILPSearcher
-from lib.search.baselines import PolicySearcher, RandomSearcher, UniformSearcher
+from lib.search.allocation import GreedySearcher, ILPSearcher, filled_allocation
+from lib.search.baselines import PolicySearcher, RandomSearcher, UniformSearcher, fill
 from lib.search.candidates import balanced_batch, gradient_score
 from lib.search.evolution import EvolutionSearcher
 from lib.search.progressive import ProgressiveSearcher
@@ -85,13 +86,18 @@ class SearcherSettings:
         agent: options of `DDPG`, beside the number of states and the seed.
         store_action: see `AgentSearcher`.
         warm_start: the agent's warm-up: 'none' at random, or 'sensitivity' (that of the Hessian).
+        fill: the agent's strategies are filled up to the budgets, greedily by the sensitivities of its warm start, else
+            by `baselines.fill`.
+        delta_end: sigma of the exploration in the last evaluation; None: by the agent's `delta_decay`.
         sensitivity_images: most images that sensitivities are measured on.
-        policies: {name: strategy} of those from elsewhere, each a searcher of its name; they need not hold the budgets.
+        policies: {name: strategy} of those from elsewhere, each a searcher of its name; some may not hold the budgets.
     """
 
     agent: Mapping = field(default_factory=dict)
     store_action: str = 'chosen'
     warm_start: str = 'none'
+    fill: bool = False
+    delta_end: float | None = None
     sensitivity_images: int = 512
     policies: Mapping[str, list] = field(default_factory=dict)
 
@@ -152,11 +158,18 @@ class Bench:
             lam = min(ProgressiveSearcher.affordable(space, seed, affordable), MAX_CANDIDATES)
             return ProgressiveSearcher(space, lambda strategy: self.gradient(strategy, seed), seed, lam=lam)
         if name == 'ddpg':
-            options = {'capacity': 128 * space.num_layers, **settings.agent}
+            options = {'capacity': 128 * space.num_layers, **settings.agent, **self._decay()}
             agent = DDPG(num_states=space.num_states, **options, seed=seed)
             table = self.sensitivity('hessian').table if settings.warm_start == 'sensitivity' else None
-            return AgentSearcher(space, agent, settings.store_action, table)
+            filling = partial(fill, space) if table is None else partial(filled_allocation, table, space)
+            return AgentSearcher(space, agent, settings.store_action, table, filling if settings.fill else None)
         raise ValueError(f'there is no searcher {name}: expected one of {", ".join(SEARCHERS)}')
+
+    def _decay(self) -> dict:
+        """Return the decay of the agent's exploration, where it is to end at a sigma."""
+        end, agent = self.settings.delta_end, self.settings.agent
+        return {} if end is None else {'delta_decay': decay_to(
+            end, agent.get('init_delta', 0.5), self.evaluations - 1 - agent.get('warmup', 20))}
 
     def check(self, name: str, space: Space) -> None:
         """Raise ValueError where a searcher has no use for the budgets of `space`; quick, nothing is measured."""

@@ -240,6 +240,8 @@ search --hidden1 0 | --hidden1 | 0
 search --n_update 0 | --n_update | 0
 search --finetune_epoch 0 | --finetune_epoch | 0
 search --finetune_epoch -1 | --finetune_epoch | -1
+search --delta_end 0.6 | --delta_end 0.6 is above --init_delta 0.5
+search --delta_end 0 | --delta_end | above 0
 search --reward luck | --reward | agreement
 search --reward kl --use_top5 | --reward kl and --use_top5
 search --reward loss --screen 8 | --reward loss and --screen
