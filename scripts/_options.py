@@ -342,6 +342,16 @@ def add_recipe_options(parser):
     return group
 
 
+def add_distillation_options(group, where=''):
+    """Adds the options of what learns from the float network; `where` begins their help."""
+    group.add_argument('--distill', choices=['none', 'float'], default='none', help=where + 'learn from the outputs of '
+                       'the float network with the weights that the run begins from (docs/training.md)')
+    group.add_argument('--distill_temperature', type=positive, default=4.0, metavar='T', help='of --distill: softens '
+                       'the outputs of both networks')
+    group.add_argument('--distill_weight', type=fraction, default=1.0, metavar='A', help='of --distill: its share '
+                       'of the loss; the rest is the cross entropy with the labels')
+
+
 def add_input_options(parser, dataset):
     """Adds the options that choose a network and its input, without weights or data."""
     group = parser.add_argument_group('network')

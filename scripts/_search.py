@@ -6,7 +6,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from _options import MAX_UNITS, CollectedOption, add_unused_options, at_least, fraction, positive
+from _options import (
+    MAX_UNITS,
+    CollectedOption,
+    add_distillation_options,
+    add_unused_options,
+    at_least,
+    fraction,
+    positive,
+)
 from _options import BooleanOption as Bool
 
 from lib.record.strategy import find_strategy
@@ -44,6 +52,7 @@ def add_search_options(parser, *, finetune_flag, train_size, val_size):
     group.add_argument('--finetune_epoch', type=at_least(1), default=1, help='epochs of fine-tuning per episode')
     group.add_argument('--finetune_lr', type=positive, default=0.001, help='learning rate of that fine-tuning')
     group.add_argument('--finetune_gamma', type=positive, default=0.8, help='its factor after each epoch')
+    add_distillation_options(group, 'fine-tuning in the episode: ')
     group.add_argument('--kmeans_iter', type=at_least(1), default=3, help='K-means: Lloyd iterations per clustering')
     group.add_argument('--use_top5', action=Bool, help='reward top-5 instead of top-1 accuracy')
     group.add_argument('--reward', choices=['accuracy', 'agreement', 'loss', 'kl'], default='accuracy', help='what a '

@@ -3,19 +3,21 @@
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from _cli import Run
-from _resume import Beginning, begin_run, check_identity, check_unchanged, has_settings, inputs_of
+from _networks import build_model, read_weights
+from _resume import Beginning, begin_run, check_identity, check_unchanged, has_settings, inputs_of, may_have_moved
 from _setup import loaders_of
 
-from lib.record.checkpoint import read_checkpoint
+from lib.record.checkpoint import load_weights, read_checkpoint
 from lib.record.folder import check_folder
 from lib.record.strategy import save_strategy
 from lib.runtime.distributed import is_main, on_main
 from lib.training.batch_norm import reestimate_batch_norm
+from lib.training.distillation import Distillation
 from lib.training.fit import fit, write_results
 from lib.training.loop import Precision, evaluate, loss_function
 from lib.training.settings import TrainingSettings
@@ -67,6 +69,49 @@ def batches_to_estimate(run, batches, start):
 
 
 @dataclass(frozen=True)
+class Teaching:
+    """What a training learns from beside labels; every field is the option of its name."""
+
+    distill: str = 'none'
+    distill_temperature: float = 4.0
+    distill_weight: float = 1.0
+
+    def begin(self, network, start, classes, shape, device):
+        """Return the `Distillation`, None: none is asked for.
+
+        The teacher is built from the options, whether the run begins or is resumed: it is always the same.
+
+        Raises:
+            ValueError, OSError: the weights that the run begins from are not there, or not float.
+        """
+        if self.distill == 'none':
+            return None
+        try:
+            teacher = self._teacher(network, replace(start, resume=None), classes, shape, device, start.resume)
+        except (ValueError, OSError) as error:
+            error.args = (f'--distill {self.distill}: {error}',)
+            raise
+        return Distillation(teacher, self.distill_temperature, self.distill_weight)
+
+    def _teacher(self, network, start, classes, shape, device, resume):
+        with may_have_moved(resume, 'weights', start.weights):
+            checkpoint, source = read_weights(start, network)
+        if checkpoint is None and not network.model_file:
+            raise ValueError('there are no float weights to learn from: give --weights or --pretrained')
+        kind = start_value(checkpoint, 'quantization', 'float')
+        if kind != 'float':
+            raise ValueError(f'{source} is a checkpoint of a {kind} network, no float one: give weights as pretrain.py '
+                             'makes them')
+        if start.reset_classifier:
+            raise ValueError('the classifier of the teacher would be random: leave --reset_classifier out, and train '
+                             'the float network first')
+        teacher = build_model(network, classes, shape, device)
+        if checkpoint is not None:
+            load_weights(teacher, start.find(teacher, checkpoint, source).state_dict, source)
+        return teacher
+
+
+@dataclass(frozen=True)
 class Course:
     """A training of a script, or an evaluation alone.
 
@@ -81,6 +126,7 @@ class Course:
         published: file of published weights that it begins with, or None.
         rate: learning rate as a function of the epoch; None: that of the settings.
         start_epoch: of a new training.
+        distillation: what the network learns from beside labels; None: nothing.
     """
 
     run: Run
@@ -94,6 +140,7 @@ class Course:
     published: Path | None = None
     rate: Callable[[int], float] | None = None
     start_epoch: int = 0
+    distillation: Distillation | None = None
 
     def train(self, model, loaders, quantization):
         """Train and evaluate, or only evaluate; return the `Metrics` of the last epoch.
@@ -123,17 +170,23 @@ class Course:
             progress = resume_training(self.run.resume, self.saved, quantization.kind, optimizer, self.precision,
                                        average)
             check_epochs(self.run.resume, progress['start_epoch'], self.settings.epochs)
+        if self.distillation and not self.saved:
+            theirs = evaluate(self.distillation.teacher, loaders[-1], loss_function(), self.device,
+                              precision=self.precision)
+            logger.info('--distill float: the teacher has top-1 %.2f %%', theirs.top1)
         identity = on_main(self._begin, quantization.strategy, loaders)
         with remedy(self.run.folder, self.settings.lr):
             return fit(model, loaders, self.settings, folder=self.run.folder, optimizer=optimizer, rate=self.rate,
                        device=self.device, precision=self.precision, quantization=quantization,
-                       about={**self.about, **identity}, average=average, **progress)
+                       about={**self.about, **identity}, average=average,
+                       distillation=self.distillation, **progress)
 
     def _begin(self, strategy, loaders):
         """Open the folder and save the strategy of layers; return what checkpoints say of the run."""
         counts = [loader.num_images for loader in loaders]
         inputs = inputs_of(self.run, ('train', 'val'), counts=counts, costs=self.costs, published=self.published)
-        identity = begin_run(self.run, Beginning(inputs, strategy, ('weights',), start_value(self.saved, 'run')))
+        unread = () if self.distillation else ('weights',)
+        identity = begin_run(self.run, Beginning(inputs, strategy, unread, start_value(self.saved, 'run')))
         if 'layers' in self.about:  # else it is none of layers, and args.json has it
             about = {key: value for key, value in self.about.items() if key != 'layers'}
             save_strategy(self.run.folder, strategy, self.about['layers'], **about)

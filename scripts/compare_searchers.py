@@ -120,7 +120,7 @@ def main(args):
     policies = find_policies(policies, layers, linear=linear, network=args.arch, published=STRATEGIES)
     constraints = {budget: find_constraints(pricing, layers, budget, option='--budgets') for budget in budgets}
     with naming('min_bit', 'max_bit', 'candidates', 'pin', 'reward', 'reward_on', 'reward_cost', 'use_top5',
-                'finetune_flag', 'finetune_epoch'):
+                'finetune_flag', 'finetune_epoch', 'distill'):
         space = Space.of(layers.inventory, constraints[budgets[0]], min_bit=args.min_bit, max_bit=args.max_bit,
                          candidates=args.candidates or (), pins=args.pin or (), wall=args.wall)
         spaces = {budget: space.with_constraints(found) for budget, found in constraints.items()}

@@ -4,6 +4,7 @@ from _cli import logger, make_parser, pick, run, training_hint, training_run
 from _options import BooleanOption as Bool
 from _options import (
     add_data_options,
+    add_distillation_options,
     add_model_options,
     add_quantization_options,
     add_run_options,
@@ -47,7 +48,7 @@ def make_finetune_parser():
     group.add_argument('--free_high_bit', action=Bool, default=True, help='K-means: layers above 6 bits stay float '
                        'until the last epoch')
     group.add_argument('--kmeans_iter', type=at_least(1), default=50, help='K-means: Lloyd iterations')
-    add_training_options(parser, lr=0.1, weight_decay=1e-5)
+    add_distillation_options(add_training_options(parser, lr=0.1, weight_decay=1e-5))
     add_run_options(parser)
     return parser
 
@@ -59,6 +60,7 @@ def main(args):
     from _setup import Data, start_device
     from _training import (
         Course,
+        Teaching,
         about_run,
         batches_to_estimate,
         calibration_images,
@@ -131,7 +133,9 @@ def main(args):
     settings = pick(TrainingSettings, args, grad_clip=args.clip_norm)
     course = Course(run, None if args.evaluate else settings, device,
                     Precision(device, args.half, args.channels_last), about, saved, estimate, costs=(cost,),
-                    start_epoch=args.start_epoch, published=published_file(network) if args.pretrained else None)
+                    start_epoch=args.start_epoch, published=published_file(network) if args.pretrained else None,
+                    distillation=None if args.evaluate else pick(Teaching, args).begin(
+                        network, start, classes, shape, device))
     course.train(model, loaders, quantization)
 
 

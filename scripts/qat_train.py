@@ -7,6 +7,7 @@ from _options import BooleanOption as Bool
 from _options import (
     RepositoryPath,
     add_data_options,
+    add_distillation_options,
     add_grid_options,
     add_model_options,
     add_run_options,
@@ -104,7 +105,7 @@ def make_qat_parser():
     add_qat_options(parser)
     add_model_options(parser, arch='toynet')
     add_data_options(parser, batch=128, workers=4)
-    add_training_options(parser, lr=0.01, weight_decay=5e-4)
+    add_distillation_options(add_training_options(parser, lr=0.01, weight_decay=5e-4))
     add_run_options(parser)
     add_baseline_options(parser, 'quant')
     return parser
@@ -161,7 +162,7 @@ def main(args):
     from _networks import Network, Start, build_model, load_quantized, probe, published_file, read_weights
     from _resume import in_file
     from _setup import Data, start_device
-    from _training import Course, about_run, calibration_images, read_images, read_resumed
+    from _training import Course, Teaching, about_run, calibration_images, read_images, read_resumed
 
     from lib.network.conversion import quantized_layers
     from lib.network.coverage import inventory_of
@@ -220,7 +221,9 @@ def main(args):
     training = pick(TrainingSettings, args, grad_clip=norm_of(args.clip_norm, args.clip, args.grad_clip))
     course = Course(run, None if args.evaluate else training, device,
                     Precision(device, args.half, args.channels_last), about, saved, start_epoch=args.start_epoch,
-                    published=published_file(network) if args.pretrained else None)
+                    published=published_file(network) if args.pretrained else None,
+                    distillation=None if args.evaluate else pick(Teaching, args).begin(
+                        network, start, classes, shape, device))
     course.train(model, loaders, quantization)
 
 

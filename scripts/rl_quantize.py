@@ -108,7 +108,7 @@ def main(args):
     layers = find_layers(pricing, model, loaders[0].input_shape, is_pruned=args.is_pruned, rules=rules)
     constraints = find_constraints(pricing, layers, ratio, args.constraint)
     with naming('min_bit', 'max_bit', 'candidates', 'pin', 'reward', 'reward_on', 'reward_cost', 'use_top5', 'screen',
-                'finetune_flag', 'finetune_epoch'):
+                'finetune_flag', 'finetune_epoch', 'distill'):
         space = Space.of(layers.inventory, constraints, min_bit=args.min_bit, max_bit=args.max_bit,
                          candidates=args.candidates or (), pins=args.pin or (), wall=args.wall)
         episodes = pick(EpisodeSettings, args)

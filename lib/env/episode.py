@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lib.env.judging import REWARDS
+from lib.training.distillation import DISTILL, check_distillation
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class EpisodeSettings:
         reward_cost: add 1 / ratio to the difference that is rewarded.
         bn_batches: training batches on which BatchNorm statistics are estimated anew before validation; 0: none.
         screen: images on which a strategy is judged first; only what can still become the best is fine-tuned; 0: all.
+        distill: 'float': fine-tuning learns from the outputs of the float network, see `Distillation`; 'none': not.
+        distill_temperature, distill_weight: of it.
         seed: of clustering, dropout and the like.
 
     Raises:
@@ -35,6 +38,9 @@ class EpisodeSettings:
     reward_cost: bool = False
     bn_batches: int = 0
     screen: int = 0
+    distill: str = 'none'
+    distill_temperature: float = 4.0
+    distill_weight: float = 1.0
     seed: int = 234
 
     def __post_init__(self):
@@ -44,6 +50,10 @@ class EpisodeSettings:
         if self.reward != 'accuracy' and any(others.values()):
             name = next(name for name, given in others.items() if given)
             raise ValueError(f'reward {self.reward} and {name}, which is about accuracies: give one of them')
+        check_distillation(self.distill_temperature, self.distill_weight)
+        if self.distill not in DISTILL or self.distill != 'none' and not self.finetune_flag:
+            raise ValueError(f'distill {self.distill} with finetune_flag {self.finetune_flag}: expected '
+                             f'{" or ".join(DISTILL)}, and without fine-tuning in the episode none')
         if self.screen and self.reward_cost:
             raise ValueError('screen predicts accuracies, reward_cost rewards more than these: give one of them')
         if self.screen and not self.finetune_flag:

@@ -21,6 +21,7 @@ from lib.network.hooks import batch_norms
 from lib.network.other_state import OtherState
 from lib.runtime.seeds import seed_everything
 from lib.training.batch_norm import reestimate_batch_norm
+from lib.training.distillation import Distillation
 from lib.training.loop import Precision, evaluate, loss_function, train_one_epoch
 from lib.utils.quantize_utils import Quantization
 from lib.utils.utils import Metrics, set_learning_rate
@@ -59,6 +60,7 @@ class SearchEnv:
         if self._other_state.left:
             logger.warning('%s cannot be copied: an episode finds there what the episode before left',
                            listed(self._other_state.left))
+        self.distillation = self._distillation() if self.settings.distill == 'float' else None
         self._scaler_state = copy.deepcopy(self.precision.scaler.state_dict())
         augmented = self.settings.reward_on == 'augmented'
         self.judged = FirstBatches(train_loader, val_loader.num_images) if augmented else val_loader
@@ -66,6 +68,14 @@ class SearchEnv:
         self.float_accuracy = self._accuracy(metrics)
         self.float_score = self._score(metrics, self._float_logits)
         self._chosen = []
+
+    def _distillation(self) -> Distillation:
+        """Return what learns from a copy of the float network."""
+        try:
+            teacher = copy.deepcopy(self.model)
+        except Exception as error:  # whatever is in a network of the user's own
+            raise ValueError(f'distill float needs a copy of the network, and it cannot be copied: {error}') from error
+        return Distillation(teacher, self.settings.distill_temperature, self.settings.distill_weight)
 
     def reset(self) -> list[float]:
         """Start an episode with no bits chosen; return the first state."""
@@ -145,9 +155,10 @@ class SearchEnv:
         for epoch in range(settings.finetune_epoch):
             set_learning_rate(optimizer, settings.finetune_lr * settings.finetune_gamma ** epoch)
             self.train_loader.set_epoch(episode * settings.finetune_epoch + epoch)
-            metrics = train_one_epoch(self.model, self.train_loader, self.criterion, optimizer, self.device,
+            metrics = train_one_epoch(self.model, self.train_loader, quantization.loss, optimizer, self.device,
                                       quantization.after_step, before_step=quantization.before_step,
-                                      precision=self.precision, title=f'episode {episode}')
+                                      precision=self.precision, title=f'episode {episode}',
+                                      distillation=self.distillation)
             quantization.after_epoch(optimizer)
         return metrics
 
@@ -185,6 +196,10 @@ class SearchEnv:
                        diverged, None if self.settings.reward == 'accuracy' else found)
 
     # ---- the network
+
+    def networks(self) -> list[nn.Module]:
+        """Return the network and, if it learns from one, its teacher."""
+        return [self.model, *([self.distillation.teacher] if self.distillation else [])]
 
     def quantize(self, strategy: list) -> Quantization:
         """Give the network all that it had at first and quantize it."""

@@ -1,11 +1,13 @@
 """Quantization-aware training: DoReFa, PACT and LSQ quantizers in a network, each where it belongs."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lib.network.conversion import activation_quantizers, convert_to_quantized, quantized_layers
 from lib.network.coverage import active_layers, count_weights, float_weights
@@ -200,8 +202,9 @@ class QATQuantization(Quantization):
         self._clips = [quantizer.range for quantizer in activation_quantizers(model).values()
                        if isinstance(quantizer, PACTActivationQuantizer) and quantizer.trainable]
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        loss = super().loss(logits, labels)
+    def loss(self, logits: Tensor, labels: Tensor, task: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+             ) -> Tensor:
+        loss = super().loss(logits, labels, task)
         if not self.clip_decay or not self._clips:
             return loss
         return loss + self.clip_decay * sum(clip.square().sum() for clip in self._clips)

@@ -35,15 +35,15 @@ GRADIENT_BATCH = 128  # images on which the gradients of its candidates are comp
 
 
 class ImageCounter:
-    """Counts the images that pass through a network: forward, and backward where gradients are asked for.
+    """Counts the images that pass through networks: forward, and backward where gradients are asked for.
 
     Calibration is left out: the ranges that it finds are kept, so whoever comes first would pay for all others, and a
     resumed search once more.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, *networks: nn.Module):
         self.forwards = self.backwards = 0
-        self._handle = model.register_forward_pre_hook(self._count)
+        self._handles = [network.register_forward_pre_hook(self._count) for network in networks]
         self._counting = True
 
     def _count(self, module, inputs):
@@ -74,8 +74,9 @@ class ImageCounter:
         self.forwards, self.backwards = values
 
     def close(self) -> None:
-        """Take the counter off the network."""
-        self._handle.remove()
+        """Take the counter off the networks."""
+        for handle in self._handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Bench:
             folder: where sensitivities are kept; None: nowhere.
         """
         self.env, self.evaluations, self.settings = env, evaluations, settings or SearcherSettings()
-        self.folder, self.counter, self.saved_seconds = folder, ImageCounter(env.model), 0.0
+        self.folder, self.counter, self.saved_seconds = folder, ImageCounter(*env.networks()), 0.0
         self._batches = {}
 
     @property
@@ -134,7 +135,8 @@ class Bench:
     def evaluation_images(self) -> int:
         """Forward passes of an evaluation: validation, BatchNorm statistics, fine-tuning."""
         env, episode = self.env, self.env.settings
-        trained = 3 * episode.finetune_epoch * env.train_loader.num_images if episode.finetune_flag else 0
+        passes = 3 + len(env.networks()[1:])  # a teacher passes the images forward, too
+        trained = passes * episode.finetune_epoch * env.train_loader.num_images if episode.finetune_flag else 0
         return env.judged.num_images + episode.bn_batches * env.train_loader.batch_size + trained
 
     def searcher(self, name: str, seed: int, space: Space | None = None) -> Searcher:

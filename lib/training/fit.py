@@ -20,6 +20,7 @@ from lib.runtime import distributed
 from lib.runtime.seeds import seed_everything
 from lib.training.averaging import WeightAverage
 from lib.training.batch_norm import reestimate_batch_norm
+from lib.training.distillation import Distillation
 from lib.training.loop import Precision, evaluate, loss_function, train_one_epoch
 from lib.training.mixing import Mixing
 from lib.training.settings import TrainingSettings
@@ -70,8 +71,8 @@ def fit(model: nn.Module, loaders: tuple, settings: TrainingSettings | None = No
         quantization: Quantization | None = None, folder: str | Path | None = None,
         optimizer: torch.optim.Optimizer | None = None, rate: Callable[[int], float] | None = None,
         device: torch.device | str = 'cpu', precision: Precision | None = None, start_epoch: int = 0,
-        best: float = -1.0, about: dict | None = None, average: WeightAverage | None = None
-        ) -> tuple[Metrics | None, float]:
+        best: float = -1.0, about: dict | None = None, average: WeightAverage | None = None,
+        distillation: Distillation | None = None) -> tuple[Metrics | None, float]:
     """Train and validate epoch by epoch; the main process writes everything of a `TrainingLog` after each.
 
     Args:
@@ -89,6 +90,7 @@ def fit(model: nn.Module, loaders: tuple, settings: TrainingSettings | None = No
         about: what a checkpoint carries beside weights, optimizer, accuracies and the quantization's state.
         average: of the weights; None: that of the settings, if they want one. It is what is validated and saved, and
             what the network holds in the end.
+        distillation: from the outputs of a teacher; None: the network learns from labels alone.
 
     Returns:
         (validation `Metrics` of the last epoch or None if no epoch was left, best top-1 of the epochs in which the
@@ -107,7 +109,7 @@ def fit(model: nn.Module, loaders: tuple, settings: TrainingSettings | None = No
         start, lr = time.time(), rate(epoch)
         train = train_epoch(model, loaders[0], optimizer, epoch, epochs, rate=lr, device=device, precision=precision,
                             seeds=(settings.seed, 'epoch', epoch), quantization=quantization, mixing=settings.mixing(),
-                            average=average)
+                            average=average, distillation=distillation)
         with average.in_place() if average else contextlib.nullcontext({}) as raw:
             if settings.bn_batches:
                 reestimate_batch_norm(model, loaders[0], settings.bn_batches, device, precision)
@@ -164,11 +166,11 @@ def check_disk(folder: str | Path, size: int, epochs: int) -> None:
 def train_epoch(model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer, epoch: int, epochs: int, *,
                 rate: float, device: torch.device | str, precision: Precision, seeds: tuple, quantization: Quantization,
                 before_step: Callable[[], None] | None = None, mixing: Mixing | None = None,
-                average: WeightAverage | None = None) -> Metrics:
+                average: WeightAverage | None = None, distillation: Distillation | None = None) -> Metrics:
     """Train one epoch and leave the network ready to be validated; return the training `Metrics`.
 
     `seeds` are those of everything random in it; `before_step` is called before that of the quantization; `mixing` is
-    what becomes of images and labels, and `average` takes in every step.
+    what becomes of images and labels, `average` takes in every step, and `distillation` has a teacher.
     """
     def prepare():
         if before_step:
@@ -185,7 +187,7 @@ def train_epoch(model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer,
     quantization.before_epoch(epoch, epochs, optimizer)
     set_learning_rate(optimizer, rate)
     metrics = train_one_epoch(model, loader, quantization.loss, optimizer, device, after_step, before_step=prepare,
-                              precision=precision, title=f'epoch {epoch}', mixing=mixing)
+                              precision=precision, title=f'epoch {epoch}', mixing=mixing, distillation=distillation)
     quantization.synchronise()  # on GPUs the sums of centroids' gradients may round differently
     quantization.after_epoch(optimizer)
     if average:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lib.network.hooks import evaluating
 from lib.network.not_finite import where_not_finite
 from lib.runtime import distributed
+from lib.training.distillation import Distillation
 from lib.training.mixing import Mixing
 from lib.utils.utils import MetricCounter, Metrics
 
@@ -44,7 +45,7 @@ class Precision:
 def train_one_epoch(model: nn.Module, loader: Any, criterion: Callable, optimizer: torch.optim.Optimizer,
                     device: torch.device | str, after_step: Callable | None = None, *,
                     before_step: Callable | None = None, precision: Precision | None = None, title: str = 'train',
-                    mixing: Mixing | None = None) -> Metrics:
+                    mixing: Mixing | None = None, distillation: Distillation | None = None) -> Metrics:
     """Train `model` over `loader` once.
 
     With several processes each has its part of every batch, and the gradients are those of the mean loss over the whole
@@ -53,10 +54,12 @@ def train_one_epoch(model: nn.Module, loader: Any, criterion: Callable, optimize
     Args:
         model: any module that maps images (N, C, H, W) to logits (N, classes).
         loader: iterable of (images, labels), of the same length in all processes.
-        criterion: loss of (logits, labels), averaged over the batch.
+        criterion: loss of (logits, labels), averaged over the batch; with a `distillation` of (logits, labels, loss of
+            the task as a function of both).
         after_step: called without arguments after every optimizer step (writes trained centroids to the weights).
         before_step: called after the backward pass (moves the weights' gradients to the centroids).
         mixing: what becomes of images and labels; None: nothing.
+        distillation: the network learns from a teacher; None: from labels alone.
 
     Returns:
         The `Metrics` in training mode, while the weights moved, over the images of all processes.
@@ -77,7 +80,7 @@ def train_one_epoch(model: nn.Module, loader: Any, criterion: Callable, optimize
             network = network or distributed.data_parallel(model, images)
             logits = network(images)
             targets, labels = mixing.targets(labels, shares, logits.shape[-1])
-            loss = criterion(logits, targets)
+            loss = criterion(logits, targets, distillation.on(images)) if distillation else criterion(logits, targets)
         value = loss.item()
         batch, failed = distributed.total(len(labels), not math.isfinite(value))
         if failed:

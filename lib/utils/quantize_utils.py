@@ -1,7 +1,7 @@
 """Quantization of whole networks: K-means with trained centroids, and conversion to linearly quantized layers."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -47,12 +47,13 @@ class Quantization:
         """Return what an optimizer trains."""
         return list(self.model.parameters())
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return what training minimises: cross entropy, averaged over the batch.
+    def loss(self, logits: Tensor, labels: Tensor, task: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+             ) -> Tensor:
+        """Return what training minimises, averaged over the batch: the loss of the task, cross entropy or another.
 
         Labels are classes (N,), or probabilities (N, classes) where they are smoothed or images are mixed.
         """
-        return F.cross_entropy(logits, labels)
+        return task(logits, labels)
 
     def before_epoch(self, epoch: int, epochs: int, optimizer: torch.optim.Optimizer) -> None:
         """Called before every epoch."""

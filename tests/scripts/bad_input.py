@@ -62,6 +62,12 @@ tune --ema_decay 1.0 | --ema_decay | below 1
 tune --mixup -1 | --mixup | at least 0
 tune --randaugment 31 | --randaugment | at most 30
 tune --warmup_type linear | warmup_type linear | warmup_epoch
+tune --distill_weight 0 --distill float | --distill_weight | above 0
+tune --distill float --reset_classifier | --distill float | random
+tune --distill float --weights tuned_k/checkpoint.pth.tar | --distill float | kmeans network | pretrain.py
+finetune.py {NET} --strategy good.json -c out --distill float | --distill float | --weights
+qat --distill float --strategy uniform:4 | --distill float | --weights
+compare --distill float | --distill float | --finetune_flag
 train --clip_norm 1 --clip | --clip_norm 1 | --grad_clip 5 | one of them
 
 # names

@@ -3,12 +3,14 @@
 import os
 import random
 import re
+import shutil
 import signal
 import time
 
 import pytest
 import torch
 
+from lib.record.checkpoint import read_checkpoint, save_checkpoint
 from tests.runs import equal, history, log_without_seconds, wait_for
 
 
@@ -153,17 +155,34 @@ RECIPE = ('--opt', 'adamw', '--label_smoothing', '0.1', '--mixup', '0.2', '--cut
           '--ema_decay', '0.9', '--lr', '0.002', '--epochs', '2', '--train_batch', '256')
 
 
+def check_teacher(weights, refused):
+    """A resumed run learns from the very weights that it was begun from; without them, or with others, it says so."""
+    kept = read_checkpoint(weights)
+    next(iter(kept['state_dict'].values())).mul_(1.01)
+    away = weights.rename(weights.with_suffix('.away'))
+    refused(['--distill float', 'mine.pth.tar does not exist', 'give its new place by --weights'])
+    save_checkpoint(weights, kept)
+    refused([f'--weights {weights}', 'something else'])
+    away.replace(weights)
+
+
 @pytest.mark.parametrize('script', ['finetune.py', 'hybrid_train.py'])
-def test_a_whole_recipe_resumed(script, network, weights, crash, succeed, tmp_path):
+def test_a_whole_recipe_resumed(script, network, weights, crash, refused, succeed, tmp_path):
     """And what is evaluated is the average: of the checkpoint alone it has the accuracy that was reported."""
-    options = (*network, *RECIPE, '--weights', weights, '--strategy', 'uniform:4', '--clip_norm', '2', '--warmup_epoch',
-               '1', '--warmup_type', 'linear') if script == 'finetune.py' else (
+    mine = tmp_path / 'mine.pth.tar'
+    shutil.copy(weights, mine)
+    options = (*network, *RECIPE, '--weights', mine, '--strategy', 'uniform:4', '--clip_norm', '2', '--warmup_epoch',
+               '1', '--warmup_type', 'linear', '--distill', 'float', '--distill_weight', '0.9'
+               ) if script == 'finetune.py' else (
         '--dataset', 'digits', '--image_size', '8', '--workers', '0', '--device', 'cpu', *RECIPE, '--set',
         'blocks=[[4,4,1],[4,8,2]]', '--set', 'quantize_w_blocks=[0]', '--set', 'quantize_a_blocks=[0]', '--set',
         'quantize_a=true', '--set', 'a_bit_width=2', '--set', 'post_quantize_w_layers=[-1,1]', '--set',
         'post_quantize_a_layers=[-1,1]')
     succeed(script, *options, '-c', 'whole', cwd=tmp_path)
     crash('checkpoint.pth.tar', 2, script, *options, '-c', 'run', cwd=tmp_path)
+    if script == 'finetune.py':
+        check_teacher(mine, lambda words: refused(tmp_path / 'run', words, script, '--resume',
+                                                  tmp_path / 'run' / 'checkpoint.pth.tar'))
     succeed(script, '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
     check_same_training(tmp_path / 'run', tmp_path / 'whole')
     saved = read(tmp_path / 'run' / 'checkpoint.pth.tar')
