@@ -12,7 +12,8 @@ from lib.search.progressive import StepSettings
 from lib.training.settings import TrainingSettings
 from tests.scripts.conftest import SCRIPTS
 
-COMPOSED = {'network_options', 'network', 'linear', 'folder', 'agent', 'evaluate_every', 'keep_every', 'grad_clip'}
+COMPOSED = {'network_options', 'network', 'linear', 'folder', 'agent', 'evaluate_every', 'keep_every', 'grad_clip',
+            'policies'}
 PLATEAU = {'lr_type', 'lr_min', 'warmup_epoch', 'warmup_type', 'schedule', 'gamma'}  # it has a rate of its own
 RECIPE = {'randaugment', 'randaugment_ops'}  # of the scripts that train
 WITHOUT = {  # options that a verb has not, beside those that no verb has
@@ -32,7 +33,8 @@ def kinds():
         patch.syspath_prepend(str(SCRIPTS))
         found = [(module, name) for module, names in (
             ('_setup', ['Data']), ('_networks', ['Network', 'Start']), ('_costs', ['Pricing']), ('_search', ['Flow']),
-            ('_proqha', ['NamedNetwork']), ('_onnx', ['OnnxExport']), ('_exported', ['PackedExport']))
+            ('_training', ['Teaching']), ('_proqha', ['NamedNetwork']), ('_onnx', ['OnnxExport']),
+            ('_exported', ['PackedExport']))
             for name in names]
         yield {**{name: getattr(import_module(module), name) for module, name in found},
                **{kind.__name__: kind for kind in (EpisodeSettings, SearcherSettings, StepSettings, TrainingSettings)}}
