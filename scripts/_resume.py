@@ -17,9 +17,10 @@ from lib.record.settings import differing, read_settings, with_record
 
 logger = logging.getLogger('haq')
 
-MOVABLE = ('dataset_root', 'weights', 'cost', 'constraint', 'model_file', 'dataset_file')  # to another path
+# Settings that may change to another path.
+MOVABLE = ('dataset_root', 'weights', 'cost', 'constraint', 'model_file', 'dataset_file', 'sensitivities')
 PLACES = (*NOT_RESUMED, 'dataset_root', 'weights', 'model_file', 'dataset_file', 'output', 'suffix', 'checkpoint',
-          'config', 'write_config', 'strategy')  # settings that do not tell one run from another
+          'config', 'write_config', 'strategy', 'sensitivities')  # settings that do not tell one run from another
 TABLES = ('.npy', '.yaml', '.yml')
 UNREAD = ('strategy', 'config')  # inputs that a resumed run does not read again
 OPTIONS = {'data': 'dataset_root', 'costs': 'cost'}  # of inputs that are not called like theirs

@@ -7,6 +7,7 @@ table and a figure of accuracy against cost.
 
 import argparse
 from dataclasses import replace
+from itertools import product
 
 from _cli import folder_hint, logger, make_parser, pick, run, run_of, settings_of
 from _options import (
@@ -129,8 +130,8 @@ def main(args):
     agent = {**{name: getattr(args, name) for name in AGENT}, 'capacity': args.rmsize * space.num_layers}
     bench = Bench(env, args.evaluations, pick(SearcherSettings, args, agent=agent, policies=policies),
                   run.folder)
-    for name in searchers:
-        for each in spaces.values():
+    with naming('sensitivities'):
+        for name, each in product(searchers, spaces.values()):
             bench.check(name, each)
     identity = begin_run(run, Beginning(inputs_of(
         run, ('train', 'val'), counts=[loader.num_images for loader in loaders],

@@ -52,7 +52,7 @@ def make_search_parser():
     group.add_argument('--train_episode', type=at_least(1), default=600, help='episodes of the search')
     group.add_argument('--searcher', choices=SEARCHERS, default='ddpg', help='who proposes strategies: the agent; the '
                        'same bits everywhere; random strategies; by sensitivities of the layers (loss, Hessian or '
-                       "Fisher trace) greedily or by an integer linear program, one strategy; evolution; ProQHA's "
+                       "Fisher trace, KL) greedily or by an integer linear program, one strategy; evolution; ProQHA's "
                        'progressive lowering, one strategy (docs/searchers.md)')
     group.add_argument('--reuse', action=Bool, default=True, help='a strategy that comes again keeps its first result '
                        'instead of being evaluated again')
@@ -116,6 +116,11 @@ def main(args):
     if saved and 'run' not in saved:
         with in_file(run.folder / CHECKPOINT):
             check_history(space, saved['history'])
+    first, _ = args.changed.get('train_episode', (args.train_episode, None))  # a search that goes on measures as before
+    agent = {**{name: getattr(args, name) for name in AGENT}, 'capacity': args.rmsize * space.num_layers}
+    bench = Bench(env, first, pick(SearcherSettings, args, agent=agent), run.folder)
+    with naming('sensitivities'):
+        bench.check(args.searcher, space)
     identity = on_main(lambda: begin_run(run, Beginning(inputs_of(
         run, ('train',), counts=[loader.num_images for loader in loaders],
         costs=[constraint.cost for constraint in constraints], published=published_file(network)))))
@@ -125,9 +130,6 @@ def main(args):
                     budget.ratio, budget.cost.reference)
 
     # search
-    first, _ = args.changed.get('train_episode', (args.train_episode, None))  # a search that goes on measures as before
-    agent = {**{name: getattr(args, name) for name in AGENT}, 'capacity': args.rmsize * space.num_layers}
-    bench = Bench(env, first, pick(SearcherSettings, args, agent=agent), run.folder)
     searcher, history = bench.searcher(args.searcher, args.seed), ()
     if saved:
         history = saved['history']

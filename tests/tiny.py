@@ -42,6 +42,14 @@ class TinyLoader:
     def __len__(self):
         return -(-len(self.labels) // self.batch)
 
+    @property
+    def num_images(self):
+        return len(self.labels)
+
+    @property
+    def batch_size(self):
+        return self.batch
+
     def set_epoch(self, epoch):
         self.epoch = epoch
 

@@ -53,7 +53,7 @@ def plot_strategy(strategy: list, kinds: list[str], names: list[str], path: str 
         if a_bit is not None:
             _draw_bits(ax, i, a_bit, color, direction=-1)
     _label_bits(ax, pairs)
-    _label_layers(ax, names)
+    label_layers(ax, names)
     _strategy_legend(figure, strategy, kinds, rows=math.ceil(6 / width))
     if title:
         ax.set_title(title, loc='left', fontsize=10)
@@ -84,7 +84,8 @@ def _label_bits(ax, pairs):
                     ha='center', va='center', fontsize=9)
 
 
-def _label_layers(ax, names):
+def label_layers(ax: Axes, names: Sequence[str]) -> None:
+    """Write the names of the layers, or some of many, below an axis with one place for each."""
     step = math.ceil(len(names) / MAX_NAMES)
     positions = range(0, len(names), step)
     ax.set_xticks(positions, [names[i] for i in positions], rotation=90, fontsize=6.5 if len(names) > 20 else 8)

@@ -14,6 +14,7 @@ SEARCHERS = {
     'ilp': 'integer program (loss)',
     'hessian': 'integer program (Hessian)',
     'fisher': 'integer program (Fisher)',
+    'kl': 'integer program (KL)',
     'evolution': 'evolution',
     'progressive': 'progressive (ProQHA)',
     'ddpg': 'agent (DDPG)',

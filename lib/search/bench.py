@@ -23,12 +23,13 @@ from lib.search.candidates import balanced_batch, gradient_score
 from lib.search.evolution import EvolutionSearcher
 from lib.search.progressive import ProgressiveSearcher
 from lib.search.searcher import Searcher
-from lib.search.sensitivity import Sensitivity, read_or_measure
+from lib.search.sensitivity import Sensitivity
+from lib.search.sensitivity_file import read_or_measure, read_shared
 from lib.simulator.cost import MAX_BIT
 
 # Those that solve an allocation problem, and the sensitivity they solve it with.
 ALLOCATORS = {'greedy': (GreedySearcher, 'loss'), 'ilp': (ILPSearcher, 'loss'), 'hessian': (ILPSearcher, 'hessian'),
-              'fisher': (ILPSearcher, 'fisher')}
+              'fisher': (ILPSearcher, 'fisher'), 'kl': (ILPSearcher, 'kl')}
 SIMPLE = {'random': RandomSearcher, 'evolution': EvolutionSearcher}
 MAX_CANDIDATES = 100  # of a progressive step, ProQHA's default
 GRADIENT_BATCH = 128  # images on which the gradients of its candidates are compared
@@ -92,6 +93,8 @@ class SearcherSettings:
         delta_end: sigma of the exploration in the last evaluation; None: by the agent's `delta_decay`.
         sensitivity_images: most images that sensitivities are measured on.
         policies: {name: strategy} of those from elsewhere, each a searcher of its name; some may not hold the budgets.
+        sensitivities: file of sensitivities for many searches, see `read_or_measure`. They are measured on all of these
+            images, however few evaluations there are.
     """
 
     agent: Mapping = field(default_factory=dict)
@@ -101,6 +104,7 @@ class SearcherSettings:
     delta_end: float | None = None
     sensitivity_images: int = 512
     policies: Mapping[str, list] = field(default_factory=dict)
+    sensitivities: str | Path | None = None
 
 
 class Bench:
@@ -174,7 +178,10 @@ class Bench:
             end, agent.get('init_delta', 0.5), self.evaluations - 1 - agent.get('warmup', 20))}
 
     def check(self, name: str, space: Space) -> None:
-        """Raise ValueError where a searcher has no use for the budgets of `space`; quick, nothing is measured."""
+        """Raise ValueError where a searcher has no use for the budgets of `space`; quick, nothing is measured.
+
+        Or where the file of sensitivities is of something else.
+        """
         try:
             if name in ALLOCATORS:
                 ALLOCATORS[name][0](space, np.zeros((space.num_layers, MAX_BIT, MAX_BIT)))
@@ -182,6 +189,14 @@ class Bench:
                 ProgressiveSearcher(space, judge=None)
         except ValueError as error:
             raise ValueError(f'the searcher {name}: {error}') from error
+        if (kind := self.kind(name)) and self.settings.sensitivities:
+            read_shared(self.settings.sensitivities, self.env, kind, num_images=self.sensitivity_images(kind))
+
+    def kind(self, name: str) -> str | None:
+        """Return the kind of sensitivity that a searcher asks for; None: none."""
+        if name in ALLOCATORS:
+            return ALLOCATORS[name][1]
+        return 'hessian' if name == 'ddpg' and self.settings.warm_start == 'sensitivity' else None
 
     def sensitivity(self, kind: str) -> Sensitivity:
         """Return a `Sensitivity` of the layers, measured once on as many images as the allowance gives.
@@ -191,7 +206,8 @@ class Bench:
         path = Path(self.folder) / f'sensitivity_{kind}.npz' if self.folder else None
         start = time.time()
         with self.counter.paused():
-            found = read_or_measure(path, self.env, kind, num_images=self.sensitivity_images(kind))
+            found = read_or_measure(path, self.env, kind, num_images=self.sensitivity_images(kind),
+                                    shared=self.settings.sensitivities)
         self.counter.add(found.forwards, found.backwards)
         self.saved_seconds += max(found.seconds - (time.time() - start), 0)
         return found
@@ -200,9 +216,10 @@ class Bench:
         """Return the number of images for a sensitivity; the strategy it leads to is evaluated once, too."""
         space, available = self.env.space, self.env.val_loader.num_images
         cells = sum(len(side) for layer in space.free for side in space.layer_bits[layer].sides[:1 + space.pairs])
-        passes = {'loss': cells + 1, 'fisher': 3, 'hessian': 3}[kind]  # in forward passes
+        passes = cells + 1 if kind in ('loss', 'kl') else 3  # in forward passes
         affordable = (self.allowance - self.evaluation_images) // passes
-        return max(1, min(self.settings.sensitivity_images, available, affordable))
+        asked = min(self.settings.sensitivity_images, available)
+        return asked if self.settings.sensitivities else max(1, min(asked, affordable))
 
     def gradient(self, strategy: list, seed: int) -> float:
         """Return `gradient_score` of the quantized network on one class-balanced batch."""

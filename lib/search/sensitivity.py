@@ -1,10 +1,8 @@
 """How much the loss rises when one layer is quantized: measured, or estimated from the curvature of the loss."""
 
 import copy
-import json
-import logging
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,30 +11,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.env.search_env import SearchEnv
+from lib.env.space import Space
 from lib.network.conversion import listed
 from lib.quantize.reading import Product
-from lib.record.arrays import read_npz, write_npz
-from lib.record.files import is_file, parse_json
-from lib.record.values import check_values, real, whole
 from lib.runtime import distributed
 from lib.search.curvature import SCALARS, differentiable, measure_curvature
 from lib.search.gradient_flow import blocked_layers
 from lib.simulator.cost import MAX_BIT, UNTOUCHED, bits_of, column
 
-logger = logging.getLogger(__name__)
-
-SENSITIVITIES = ('loss', *SCALARS)
+SENSITIVITIES = ('loss', 'kl', *SCALARS)
 LOSS_BATCH = 64
-MAX_FILE = 1 << 26  # bytes
 
 
 class Sensitivity(NamedTuple):
     """What quantization of the layers does to the loss, each alone.
 
     Attributes:
-        table: (L, 8, 8) float64, `table[l, w - 1, a - 1]`: estimated rise of the mean cross entropy when layer l has
-            w weight and a activation bits and all others are float; weights-only entries and untouched inputs are in
-            the column of 8 bits, as in a `CostTable`. nan: not measured. A fixed layer has 0 in its own cell.
+        table: (L, 8, 8) float64, `table[l, w - 1, a - 1]`: estimated rise of the mean cross entropy, or the divergence
+            of the outputs, when layer l has w weight and a activation bits and all others are float; weights-only
+            entries and untouched inputs are in the column of 8 bits, as in a `CostTable`. nan: not measured. A fixed
+            layer has 0 in its own cell.
         kind: one of `SENSITIVITIES`.
         forwards, backwards: images passed through the network.
         seconds: that it took, when it was measured.
@@ -55,6 +49,8 @@ def measure_sensitivity(env: SearchEnv, kind: str, *, num_images: int, seed: int
     The rise of the loss is taken to be a sum: over the layers, and of the parts of a layer's weights and input.
 
     * 'loss': the loss with only the weights, or only the input, of one layer quantized, minus the float loss.
+    * 'kl': the same with the Kullback-Leibler divergence sum p log(p / q) of the outputs q from those of the float
+      network, p, in place of the loss: it needs no labels, and has no noise of what the float network gets wrong.
     * 'hessian': h / 2 ||Q(W) - W||^2, with h the mean of the diagonal of the Hessian over the layer (HAWQ-V2,
       1911.03852, eq. 10). For an input x the same with the Hessian in x of one image, and ||Q(x) - x||^2 averaged over
       the images. The Hessian is that of Gauss and Newton, which is the Hessian's own block of a layer where the logits
@@ -83,14 +79,14 @@ def measure_sensitivity(env: SearchEnv, kind: str, *, num_images: int, seed: int
     images, labels = (tensor.to(env.device) for tensor in draw_images(env.val_loader, num_images, seed))
     with env.float_network():
         free = {index: name for index, name in enumerate(env.layers()) if index not in env.space.fixed}
-        measure = _by_loss if kind == 'loss' else _by_curvature
+        measure = _by_passes if kind in ('loss', 'kl') else _by_curvature
         parts, forwards, backwards = measure(env, free, images, labels, kind, seed)
     for what, rises in zip(('weights', 'input'), parts, strict=True):
         for index in rises:
             if not np.isfinite(list(rises[index].values())).all():
                 raise FloatingPointError(f'the {kind} sensitivity of the {what} of layer {index} ({free[index]}) is '
                                          f'not finite: {rises[index]}')
-    return Sensitivity(distributed.broadcast(_table(env, free, *parts)), kind, forwards, backwards,
+    return Sensitivity(distributed.broadcast(table_of(env.space, *parts)), kind, forwards, backwards,
                        time.time() - start)
 
 
@@ -121,26 +117,26 @@ def draw_images(loader, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.from_numpy(classes[picked])
 
 
-def _table(env, free, w_parts, a_parts):
+def table_of(space: Space, w_parts: Mapping, a_parts: Mapping) -> np.ndarray:
     """Return (L, 8, 8) of the parts {layer: {bits: rise of the loss}} of the weights and of the inputs."""
-    table = np.full((env.space.num_layers, MAX_BIT, MAX_BIT), np.nan)
-    for index, entry in env.space.fixed.items():
+    table = np.full((space.num_layers, MAX_BIT, MAX_BIT), np.nan)
+    for index, entry in space.fixed.items():
         w_bit, a_bit = bits_of(entry)
         table[index, w_bit - 1, column(a_bit)] = 0
-    for index in free:
+    for index in space.free:
         for w_bit, w_part in w_parts[index].items():
-            for a_bit, a_part in a_parts[index].items() if env.space.pairs else [(UNTOUCHED, 0)]:
+            for a_bit, a_part in a_parts[index].items() if space.pairs else [(UNTOUCHED, 0)]:
                 table[index, w_bit - 1, column(a_bit)] = w_part + a_part
     return table
 
 
 @torch.no_grad()
-def _by_loss(env, free, images, labels, kind, seed):
+def _by_passes(env, free, images, labels, kind, seed):
     def rise(name, **bits):
         with env.layer_at(name, **bits):
-            return _mean_loss(env.model, images, labels) - float_loss
+            return judge()
 
-    float_loss = _mean_loss(env.model, images, labels)
+    judge = (_loss_rise if kind == 'loss' else _divergence)(env.model, images, labels)
     sides = {index: env.space.layer_bits[index].sides for index in free}
     w_parts = {index: {bit: rise(name, w_bit=bit) for bit in sides[index][0]} for index, name in free.items()}
     a_parts = {index: {bit: rise(name, a_bit=bit) for bit in sides[index][1]} for index, name in free.items()
@@ -149,10 +145,24 @@ def _by_loss(env, free, images, labels, kind, seed):
     return (w_parts, a_parts), passes * len(images), 0
 
 
-def _mean_loss(model, images, labels):
-    losses = [F.cross_entropy(model(batch), target, reduction='none').double()
-              for batch, target in zip(images.split(LOSS_BATCH), labels.split(LOSS_BATCH), strict=True)]
-    return torch.cat(losses).mean().item()
+def _loss_rise(model, images, labels):
+    """Return a function: by how much the mean cross entropy of the network, as it is then, is above that of now."""
+    def loss():
+        losses = [F.cross_entropy(model(batch), target, reduction='none').double()
+                  for batch, target in zip(images.split(LOSS_BATCH), labels.split(LOSS_BATCH), strict=True)]
+        return torch.cat(losses).mean().item()
+
+    float_loss = loss()
+    return lambda: loss() - float_loss
+
+
+def _divergence(model, images, labels):
+    """Return a function: the mean divergence of the outputs of the network, as it is then, from those of now."""
+    def outputs():
+        return torch.cat([model(batch).double() for batch in images.split(LOSS_BATCH)]).log_softmax(1)
+
+    floats = outputs()
+    return lambda: max(F.kl_div(outputs(), floats, reduction='batchmean', log_target=True).item(), 0.0)
 
 
 def _by_curvature(env, free, images, labels, kind, seed):
@@ -220,66 +230,19 @@ def _rises(curvatures, errors, free):
             for index, name in free.items() if name in curvatures}
 
 
-def read_or_measure(path: Path | None, env: SearchEnv, kind: str, *, num_images: int, seed: int = 0) -> Sensitivity:
-    """Read a `Sensitivity` from a file, or measures it and writes the file.
+def parts_of(table: np.ndarray, space: Space) -> dict[tuple[int, int], np.ndarray]:
+    """Return {(layer, side): rise of the loss at each of its bits}, where there is a choice; side 0: weights, 1: input.
 
-    A file that belongs to something else (other weights, bits, quantizers, images) is measured anew and replaced.
-
-    Args:
-        path: an `.npz`; None: it is measured, and not kept.
-        env, kind, num_images, seed: as in `measure_sensitivity`.
+    They add up to the cells of the table; what all cells of a layer have at least belongs to both sides by halves.
     """
-    if path is None:
-        return measure_sensitivity(env, kind, num_images=num_images, seed=seed)
-    about = _belongs_to(env, kind, num_images, seed)
-    found = distributed.on_main(_read, path, about, env)
-    if found is not None:
-        return found
-    found = measure_sensitivity(env, kind, num_images=num_images, seed=seed)
-    if distributed.is_main():
-        write_npz(path, {'table': found.table, 'forwards': found.forwards, 'backwards': found.backwards,
-                         'seconds': found.seconds, 'about': json.dumps(about)})
-    return found
-
-
-def _belongs_to(env, kind, num_images, seed):
-    """Return what a sensitivity depends on, as plain values in the form that JSON gives them back."""
-    about = {'kind': kind, 'num_images': num_images, 'seed': seed, 'layers': list(env.layers()),
-             'min_bit': env.space.range[0], 'max_bit': env.space.range[1], 'fixed': list(env.space.fixed.items()),
-             **({'bits': list(map(str, env.space.layer_bits))} if env.space.asked else {}),
-             'float_accuracy': env.float_accuracy, 'weights': env.weights_digest(), **env.describe_quantizers()}
-    return json.loads(json.dumps(about))
-
-
-def _read(path, about, env):
-    """Return the `Sensitivity` in a file, or None where there is none of exactly this."""
-    if not is_file(path):
-        return None
-    try:
-        file = read_npz(path, 'sensitivity', MAX_FILE)
-        saved = parse_json(str(file['about']), f'{path}: about')
-        differ = [key for key, value in about.items() if not isinstance(saved, dict) or saved.get(key) != value]
-        if not differ:
-            _check_table(env, file['table'], kind=about['kind'])
-            counts = {key: file[key].item() for key in ('forwards', 'backwards', 'seconds')}
-            check_values(counts, {'forwards': whole(), 'backwards': whole(), 'seconds': real(0)}, str(path))
-            return Sensitivity(file['table'], about['kind'], **counts)
-    except (OSError, ValueError, KeyError) as error:
-        logger.warning('%s cannot be used (%s): the sensitivity is measured anew', path, error)
-        return None
-    logger.warning('%s is of another search (%s differ): the sensitivity is measured anew', path, ', '.join(differ))
-    return None
-
-
-def _check_table(env, table, kind):
-    """Raise ValueError unless a table has what a measurement gives: numbers at all bits of the search and only there.
-
-    A fixed layer has 0, and a curvature, which is a mean of squares, gives nothing negative.
-    """
-    weights, inputs = ({index: dict.fromkeys(env.space.layer_bits[index].sides[side], 0.0) for index in env.space.free}
-                       for side in (0, 1))
-    expected = _table(env, weights, weights, inputs)
-    if table.shape != expected.shape or table.dtype != expected.dtype or np.isinf(table).any() or \
-            not np.array_equal(np.isnan(table), np.isnan(expected)) or \
-            np.nansum(np.abs(table[list(env.space.fixed)])) or (kind != 'loss' and np.nanmin(table) < 0):
-        raise ValueError('its numbers are not those of a measurement of these layers at these bits')
+    parts = {}
+    for layer in space.free:
+        weights, inputs = space.layer_bits[layer].sides
+        cells = table[layer][np.ix_(np.array(weights) - 1, column(np.array(inputs)))]
+        if min(cells.shape) == 1:
+            parts[layer, int(len(weights) == 1)] = cells.ravel()
+            continue
+        for side in (0, 1):
+            means = cells.mean(1 - side)
+            parts[layer, side] = means - means.min() + cells.min() / 2
+    return parts

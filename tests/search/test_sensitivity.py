@@ -16,7 +16,8 @@ from lib.record.arrays import read_npz, write_npz
 from lib.search import sensitivity
 from lib.search.allocation import GreedySearcher, ILPSearcher
 from lib.search.curvature import hessian, measure_curvature
-from lib.search.sensitivity import draw_images, measure_sensitivity, read_or_measure
+from lib.search.sensitivity import draw_images, measure_sensitivity
+from lib.search.sensitivity_file import read_or_measure
 from lib.utils.quantize_utils import (
     calibrate,
     quantizable_layers,
@@ -106,6 +107,36 @@ def test_the_losses_of_quantized_weights_and_of_a_quantized_input_add_up(trained
     assert measured.sum() == 2 * 25 + 2
     assert found.table[0, 7, 7] == found.table[3, 7, 7] == 0  # pinned at [8, -1] and [8, 8]
     assert measured[1:3, 1:6, 1:6].all()
+
+
+# ---- 'kl' ----
+
+@pytest.mark.parametrize('flow', ENVS)
+def test_the_divergence_is_that_of_one_quantized_layer_and_labels_do_not_matter(flow, trained, tiny_loaders):
+    env = ENVS[flow](trained, tiny_loaders, min_bit=2, max_bit=5)
+    found = measure_sensitivity(env, 'kl', num_images=IMAGES)
+    images, _ = val_images(tiny_loaders)
+
+    def outputs():
+        with torch.no_grad():
+            return F.softmax(env.model(images).double(), 1)
+
+    with env.float_network():
+        p = outputs()
+        for layer, name in list(enumerate(env.layers()))[1:3]:
+            for w_bit, a_bit in [(2, 5), (4, 2)]:
+                rise = 0
+                for bits in [{'w_bit': w_bit}, *([{'a_bit': a_bit}] if env.space.pairs else [])]:
+                    with env.layer_at(name, **bits):
+                        q = outputs()
+                    rise += (p * (p / q).log()).sum(1).mean().item()
+                cell = found.table[layer, w_bit - 1, a_bit - 1 if env.space.pairs else 7]
+                assert cell == pytest.approx(rise, rel=1e-6)
+    assert np.nanmax(found.table) > 0.002 and np.nanmin(found.table) >= 0
+    assert found.forwards == IMAGES * (1 + (2 * 2 if env.space.pairs else 4) * 4)
+    env.val_loader = copy.copy(tiny_loaders[1])
+    env.val_loader.labels = (env.val_loader.labels + 1) % 4
+    np.testing.assert_allclose(measure_sensitivity(env, 'kl', num_images=IMAGES).table, found.table, rtol=1e-6)
 
 
 # ---- curvature ----
@@ -315,7 +346,7 @@ def test_images_are_drawn_from_all_classes_alike():
 
 
 def test_an_unknown_kind_is_named(trained, tiny_loaders):
-    with pytest.raises(ValueError, match="'hesian': expected one of loss, fisher, hessian"):
+    with pytest.raises(ValueError, match="'hesian': expected one of loss, kl, fisher, hessian"):
         measure_sensitivity(kmeans_env(trained, tiny_loaders), 'hesian', num_images=2)
 
 
