@@ -37,18 +37,11 @@ class TinyLoader:
         self.labels = torch.arange(images) % 4
         colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
         self.images = colours[self.labels][:, :, None, None] + 0.5 * torch.randn(images, 3, 8, 8, generator=generator)
-        self.batch, self.epoch = batch, 0
+        self.batch = self.batch_size = batch
+        self.num_images, self.epoch = images, 0
 
     def __len__(self):
         return -(-len(self.labels) // self.batch)
-
-    @property
-    def num_images(self):
-        return len(self.labels)
-
-    @property
-    def batch_size(self):
-        return self.batch
 
     def set_epoch(self, epoch):
         self.epoch = epoch

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from math import isclose
 from pathlib import Path
 
-from lib.env.episode import Outcome
+from lib.env.episode import EpisodeSettings, Outcome
 from lib.env.search_env import SearchEnv
 from lib.env.space import Space
 from lib.record.checkpoint import read_checkpoint
@@ -16,7 +16,8 @@ from lib.search.log import CHECKPOINT, EpisodeLog
 from lib.search.searcher import Searcher, replay
 
 SPARSE = ('diverged', 'score')  # of an `Outcome`, which a record has only where they say something
-YOUNGER = {'reward': 'accuracy'}  # settings that came after searches had an identity, and how they change nothing
+FIRST_SETTINGS = ('finetune_flag', 'finetune_epoch', 'finetune_lr', 'finetune_gamma', 'use_top5', 'reward_on',
+                  'reward_cost', 'bn_batches', 'screen', 'seed')  # those that searches had when identities began
 
 
 def search(env: SearchEnv, searcher: str | Searcher = 'ddpg', episodes: int = 60, *,
@@ -69,8 +70,9 @@ def check_history(space: Space, history: Sequence[Mapping]) -> None:
 def identity_of(env: SearchEnv, searcher: Searcher) -> str:
     """Return a digest of what a search depends on, but for the pixels of its images and how long it goes on."""
     space = env.space
+    usual = EpisodeSettings()  # what came later counts where it changes something
     settings = {name: value for name, value in asdict(env.settings).items()
-                if (name, value) not in YOUNGER.items()}
+                if name in FIRST_SETTINGS or value != getattr(usual, name)}
     return digest_of_value({
         'searcher': searcher.name, 'weights': env.weights_digest(), 'settings': settings,
         'images': [env.train_loader.num_images, env.val_loader.num_images],

@@ -35,29 +35,22 @@ def learn(net, loader):
         optimizer.step()
 
 
-@pytest.fixture
-def loaders(tiny_loaders):
-    for loader in tiny_loaders:
-        loader.batch_size, loader.num_images = loader.batch, len(loader.labels)
-    return tiny_loaders
-
-
 @pytest.mark.parametrize('flow', ENVS)
 @pytest.mark.parametrize('settings', [{}, {'bn_batches': 2, 'finetune_flag': False}, {'reward_on': 'augmented'}])
 @pytest.mark.parametrize('reward', ['agreement', 'loss', 'kl'])
-def test_rewards_are_those_of_their_formulas(flow, settings, reward, tiny_net, loaders):
-    learn(tiny_net, loaders[0])
+def test_rewards_are_those_of_their_formulas(flow, settings, reward, tiny_net, tiny_loaders):
+    learn(tiny_net, tiny_loaders[0])
     reference = copy.deepcopy(tiny_net).eval()
-    env = ENVS[flow](tiny_net, loaders, reward=reward, **settings)
+    env = ENVS[flow](tiny_net, tiny_loaders, reward=reward, **settings)
     strategy = STRATEGY[flow]
     env.evaluate_strategy(strategy, 2)  # leaves nothing
     outcome = env.evaluate_strategy(strategy, 1)
     if 'reward_on' in settings:  # in whole batches: 32 images for 20
-        loaders[0].set_epoch(JUDGED_EPOCH)
-        images, labels = (torch.cat(each) for each in list(zip(*list(loaders[0])[:2], strict=True)))
+        tiny_loaders[0].set_epoch(JUDGED_EPOCH)
+        images, labels = (torch.cat(each) for each in list(zip(*list(tiny_loaders[0])[:2], strict=True)))
         assert len(images) == env.judged.num_images == 32
     else:
-        images, labels = loaders[1].images, loaders[1].labels
+        images, labels = tiny_loaders[1].images, tiny_loaders[1].labels
     score, float_score = by_hand(reward, env.model.eval(), reference, images, labels)
     assert outcome.score == pytest.approx(score, abs=1e-3) and env.float_score == pytest.approx(float_score, abs=1e-3)
     assert outcome.reward == pytest.approx(0.1 * (score - float_score), abs=1e-3) and outcome.reward != 0
@@ -65,27 +58,26 @@ def test_rewards_are_those_of_their_formulas(flow, settings, reward, tiny_net, l
     assert outcome.accuracy == pytest.approx(100 * hits.double().mean().item())
 
 
-def test_accuracy_is_rewarded_as_before_and_has_no_other_score(tiny_net, loaders):
-    outcome = ENVS['kmeans'](tiny_net, loaders).evaluate_strategy([2, 3, 2, 3])
+def test_accuracy_is_rewarded_as_before_and_has_no_other_score(tiny_net, tiny_loaders):
+    outcome = ENVS['kmeans'](tiny_net, tiny_loaders).evaluate_strategy([2, 3, 2, 3])
     assert outcome.score is None
 
 
-def test_the_images_are_those_of_one_epoch_whatever_was_trained_on(tiny_net, loaders):
-    env = ENVS['kmeans'](tiny_net, loaders, reward_on='augmented', finetune_flag=False)
+def test_the_images_are_those_of_one_epoch_whatever_was_trained_on(tiny_net, tiny_loaders):
+    env = ENVS['kmeans'](tiny_net, tiny_loaders, reward_on='augmented', finetune_flag=False)
     seen = []
     for epoch in (0, 3):
-        loaders[0].set_epoch(epoch)
+        tiny_loaders[0].set_epoch(epoch)
         seen.append(torch.cat([images for images, _ in env.judged]))
     assert torch.equal(*seen)
-    loaders[0].set_epoch(0)
-    assert not torch.equal(seen[0][:16], loaders[0].first_batch()), 'of an epoch that is not trained in'
+    tiny_loaders[0].set_epoch(0)
+    assert not torch.equal(seen[0][:16], tiny_loaders[0].first_batch()), 'of an epoch that is not trained in'
     assert env.evaluate_strategy([3, 3, 3, 3], 0) == env.evaluate_strategy([3, 3, 3, 3], 7)
 
 
-def test_more_images_than_there_are_to_train_on_are_all_of_them(tiny_net, loaders):
+def test_more_images_than_there_are_to_train_on_are_all_of_them(tiny_net, tiny_loaders):
     large = TinyLoader(images=100)
-    large.batch_size, large.num_images = large.batch, 100
-    env = ENVS['kmeans'](tiny_net, (loaders[0], large), reward_on='augmented')
+    env = ENVS['kmeans'](tiny_net, (tiny_loaders[0], large), reward_on='augmented')
     assert env.judged.num_images == 48 and len(env.judged) == 3
 
 
@@ -95,6 +87,6 @@ def test_more_images_than_there_are_to_train_on_are_all_of_them(tiny_net, loader
     ({'reward': 'loss', 'screen': 8}, 'reward loss and screen, which is about accuracies'),
     ({'reward': 'agreement', 'reward_on': 'train'}, 'reward agreement and reward_on train'),
 ])
-def test_rewards_that_contradict_other_settings_are_refused(settings, words, tiny_net, loaders):
+def test_rewards_that_contradict_other_settings_are_refused(settings, words, tiny_net, tiny_loaders):
     with pytest.raises(ValueError, match=words):
-        ENVS['kmeans'](tiny_net, loaders, **settings)
+        ENVS['kmeans'](tiny_net, tiny_loaders, **settings)

@@ -85,8 +85,6 @@ def test_the_agent_fills_and_remembers_what_was_executed(table):
 @pytest.mark.parametrize('warm_start', ['none', 'sensitivity'])
 def test_the_bench_builds_an_agent_that_fills_and_explores_until_the_last_evaluation(warm_start, tiny_net,
                                                                                    tiny_loaders):
-    for loader in tiny_loaders:
-        loader.batch_size, loader.num_images = loader.batch, len(loader.labels)
     env = kmeans_env(tiny_net, tiny_loaders, preserve_ratio=0.15)
     settings = SearcherSettings({'warmup': 2, 'hidden1': 8, 'hidden2': 8}, warm_start=warm_start, fill=True,
                                 delta_end=0.05)

@@ -5,9 +5,10 @@ import copy
 import pytest
 
 from lib.env.screen import Screen
+from lib.record.digest import digest_of_value
 from lib.search.baselines import RandomSearcher
 from lib.search.bench import ImageCounter
-from lib.search.loop import go_on, run_search
+from lib.search.loop import go_on, identity_of, run_search
 from tests.env.environments import ENVS
 
 
@@ -49,3 +50,18 @@ def test_a_search_that_goes_on_counts_the_same_images(kind, screen, tiny_net, ti
     assert any(not row['finetuned'] for row in whole) == bool(screen), 'the screen spares some'
     for done in (1, 3, 5):
         assert search(env(), episodes, whole[:done]) == whole, f'{done} episodes done'
+
+
+def test_settings_that_came_later_are_no_other_search_while_they_change_nothing(tiny_net, tiny_loaders):
+    """The identity as it was written before there were any of them."""
+    env = ENVS['kmeans'](copy.deepcopy(tiny_net), tiny_loaders, finetune_lr=0.002)
+    searcher, budget = RandomSearcher(env.space), env.space.constraints[0]
+    before = digest_of_value({
+        'searcher': 'random', 'weights': env.weights_digest(), 'settings': {
+            'finetune_flag': True, 'finetune_epoch': 1, 'finetune_lr': 0.002, 'finetune_gamma': 0.8, 'use_top5': False,
+            'reward_on': 'val', 'reward_cost': False, 'bn_batches': 0, 'screen': 0, 'seed': 234},
+        'images': [48, 20], 'budgets': [[budget.cost.digest(), budget.limit]], 'bits': [1, 8, 'rounds', False]})
+    assert identity_of(env, searcher) == before
+    for changed in ({'reward': 'kl'}, {'reward_on': 'augmented'}, {'finetune_lr': 0.001}):
+        assert identity_of(ENVS['kmeans'](copy.deepcopy(tiny_net), tiny_loaders, **{'finetune_lr': 0.002, **changed}),
+                           searcher) != before
