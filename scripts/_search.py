@@ -66,9 +66,11 @@ def add_search_options(parser, *, finetune_flag, train_size, val_size):
     group.add_argument('--screen', type=at_least(0), default=0, metavar='N', help='look at a strategy on N images '
                        'first, with BatchNorm statistics estimated anew, and fine-tune it only if it can still become '
                        'the best; 0: fine-tune all')
-    group.add_argument('--sensitivity_images', type=at_least(1), default=512, help='greedy, ilp, hessian, fisher, '
-                       'kl: images that sensitivities are measured on; fewer where the evaluations of the whole search '
-                       'would take fewer')
+    group.add_argument('--sensitivity', choices=['loss', 'kl', 'hessian', 'fisher', 'none'], default='kl',
+                       help='bayes: the sensitivities that it starts from; none: all layers are alike')
+    group.add_argument('--sensitivity_images', type=at_least(1), default=512, help='greedy, ilp, hessian, fisher, kl, '
+                       'bayes: images that sensitivities are measured on; fewer where the evaluations of the whole '
+                       'search would take fewer')
     group.add_argument('--sensitivities', metavar='FILE', help='sensitivities of a network, its quantizers and these '
                        'images, for all searches, whatever their costs and budgets: what the file has is read, what it '
                        'has not is measured and added (default: in the folder of the run)')

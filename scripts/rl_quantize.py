@@ -52,7 +52,8 @@ def make_search_parser():
     group.add_argument('--train_episode', type=at_least(1), default=600, help='episodes of the search')
     group.add_argument('--searcher', choices=SEARCHERS, default='ddpg', help='who proposes strategies: the agent; the '
                        'same bits everywhere; random strategies; by sensitivities of the layers (loss, Hessian or '
-                       "Fisher trace, KL) greedily or by an integer linear program, one strategy; evolution; ProQHA's "
+                       "Fisher trace, KL) greedily or by an integer linear program, one strategy; a Bayesian linear "
+                       "model that begins with sensitivities and learns (bayes); evolution; ProQHA's "
                        'progressive lowering, one strategy (docs/searchers.md)')
     group.add_argument('--reuse', action=Bool, default=True, help='a strategy that comes again keeps its first result '
                        'instead of being evaluated again')

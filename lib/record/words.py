@@ -15,6 +15,7 @@ SEARCHERS = {
     'hessian': 'integer program (Hessian)',
     'fisher': 'integer program (Fisher)',
     'kl': 'integer program (KL)',
+    'bayes': 'Bayesian linear model',
     'evolution': 'evolution',
     'progressive': 'progressive (ProQHA)',
     'ddpg': 'agent (DDPG)',

@@ -19,6 +19,7 @@ from lib.rl.ddpg import DDPG, decay_to
 from lib.search.agent import AgentSearcher
 from lib.search.allocation import GreedySearcher, ILPSearcher, filled_allocation
 from lib.search.baselines import PolicySearcher, RandomSearcher, UniformSearcher, fill
+from lib.search.bayes import BayesSearcher
 from lib.search.candidates import balanced_batch, gradient_score
 from lib.search.evolution import EvolutionSearcher
 from lib.search.progressive import ProgressiveSearcher
@@ -91,6 +92,7 @@ class SearcherSettings:
         fill: the agent's strategies are filled up to the budgets, greedily by the sensitivities of its warm start, else
             by `baselines.fill`.
         delta_end: sigma of the exploration in the last evaluation; None: by the agent's `delta_decay`.
+        sensitivity: kind of sensitivity that `bayes` starts from; 'none': all layers are alike.
         sensitivity_images: most images that sensitivities are measured on.
         policies: {name: strategy} of those from elsewhere, each a searcher of its name; some may not hold the budgets.
         sensitivities: file of sensitivities for many searches, see `read_or_measure`. They are measured on all of these
@@ -102,6 +104,7 @@ class SearcherSettings:
     warm_start: str = 'none'
     fill: bool = False
     delta_end: float | None = None
+    sensitivity: str = 'kl'
     sensitivity_images: int = 512
     policies: Mapping[str, list] = field(default_factory=dict)
     sensitivities: str | Path | None = None
@@ -159,6 +162,8 @@ class Bench:
             return SIMPLE[name](space, seed)
         if name == 'uniform':
             return UniformSearcher(space)
+        if name == 'bayes':
+            return BayesSearcher(space, seed, self._table(self.kind(name)))
         if name == 'progressive':
             affordable = (self.allowance - self.evaluation_images) // (3 * GRADIENT_BATCH)
             lam = min(ProgressiveSearcher.affordable(space, seed, affordable), MAX_CANDIDATES)
@@ -166,7 +171,7 @@ class Bench:
         if name == 'ddpg':
             options = {'capacity': 128 * space.num_layers, **settings.agent, **self._decay()}
             agent = DDPG(num_states=space.num_states, **options, seed=seed)
-            table = self.sensitivity('hessian').table if settings.warm_start == 'sensitivity' else None
+            table = self._table(self.kind(name))
             filling = partial(fill, space) if table is None else partial(filled_allocation, table, space)
             return AgentSearcher(space, agent, settings.store_action, table, filling if settings.fill else None)
         raise ValueError(f'there is no searcher {name}: expected one of {", ".join(SEARCHERS)}')
@@ -183,8 +188,8 @@ class Bench:
         Or where the file of sensitivities is of something else.
         """
         try:
-            if name in ALLOCATORS:
-                ALLOCATORS[name][0](space, np.zeros((space.num_layers, MAX_BIT, MAX_BIT)))
+            if name in ALLOCATORS or name == 'bayes':
+                ALLOCATORS.get(name, ALLOCATORS['ilp'])[0](space, np.zeros((space.num_layers, MAX_BIT, MAX_BIT)))
             if name == 'progressive':
                 ProgressiveSearcher(space, judge=None)
         except ValueError as error:
@@ -196,7 +201,12 @@ class Bench:
         """Return the kind of sensitivity that a searcher asks for; None: none."""
         if name in ALLOCATORS:
             return ALLOCATORS[name][1]
+        if name == 'bayes':
+            return None if self.settings.sensitivity == 'none' else self.settings.sensitivity
         return 'hessian' if name == 'ddpg' and self.settings.warm_start == 'sensitivity' else None
+
+    def _table(self, kind: str | None) -> np.ndarray | None:
+        return self.sensitivity(kind).table if kind else None
 
     def sensitivity(self, kind: str) -> Sensitivity:
         """Return a `Sensitivity` of the layers, measured once on as many images as the allowance gives.

@@ -25,7 +25,8 @@ from lib.utils.utils import Metrics, learning_rate, set_learning_rate
 
 logger = logging.getLogger(__name__)
 
-STOCHASTIC = ('random', 'evolution', 'progressive', 'ddpg')  # a searcher without chance searches once for all seeds
+# A searcher without chance searches once for all seeds.
+STOCHASTIC = ('random', 'bayes', 'evolution', 'progressive', 'ddpg')
 
 
 @dataclass(frozen=True)

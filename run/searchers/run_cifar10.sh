@@ -11,7 +11,7 @@ set -euo pipefail
 use_environment requirements.txt
 use_weights
 : "${SIZES=uniform:2 uniform:3 uniform:4 uniform:5}" "${LATENCIES=0.4 0.6 0.8}" "${SEEDS:=1 2 3}"
-: "${SEARCHERS:=uniform random greedy ilp hessian fisher kl evolution progressive ddpg}" "${OUTPUT:=save/searchers}"
+: "${SEARCHERS:=uniform random greedy ilp hessian fisher kl bayes evolution progressive ddpg}" "${OUTPUT:=save/searchers}"
 
 compare() {  # NAME BUDGETS OPTIONS...
     local run="$OUTPUT/$1" budgets=$2

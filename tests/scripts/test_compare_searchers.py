@@ -10,7 +10,7 @@ from lib.record.strategy import uniform_strategy
 from lib.simulator.cost import CostTable
 from tests.runs import log_without_seconds
 
-ALL = ('uniform', 'random', 'greedy', 'ilp', 'hessian', 'fisher', 'kl', 'evolution', 'progressive', 'ddpg')
+ALL = ('uniform', 'random', 'greedy', 'ilp', 'hessian', 'fisher', 'kl', 'bayes', 'evolution', 'progressive', 'ddpg')
 SMALL = ('--train_size', '64', '--val_size', '24', '--train_batch', '32', '--test_batch', '64', '--warmup', '1',
          '--hidden1', '32', '--hidden2', '32', '--evaluations', '4', '--final_epochs', '0', '--seeds', '1', '2',
          '--min_bit', '2', '--max_bit', '4')
@@ -55,7 +55,7 @@ def test_all_searchers(comparison):
         assert 0 < float(row['top1']) <= 100
         assert all(2 <= bit <= 4 for bit in json.loads(row['strategy']))
     evaluations = {row['searcher']: int(row['evaluations']) for row in found}
-    assert evaluations == dict(zip(ALL, (1, 4, 1, 1, 1, 1, 1, 4, 1, 4), strict=True))
+    assert evaluations == dict(zip(ALL, (1, 4, 1, 1, 1, 1, 1, 4, 4, 1, 4), strict=True))
     images = {row['searcher']: int(row['forwards']) for row in found}
     assert images['uniform'] == 24  # one evaluation of 24 images
     assert images['random'] == 4 * 24

@@ -25,3 +25,17 @@ def test_searches_share_their_sensitivities(succeed, refused, kmeans_options, tm
             *options, '--suffix', 'a', '--overwrite', '--seed', '7')
     shared.rename(tmp_path / 'moved.npz')
     succeed('rl_quantize.py', '--resume', first, '--sensitivities', tmp_path / 'moved.npz', cwd=tmp_path)
+
+
+def test_bayes_in_both_flows_goes_on_to_the_same_numbers(succeed, kmeans_options, linear_options, tmp_path):
+    for given, sensitivity, name in ((kmeans_options, 'fisher', 'resnet20'),
+                                     (linear_options, 'hessian', 'qresnet20')):
+        options = (*given, '--no-finetune_flag', '--searcher', 'bayes', '--sensitivity', sensitivity,
+                   '--sensitivity_images', '4', '--output', tmp_path, '--min_bit', '3', '--max_bit', '5')
+        whole, part = (tmp_path / f'{name}_digits_{suffix}' for suffix in ('whole', 'part'))
+        succeed('rl_quantize.py', *options, '--suffix', 'whole', cwd=tmp_path)
+        succeed('rl_quantize.py', *options, '--suffix', 'part', '--train_episode', '2', cwd=tmp_path)
+        succeed('rl_quantize.py', '--resume', part, '--train_episode', '4', cwd=tmp_path)
+        assert history(whole) == history(part)
+        assert len({str(record['strategy']) for record in history(whole)}) == 4
+        assert (whole / f'sensitivity_{sensitivity}.npz').is_file()

@@ -1,0 +1,168 @@
+"""A Bayesian linear model of the loss, whose best strategy the integer program finds: Thompson sampling."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import helmert
+
+from lib.env.space import Space
+from lib.search.allocation import ilp_allocation
+from lib.search.searcher import Searcher
+from lib.search.sensitivity import parts_of, table_of
+from lib.simulator.cost import MAX_BIT
+
+SPREAD, FLOOR = 0.6, 0.03  # prior standard deviation: relative to the mean, and more, relative to the median of means
+SHARED = 0.7  # correlation of the numbers of bits of a layer: who is wrong about one is wrong about all
+ALIKE, WIDE = 0.25, 2.0  # without sensitivities: what one bit more leaves of a rise, and the spread in place of SPREAD
+NOISES = np.logspace(-4, 1, 26)  # variances of an evaluation's noise, relative to the prior variance of a strategy
+USUAL, DECADES = -1.5, 1.0  # mean and standard deviation of their logarithm, before anything is observed
+TRIES = 6  # draws that look for a strategy that is new, each wider than the one before
+
+
+class Fit(NamedTuple):
+    """What the observations say: `contrasts` (n - 1, theta) @ theta is `targets`, with independent errors.
+
+    Attributes:
+        basis: (n - 1, n), what makes contrasts of observations.
+        contrasts, targets: in the unit of the sensitivities.
+        variances: (n - 1,) of the targets before they are known.
+        scale, noise: from what is observed to sensitivities, and the variance of an evaluation in their unit.
+    """
+
+    basis: np.ndarray
+    contrasts: np.ndarray
+    targets: np.ndarray
+    variances: np.ndarray
+    scale: float
+    noise: float
+
+
+class LinearModel:
+    """scale * observed(strategy) = level + sum of theta[layer, bits] over the layers + noise.
+
+    In the linear flow a layer has a theta for the bits of its weights and one for those of its input. The prior of
+    theta is Gaussian, in the unit of the sensitivities, its level flat; scale and noise are those under which the
+    observations are most likely, so that any measure will do that is lower where a strategy is better. Given these,
+    the posterior of theta is exact.
+
+    Attributes:
+        places: (layer, side, bits) of each theta, side 0: weights, 1: input.
+        mean, covariance: of the prior.
+    """
+
+    def __init__(self, space: Space, table: np.ndarray | None = None):
+        """Begin with the prior.
+
+        Args:
+            space: the strategies.
+            table: (layers, 8, 8) of a `Sensitivity`, the prior mean; None: all layers are alike.
+        """
+        bits, spread = np.arange(1, MAX_BIT + 1), SPREAD if table is not None else WIDE
+        if table is None:
+            table = np.broadcast_to(ALIKE ** bits[:, None] + ALIKE ** bits, (space.num_layers, MAX_BIT, MAX_BIT))
+        parts = parts_of(table, space)
+        self.space = space
+        self.places = [(layer, side, bit) for layer, side in parts for bit in space.layer_bits[layer].sides[side]]
+        self.mean = np.concatenate([np.zeros(0), *parts.values()]).clip(0)
+        deviations = spread * self.mean + FLOOR * np.median(self.mean[self.mean > 0] if self.mean.any() else [1.0])
+        blocks = np.repeat(np.arange(len(parts)), [len(rises) for rises in parts.values()])
+        together = np.where(np.eye(len(blocks)), 1, SHARED * (blocks[:, None] == blocks))
+        self.covariance = deviations[:, None] * together * deviations
+        self._root = deviations[:, None] * np.linalg.cholesky(together)
+        self._rows, self._values, self._fit = [], [], None
+
+    def observe(self, strategy: Sequence, value: float) -> None:
+        """Learn what a strategy gave; lower is better."""
+        bits = [entry if self.space.pairs else [entry] for entry in strategy]
+        self._rows.append([bits[layer][side] == bit for layer, side, bit in self.places])
+        self._values.append(value)
+        self._fit = None
+
+    def posterior(self, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Return the posterior mean of theta, or a draw: one from the prior, corrected by what it misses (Matheron)."""
+        theta = self.mean if rng is None else self.mean + self._root @ rng.standard_normal(len(self.mean))
+        if (fit := self.fit()) is None:
+            return theta
+        noise = 0.0 if rng is None else fit.noise ** 0.5 * (fit.basis @ rng.standard_normal(len(self._values)))
+        missing = fit.targets - fit.contrasts @ theta - noise
+        return theta + self.covariance @ (fit.contrasts.T @ (missing / fit.variances))
+
+    def fit(self) -> Fit | None:
+        """Return the `Fit` of all observations; None: there are fewer than two, and the level is unknown."""
+        if self._fit is None and len(self._values) > 1:
+            self._fit = self._fitted(np.array(self._rows, dtype=float), np.array(self._values))
+        return self._fit
+
+    def _fitted(self, rows, values):
+        """Return the likeliest `Fit`.
+
+        Contrasts of observations sum to 0, so that the level is not in them. The eigenvectors of their covariance make
+        them independent, whatever the noise, and for each the likeliest scale is the root of a quadratic equation.
+        """
+        basis, known = helmert(len(values)), rows @ self.covariance
+        spread, vectors = np.linalg.eigh(basis @ known @ rows.T @ basis.T)
+        basis = vectors.T @ basis
+        contrasts, observed = basis @ rows, basis @ values
+        expected, count = contrasts @ self.mean, len(observed)
+        usual, found = (known * rows).sum(1).mean(), []
+        for ratio in NOISES:
+            variances = spread.clip(0) + ratio * usual
+            square, product = (observed ** 2 / variances).sum(), (observed * expected / variances).sum()
+            scale = (product + (product ** 2 + 4 * count * square) ** 0.5) / (2 * square) if square else 0.0
+            misses = ((scale * observed - expected) ** 2 / variances + np.log(variances)).sum()
+            prior = ((np.log10(ratio) - USUAL) / DECADES) ** 2
+            found.append((count * np.log(scale or 1) - (misses + prior) / 2,
+                          Fit(basis, contrasts, scale * observed, variances, scale, ratio * usual)))
+        return max(found, key=lambda pair: pair[0])[1]
+
+    def solve(self, theta: np.ndarray, space: Space | None = None) -> list:
+        """Return the strategy of `space`, by default the model's own, of least summed theta, which is clipped at 0."""
+        space = space or self.space
+        parts = [{layer: dict.fromkeys(bits.sides[side], 0.0) for layer, bits in enumerate(space.layer_bits)}
+                 for side in (0, 1)]
+        for (layer, side, bit), rise in zip(self.places, theta.clip(0).tolist(), strict=True):
+            parts[side][layer][bit] = rise
+        return ilp_allocation(table_of(space, *parts), space)
+
+
+class BayesSearcher(Searcher):
+    """Draws theta from the posterior of a `LinearModel` and proposes the best strategy for it; first that of the prior.
+
+    What it proposes depends on the seed and the history alone.
+    """
+
+    name = 'bayes'
+
+    def __init__(self, space: Space, seed: int = 0, table: np.ndarray | None = None):
+        """`table`: see `LinearModel`."""
+        super().__init__(space)
+        self.model, self.seed = LinearModel(space, table), seed
+
+    def propose(self) -> list:
+        return self.propose_batch(1)[0]
+
+    def propose_batch(self, count: int) -> list[list]:
+        """Return so many strategies, for processes that evaluate them at the same time: independent draws.
+
+        All are new and differ, as far as a few draws find such. Observe them in this order.
+        """
+        batch, known = [], {str(strategy) for strategy, _ in self.history}
+        for number in range(len(self.history), len(self.history) + count):
+            batch.append(self._new(number, known))
+            known.add(str(batch[-1]))
+        return batch
+
+    def _new(self, number, known):
+        """Return the strategy of a draw that is not known, the last one of several if none is."""
+        rng, mean = np.random.default_rng([self.seed, number]), self.model.posterior()
+        for attempt in range(TRIES):
+            width = (number > 0) + attempt / 2
+            strategy = self.model.solve(mean + width * (self.model.posterior(rng) - mean))
+            if str(strategy) not in known:
+                break
+        return strategy
+
+    def observe(self, strategy: list, reward: float) -> None:
+        super().observe(strategy, reward)
+        self.model.observe(strategy, -reward)
