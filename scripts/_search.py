@@ -23,6 +23,18 @@ from lib.record.words import SEARCHERS
 AGENT = ('hidden1', 'hidden2', 'lr_a', 'lr_c', 'tau', 'discount', 'bsize', 'init_delta', 'delta_decay', 'warmup',
          'n_update')  # options that are those of `DDPG`
 
+# Defaults that --recipe chooses together; what is given on the command line goes before them. `haq` is the paper to the
+# letter, `fast` what we would do (docs/agent.md): a way to quantize or a searcher that turns out better belongs here.
+RECIPES = {
+    'haq': {},
+    'fast': {
+        'train_episode': 60, 'finetune_flag': False, 'bn_batches': 2,  # an episode is an evaluation
+        'reward': 'agreement', 'reward_on': 'augmented', 'val_size': 512,
+        'min_bit': 2, 'fill': True,
+        'warm_start': 'sensitivity', 'warmup': 9, 'init_delta': 0.2, 'delta_end': 0.05,  # of the agent
+    },
+}
+
 
 def add_bit_options(group, range_words):
     """Add the options of bits by name, in place of a range."""
@@ -99,8 +111,9 @@ def add_agent_options(parser):
     group.add_argument('--n_update', type=at_least(1), default=1, help='updates per stored transition')
     group.add_argument('--store_action', choices=['chosen', 'executed'], default='chosen', help='actions in the '
                        'replay: those the agent chose, or those of the strategy that the wall made of them')
-    group.add_argument('--warm_start', choices=['none', 'sensitivity'], default='none', help='strategies of the '
-                       'warm-up: random ones, or those of least sensitivity under random perturbations')
+    group.add_argument('--warm_start', choices=['none', 'sensitivity', 'kl'], default='none', help='strategies of the '
+                       'warm-up: random ones, or those of least sensitivity under random perturbations: by the '
+                       'Hessian (sensitivity) or by the KL divergence of single layers (kl)')
     group.add_argument('--fill', action=Bool, help='fill up with bits what the wall leaves of the budgets: '
                        'greedily by the sensitivities of --warm_start, else by the rounds of the wall backwards; '
                        'random and evolution always fill, in random order')

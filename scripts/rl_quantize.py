@@ -22,7 +22,7 @@ from _options import (
     at_least,
     ratio,
 )
-from _search import AGENT, Flow, add_agent_options, add_search_options, check_exploration, naming
+from _search import AGENT, RECIPES, Flow, add_agent_options, add_search_options, check_exploration, naming
 
 from lib.record.words import SEARCHERS
 
@@ -41,6 +41,9 @@ def make_search_parser():
     add_data_options(parser, batch=256, workers=32, cache='auto')
     add_quantization_options(parser)
     group = add_search_options(parser, finetune_flag=True, train_size=20000, val_size=10000)
+    group.add_argument('--recipe', choices=RECIPES, default='haq', help='defaults of the other options: haq, those of '
+                       'the paper; fast, those of a search without training, which is done in minutes '
+                       '(docs/agent.md#recipes); what is given goes before')
     group.add_argument('--preserve_ratio', type=ratio, default=DefaultFloat(0.1), metavar='RATIO|uniform:K',
                        help='budget: fraction of the float model size, of the latency at 8/8 bits, or of another '
                        '--cost, or what K bits in every layer cost; the default does not hold where --constraint '
@@ -164,6 +167,11 @@ def check_processes(searcher, warm_start, processes):
                          f'{processes}: start it without torchrun')
 
 
+def recipe_defaults(args, parser):
+    """Return the defaults of the recipe that was chosen; its range of bits gives way to --candidates."""
+    return {name: value for name, value in RECIPES[args.recipe].items() if name != 'min_bit' or not args.candidates}
+
+
 def run_path(args):
     """Return the folder of the search."""
     name = f'{args.arch}_{args.dataset}' + (f'_{args.suffix}' if args.suffix else '')
@@ -171,4 +179,4 @@ def run_path(args):
 
 
 if __name__ == '__main__':
-    run(main, make_search_parser(), lambda args: folder_hint(run_path(args)))
+    run(main, make_search_parser(), lambda args: folder_hint(run_path(args)), configure=recipe_defaults)

@@ -32,6 +32,7 @@ from lib.simulator.cost import MAX_BIT
 ALLOCATORS = {'greedy': (GreedySearcher, 'loss'), 'ilp': (ILPSearcher, 'loss'), 'hessian': (ILPSearcher, 'hessian'),
               'fisher': (ILPSearcher, 'fisher'), 'kl': (ILPSearcher, 'kl')}
 SIMPLE = {'random': RandomSearcher, 'evolution': EvolutionSearcher}
+WARM_STARTS = {'sensitivity': 'hessian', 'kl': 'kl'}  # and the sensitivity that they ask for
 MAX_CANDIDATES = 100  # of a progressive step, ProQHA's default
 GRADIENT_BATCH = 128  # images on which the gradients of its candidates are compared
 
@@ -88,7 +89,7 @@ class SearcherSettings:
     Attributes:
         agent: options of `DDPG`, beside the number of states and the seed.
         store_action: see `AgentSearcher`.
-        warm_start: the agent's warm-up: 'none' at random, or 'sensitivity' (that of the Hessian).
+        warm_start: the agent's warm-up: 'none' at random, or by the sensitivities of one of `WARM_STARTS`.
         fill: the agent's strategies are filled up to the budgets, greedily by the sensitivities of its warm start, else
             by `baselines.fill`.
         delta_end: sigma of the exploration in the last evaluation; None: by the agent's `delta_decay`.
@@ -203,7 +204,7 @@ class Bench:
             return ALLOCATORS[name][1]
         if name == 'bayes':
             return None if self.settings.sensitivity == 'none' else self.settings.sensitivity
-        return 'hessian' if name == 'ddpg' and self.settings.warm_start == 'sensitivity' else None
+        return WARM_STARTS.get(self.settings.warm_start) if name == 'ddpg' else None
 
     def _table(self, kind: str | None) -> np.ndarray | None:
         return self.sensitivity(kind).table if kind else None

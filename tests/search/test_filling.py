@@ -7,9 +7,10 @@ import pytest
 
 from lib.rl.ddpg import DDPG
 from lib.search.agent import AgentSearcher
-from lib.search.allocation import filled_allocation
+from lib.search.allocation import filled_allocation, ilp_allocation
 from lib.search.baselines import fill
 from lib.search.bench import Bench, SearcherSettings
+from lib.search.sensitivity import measure_sensitivity
 from lib.simulator.layer import LayerRecord
 from tests.env.environments import kmeans_env
 from tests.search.test_searchers import SPACES, sizes
@@ -82,16 +83,20 @@ def test_the_agent_fills_and_remembers_what_was_executed(table):
             assert space.trajectory(strategy) != chosen, 'the wall or the filling changed something'
 
 
-@pytest.mark.parametrize('warm_start', ['none', 'sensitivity'])
+@pytest.mark.parametrize('warm_start', ['none', 'sensitivity', 'kl'])
 def test_the_bench_builds_an_agent_that_fills_and_explores_until_the_last_evaluation(warm_start, tiny_net,
                                                                                    tiny_loaders):
     env = kmeans_env(tiny_net, tiny_loaders, preserve_ratio=0.15)
+    tables = {'sensitivity': 'hessian', 'kl': 'kl'}
     settings = SearcherSettings({'warmup': 2, 'hidden1': 8, 'hidden2': 8}, warm_start=warm_start, fill=True,
                                 delta_end=0.05)
     searcher = Bench(env, 9, settings).searcher('ddpg', 0)
     assert [searcher.agent.delta(episode) for episode in (2, 5, 8)] == pytest.approx([0.5, (0.5 * 0.05)**0.5, 0.05])
+    expected = measure_sensitivity(env, tables[warm_start], num_images=20).table if warm_start in tables else None
     for episode in range(9):
         strategy = searcher.propose()
+        if expected is not None and not episode:
+            assert strategy == filled_allocation(expected, env.space, ilp_allocation(expected, env.space))
         assert env.space.holds(strategy) and not any(map(env.space.holds, raised(env.space, strategy)))
         searcher.observe(strategy, -float(episode))
     with pytest.raises(ValueError, match='not above init_delta 0.5'):
