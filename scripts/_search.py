@@ -111,9 +111,9 @@ def add_agent_options(parser):
     group.add_argument('--n_update', type=at_least(1), default=1, help='updates per stored transition')
     group.add_argument('--store_action', choices=['chosen', 'executed'], default='chosen', help='actions in the '
                        'replay: those the agent chose, or those of the strategy that the wall made of them')
-    group.add_argument('--warm_start', choices=['none', 'sensitivity', 'kl'], default='none', help='strategies of the '
-                       'warm-up: random ones, or those of least sensitivity under random perturbations: by the '
-                       'Hessian (sensitivity) or by the KL divergence of single layers (kl)')
+    group.add_argument('--warm_start', choices=['none', 'sensitivity', 'kl', 'bayes'], default='none', help='who '
+                       'proposes during the warm-up: chance; the least sensitivity under random perturbations, by the '
+                       'Hessian (sensitivity) or by the KL divergence of single layers (kl); the searcher bayes')
     group.add_argument('--fill', action=Bool, help='fill up with bits what the wall leaves of the budgets: '
                        'greedily by the sensitivities of --warm_start, else by the rounds of the wall backwards; '
                        'random and evolution always fill, in random order')

@@ -23,7 +23,7 @@ class AgentSearcher(Searcher):
     name = 'ddpg'
 
     def __init__(self, space: Space, agent: DDPG, store_action: str = 'chosen', table: np.ndarray | None = None,
-                 fill: Callable[[list], list] | None = None):
+                 fill: Callable[[list], list] | None = None, teacher: Searcher | None = None):
         """Take over an agent.
 
         Args:
@@ -35,10 +35,12 @@ class AgentSearcher(Searcher):
                 strategies of least total sensitivity, for sensitivities that are each multiplied by a random factor.
             fill: returns a strategy within the budgets with more bits, as far as they allow; what it returns is
                 executed. None: what the wall leaves of a budget is left, as in HAQ.
+            teacher: a searcher that proposes in place of the agent during its warm-up, one whose proposals depend on
+                its history alone.
         """
         super().__init__(space)
         self.agent, self.store_action, self.table = agent, store_action, table
-        self.fill = fill or (lambda strategy: strategy)
+        self.fill, self.teacher = fill or (lambda strategy: strategy), teacher
         self.losses = {'value_loss': None, 'policy_loss': None}
         self._acted = []  # (state, action) of the episode that runs
 
@@ -47,9 +49,13 @@ class AgentSearcher(Searcher):
         """Number of the episode that runs or comes next, from 0."""
         return len(self.history)
 
+    @property
+    def _taught(self):
+        return not self.agent.learning(self.episode)
+
     def propose(self) -> list:
-        if self.table is not None and not self.agent.learning(self.episode):
-            strategy = broadcast(self.fill(self._promising()))
+        if self._taught and (self.teacher or self.table is not None):
+            strategy = broadcast(self.fill(self.teacher.propose() if self.teacher else self._promising()))
             self._acted = self.space.trajectory(strategy)
             return strategy
         bits, self._acted = [], []
@@ -78,9 +84,14 @@ class AgentSearcher(Searcher):
         if losses:
             value, policy = (sum(column) / len(losses) for column in zip(*losses, strict=True))
             self.losses = {'value_loss': value, 'policy_loss': policy}
+        if self.teacher and self._taught:
+            self.teacher.observe(strategy, reward)
         super().observe(strategy, reward)
 
     def resume(self, history: Sequence[tuple[list, float]], agent_state: dict) -> None:
         """Go on after `history`, [(strategy, reward)], with the agent's state dict of that moment."""
-        self.history = list(history)
+        for strategy, reward in history:
+            if self.teacher and self._taught:
+                self.teacher.observe(strategy, reward)
+            self.history.append((strategy, reward))
         self.agent.load_state_dict(agent_state)

@@ -89,7 +89,7 @@ class SearcherSettings:
     Attributes:
         agent: options of `DDPG`, beside the number of states and the seed.
         store_action: see `AgentSearcher`.
-        warm_start: the agent's warm-up: 'none' at random, or by the sensitivities of one of `WARM_STARTS`.
+        warm_start: the agent's warm-up: 'none' at random, by the sensitivities of one of `WARM_STARTS`, or by 'bayes'.
         fill: the agent's strategies are filled up to the budgets, greedily by the sensitivities of its warm start, else
             by `baselines.fill`.
         delta_end: sigma of the exploration in the last evaluation; None: by the agent's `delta_decay`.
@@ -170,12 +170,18 @@ class Bench:
             lam = min(ProgressiveSearcher.affordable(space, seed, affordable), MAX_CANDIDATES)
             return ProgressiveSearcher(space, lambda strategy: self.gradient(strategy, seed), seed, lam=lam)
         if name == 'ddpg':
-            options = {'capacity': 128 * space.num_layers, **settings.agent, **self._decay()}
-            agent = DDPG(num_states=space.num_states, **options, seed=seed)
-            table = self._table(self.kind(name))
-            filling = partial(fill, space) if table is None else partial(filled_allocation, table, space)
-            return AgentSearcher(space, agent, settings.store_action, table, filling if settings.fill else None)
+            return self._agent(space, seed)
         raise ValueError(f'there is no searcher {name}: expected one of {", ".join(SEARCHERS)}')
+
+    def _agent(self, space, seed):
+        """Return HAQ's agent, with what the settings add to it."""
+        settings, table = self.settings, self._table(self.kind('ddpg'))
+        options = {'capacity': 128 * space.num_layers, **settings.agent, **self._decay()}
+        agent = DDPG(num_states=space.num_states, **options, seed=seed)
+        filling = partial(fill, space) if table is None else partial(filled_allocation, table, space)
+        teacher = BayesSearcher(space, seed, table) if settings.warm_start == 'bayes' else None
+        return AgentSearcher(space, agent, settings.store_action, None if teacher else table,
+                             filling if settings.fill else None, teacher)
 
     def _decay(self) -> dict:
         """Return the decay of the agent's exploration, where it is to end at a sigma."""
@@ -202,7 +208,7 @@ class Bench:
         """Return the kind of sensitivity that a searcher asks for; None: none."""
         if name in ALLOCATORS:
             return ALLOCATORS[name][1]
-        if name == 'bayes':
+        if name == 'bayes' or name == 'ddpg' and self.settings.warm_start == 'bayes':
             return None if self.settings.sensitivity == 'none' else self.settings.sensitivity
         return WARM_STARTS.get(self.settings.warm_start) if name == 'ddpg' else None
 

@@ -9,6 +9,7 @@ from lib.rl.ddpg import DDPG
 from lib.search.agent import AgentSearcher
 from lib.search.allocation import filled_allocation, ilp_allocation
 from lib.search.baselines import fill
+from lib.search.bayes import BayesSearcher
 from lib.search.bench import Bench, SearcherSettings
 from lib.search.sensitivity import measure_sensitivity
 from lib.simulator.layer import LayerRecord
@@ -83,11 +84,11 @@ def test_the_agent_fills_and_remembers_what_was_executed(table):
             assert space.trajectory(strategy) != chosen, 'the wall or the filling changed something'
 
 
-@pytest.mark.parametrize('warm_start', ['none', 'sensitivity', 'kl'])
+@pytest.mark.parametrize('warm_start', ['none', 'sensitivity', 'kl', 'bayes'])
 def test_the_bench_builds_an_agent_that_fills_and_explores_until_the_last_evaluation(warm_start, tiny_net,
                                                                                    tiny_loaders):
     env = kmeans_env(tiny_net, tiny_loaders, preserve_ratio=0.15)
-    tables = {'sensitivity': 'hessian', 'kl': 'kl'}
+    tables = {'sensitivity': 'hessian', 'kl': 'kl', 'bayes': 'kl'}
     settings = SearcherSettings({'warmup': 2, 'hidden1': 8, 'hidden2': 8}, warm_start=warm_start, fill=True,
                                 delta_end=0.05)
     searcher = Bench(env, 9, settings).searcher('ddpg', 0)
@@ -101,3 +102,26 @@ def test_the_bench_builds_an_agent_that_fills_and_explores_until_the_last_evalua
         searcher.observe(strategy, -float(episode))
     with pytest.raises(ValueError, match='not above init_delta 0.5'):
         Bench(env, 9, SearcherSettings(delta_end=0.6)).searcher('ddpg', 0)
+
+
+def test_bayes_proposes_during_the_warm_up_and_an_agent_that_goes_on_was_taught_the_same():
+    space, left = small(), None
+    table = sensitivities(space, np.random.default_rng(0)).clip(0.01)
+
+    def taught():
+        settings = {'num_states': space.num_states, 'capacity': 64, 'warmup': 4, 'bsize': 8}
+        return AgentSearcher(space, DDPG(**settings, seed=1), teacher=BayesSearcher(space, 3, table))
+
+    whole, alone = taught(), BayesSearcher(space, 3, table)
+    for episode in range(8):
+        strategy = whole.propose()
+        if left is not None:
+            assert left.propose() == strategy
+        reward = -sum(table[layer, bits - 1, 0] for layer, bits in enumerate(strategy))
+        if episode < 5:
+            assert strategy == alone.propose()
+            alone.observe(strategy, reward)
+        whole.observe(strategy, reward)
+        left = taught()
+        left.resume(whole.history, whole.agent.state_dict())
+        assert left.teacher.history == whole.teacher.history == whole.history[:5]
