@@ -27,7 +27,7 @@ logger = logging.getLogger('haq')
 PATH_OPTIONS = ('weights', 'dataset_root', 'output', 'checkpoint', 'resume', 'sensitivities')
 # Options that came after runs had an identity, and the values by which they change nothing: a run of before has no line
 # for them in its args.json.
-YOUNGER = {'sensitivities': None, 'sensitivity': 'kl',
+YOUNGER = {'sensitivities': None, 'sensitivity': 'kl', 'pareto': None, 'accuracy_drop': None,
            'attention_products': False, 'activation_grid': 'symmetric', 'weight_scales': 'tensor', 'candidates': None,
            'pin': None, 'warmup_type': 'constant', 'clip_norm': None, 'decay_norms': None, 'label_smoothing': 0.0,
            'mixup': 0.0, 'cutmix': 0.0, 'randaugment': None, 'randaugment_ops': 2, 'ema_decay': 0.0, 'policy': None,

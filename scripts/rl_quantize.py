@@ -7,6 +7,7 @@ or its --strategy.
 """
 
 import json
+import math
 from pathlib import Path
 
 from _cli import folder_hint, logger, make_parser, pick, run, run_of, settings_of
@@ -52,6 +53,13 @@ def make_search_parser():
                        help='a hard budget; several may be given: size=0.3, file_size, bitops, memory, '
                        'proqha, latency, energy (of the hardware of '
                        '--cost), or any name that --cost takes (default: only --preserve_ratio)')
+    group.add_argument('--pareto', type=at_least(2), metavar='N', help='in place of one budget N of them, from '
+                       '--preserve_ratio, if it is given, or the least possible, to the most; for each the strategy '
+                       'that --searcher (greedy, ilp, hessian, fisher, kl or bayes) finds, evaluated once: pareto.csv '
+                       'and pareto.png (default: one budget)')
+    group.add_argument('--accuracy_drop', type=at_least(0, float), metavar='POINTS', help='in place of a budget: the '
+                       'least --cost at which the accuracy is within so many points of the float network, by bisection '
+                       'over budgets; --searcher as for --pareto (default: a budget)')
     group.add_argument('--train_episode', type=at_least(1), default=600, help='episodes of the search')
     group.add_argument('--searcher', choices=SEARCHERS, default='ddpg', help='who proposes strategies: the agent; the '
                        'same bits everywhere; random strategies; by sensitivities of the layers (loss, Hessian or '
@@ -81,17 +89,24 @@ def main(args):
     from lib.record.folder import check_folder
     from lib.runtime.distributed import is_main, on_main, world_size
     from lib.search.bench import Bench, SearcherSettings
+    from lib.search.frontier import Goal, widened, write_front
     from lib.search.log import CHECKPOINT, EpisodeLog
     from lib.search.loop import check_history, go_on, run_search
     from lib.simulator.counting import model_size
     from lib.simulator.inventory import PRICING
     from lib.training.loop import Precision
 
-    ratio = None if args.constraint and isinstance(args.preserve_ratio, DefaultFloat) else args.preserve_ratio
+    with naming('pareto', 'accuracy_drop', 'searcher', 'screen', 'train_episode'):
+        goal = pick(Goal, args)
+    given = args.preserve_ratio is not None and not isinstance(args.preserve_ratio, DefaultFloat)
+    ratio = args.preserve_ratio if given or not (args.constraint or goal) else None
     run = run_of(args, run_path(args), growing=GROWING, settings={**settings_of(args), 'preserve_ratio': ratio})
     network, data, start = pick(Network, args), pick(Data, args), pick(Start, args, pretrained=not args.model_file)
     linear, device = args.linear_quantization or network.is_twin, start_device(args.device)
     flow = pick(Flow, args, linear=linear)
+    if given and args.accuracy_drop is not None:
+        raise ValueError(f'--accuracy_drop {args.accuracy_drop:g} looks for the budget that --preserve_ratio '
+                         f'{args.preserve_ratio} gives: leave one of them out')
     check_processes(args.searcher, args.warm_start, world_size())
     check_exploration(args.delta_end, args.init_delta)
     on_main(check_folder, run.folder, resume=bool(args.resume), overwrite=args.overwrite)
@@ -110,12 +125,13 @@ def main(args):
     pricing = pick(Pricing, args, network=network, linear=linear, folder=args.output)
     rules = saved.get('pricing', 1) if saved else PRICING  # a search that was begun before goes on as it was
     layers = find_layers(pricing, model, loaders[0].input_shape, is_pruned=args.is_pruned, rules=rules)
-    constraints = find_constraints(pricing, layers, ratio, args.constraint)
+    constraints = find_constraints(pricing, layers, math.inf if goal and not given else ratio, args.constraint)
     with naming('min_bit', 'max_bit', 'candidates', 'pin', 'reward', 'reward_on', 'reward_cost', 'use_top5', 'screen',
                 'finetune_flag', 'finetune_epoch', 'distill'):
         space = Space.of(layers.inventory, constraints, min_bit=args.min_bit, max_bit=args.max_bit,
                          candidates=args.candidates or (), pins=args.pin or (), wall=args.wall)
         episodes = pick(EpisodeSettings, args)
+    space, lowest = widened(space) if goal else (space, None)
     env = flow.environment(model, loaders, space, episodes, Precision(device, args.half, args.channels_last))
     if saved and 'run' not in saved:
         with in_file(run.folder / CHECKPOINT):
@@ -129,12 +145,12 @@ def main(args):
         run, ('train',), counts=[loader.num_images for loader in loaders],
         costs=[constraint.cost for constraint in constraints], published=published_file(network)))))
     logger.info('%s on %s: %d layers, float accuracy %.2f %%', args.arch, device, space.num_layers, env.float_accuracy)
-    for budget in constraints:
+    for budget in space.constraints:
         logger.info('budget: %s of at most %.6g %s = %.4f of %.6g', budget.cost.name, budget.limit, budget.cost.unit,
                     budget.ratio, budget.cost.reference)
 
     # search
-    searcher, history = bench.searcher(args.searcher, args.seed), ()
+    searcher, history = goal.searcher_of(bench.searcher(args.searcher, args.seed), lowest, env.float_accuracy), ()
     if saved:
         history = saved['history']
         with in_file(run.folder / CHECKPOINT):
@@ -152,6 +168,12 @@ def main(args):
                                  'higher --min_bit') from error
 
     # result
+    if log and goal.pareto:
+        logger.info('%s', write_front(run.folder, [limit / space.cost.reference for limit in searcher.budgets],
+                                      log.history, space.cost.name, env.float_accuracy))
+    if goal.accuracy_drop is not None and best.accuracy < searcher.enough:
+        logger.warning('no strategy is within %g points of the float accuracy: the nearest is %.2f points below it',
+                       args.accuracy_drop, env.float_accuracy - best.accuracy)
     if log:
         logger.info('best: accuracy %.2f %% (float %.2f %%) at ratio %.4f, episode %d', best.accuracy,
                     env.float_accuracy, best.ratio, log.best['episode'])

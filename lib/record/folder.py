@@ -7,11 +7,11 @@ from lib.record.files import temporaries, write_json
 from lib.record.lock import hold
 
 OWN_FILES = ('args.json', 'log.txt', 'results.json', 'strategy.json', 'strategy.txt', 'search.pth.tar',
-             'checkpoint.pth.tar', 'model_best.pth.tar', 'epoch_*.pth.tar', 'actor.pkl', 'critic.pkl',
-             'training.png', 'strategy.png', 'search.png', 'budget.png', 'events.out.tfevents.*',
-             'logs/events.out.tfevents.*', 'searches/*.json', 'finetuned/*.json', 'sensitivity_*.npz',
-             'sensitivity_*.png', 'comparison.csv', 'comparison.json', 'comparison.md', 'pareto.png', 'search_log.csv',
-             'steps.png', 'checkpoint/*.pt')
+             'checkpoint.pth.tar', 'model_best.pth.tar', 'epoch_*.pth.tar', 'actor.pkl', 'critic.pkl', 'training.png',
+             'strategy.png', 'search.png', 'budget.png', 'events.out.tfevents.*', 'logs/events.out.tfevents.*',
+             'searches/*.json', 'finetuned/*.json', 'sensitivity_*.npz', 'sensitivity_*.png', 'comparison.csv',
+             'comparison.json', 'comparison.md', 'pareto.csv', 'pareto.png', 'search_log.csv', 'steps.png',
+             'checkpoint/*.pt')
 KEPT_FILES = ('experiment_data/q_model/*', 'experiment_data/results/*')  # written too, and not replaced unasked
 
 

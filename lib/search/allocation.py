@@ -207,7 +207,11 @@ class AllocationSearcher(OneStrategy):
     def __init__(self, space: Space, table: np.ndarray):
         """`table`: see `greedy_allocation`, which also says the errors."""
         super().__init__(space)
-        self.strategy = self.allocate(table, space)
+        self.table, self.strategy = table, self.allocate(table, space)
+
+    def under(self, space: Space) -> list:
+        """Return the strategy of the same layers and bits under other budgets."""
+        return self.allocate(self.table, space)
 
 
 class GreedySearcher(AllocationSearcher):

@@ -163,6 +163,10 @@ class BayesSearcher(Searcher):
                 break
         return strategy
 
+    def under(self, space: Space) -> list:
+        """Return the strategy of the same layers and bits under other budgets that is best for the posterior mean."""
+        return self.model.solve(self.model.posterior(), space)
+
     def observe(self, strategy: list, reward: float) -> None:
         super().observe(strategy, reward)
         self.model.observe(strategy, -reward)

@@ -31,6 +31,7 @@ from lib.simulator.cost import MAX_BIT
 # Those that solve an allocation problem, and the sensitivity they solve it with.
 ALLOCATORS = {'greedy': (GreedySearcher, 'loss'), 'ilp': (ILPSearcher, 'loss'), 'hessian': (ILPSearcher, 'hessian'),
               'fisher': (ILPSearcher, 'fisher'), 'kl': (ILPSearcher, 'kl')}
+SOLVERS = (*ALLOCATORS, 'bayes')  # those that know the best strategy under any budget: `under`
 SIMPLE = {'random': RandomSearcher, 'evolution': EvolutionSearcher}
 WARM_STARTS = {'sensitivity': 'hessian', 'kl': 'kl'}  # and the sensitivity that they ask for
 MAX_CANDIDATES = 100  # of a progressive step, ProQHA's default
@@ -195,7 +196,7 @@ class Bench:
         Or where the file of sensitivities is of something else.
         """
         try:
-            if name in ALLOCATORS or name == 'bayes':
+            if name in SOLVERS:
                 ALLOCATORS.get(name, ALLOCATORS['ilp'])[0](space, np.zeros((space.num_layers, MAX_BIT, MAX_BIT)))
             if name == 'progressive':
                 ProgressiveSearcher(space, judge=None)

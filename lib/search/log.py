@@ -94,19 +94,19 @@ class EpisodeLog(SearchLog):
             **({} if env.settings.reward == 'accuracy' else {'rewarded': env.settings.reward}), **(about or {})},
             history, first=0)
         self.records, self.float_accuracy, self.mark = space.records, env.float_accuracy, dict(mark or {})
-        self.agent = getattr(searcher, 'agent', None)
+        self.agent, self.rank = getattr(searcher, 'agent', None), searcher.rank
         self.sizes = sizes or model_size([record.num_weights for record in self.records])
         if self.agent:
             check_space(self.folder, tensor_bytes(self.agent.state_dict()), 'what an episode saves')
 
     @property
     def best(self) -> dict | None:
-        """Record of the episode with the highest reward, the earliest of equals; None before the first episode."""
-        return max(self.history, key=lambda record: record['reward'], default=None)
+        """Record of the best episode, by reward if the searcher does not say otherwise; the earliest of equals."""
+        return max(self.history, key=self.rank, default=None)
 
     def add(self, record: dict) -> None:
         """Add the record of an episode, and save what the search goes on from."""
-        best = max([record, *filter(None, [self.best])], key=lambda record: record['reward'])
+        best = max([record, *filter(None, [self.best])], key=self.rank)
         super().add({**record, 'w_ratio': self.sizes.ratio(record['strategy']), 'best_reward': best['reward']})
         agent = {'agent': self.agent.state_dict()} if self.agent else {}
         save_checkpoint(self.folder / CHECKPOINT, {**agent, **self.mark, 'history': self.history})

@@ -106,7 +106,7 @@ def run_search(env: SearchEnv, searcher: Searcher, counter: ImageCounter, episod
         outcome = outcome_of(seen) if seen else env.evaluate_strategy(strategy, episode)
         known.setdefault(str(strategy), vars(outcome))
         delta = agent.delta(episode) if agent else None
-        searcher.observe(strategy, outcome.reward)
+        searcher.observe(strategy, getattr(outcome, searcher.told))
         about = {name: value for name, value in vars(outcome).items() if value is not None or name not in SPARSE}
         losses = getattr(searcher, 'losses', {'value_loss': None, 'policy_loss': None})
         history.append({'episode': episode, **about, **losses, 'delta': delta, 'images': counter.counts,
@@ -117,7 +117,7 @@ def run_search(env: SearchEnv, searcher: Searcher, counter: ImageCounter, episod
                 log.plot()
     if log:
         log.finish()
-    best = max(history, key=lambda record: record['reward'])
+    best = max(history, key=searcher.rank)
     if best.get('diverged'):
         raise FloatingPointError(f'all {len(history)} episodes diverged, the last one: {history[-1]["diverged"]}')
     return outcome_of(best)
@@ -132,7 +132,7 @@ def go_on(env: SearchEnv, searcher: Searcher, counter: ImageCounter, saved: Mapp
         ValueError: it is of another search.
     """
     history = saved['history']
-    told = [(record['strategy'], record['reward']) for record in history]
+    told = [(record['strategy'], record[searcher.told]) for record in history]
     if 'agent' in saved:
         searcher.resume(told, saved['agent'])
     else:

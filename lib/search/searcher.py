@@ -1,6 +1,6 @@
 """What every searcher is: it proposes strategies and is told how good they are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lib.env.space import Space
 
@@ -18,10 +18,12 @@ class Searcher:
     Attributes:
         name: what users call it.
         space: the strategies it chooses among.
+        told: what of an `Outcome` it is told as the reward.
         history: [(strategy, reward)] of what it was told.
     """
 
     name = ''
+    told = 'reward'
 
     def __init__(self, space: Space):
         self.space, self.history = space, []
@@ -39,6 +41,11 @@ class Searcher:
         if not self.history:
             raise ValueError(f'the search by {self.name} has evaluated no strategy yet')
         return max(self.history, key=lambda entry: entry[1])[0]
+
+
+    def rank(self, record: Mapping) -> float | tuple:
+        """Return what tells how good the record of an episode is: the greater the better."""
+        return record['reward']
 
 
 class OneStrategy(Searcher):

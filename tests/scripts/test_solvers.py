@@ -1,4 +1,6 @@
-"""Searches of rl_quantize.py that solve for a strategy: sensitivities that runs share."""
+"""Searches of rl_quantize.py that solve for a strategy: shared sensitivities, bayes, budgets by the dozen."""
+
+import csv
 
 import numpy as np
 
@@ -39,3 +41,46 @@ def test_bayes_in_both_flows_goes_on_to_the_same_numbers(succeed, kmeans_options
         assert history(whole) == history(part)
         assert len({str(record['strategy']) for record in history(whole)}) == 4
         assert (whole / f'sensitivity_{sensitivity}.npz').is_file()
+
+
+FRONT = ('--no-finetune_flag', '--sensitivity_images', '8', '--sensitivity', 'fisher', '--min_bit', '2', '--max_bit',
+         '5')
+
+
+def without_budget(options):
+    at = options.index('--preserve_ratio')
+    return (*options[:at], *options[at + 2:])
+
+
+def test_a_front_by_bayes_goes_on_to_the_same_numbers(succeed, kmeans_options, crash, tmp_path):
+    options = (*without_budget(kmeans_options), *FRONT, '--searcher', 'bayes', '--pareto', '4', '--output', tmp_path)
+    done = succeed('rl_quantize.py', *options, '--suffix', 'whole', cwd=tmp_path)
+    crash('search.pth.tar', 3, 'rl_quantize.py', *options, '--suffix', 'part', cwd=tmp_path)
+    succeed('rl_quantize.py', '--resume', tmp_path / 'resnet20_digits_part', cwd=tmp_path)
+    whole, part = (tmp_path / f'resnet20_digits_{suffix}' for suffix in ('whole', 'part'))
+    assert (whole / 'pareto.csv').read_text() == (part / 'pareto.csv').read_text()
+    with open(whole / 'pareto.csv', newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    budgets = [float(row['budget']) for row in rows]
+    assert len(rows) == 4 and (whole / 'pareto.png').is_file()
+    np.testing.assert_allclose([budgets[0], budgets[-1]], [2 / 32, 5 / 32])
+    assert all(float(row['ratio']) <= budget for row, budget in zip(rows, budgets, strict=True))
+    assert f'{budgets[1]:.4f}' in done.out and not (tmp_path / 'resnet20_digits' / 'pareto.csv').exists()
+
+
+def test_the_least_size_within_a_drop_of_accuracy(succeed, refused, kmeans_options, read_json, tmp_path):
+    options = (*without_budget(kmeans_options), *FRONT, '--searcher', 'fisher', '--train_episode', '12', '--output',
+               tmp_path, '--constraint', 'bitops=0.9')
+    succeed('rl_quantize.py', *options, '--accuracy_drop', '3', cwd=tmp_path)
+    folder = tmp_path / 'resnet20_digits'
+    records, best = history(folder), read_json(folder / 'results.json')
+    enough = [record for record in records if record['accuracy'] >= best['float_accuracy'] - 3]
+    assert best['strategy'] == min(enough, key=lambda record: record['cost'])['strategy']
+    assert best['strategy'] == read_json(folder / 'strategy.json')['strategy'] and 1 < len(records) <= 12
+    assert any(record['cost'] < best['cost'] for record in records)  # which are not good enough
+    succeed('rl_quantize.py', '--resume', folder, cwd=tmp_path)
+    assert history(folder) == records
+    for more, words in ((('--preserve_ratio', '0.1'), ['--accuracy_drop 3 looks for the budget', '--preserve_ratio']),
+                        (('--pareto', '3'), ['--pareto 3 and --accuracy_drop 3: give one of them']),
+                        (('--searcher', 'random'), ['--accuracy_drop asks for', 'as --searcher'])):
+        refused(tmp_path, words, 'rl_quantize.py', *options, '--accuracy_drop', '3', *more, '--overwrite')
