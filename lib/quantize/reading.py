@@ -29,7 +29,7 @@ class BorrowedLinear(nn.Linear):
     def __init__(self, weight: nn.Parameter, rows_are_inputs: bool = False):
         outputs, inputs = reversed(weight.shape) if rows_are_inputs else weight.shape
         super().__init__(inputs, outputs, bias=False, device='meta')
-        self.weight = weight
+        self.weight, self.rows_are_inputs = weight, rows_are_inputs
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         """Add nothing: the owner does."""

@@ -1,0 +1,126 @@
+"""Second moments of what layers get as input, streamed over calibration images: no activations are kept."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lib.network.hooks import batch_norms, evaluating
+from lib.network.layer_inputs import rows, seeing_inputs
+from lib.network.other_state import kept_state
+from lib.quantize.compensate import Moments
+from lib.quantize.quantizer import Quantizer
+
+BATCH = 128
+
+
+def calibration_batches(loader: Iterable, count: int) -> list[Tensor]:
+    """Return the first `count` images of epoch 0 of a training loader, in batches of at least 2; labels are not read.
+
+    Raises:
+        ValueError: there are fewer than 2 images.
+    """
+    loader.set_epoch(0)
+    found, missing = [], count
+    for images, _ in loader:
+        found.append(images[:missing])
+        missing -= len(found[-1])
+        if missing <= 0:
+            break
+    images = torch.cat(found)
+    if len(images) < 2:
+        raise ValueError(f'{len(images)} calibration images: expected at least 2')
+    return list(images.chunk(-(-len(images) // BATCH)))
+
+
+class _Enough(Exception):
+    """Ends a forward pass whose rest nobody needs."""
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Let every BatchNorm normalise by its batch, and all else evaluate; afterwards the network is what it was."""
+    with evaluating(model), kept_state(model, leave=(Quantizer,)):
+        for norm in batch_norms(model).values():
+            norm.train()
+        yield
+
+
+@torch.no_grad()
+def calls_of(model: nn.Module, layers: Mapping[str, nn.Module], batch: Tensor) -> dict[str, int]:
+    """Return {name: calls in a forward pass} of the layers that are called, in the order of their first calls."""
+    calls = {}
+
+    def see(name, _x):
+        calls[name] = calls.get(name, 0) + 1
+
+    with batch_statistics(model), seeing_inputs(model, layers, see):
+        model(batch[:2])
+    return calls
+
+
+@torch.no_grad()
+def collect_moments(model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Tensor], *,
+                    calls: Mapping[str, int] | None = None, float_model: nn.Module | None = None
+                    ) -> dict[str, Moments]:
+    """Return the `Moments` of the inputs of some layers, with the batch statistics in every BatchNorm.
+
+    Args:
+        layers: {name: layer of `model`}.
+        batches: images on the model's device.
+        calls: those of `calls_of`: a forward pass ends with the last of them.
+        float_model: a network with the same names whose inputs give the `cross` moments; None: there are none.
+    """
+    calls = calls or calls_of(model, layers, batches[0])
+    sums = {name: _Sums(layer) for name, layer in layers.items()}
+    for number, batch in enumerate(batches):
+        theirs = {name: [] for name in layers}  # of one batch
+        if float_model is not None:
+            _run(float_model, {name: float_model.get_submodule(name) for name in layers}, batch, calls,
+                 lambda name, x, theirs=theirs: theirs[name].append(x))
+        waiting = {name: iter(inputs) for name, inputs in theirs.items()}
+        _run(model, layers, batch, calls, lambda name, x, waiting=waiting, number=number: sums[name].add(
+            x, next(waiting[name]) if float_model is not None else None, number))
+    return {name: each.moments() for name, each in sums.items()}
+
+
+def _run(model, layers, batch, calls, see):
+    """Give `see(name, x)` the inputs of the layers in one forward pass, which ends with the last call of them."""
+    missing = sum(calls[name] for name in layers)
+
+    def count(name, x):
+        nonlocal missing
+        see(name, x)
+        missing -= 1
+        if missing == 0:
+            raise _Enough
+
+    with batch_statistics(model), seeing_inputs(model, layers, count):
+        try:
+            model(batch)
+        except _Enough:
+            pass
+
+
+class _Sums:
+    """Sums over the rows of a layer's inputs, in float64."""
+
+    def __init__(self, layer):
+        self.layer, self.count = layer, 0
+        self.second = self.mean = self.cross = self.float_mean = 0.0
+
+    def add(self, x: Tensor, float_x: Tensor | None, seed: int) -> None:
+        parts = (rows(self.layer, x.float(), seed), rows(self.layer, (x if float_x is None else float_x).float(), seed))
+        for ours, theirs in zip(*parts, strict=True):
+            self.count += ours.shape[1]
+            self.second = self.second + torch.bmm(ours.transpose(1, 2), ours).double()
+            self.mean = self.mean + ours.sum(1, dtype=torch.float64)
+            if float_x is not None:
+                self.cross = self.cross + torch.bmm(theirs.transpose(1, 2), ours).double()
+                self.float_mean = self.float_mean + theirs.sum(1, dtype=torch.float64)
+
+    def moments(self) -> Moments:
+        found = [value / self.count if isinstance(value, Tensor) else None
+                 for value in (self.second, self.mean, self.cross, self.float_mean)]
+        return Moments(*found)
