@@ -29,6 +29,7 @@ PATH_OPTIONS = ('weights', 'dataset_root', 'output', 'checkpoint', 'resume', 'se
 # for them in its args.json.
 YOUNGER = {'sensitivities': None, 'sensitivity': 'kl', 'pareto': None, 'accuracy_drop': None,
            'attention_products': False, 'activation_grid': 'symmetric', 'weight_scales': 'tensor', 'candidates': None,
+           'rounding': 'nearest', 'calibration_images': 512, 'bias_correction': None,
            'pin': None, 'warmup_type': 'constant', 'clip_norm': None, 'decay_norms': None, 'label_smoothing': 0.0,
            'mixup': 0.0, 'cutmix': 0.0, 'randaugment': None, 'randaugment_ops': 2, 'ema_decay': 0.0, 'policy': None,
            'reward': 'accuracy', 'fill': False, 'delta_end': None, 'recipe': 'haq',
@@ -173,7 +174,7 @@ def parse(parser, argv=None, configure=None):
     parser.said = [*translate(parser, args), *take_unused(parser, args)]
     name_own_code(parser, args)
     resolve_paths(args)
-    if hasattr(args, 'start_epoch') and args.start_epoch >= args.epochs:
+    if hasattr(args, 'start_epoch') and args.start_epoch >= max(args.epochs, 1):
         parser.error(f'--start_epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}')
     before = {**{name: parser.get_default(name) for name in YOUNGER if saved}, **saved}
     args.changed = {name: (before[name], value) for name, value in vars(args).items()

@@ -271,7 +271,19 @@ def add_quantization_options(parser):
                        'its weights before they are quantized')
     group.add_argument('--bn_batches', type=at_least(0), default=0, metavar='N', help='estimate the BatchNorm '
                        'statistics of the quantized network anew, on N training batches, before it is evaluated')
+    add_rounding_options(group)
     return group
+
+
+def add_rounding_options(group):
+    """Adds the options of `Rounding`."""
+    group.add_argument('--rounding', choices=['nearest', 'compensated'], default='nearest', help='how weights become '
+                       'codes: each the nearest one, or chosen so that the codes after it make good its error in the '
+                       "layer's outputs, on calibration images and without training (docs/rounding.md)")
+    group.add_argument('--calibration_images', type=at_least(2), default=512, metavar='N', help='training images for '
+                       'rounding and bias correction; labels are not used')
+    group.add_argument('--bias_correction', action=BooleanOption, default=None, help='let biases take over the mean '
+                       'error that rounding makes in outputs (default: with --rounding compensated True, else False)')
 
 
 def add_grid_options(group, flow='', defaults=('symmetric', 'tensor')):
@@ -288,7 +300,8 @@ def add_grid_options(group, flow='', defaults=('symmetric', 'tensor')):
 def add_training_options(parser, *, lr, weight_decay):
     """Adds the options of pretrain.py and finetune.py."""
     group = parser.add_argument_group('training')
-    group.add_argument('--epochs', '--nepochs', dest='epochs', type=at_least(1), default=100, help='epochs in all')
+    group.add_argument('--epochs', '--nepochs', dest='epochs', type=at_least(0), default=100,
+                       help='epochs in all; 0: what training would begin with is evaluated and saved')
     group.add_argument('--start_epoch', type=at_least(0), default=0, help='epoch to start with; --resume sets it')
     group.add_argument('--lr', '--learning-rate', '--learning_rate', dest='lr', type=positive, default=lr,
                        help='learning rate')

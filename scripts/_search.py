@@ -169,12 +169,17 @@ class Flow:
     kmeans_iter: int = 3
     activation_grid: str | None = None
     weight_scales: str | None = None
+    rounding: str = 'nearest'
+    calibration_images: int = 512
+    bias_correction: bool | None = None
 
     def __post_init__(self):
         for other in ('is_pruned',) if self.linear else ('fold_bn', 'activation_grid', 'weight_scales'):
             if getattr(self, other):
                 theirs = 'K-means' if self.linear else 'linear'
                 raise ValueError(f'--{other} belongs to the {theirs} flow: leave it out')
+        if self.bias_correction and self.rounding == 'nearest':
+            raise ValueError('--bias_correction in a search belongs to --rounding compensated: leave it out')
 
     @property
     def grids(self):
@@ -198,11 +203,14 @@ class Flow:
         """Return the environment of a network, (training loader, validation loader), and a space of strategies."""
         from lib.env.linear_quantize_env import LinearQuantizeEnv  # torch: not before the options are parsed
         from lib.env.quantize_env import QuantizeEnv  # torch, too
+        from lib.training.compensation import Rounding  # torch, too
+        common = {'precision': precision,
+                  'rounding': Rounding(self.rounding, self.calibration_images, self.bias_correction)}
         if self.linear:
             return LinearQuantizeEnv(model, *loaders, space, episodes, calibrate_method=self.calibrate,
-                                     activation_cap=self.activation_cap, precision=precision)
+                                     activation_cap=self.activation_cap, **common)
         return QuantizeEnv(model, *loaders, space, episodes, is_pruned=self.is_pruned, kmeans_iter=self.kmeans_iter,
-                           precision=precision)
+                           **common)
 
 
 @contextlib.contextmanager

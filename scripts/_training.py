@@ -43,9 +43,13 @@ def read_images(data, network, device, training=True):
 
 
 def calibration_images(data, network, loaders, device):
-    """Return the first batch of training images, on `device`; an evaluation reads them only here."""
-    training = loaders[0] if len(loaders) > 1 else loaders_of(data, network, device, splits=('train',))[0]
-    return training.first_batch().to(device)
+    """Return the first batch of training images, on `device`."""
+    return training_loader(data, network, loaders, device).first_batch().to(device)
+
+
+def training_loader(data, network, loaders, device):
+    """Return the loader of training images, which an evaluation reads only here."""
+    return loaders[0] if len(loaders) > 1 else loaders_of(data, network, device, splits=('train',))[0]
 
 
 def about_run(network, data, shape, classes, **more):

@@ -1,5 +1,7 @@
 """Fine-tunes and evaluates a network under a strategy: paste the strategy that rl_quantize.py printed below."""
 
+import copy
+
 from _cli import logger, make_parser, pick, run, training_hint, training_run
 from _options import BooleanOption as Bool
 from _options import (
@@ -67,10 +69,12 @@ def main(args):
         read_images,
         read_resumed,
         start_value,
+        training_loader,
     )
 
     from lib.network.codebooks import find_codebooks
     from lib.quantize.grids import Grids
+    from lib.training.compensation import Rounding, round_codebooks, round_linear
     from lib.training.loop import Precision
     from lib.training.settings import TrainingSettings
     from lib.utils.quantize_utils import KMeansQuantization, LinearQuantization, has_ranges, quantized_layers
@@ -82,6 +86,7 @@ def main(args):
         raise ValueError('--fold_bn belongs to the linear flow: leave it out in the K-means flow')
     checkpoint, source = (saved, args.resume) if saved else read_weights(start, network)
     estimate = batches_to_estimate(run, args.bn_batches, checkpoint) if args.evaluate else 0
+    rounding = pick(Rounding, args)
 
     # data
     *loaders, classes = read_images(data, network, device, training=not args.evaluate or estimate)
@@ -113,16 +118,33 @@ def main(args):
         known = known and start_value(checkpoint, 'strategy', strategy) in (None, strategy) and Grids.of(
             quantized_layers(model).values()) == Grids.from_dict(checkpoint)
         images = None if known else calibration_images(data, network, loaders, device)
+        rounds = rounding.needs_images and not known
+        float_model = copy.deepcopy(model) if rounds else None
         quantization = LinearQuantization(model, strategy, images, method=args.calibrate, cap=args.activation_cap)
+        if rounds:
+            loader = training_loader(data, network, loaders, device)
+            round_linear(model, rounding.batches(loader, device), rounding, float_model=float_model,
+                         method=args.calibrate)
     else:  # weights that came clustered keep their codebooks; what is evaluated is quantized as it is priced
         kept = {name: books[name] for name, bits in zip(layers.names, strategy, strict=True)
                 if name in books and books[name].bits <= bits and (args.resume or not books[name].is_constant)}
         if len(kept) < len(books):
             logger.info('%d of %d layers are clustered anew: they have more centroids than the strategy allows',
                         len(books) - len(kept), len(books))
+        anew = {name: bits for name, bits in zip(layers.names, strategy, strict=True) if name not in kept}
+        rounds = rounding.needs_images and bool(anew)
+        if rounds:
+            loader = training_loader(data, network, loaders, device)
+            kept |= round_codebooks(model, anew, rounding.batches(loader, device), rounding, is_pruned=is_pruned,
+                                    max_iter=args.kmeans_iter, seed=args.seed)
         quantization = KMeansQuantization(model, strategy, is_pruned=is_pruned, codebooks=kept, seed=args.seed,
-                                          free_high_bit=args.free_high_bit and not args.evaluate,
+                                          free_high_bit=args.free_high_bit and not args.evaluate and args.epochs > 0,
                                           max_iter=args.kmeans_iter)
+
+    precision = Precision(device, args.half, args.channels_last)
+    if rounds:
+        quantization.synchronise()
+        rounding.estimate_batch_norm(model, loader, device, precision)
 
     # training
     about = about_run(network, data, shape, classes, ratio=cost.ratio(strategy), cost=cost.cost(strategy),
@@ -132,7 +154,7 @@ def main(args):
                 cost.reference, cost.unit)
     settings = pick(TrainingSettings, args, grad_clip=args.clip_norm)
     course = Course(run, None if args.evaluate else settings, device,
-                    Precision(device, args.half, args.channels_last), about, saved, estimate, costs=(cost,),
+                    precision, about, saved, estimate, costs=(cost,),
                     start_epoch=args.start_epoch, published=published_file(network) if args.pretrained else None,
                     distillation=None if args.evaluate else pick(Teaching, args).begin(
                         network, start, classes, shape, device))

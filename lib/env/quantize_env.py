@@ -9,6 +9,7 @@ from torch import nn
 from lib.env.search_env import SearchEnv
 from lib.network.codebooks import name_constant_layers
 from lib.quantize.kmeans import CodebookCache
+from lib.training.compensation import CompensatedCodebooks
 from lib.utils.quantize_utils import KMeansQuantization, quantizable_layers
 
 
@@ -16,7 +17,7 @@ class QuantizeEnv(SearchEnv):
     """One step a layer: its weight bits. The weights are clustered, and centroids trained in their place."""
 
     def __init__(self, model: nn.Module, train_loader, val_loader, space, settings=None, *, is_pruned: bool = False,
-                 kmeans_iter: int = 3, precision=None):
+                 kmeans_iter: int = 3, **common):
         """See `SearchEnv` for the other settings.
 
         Args:
@@ -24,12 +25,18 @@ class QuantizeEnv(SearchEnv):
             kmeans_iter: Lloyd iterations of the clustering.
         """
         name_constant_layers(model, is_pruned)
-        super().__init__(model, train_loader, val_loader, space, settings, precision=precision)
-        self.cache = CodebookCache(max_iter=kmeans_iter, is_pruned=is_pruned, seed=self.settings.seed)
+        super().__init__(model, train_loader, val_loader, space, settings, **common)
         self.is_pruned, self.kmeans_iter = is_pruned, kmeans_iter
+        options = {'max_iter': kmeans_iter, 'is_pruned': is_pruned, 'seed': self.settings.seed}
+        self.cache = CompensatedCodebooks(self._problems(), **options) if self.rounding.compensated else \
+            CodebookCache(**options)
 
     def _quantize(self, strategy):
-        return KMeansQuantization(self.model, strategy, is_pruned=self.is_pruned, cache=self.cache)
+        quantization = KMeansQuantization(self.model, strategy, is_pruned=self.is_pruned, cache=self.cache)
+        if self.rounding.compensated and self.rounding.corrects_bias:
+            for name, bits in zip(self.layers(), strategy, strict=True):
+                self.cache.problems.correct_bias(name, bits)
+        return quantization
 
     def layers(self) -> dict[str, nn.Module]:
         """Return {name: layer} of the layers that a strategy has entries for."""
@@ -38,7 +45,7 @@ class QuantizeEnv(SearchEnv):
     def describe_quantizers(self) -> dict:
         """Return what the quantized weights depend on beside the float ones, as plain values."""
         return {'flow': 'kmeans', 'is_pruned': self.is_pruned, 'kmeans_iter': self.kmeans_iter,
-                'seed': self.settings.seed}
+                'seed': self.settings.seed, **self.rounding.describe()}
 
     @contextmanager
     def layer_at(self, name: str, w_bit: int) -> Iterator[nn.Module]:

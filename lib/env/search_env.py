@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -21,6 +22,7 @@ from lib.network.hooks import batch_norms
 from lib.network.other_state import OtherState
 from lib.runtime.seeds import seed_everything
 from lib.training.batch_norm import reestimate_batch_norm
+from lib.training.compensation import BN_BATCHES, FloatProblems, Rounding
 from lib.training.distillation import Distillation
 from lib.training.loop import Precision, evaluate, loss_function, train_one_epoch
 from lib.utils.quantize_utils import Quantization
@@ -41,7 +43,8 @@ class SearchEnv:
     """
 
     def __init__(self, model: nn.Module, train_loader, val_loader, space: Space,
-                 settings: EpisodeSettings | None = None, *, precision: Precision | None = None):
+                 settings: EpisodeSettings | None = None, *, rounding: Rounding | None = None,
+                 precision: Precision | None = None):
         """Measure the float accuracy, and keep what strategies are judged against.
 
         Args:
@@ -49,10 +52,16 @@ class SearchEnv:
             train_loader, val_loader: the two subsets; `train_loader.set_epoch` makes an episode reproducible.
             space: the layers, bits and budgets.
             settings: how a strategy is evaluated.
+            rounding: how weights become codes; None: to the nearest. Where it is compensated and nothing is fine-tuned,
+                BatchNorm statistics are always estimated anew.
             precision: in which arithmetic the network runs; float32 if None.
         """
         self.model, self.train_loader, self.val_loader = model, train_loader, val_loader
         self.space, self.settings, self.screen = space, settings or EpisodeSettings(), Screen()
+        self.rounding = rounding or Rounding()
+        if self.rounding.compensated and not (self.settings.finetune_flag or self.settings.bn_batches) \
+                and batch_norms(model):
+            self.settings = replace(self.settings, bn_batches=BN_BATCHES)
         self.device = next(model.parameters()).device
         self.precision, self.criterion = precision or Precision(self.device), loss_function().to(self.device)
         Quantization(model).synchronise()
@@ -200,6 +209,10 @@ class SearchEnv:
     def networks(self) -> list[nn.Module]:
         """Return the network and, if it learns from one, its teacher."""
         return [self.model, *([self.distillation.teacher] if self.distillation else [])]
+
+    def _problems(self) -> FloatProblems:
+        """Return what compensated rounding knows of the float network."""
+        return FloatProblems(self.model, self.layers(), self.rounding.batches(self.train_loader, self.device))
 
     def quantize(self, strategy: list) -> Quantization:
         """Give the network all that it had at first and quantize it."""

@@ -13,7 +13,7 @@ from lib.network.reach import Following, slow_attention
 from lib.quantize.layers import QuantizedLayer
 from lib.quantize.reading import READS
 
-POSITIONS = 256  # of an image, in its output or of its tokens; of more, so many are drawn
+POSITIONS = 64  # of an image, in its output or of its tokens; of more, so many are drawn
 CHUNK = 1 << 24  # numbers of the rows that are there at a time
 
 
@@ -26,7 +26,8 @@ def seeing_inputs(model: nn.Module, layers: Mapping[str, nn.Module], see: Callab
     (`lib.network.reach`) are seen there.
     """
     read = {layer for module in model.modules() for layer in getattr(module, READS, ())}
-    quantizing = {name: layer for name, layer in layers.items() if isinstance(layer, QuantizedLayer) and layer.quantizes}
+    quantizing = {name: layer for name, layer in layers.items()
+                  if isinstance(layer, QuantizedLayer) and layer.quantizes}
     names = {layer: name for name, layer in layers.items() if layer in read and name not in quantizing}
     called = {name: layer for name, layer in layers.items() if name not in quantizing and layer not in names}
 
@@ -51,7 +52,7 @@ def rows(layer: nn.Module, x: Tensor, seed: int = 0) -> Iterator[Tensor]:
 
     Of a convolution d is C / groups * kh * kw, in the order of its weight, and a row belongs to an image and a position
     of the output; of a linear layer d is its number of inputs, and the dimensions of x between the first and the last
-    are positions. Of more than 256 positions so many are drawn, the same for the same `seed` and number.
+    are positions. Of more than 64 positions so many are drawn, the same for the same `seed` and number.
     """
     step = max(CHUNK // (layer.weight[0].numel() * _groups(layer) * POSITIONS), 1)
     for images in x.split(step):

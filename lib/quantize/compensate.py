@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lib.quantize.codebook import Codebook
 from lib.quantize.kmeans import fit_codebook
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
@@ -114,7 +113,7 @@ class Problem:
 
 
 def compensate(problem: Problem, nearest: Nearest) -> Tensor:
-    """Return the weights (G, O, d) on a fixed grid, for each output channel the better of compensated and plain rounding.
+    """Return weights (G, O, d) on a fixed grid: for each output channel the better of compensated and plain rounding.
 
     Args:
         nearest: (G, O) -> (G, O), the grid's value nearest to each of the weights of one column.
@@ -204,14 +203,3 @@ def _best_centroids(problem, labels, centroids, kept) -> Tensor:
         slope, before = residual @ scaled, slope
         direction = scaled + slope / before * direction
     return found
-
-
-def as_matrix(weight: Tensor, groups: int = 1) -> Tensor:
-    """Return a weight (O, C / G, ...) as (G, O / G, d)."""
-    return weight.reshape(groups, len(weight) // groups, -1)
-
-
-def codebook_of(centroids: Tensor, labels: Tensor, weight: Tensor, kept: Tensor | None = None) -> Codebook:
-    """Return the `Codebook` of a weight, of labels (G, O, d)."""
-    labels = labels.reshape(weight.shape)
-    return Codebook(centroids, labels if kept is None else labels * kept, kept)

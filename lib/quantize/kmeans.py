@@ -88,8 +88,12 @@ class CodebookCache:
         """Return `fit_codebook(weight, bits)`, computed once for (name, bits); it is shared, so do not change it."""
         key = name, bits
         if key not in self._codebooks:
-            self._codebooks[key] = self.fit(weight, bits)
+            self._codebooks[key] = self.find(name, weight, bits)
         return self._codebooks[key]
+
+    def find(self, name: str, weight: Tensor, bits: int) -> Codebook:
+        """Return the codebook of fixed weights, which `get` then keeps; for subclasses that find other ones."""
+        return self.fit(weight, bits)
 
     def fit(self, weight: Tensor, bits: int) -> Codebook:
         """Return `fit_codebook(weight, bits)` with the options of this cache, for other weights than the fixed ones."""

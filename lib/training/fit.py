@@ -55,12 +55,16 @@ class TrainingLog:
         self.table.append(row)
         for name, value in zip(SCALARS, row, strict=True):
             self.scalars.add_scalar(name, value, epoch)
-        if improved:
-            save_checkpoint(self.folder / 'model_best.pth.tar', checkpoint)
         if keep:
             save_checkpoint(self.folder / f'epoch_{epoch + 1}.pth.tar', checkpoint)
-        save_checkpoint(self.folder / 'checkpoint.pth.tar', checkpoint)
+        self.save(checkpoint, improved)
         self.scalars.flush()
+
+    def save(self, checkpoint: dict, improved: bool = True) -> None:
+        """Write the checkpoint, of a network that is the best so far as `model_best.pth.tar` too."""
+        if improved:
+            save_checkpoint(self.folder / 'model_best.pth.tar', checkpoint)
+        save_checkpoint(self.folder / 'checkpoint.pth.tar', checkpoint)
 
     def plot(self) -> None:
         if len(self.table.rows) > 1:
@@ -121,20 +125,29 @@ def fit(model: nn.Module, loaders: tuple, settings: TrainingSettings | None = No
             best = metrics.top1 if improved else best
             row = (lr, train.loss, metrics.loss, train.top1, metrics.top1)
             if log:
-                checkpoint = {'epoch': epoch + 1, 'state_dict': model.state_dict(), 'acc': metrics.top1,
-                              'best_acc': best, 'top5': metrics.top5, 'optimizer': optimizer.state_dict(),
-                              'scaler': precision.scaler.state_dict() if precision else {}, **raw,
-                              **quantization.state(), **(about or {})}
+                checkpoint = {'epoch': epoch + 1, 'acc': metrics.top1, 'best_acc': best, 'top5': metrics.top5,
+                              **_state(model, optimizer, precision), **raw, **quantization.state(), **(about or {})}
                 keep = settings.keep_every and (epoch + 1) % settings.keep_every == 0
                 log.add(epoch, row, checkpoint, improved, keep=keep)
         logger.info('epoch %d/%d: lr %.5f  train loss %.4f acc %.2f  valid loss %.4f acc %.2f  best %s  %.1f s',
                     epoch + 1, epochs, *row[:2], row[3], row[2], row[4], f'{best:.2f}' if best >= 0 else '-',
                     time.time() - start)
+    if epochs == start_epoch == 0:
+        metrics = evaluate(model, loaders[1], loss_function(), device, precision=precision)
+        best = metrics.top1
+        if log:
+            log.save({'epoch': 0, 'acc': best, 'best_acc': best, 'top5': metrics.top5,
+                      **_state(model, optimizer, precision), **quantization.state(), **(about or {})})
     if average:
         average.put()
     if log:
         log.plot()
     return metrics, best
+
+
+def _state(model, optimizer, precision) -> dict:
+    return {'state_dict': model.state_dict(), 'optimizer': optimizer.state_dict(),
+            'scaler': precision.scaler.state_dict() if precision else {}}
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, average: bool = False) -> int:

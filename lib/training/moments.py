@@ -1,5 +1,6 @@
 """Second moments of what layers get as input, streamed over calibration images: no activations are kept."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -96,11 +97,8 @@ def _run(model, layers, batch, calls, see):
         if missing == 0:
             raise _Enough
 
-    with batch_statistics(model), seeing_inputs(model, layers, count):
-        try:
-            model(batch)
-        except _Enough:
-            pass
+    with contextlib.suppress(_Enough), batch_statistics(model), seeing_inputs(model, layers, count):
+        model(batch)
 
 
 class _Sums:
@@ -115,10 +113,10 @@ class _Sums:
         for ours, theirs in zip(*parts, strict=True):
             self.count += ours.shape[1]
             self.second = self.second + torch.bmm(ours.transpose(1, 2), ours).double()
-            self.mean = self.mean + ours.sum(1, dtype=torch.float64)
+            self.mean = self.mean + ours.sum(1).double()
             if float_x is not None:
                 self.cross = self.cross + torch.bmm(theirs.transpose(1, 2), ours).double()
-                self.float_mean = self.float_mean + theirs.sum(1, dtype=torch.float64)
+                self.float_mean = self.float_mean + theirs.sum(1).double()
 
     def moments(self) -> Moments:
         found = [value / self.count if isinstance(value, Tensor) else None

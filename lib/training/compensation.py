@@ -1,0 +1,304 @@
+"""Compensated rounding of networks: for good, layer after layer, or from the float network alone, for a search."""
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lib.network.codebooks import has_one_value
+from lib.network.conversion import listed, quantizable_layers, quantized_layers
+from lib.network.hooks import batch_norms
+from lib.network.layer_inputs import from_matrix, weight_matrix
+from lib.quantize.codebook import Codebook
+from lib.quantize.compensate import Moments, Nearest, Problem, compensate, compensate_codebook
+from lib.quantize.kmeans import CodebookCache, fit_codebook
+from lib.quantize.quantizer import Quantizer, check_choice
+from lib.quantize.reading import Product
+from lib.training.batch_norm import reestimate_batch_norm
+from lib.training.loop import Precision
+from lib.training.moments import calibration_batches, calls_of, collect_moments
+
+logger = logging.getLogger(__name__)
+
+ROUNDINGS = ('nearest', 'compensated')
+PASSES = 12  # over the calibration images, of networks with more layers
+BN_BATCHES = 8  # for the BatchNorm statistics after compensated rounding, where nothing else is said
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How weights become codes.
+
+    Attributes:
+        rounding: to the 'nearest' code or centroid, each weight by itself, or 'compensated'.
+        calibration_images: training images that the inputs of layers are taken from; their labels are not read.
+        bias_correction: whether biases take over the mean errors of outputs; None: where rounding is compensated.
+        bn_batches: training batches for the BatchNorm statistics afterwards; 0: 8 where rounding is compensated.
+
+    Raises:
+        ValueError: another rounding, or fewer than 2 images.
+    """
+
+    rounding: str = 'nearest'
+    calibration_images: int = 512
+    bias_correction: bool | None = None
+    bn_batches: int = 0
+
+    def __post_init__(self):
+        check_choice('rounding', self.rounding, ROUNDINGS)
+        if self.calibration_images < 2:
+            raise ValueError(f'calibration_images is {self.calibration_images}: expected at least 2')
+
+    @property
+    def compensated(self) -> bool:
+        """Whether errors are compensated."""
+        return self.rounding == 'compensated'
+
+    @property
+    def corrects_bias(self) -> bool:
+        """Whether biases are corrected."""
+        return self.compensated if self.bias_correction is None else self.bias_correction
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether rounding looks at images at all."""
+        return self.compensated or self.corrects_bias
+
+    def describe(self) -> dict:
+        """Return what differs from rounding to the nearest, as plain values."""
+        return {'rounding': self.rounding, 'calibration_images': self.calibration_images,
+                'bias_correction': self.corrects_bias} if self.needs_images else {}
+
+    def batches(self, loader, device: torch.device | str) -> list[Tensor]:
+        """Return the calibration images of a training loader, in batches."""
+        return [batch.to(device) for batch in calibration_batches(loader, self.calibration_images)]
+
+    def estimate_batch_norm(self, model: nn.Module, loader, device: torch.device | str,
+                            precision: Precision | None = None) -> None:
+        """Estimate the BatchNorm statistics of a rounded network anew."""
+        if self.needs_images and batch_norms(model):
+            reestimate_batch_norm(model, loader, self.bn_batches or BN_BATCHES, device, precision)
+
+
+def nearest_on(quantizer: Quantizer, weight: Tensor) -> Nearest:
+    """Return the rounding of columns (G, O) by a weight quantizer whose grid is fixed.
+
+    Raises:
+        ValueError: its levels depend on all weights (as DoReFa's do), so there is none.
+    """
+    if quantizer.bits == 1:
+        codes, scale = quantizer.to_int(weight)
+        scale = scale.abs() * codes.abs().max()
+
+    def round_rows(values):  # (channels, n)
+        if quantizer.bits == 1:
+            return torch.where(values >= 0, 1.0, -1.0) * scale.reshape(-1, 1)
+        return quantizer.fake_quantize(values)
+
+    channels = weight.flatten(1)
+    if not torch.equal(round_rows(channels[:, :1].contiguous()), quantizer(weight).flatten(1)[:, :1]):
+        raise ValueError(f'{type(quantizer).__name__} has no grid of its own that a single weight could be rounded to')
+    return lambda column: round_rows(column.reshape(-1, 1).float()).reshape(column.shape).double()
+
+
+def round_network(model: nn.Module, batches: Sequence[Tensor], layers: Mapping[str, nn.Module],
+                  round_layer: Callable[[str, nn.Module, Moments], Tensor], *, float_model: nn.Module,
+                  corrects_bias: bool = True, passes: int = PASSES) -> None:
+    """Round the weights of a network in place, each layer for the inputs that the layers before it leave (asymmetric).
+
+    Layers are taken in the order of their calls. Those of a pass get the moments of the same forward passes, so they do
+    not see each other's errors; networks of at most `passes` layers have a pass for each. BatchNorm uses the
+    statistics of the batch, so those that it keeps are to be estimated anew.
+
+    Args:
+        model: the network, its input quantizers in use.
+        batches: calibration images on its device.
+        layers: {name: layer} of the layers to be rounded; what no forward calls stays as it is.
+        round_layer: returns the rounded `weight_matrix` of a layer.
+        float_model: the network before any quantization.
+        corrects_bias: let biases take over the mean errors of their outputs.
+    """
+    calls = calls_of(model, layers, batches[0])
+    order = list(calls)
+    for start in range(passes):
+        names = order[start * len(order) // passes:(start + 1) * len(order) // passes]
+        if not names:
+            continue
+        group = {name: layers[name] for name in names}
+        found = collect_moments(model, group, batches, calls=calls, float_model=float_model)
+        for name, layer in group.items():
+            before = weight_matrix(layer, layer.weight.detach()).double().clone()
+            after = round_layer(name, layer, found[name])
+            _put(layer, after, mean_error(before, after, found[name]) if corrects_bias else None)
+
+
+@torch.no_grad()
+def _put(layer, matrix, error):
+    layer.weight.copy_(from_matrix(layer, matrix))
+    if error is not None and getattr(layer, 'bias', None) is not None:
+        layer.bias += error.to(layer.bias)
+
+
+def mean_error(before: Tensor, after: Tensor, moments: Moments) -> Tensor:
+    """Return how far the outputs (channels,) of rounded weights lie below those of the float layer, on average."""
+    theirs = moments.mean if moments.float_mean is None else moments.float_mean
+    return (before @ theirs[..., None] - after @ moments.mean[..., None]).flatten()
+
+
+# ---- for good
+
+def round_codebooks(model: nn.Module, bits: Mapping[str, int], batches: Sequence[Tensor], rounding: Rounding, *,
+                    is_pruned: bool = False, max_iter: int = 50, seed: int = 0) -> dict[str, Codebook]:
+    """Cluster the weights of a float network in place; return {name: `Codebook`} of the layers that were.
+
+    Args:
+        bits: {name: 1..8} of the layers to be clustered.
+        batches: calibration images on the model's device.
+        rounding: says how.
+        is_pruned, max_iter, seed: as in `fit_codebook`.
+    """
+    layers = {name: layer for name, layer in quantizable_layers(model).items()
+              if name in bits and not has_one_value(layer.weight, is_pruned)}
+    options, books = {'max_iter': max_iter, 'is_pruned': is_pruned, 'seed': seed}, {}
+
+    def round_layer(name, layer, moments):
+        books[name] = codebook_for(layer, bits[name], moments, **options) if rounding.compensated else \
+            fit_codebook(layer.weight, bits[name], **options)
+        return weight_matrix(layer, books[name].decode()).double()
+
+    round_network(model, batches, layers, round_layer, float_model=copy.deepcopy(model),
+                  corrects_bias=rounding.corrects_bias)
+    return books
+
+
+def codebook_for(layer: nn.Module, bits: int, moments: Moments | Problem, *, is_pruned: bool = False,
+                 max_iter: int = 50, seed: int = 0) -> Codebook:
+    """Return the compensated codebook of a layer's weight."""
+    weight = layer.weight.detach()
+    problem = moments if isinstance(moments, Problem) else Problem(weight_matrix(layer, weight), moments)
+    kept = weight != 0 if is_pruned else None
+    matrix = None if kept is None else weight_matrix(layer, kept)
+    centroids, labels = compensate_codebook(problem, bits, max_iter=max_iter, seed=seed, kept=matrix)
+    labels = from_matrix(layer, labels)
+    return Codebook(centroids, labels if kept is None else labels * kept, kept)
+
+
+def round_linear(model: nn.Module, batches: Sequence[Tensor], rounding: Rounding, *, float_model: nn.Module,
+                 method: str = 'kl') -> None:
+    """Round the weights of quantized layers, whose bits and ranges are set, to their grids, in place.
+
+    With compensation the range of a weight is chosen again, by `method`, for the weights that it asks for.
+    """
+    def round_layer(name, layer, moments):
+        matrix, quantizer = weight_matrix(layer, layer.weight.detach()), layer.weight_quantizer
+        if not rounding.compensated:
+            return weight_matrix(layer, quantizer(layer.weight.detach())).double()
+        problem = Problem(matrix, moments)
+        wanted = from_matrix(layer, problem.weight.float())
+        quantizer.calibrate(wanted, method=method)
+        return compensate(problem, nearest_on(quantizer, wanted))
+
+    round_network(model, batches, linear_layers(model), round_layer, float_model=float_model,
+                  corrects_bias=rounding.corrects_bias)
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return {name: layer} of the quantized layers whose weights can be compensated; the others are logged."""
+    found, left = {}, {}
+    for name, layer in quantized_layers(model).items():
+        if not layer.weight_quantizer.active or isinstance(layer, Product):
+            continue
+        reason = _obstacle(layer)
+        if reason:
+            left.setdefault(reason, []).append(name)
+        else:
+            found[name] = layer
+    for reason, names in left.items():
+        logger.warning('%s keep rounding to nearest: %s', listed(names), reason)
+    return found
+
+
+def _obstacle(layer) -> str | None:
+    """Return why a layer's weight cannot be compensated in the linear flow, or None."""
+    if getattr(layer, 'computes_weight', False):
+        return 'what is quantized is computed from their weights'
+    if getattr(layer, 'rows_are_inputs', False) and getattr(layer.weight_quantizer, 'channels', None):
+        return 'the scales of their weights belong to inputs'
+    return None
+
+
+# ---- for a search
+
+class FloatProblems:
+    """The problems of a float network's layers, each without the errors of other layers.
+
+    A layer rounded for the inputs that it has in the float network depends on its bits alone, as a codebook does, so a
+    search rounds it once.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Tensor]):
+        """Run the float network on the calibration images; the weights are those that the layers have now."""
+        calls = calls_of(model, layers, batches[0])
+        self.layers = {name: layers[name] for name in calls}
+        self.weights = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
+        self.moments = collect_moments(model, self.layers, batches, calls=calls)
+        self._problems, self._biases = {}, {}
+
+    def problem(self, name: str) -> Problem:
+        """Return the `Problem` of a layer."""
+        if name not in self._problems:
+            moments = self.moments[name]
+            self._problems[name] = Problem(weight_matrix(self.layers[name], self.weights[name]), moments)
+            self.moments[name] = moments._replace(second=None)  # the problem has it
+        return self._problems[name]
+
+    @torch.no_grad()
+    def correct_bias(self, name: str, bits: int) -> None:
+        """Let the bias of a layer, which holds its rounded weight, take over the mean error of its outputs.
+
+        The correction is kept for the next time.
+        """
+        layer, key = self.layers[name], (name, bits)
+        if getattr(layer, 'bias', None) is None:
+            return
+        if key not in self._biases:
+            matrices = (weight_matrix(layer, each).double() for each in (self.weights[name], layer.weight.detach()))
+            self._biases[key] = mean_error(*matrices, self.moments[name]).to(layer.bias)
+        layer.bias += self._biases[key]
+
+
+class CompensatedCodebooks(CodebookCache):
+    """The compensated codebooks of a float network, each found once; layers that no forward calls have plain ones."""
+
+    def __init__(self, problems: FloatProblems, **options):
+        super().__init__(**options)
+        self.problems = problems
+
+    def find(self, name: str, weight: Tensor, bits: int) -> Codebook:
+        layer = self.problems.layers.get(name)
+        if layer is None or has_one_value(layer.weight, self._options['is_pruned']):
+            return super().find(name, weight, bits)
+        return codebook_for(layer, bits, self.problems.problem(name), **self._options)
+
+
+class CompensatedWeights:
+    """The compensated weights of linear quantizers whose ranges are those of the float weights, each found once."""
+
+    def __init__(self, problems: FloatProblems, corrects_bias: bool = True):
+        self.problems, self.corrects_bias, self._weights = problems, corrects_bias, {}
+
+    @torch.no_grad()
+    def put(self, name: str, layer: nn.Module) -> None:
+        """Give a layer with float weights, whose bits and ranges are set, the rounded ones."""
+        if name not in self.problems.layers or not layer.weight_quantizer.active:
+            return
+        key = name, layer.w_bit
+        if key not in self._weights:
+            nearest = nearest_on(layer.weight_quantizer, layer.weight.detach())
+            self._weights[key] = from_matrix(layer, compensate(self.problems.problem(name), nearest)).to(layer.weight)
+        layer.weight.copy_(self._weights[key])
+        if self.corrects_bias:
+            self.problems.correct_bias(name, layer.w_bit)
