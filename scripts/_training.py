@@ -91,28 +91,35 @@ class Teaching:
         if self.distill == 'none':
             return None
         try:
-            teacher = self._teacher(network, replace(start, resume=None), classes, shape, device, start.resume)
+            teacher = float_network(network, start, classes, shape, device)
         except (ValueError, OSError) as error:
             error.args = (f'--distill {self.distill}: {error}',)
             raise
         return Distillation(teacher, self.distill_temperature, self.distill_weight)
 
-    def _teacher(self, network, start, classes, shape, device, resume):
-        with may_have_moved(resume, 'weights', start.weights):
-            checkpoint, source = read_weights(start, network)
-        if checkpoint is None and not network.model_file:
-            raise ValueError('there are no float weights to learn from: give --weights or --pretrained')
-        kind = start_value(checkpoint, 'quantization', 'float')
-        if kind != 'float':
-            raise ValueError(f'{source} is a checkpoint of a {kind} network, no float one: give weights as pretrain.py '
-                             'makes them')
-        if start.reset_classifier:
-            raise ValueError('the classifier of the teacher would be random: leave --reset_classifier out, and train '
-                             'the float network first')
-        teacher = build_model(network, classes, shape, device)
-        if checkpoint is not None:
-            load_weights(teacher, start.find(teacher, checkpoint, source).state_dict, source)
-        return teacher
+
+def float_network(network, start, classes, shape, device):
+    """Return the network with the float weights that a run begins with.
+
+    Raises:
+        ValueError, OSError: they are not there, or not float.
+    """
+    resume, start = start.resume, replace(start, resume=None)
+    with may_have_moved(resume, 'weights', start.weights):
+        checkpoint, source = read_weights(start, network)
+    if checkpoint is None and not network.model_file:
+        raise ValueError('there are no float weights to begin with: give --weights or --pretrained')
+    kind = start_value(checkpoint, 'quantization', 'float')
+    if kind != 'float':
+        raise ValueError(f'{source} is a checkpoint of a {kind} network, no float one: give weights as pretrain.py '
+                         'makes them')
+    if start.reset_classifier:
+        raise ValueError('the classifier of the float network would be random: leave --reset_classifier out, and train '
+                         'the float network first')
+    model = build_model(network, classes, shape, device)
+    if checkpoint is not None:
+        load_weights(model, start.find(model, checkpoint, source).state_dict, source)
+    return model
 
 
 @dataclass(frozen=True)

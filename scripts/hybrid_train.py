@@ -43,6 +43,10 @@ def add_hybrid_options(parser):
                        'of a search, a list, a name in STRATEGIES of finetune.py, or uniform:K; below 4 bits a weight '
                        'or input is trained with DSQ, from 4 bits on it is quantized after training with ACIQ '
                        '(default: the block lists)')
+    group.add_argument('--rounding', choices=['nearest', 'compensated'], default=None, help='compensated: the weights '
+                       "that are quantized after training get codes that make good each other's errors (docs/"
+                       'rounding.md) instead of those of ACIQ, as --set ptq.weight_method=compensated (default: the '
+                       "configuration's)")
     group.add_argument('--write_config', metavar='FILE.yaml', help='write the complete configuration, that of '
                        '--strategy included, and end (default: train)')
     parser.set_defaults(hybrid=None, network_options=None)
@@ -89,6 +93,8 @@ def configure(args, parser):
         default = isinstance(args.config, RepositoryPath)
         with naming('--config '):
             config = read_config(ROOT / args.config if default else args.config)
+        if args.rounding == 'compensated':
+            override(config, 'ptq.weight_method=compensated')
         for text in args.changes:
             with naming('--set '):
                 override(config, text)
@@ -136,6 +142,7 @@ def main(args):
     from lib.qat.placement import weight_bits
     from lib.quantize.folding import FoldingConv2d
     from lib.runtime.distributed import is_main, world_size
+    from lib.training.compensation import Rounding, round_linear
     from lib.training.fit import write_results
     from lib.training.loop import Precision, evaluate, loss_function
     from lib.training.plateau import PlateauRate
@@ -215,6 +222,9 @@ def main(args):
 
     logger.info('%d BatchNorms are folded; logits move by at most %.2g',
                 *quantize_after_training(model, plan, probe(model, shape), batches()))
+    compensated = plan.compensated
+    if compensated:
+        round_linear(model, list(batches()), Rounding('compensated'), only=compensated, method='mse')
     metrics = evaluate(model, loaders[1], loss_function(), device, precision=precision)
     bits, full = weight_bits(model)
     accuracies['quantized'] = metrics.top1

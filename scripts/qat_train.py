@@ -10,10 +10,12 @@ from _options import (
     add_distillation_options,
     add_grid_options,
     add_model_options,
+    add_rounding_options,
     add_run_options,
     add_training_options,
     at_least,
     checked,
+    naming,
     positive,
 )
 from _proqha import CONFIG as PROQHA_CONFIG
@@ -84,6 +86,7 @@ def add_qat_options(parser):
     group.add_argument('--branch_out', action=Bool, default=True, help='quantize shortcuts with a convolution before '
                        'the sum')
     add_grid_options(group, 'quantizers lsq and linear: ')
+    add_rounding_options(group)
     group.add_argument('--clip_decay', type=at_least(0, float), default=2e-4, help='L2 penalty of the learned clips, '
                        'beside the weight decay')
     group.add_argument('--normalize', choices=['imagenet', 'cifar'], help='mean and standard deviation of the images '
@@ -162,7 +165,16 @@ def main(args):
     from _networks import Network, Start, build_model, load_quantized, probe, published_file, read_weights
     from _resume import in_file
     from _setup import Data, start_device
-    from _training import Course, Teaching, about_run, calibration_images, read_images, read_resumed
+    from _training import (
+        Course,
+        Teaching,
+        about_run,
+        calibration_images,
+        float_network,
+        read_images,
+        read_resumed,
+        training_loader,
+    )
 
     from lib.network.conversion import quantized_layers
     from lib.network.coverage import inventory_of
@@ -171,6 +183,7 @@ def main(args):
     from lib.qat.placement import QATQuantization, find_steps, weight_bits
     from lib.runtime.distributed import world_size
     from lib.search.progressive import first_lists
+    from lib.training.compensation import Rounding, round_linear
     from lib.training.loop import Precision
     from lib.training.settings import TrainingSettings
 
@@ -207,6 +220,13 @@ def main(args):
         synchronise_batch_norm(model)
     if not saved and settings['quantizers']['activations'] in ('lsq', 'linear'):
         find_steps(model, calibration_images(data, network, loaders, device))
+    rounding = pick(Rounding, args)
+    if rounding.needs_images and not saved:
+        loader = training_loader(data, network, loaders, device)
+        with naming('--rounding compensated: '):
+            round_linear(model, rounding.batches(loader, device), rounding, method='mse',
+                         float_model=float_network(network, start, classes, shape, device))
+        rounding.estimate_batch_norm(model, loader, device)
     quantization = QATQuantization(model, strategy, settings, clip_decay=args.clip_decay)
 
     # training

@@ -1,5 +1,6 @@
 """The linear environment: weight and activation bits of every layer under budgets read from lookup tables."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,7 +9,7 @@ from torch import nn
 
 from lib.env.search_env import SearchEnv
 from lib.quantize.grids import Grids
-from lib.training.compensation import CompensatedWeights, linear_layers
+from lib.training.compensation import CompensatedWeights, linear_layers, round_linear
 from lib.utils.quantize_utils import LinearQuantization, calibrate, quantized_layers
 
 
@@ -44,6 +45,14 @@ class LinearQuantizeEnv(SearchEnv):
     def _ranged(self, strategy):
         """Set bits and ranges."""
         return LinearQuantization(self.model, strategy, **self._calibration)
+
+    def _quantize_finally(self, strategy, batches):
+        layers = self.layers().values()
+        self._set_bits(layers, [(None, None)] * len(layers))
+        float_model = copy.deepcopy(self.model)
+        quantization = self._ranged(strategy)
+        round_linear(self.model, batches, self.rounding, float_model=float_model, method=self.calibrate_method)
+        return quantization
 
     def layers(self) -> dict[str, nn.Module]:
         """Return {name: layer} of the layers that a strategy has entries for."""

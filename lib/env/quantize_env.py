@@ -9,7 +9,7 @@ from torch import nn
 from lib.env.search_env import SearchEnv
 from lib.network.codebooks import name_constant_layers
 from lib.quantize.kmeans import CodebookCache
-from lib.training.compensation import CompensatedCodebooks
+from lib.training.compensation import CompensatedCodebooks, round_codebooks
 from lib.utils.quantize_utils import KMeansQuantization, quantizable_layers
 
 
@@ -37,6 +37,12 @@ class QuantizeEnv(SearchEnv):
             for name, bits in zip(self.layers(), strategy, strict=True):
                 self.cache.problems.correct_bias(name, bits)
         return quantization
+
+    def _quantize_finally(self, strategy, batches):
+        books = round_codebooks(self.model, dict(zip(self.layers(), strategy, strict=True)), batches, self.rounding,
+                                is_pruned=self.is_pruned, seed=self.settings.seed)
+        return KMeansQuantization(self.model, strategy, is_pruned=self.is_pruned, codebooks=books,
+                                  seed=self.settings.seed)
 
     def layers(self) -> dict[str, nn.Module]:
         """Return {name: layer} of the layers that a strategy has entries for."""

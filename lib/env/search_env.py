@@ -219,6 +219,23 @@ class SearchEnv:
         self._begin()
         return self._quantize(strategy)
 
+    def quantize_finally(self, strategy: list, train_loader) -> Quantization:
+        """Quantize as `quantize`, but where rounding is compensated for the errors of the layers before, too.
+
+        That takes longer than a search can wait in every episode. BatchNorm statistics are then estimated anew.
+
+        Args:
+            strategy: entries within the budget.
+            train_loader: of the calibration images.
+        """
+        if not self.rounding.compensated:
+            return self.quantize(strategy)
+        self._begin()
+        quantization = self._quantize_finally(strategy, self.rounding.batches(train_loader, self.device))
+        quantization.synchronise()
+        self.rounding.estimate_batch_norm(self.model, train_loader, self.device, self.precision)
+        return quantization
+
     def _begin(self):
         """Bring the network, and the factor of mixed precision, to where every episode begins."""
         self._other_state.restore()  # first: buffers may have another shape by now

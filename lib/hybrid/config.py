@@ -94,7 +94,7 @@ SECTIONS = {
         'post_quantize_a': Key(False, BOOL), 'post_a_bit_width': Key(4, _per_part(BITS)),
         'post_quantize_a_layers': Key([], _places(-1)),
         'post_image_bit_width': Key(None, optional(BITS)),
-        'weight_method': Key('minmax', _choice('minmax', 'aciq')),
+        'weight_method': Key('minmax', _choice('minmax', 'aciq', 'compensated')),
         'activation_method': Key('aciq', _choice('aciq', 'minmax')),
         'prior': Key('laplace', _choice('laplace', 'gauss')),
         'per_channel': Key(False, BOOL), 'bit_alloc': Key(False, BOOL), 'bias_corr': Key(True, BOOL),

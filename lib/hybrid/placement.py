@@ -13,7 +13,14 @@ from lib.network.conversion import activation_quantizers, all_layers, quantized_
 from lib.network.hooks import evaluating, hooked, replace_module
 from lib.network.not_finite import locating
 from lib.network.signedness import probe_inputs
-from lib.quantize import ACIQActivationQuantizer, ACIQWeightQuantizer, DSQQuantizer, QConv2d, Quantizer
+from lib.quantize import (
+    ACIQActivationQuantizer,
+    ACIQWeightQuantizer,
+    DSQQuantizer,
+    LinearWeightQuantizer,
+    QConv2d,
+    Quantizer,
+)
 from lib.quantize.folding import start_folding, stop_folding
 from lib.quantize.layers import QuantizedLayer, quantized_type
 from lib.utils.quantize_utils import Quantization, synchronise_signs
@@ -77,15 +84,23 @@ def finish_training(model: nn.Module, plan: Plan, images: Tensor) -> list[tuple[
 
 
 def place_after_training(model: nn.Module, plan: Plan) -> None:
-    """Put the ACIQ quantizers of a plan into a network after `finish_training`, in place, not calibrated yet."""
+    """Put the ACIQ quantizers of a plan into a network after `finish_training`, in place, not calibrated yet.
+
+    Weights that are to be compensated get linear quantizers, of the range of least squared error.
+    """
     aciq = plan.of('aciq')
     for name, entry in aciq.weights.items():
         if getattr(model.get_submodule(name), 'computes_weight', False):
             raise ValueError(f'{name} multiplies with a weight that it computes anew in every forward pass, which ACIQ '
                              f'cannot calibrate: give it weight bits of DSQ, or -1 for float weights')
         settings = {key: entry[key] for key in ('prior', 'per_channel', 'bit_alloc', 'bias_corr')}
-        quantizer = ACIQWeightQuantizer(entry['bits'], method=entry['clipping'], **settings)
-        _quantized(model, name).set_quantizers(weight=quantizer)
+        layer = _quantized(model, name)
+        if entry['clipping'] == 'compensated':
+            channels = len(layer.weight) if entry['per_channel'] else None
+            quantizer = LinearWeightQuantizer(entry['bits'], channels=channels)
+        else:
+            quantizer = ACIQWeightQuantizer(entry['bits'], method=entry['clipping'], **settings)
+        layer.set_quantizers(weight=quantizer)
     for name, entry in aciq.inputs.items():
         _quantized(model, name).set_quantizers(input=_aciq(entry))
     for name, entry in aciq.activations.items():
@@ -110,7 +125,7 @@ def calibrate_after_training(model: nn.Module, plan: Plan, batches: Iterable[Ten
     aciq = plan.of('aciq')
     for name in aciq.weights:
         layer = model.get_submodule(name)
-        layer.weight_quantizer.calibrate(layer.weight)
+        layer.weight_quantizer.calibrate(layer.weight, method='mse')
     quantizers = {name: model.get_submodule(name).quantizer for name in aciq.activations}
     quantizers |= {name: model.get_submodule(name).input_quantizer for name in aciq.inputs}
     if quantizers:

@@ -41,6 +41,11 @@ class Plan:
         return Plan(*({name: entry for name, entry in group.items() if entry['method'] == method}
                       for group in (self.weights, self.activations, self.inputs)))
 
+    @property
+    def compensated(self) -> list[str]:
+        """Names of the layers whose weights are rounded with compensation after training."""
+        return [name for name, entry in self.weights.items() if entry.get('clipping') == 'compensated']
+
     def __bool__(self):
         return bool(self.weights or self.activations or self.inputs)
 

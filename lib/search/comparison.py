@@ -165,7 +165,7 @@ class Comparison:
     def finetune(self, strategy: list, seed: int) -> Metrics:
         """Fine-tune the float weights under a strategy and evaluate them on the test images."""
         env, epochs, images = self.env, self.training.epochs, self.loaders[0]
-        quantization, steps = env.quantize(strategy), epochs * len(images)
+        quantization, steps = env.quantize_finally(strategy, images), epochs * len(images)
         optimizer = torch.optim.SGD(quantization.parameters(), lr=self.training.lr, momentum=0.9,
                                     weight_decay=self.training.weight_decay)
         rates = iter([learning_rate(step / steps, lr=self.training.lr, epochs=1) for step in range(steps)])

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,7 +105,7 @@ def nearest_on(quantizer: Quantizer, weight: Tensor) -> Nearest:
 
 
 def round_network(model: nn.Module, batches: Sequence[Tensor], layers: Mapping[str, nn.Module],
-                  round_layer: Callable[[str, nn.Module, Moments], Tensor], *, float_model: nn.Module,
+                  round_layer: Callable[[str, nn.Module, Moments], Tensor], *, float_model: nn.Module | None,
                   corrects_bias: bool = True, passes: int = PASSES) -> None:
     """Round the weights of a network in place, each layer for the inputs that the layers before it leave (asymmetric).
 
@@ -118,7 +118,8 @@ def round_network(model: nn.Module, batches: Sequence[Tensor], layers: Mapping[s
         batches: calibration images on its device.
         layers: {name: layer} of the layers to be rounded; what no forward calls stays as it is.
         round_layer: returns the rounded `weight_matrix` of a layer.
-        float_model: the network before any quantization.
+        float_model: the network before any quantization, for whose inputs layers shall have the same outputs; None:
+            rounded weights shall have the outputs of the weights before, for the same inputs (sequential).
         corrects_bias: let biases take over the mean errors of their outputs.
     """
     calls = calls_of(model, layers, batches[0])
@@ -186,11 +187,15 @@ def codebook_for(layer: nn.Module, bits: int, moments: Moments | Problem, *, is_
     return Codebook(centroids, labels if kept is None else labels * kept, kept)
 
 
-def round_linear(model: nn.Module, batches: Sequence[Tensor], rounding: Rounding, *, float_model: nn.Module,
-                 method: str = 'kl') -> None:
+def round_linear(model: nn.Module, batches: Sequence[Tensor], rounding: Rounding, *,
+                 float_model: nn.Module | None = None, method: str = 'kl', only: Collection[str] | None = None) -> None:
     """Round the weights of quantized layers, whose bits and ranges are set, to their grids, in place.
 
     With compensation the range of a weight is chosen again, by `method`, for the weights that it asks for.
+
+    Args:
+        float_model: as in `round_network`.
+        only: names of the layers; None: all that can be.
     """
     def round_layer(name, layer, moments):
         matrix, quantizer = weight_matrix(layer, layer.weight.detach()), layer.weight_quantizer
@@ -201,8 +206,8 @@ def round_linear(model: nn.Module, batches: Sequence[Tensor], rounding: Rounding
         quantizer.calibrate(wanted, method=method)
         return compensate(problem, nearest_on(quantizer, wanted))
 
-    round_network(model, batches, linear_layers(model), round_layer, float_model=float_model,
-                  corrects_bias=rounding.corrects_bias)
+    layers = {name: layer for name, layer in linear_layers(model).items() if only is None or name in only}
+    round_network(model, batches, layers, round_layer, float_model=float_model, corrects_bias=rounding.corrects_bias)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:

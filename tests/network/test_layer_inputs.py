@@ -37,7 +37,8 @@ def test_rows_of_a_linear_layer():
 def test_of_many_positions_the_same_are_drawn_for_a_seed():
     layer, x = nn.Conv2d(1, 1, 1), torch.arange(20.0 * 20).reshape(1, 1, 20, 20)
     first, again, other = (next(rows(layer, x, seed)).flatten() for seed in (3, 3, 4))
-    assert len(first) == POSITIONS == len(first.unique()) and torch.equal(first, again) and not torch.equal(first, other)
+    assert len(first) == POSITIONS == len(first.unique())
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 class Standardised(nn.Conv2d):

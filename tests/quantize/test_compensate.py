@@ -95,7 +95,8 @@ def test_dead_inputs_have_weights_of_0_and_groups_without_inputs_are_rounded():
     assert nothing.round(to_grid(0.5, 3)).isfinite().all()
 
 
-@pytest.mark.parametrize('second, message', [(torch.eye(3)[None], 'shape'), (torch.full((1, 4, 4), torch.nan), 'finite')])
+@pytest.mark.parametrize('second, message', [(torch.eye(3)[None], 'shape'),
+                                             (torch.full((1, 4, 4), torch.nan), 'finite')])
 def test_moments_that_do_not_fit_are_refused(second, message):
     with pytest.raises(ValueError, match=message):
         Problem(torch.zeros(1, 2, 4), Moments(second, torch.zeros(1, 4)))

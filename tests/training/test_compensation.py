@@ -1,5 +1,4 @@
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,7 +141,6 @@ def test_moments_are_those_of_the_whole_matrix(model, images):
 
 
 def test_calibration_images_are_the_first_of_an_epoch_in_batches_of_at_least_2():
-    loader = SimpleNamespace(set_epoch=lambda epoch: None, __iter__=None)
     batches = [(torch.full((100, 1), float(number)), None) for number in range(3)]
     loader = type('Loader', (list,), {'set_epoch': lambda self, epoch: None})(batches)
     found = calibration_batches(loader, 257)
@@ -163,6 +161,9 @@ def test_a_search_rounds_each_layer_and_bits_once(flow, tiny_net, tiny_loaders, 
     assert again == first
     for key, value in env.model.state_dict().items():
         assert torch.equal(value, state[key]), key
+    monkeypatch.undo()
+    assert env.quantize_finally(strategy, tiny_loaders[0]).describe()['strategy'] == strategy
+    assert not torch.equal(env.model.head.weight, state['head.weight'])
     name = next(iter(env.layers()))
     with env.float_network() as network:
         before = {key: value.clone() for key, value in network.named_parameters() if 'quantizer' not in key}

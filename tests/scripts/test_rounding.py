@@ -1,0 +1,81 @@
+"""--rounding compensated from search to checkpoint: without training, resumed, and beside rounding to the nearest."""
+
+import shutil
+
+import pytest
+import torch
+
+ROUND = ('--rounding', 'compensated', '--calibration_images', '96')
+
+
+def read(path):
+    return torch.load(path, weights_only=True)
+
+
+def top1_of(done):
+    return float(done.out.rpartition('top-1 ')[2].split()[0])
+
+
+@pytest.mark.parametrize('flow', ['network', 'linear'])
+def test_without_training_it_is_a_checkpoint_like_any_other(request, home, flow, weights, succeed, tmp_path):
+    options = (*request.getfixturevalue(flow), '--weights', weights, '--strategy', 'uniform:3', '--cost', 'file_size',
+               '--train_batch', '256', '--lr', '0.001', '--bn_batches', '4', '--epochs', '0')
+    plain = succeed('finetune.py', *options, '-c', 'plain', cwd=tmp_path)
+    done = succeed('finetune.py', *options, *ROUND, '-c', 'rounded', cwd=tmp_path)
+    assert top1_of(done) > top1_of(plain) + 2
+    again = succeed('finetune.py', '--resume', tmp_path / 'rounded' / 'checkpoint.pth.tar', '--eval', cwd=tmp_path)
+    assert top1_of(again) == top1_of(done)
+    state = read(tmp_path / 'rounded' / 'checkpoint.pth.tar')['state_dict']
+    assert not torch.equal(state['layer1.0.conv1.weight'], read(weights)['state_dict']['layer1.0.conv1.weight'])
+    if flow == 'linear':
+        return
+    shutil.copytree(tmp_path / 'rounded', tmp_path / 'longer')
+    longer = succeed('finetune.py', '--resume', tmp_path / 'longer' / 'checkpoint.pth.tar', '--epochs', '1',
+                     cwd=tmp_path)
+    straight = succeed('finetune.py', *options[:-2], *ROUND, '--epochs', '1', '-c', 'straight', cwd=tmp_path)
+    assert top1_of(longer) == top1_of(straight) > top1_of(plain)
+
+
+@pytest.mark.parametrize('flow', ['network', 'linear'])
+def test_a_search_rounds_and_a_comparison_rounds_for_good(request, flow, weights, succeed, read_json, tmp_path):
+    options = (*request.getfixturevalue(flow), *ROUND, '--weights', weights, '--train_size', '128', '--val_size', '64',
+               '--cost', 'file_size', '--finetune_flag', 'False', '--min_bit', '2')
+    if flow == 'linear':
+        done = succeed('compare_searchers.py', *options, '--searchers', 'uniform', '--budgets', 'uniform:3', '--seeds',
+                       1, '--evaluations', 1, '--final_epochs', 0, '--output', tmp_path / 'compared', cwd=tmp_path)
+        assert 'uniform' in done.out
+        return
+    search = ('rl_quantize.py', *options, '--searcher', 'random', '--preserve_ratio', 'uniform:3', '--output', tmp_path)
+    succeed(*search, '--train_episode', '2', '--suffix', 'whole', cwd=tmp_path)
+    succeed(*search, '--train_episode', '1', '--suffix', 'parts', cwd=tmp_path)
+    whole, parts = (next(tmp_path.glob(f'*_{name}')) for name in ('whole', 'parts'))
+    succeed('rl_quantize.py', '--resume', parts, '--train_episode', '2', cwd=tmp_path)
+    assert (parts / 'strategy.txt').read_text() == (whole / 'strategy.txt').read_text()
+
+
+def test_a_search_corrects_no_biases_of_plain_rounding(refused, network, weights, tmp_path):
+    refused(tmp_path, ['--bias_correction', '--rounding compensated'], 'rl_quantize.py', *network, '--weights', weights,
+            '--bias_correction', 'True', '--train_size', '64', '--val_size', '64', '--output', tmp_path)
+
+
+def test_qat_begins_with_it(network, weights, refused, succeed, tmp_path):
+    options = ('qat_train.py', *network, *ROUND, '--weights', weights, '--strategy', 'uniform:3', '--train_batch',
+               '256', '--epochs', '0')
+    done = succeed(*options, '--weight_quantizer', 'lsq', '--act_quantizer', 'lsq', '-c', 'qat', cwd=tmp_path)
+    again = succeed('qat_train.py', '--resume', tmp_path / 'qat' / 'checkpoint.pth.tar', '--eval', cwd=tmp_path)
+    assert top1_of(again) == top1_of(done) > 50
+    refused(tmp_path, ['--rounding compensated', 'DoReFa', 'no grid'], *options, '-c', tmp_path / 'other')
+
+
+def test_hybrid_quantization_with_it_beside_aciq(home, network, weights, succeed, read_json, tmp_path):
+    options = ('hybrid_train.py', *network, '--weights', weights, '--strategy', str([4] * 20), '--epochs',
+               '0', '--set', 'ptq.per_channel=true')
+    results = []
+    for name, rounding in (('aciq', ()), ('compensated', ('--rounding', 'compensated'))):
+        succeed(*options, *rounding, '-c', tmp_path / name, cwd=tmp_path)
+        results.append(read_json(tmp_path / name / 'results.json')['top1'])
+    aciq, compensated = results
+    assert compensated > aciq - 2
+    model = tmp_path / 'compensated' / 'experiment_data' / 'q_model' / 'model.pth.tar'
+    done = succeed('hybrid_train.py', '--resume', model, '--eval', cwd=tmp_path)
+    assert top1_of(done) == pytest.approx(compensated, abs=0.01)
