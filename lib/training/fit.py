@@ -133,6 +133,8 @@ def fit(model: nn.Module, loaders: tuple, settings: TrainingSettings | None = No
                     epoch + 1, epochs, *row[:2], row[3], row[2], row[4], f'{best:.2f}' if best >= 0 else '-',
                     time.time() - start)
     if epochs == start_epoch == 0:
+        if settings.bn_batches:
+            reestimate_batch_norm(model, loaders[0], settings.bn_batches, device, precision)
         metrics = evaluate(model, loaders[1], loss_function(), device, precision=precision)
         best = metrics.top1
         if log:

@@ -9,6 +9,7 @@ import pytest
 from lib.env.episode import EpisodeSettings
 from lib.search.bench import SearcherSettings
 from lib.search.progressive import StepSettings
+from lib.training.compensation import Rounding
 from lib.training.settings import TrainingSettings
 from tests.scripts.conftest import SCRIPTS
 
@@ -37,7 +38,8 @@ def kinds():
             ('_exported', ['PackedExport']))
             for name in names]
         yield {**{name: getattr(import_module(module), name) for module, name in found},
-               **{kind.__name__: kind for kind in (EpisodeSettings, SearcherSettings, StepSettings, TrainingSettings)}}
+               **{kind.__name__: kind for kind in (EpisodeSettings, SearcherSettings, StepSettings, TrainingSettings,
+                                                   Rounding)}}
 
 
 @pytest.mark.parametrize('verb', WITHOUT)
