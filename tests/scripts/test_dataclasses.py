@@ -8,6 +8,7 @@ import pytest
 
 from lib.env.episode import EpisodeSettings
 from lib.search.bench import SearcherSettings
+from lib.search.frontier import Goal
 from lib.search.progressive import StepSettings
 from lib.training.compensation import Rounding
 from lib.training.settings import TrainingSettings
@@ -39,7 +40,7 @@ def kinds():
             for name in names]
         yield {**{name: getattr(import_module(module), name) for module, name in found},
                **{kind.__name__: kind for kind in (EpisodeSettings, SearcherSettings, StepSettings, TrainingSettings,
-                                                   Rounding)}}
+                                                   Rounding, Goal)}}
 
 
 @pytest.mark.parametrize('verb', WITHOUT)
