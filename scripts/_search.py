@@ -28,7 +28,8 @@ AGENT = ('hidden1', 'hidden2', 'lr_a', 'lr_c', 'tau', 'discount', 'bsize', 'init
 RECIPES = {
     'haq': {},
     'fast': {
-        'train_episode': 60, 'finetune_flag': False, 'bn_batches': 2,  # an episode is an evaluation
+        'searcher': 'bayes', 'rounding': 'compensated', 'finish': True,
+        'train_episode': 30, 'finetune_flag': False, 'bn_batches': 2,  # an episode is an evaluation
         'reward': 'agreement', 'reward_on': 'augmented', 'val_size': 512,
         'min_bit': 2, 'fill': True,
         'warm_start': 'sensitivity', 'warmup': 9, 'init_delta': 0.2, 'delta_end': 0.05,  # of the agent
@@ -187,7 +188,7 @@ class Flow:
         return {'activation_grid': self.activation_grid, 'weight_scales': self.weight_scales}
 
     def begin(self, network, data, start, device):
-        """Return (the network with its weights, in the form of the flow; the loaders) that a search begins with."""
+        """Return (the network with its weights, in the form of the flow; the loaders; the number of classes)."""
         from _networks import build_model, prepare, read_weights, say_own_weights  # torch: not before parsing
         from _setup import loaders_of  # torch, too
         *loaders, classes = loaders_of(data, network, device, train_size=self.train_size, val_size=self.val_size)
@@ -197,7 +198,7 @@ class Flow:
         if checkpoint is None:
             say_own_weights(network)
         return prepare(model, shape, start, checkpoint, source, linear=self.linear, fold_bn=self.fold_bn,
-                       sync_bn=self.sync_bn, bn_batches=self.bn_batches, grids=self.grids), loaders
+                       sync_bn=self.sync_bn, bn_batches=self.bn_batches, grids=self.grids), loaders, classes
 
     def environment(self, model, loaders, space, episodes, precision):
         """Return the environment of a network, (training loader, validation loader), and a space of strategies."""

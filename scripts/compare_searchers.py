@@ -112,7 +112,7 @@ def main(args):
     pricing_rules = pricing_of(run.folder) if args.resume else PRICING
 
     # data and network
-    model, loaders = flow.begin(network, data, start, device)
+    model, loaders, _ = flow.begin(network, data, start, device)
     shape = loaders[0].input_shape
 
     # strategies, and what becomes of them; all budgets are checked before anything slow begins

@@ -117,8 +117,8 @@ def make_qat_parser():
 def configure(args, parser):
     """Return the defaults that --config gives, as {option: value}.
 
-    For another network than the configuration's, these are without its shape, its bits and its folder. The parser
-    refuses an unknown configuration, key or value.
+    For another network than the configuration's, these are without its shape, its bits, its folder and what images are
+    normalised by, for its weights were made elsewhere. The parser refuses an unknown configuration, key or value.
     """
     from lib.runtime.user_code import load_object  # it imports torch
     theirs = args.archtype and args.config == parser.get_default('config')
@@ -132,7 +132,7 @@ def configure(args, parser):
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if args.model_file or args.arch not in (parser.get_default('arch'), values.get('arch', args.arch)):
-        values = {name: value for name, value in values.items() if name not in (*NETWORK_OPTIONS, *BITS, 'checkpoint')}
+        values = {name: value for name, value in values.items() if name not in (*NETWORK_OPTIONS, *BITS, 'normalize', 'checkpoint')}
     return {**values, 'config': args.config, 'schedule': None} if theirs else values
 
 

@@ -70,6 +70,9 @@ def make_search_parser():
                        'instead of being evaluated again')
     add_agent_options(parser)
     group = parser.add_argument_group('output')
+    group.add_argument('--finish', action=Bool, help='write a checkpoint of the network under the best strategy to '
+                       '<folder>/quantized: rounded for good as --rounding says, not trained, ready for finetune.py, '
+                       'export.py and predict.py')
     group.add_argument('--output', default=RepositoryPath('save'), help='folder that holds the folders of searches')
     group.add_argument('--suffix', help='appended to the name of the folder, <arch>_<dataset>[_<suffix>]')
     group.add_argument('--resume', metavar='RUN', help='folder of a search to continue, with its own settings')
@@ -83,9 +86,11 @@ def main(args):
     from _networks import Network, Start, published_file
     from _resume import Beginning, begin_run, check_done, in_file, inputs_of, read_state
     from _setup import Data, start_device
+    from _training import about_run
 
     from lib.env.episode import EpisodeSettings
     from lib.env.space import Space
+    from lib.record.checkpoint import save_checkpoint
     from lib.record.folder import check_folder
     from lib.runtime.distributed import is_main, on_main, world_size
     from lib.search.bench import Bench, SearcherSettings
@@ -119,7 +124,7 @@ def main(args):
     check_done(run, len(saved['history']) if saved else 0, args.train_episode, 'episodes', 'train_episode')
 
     # data and network
-    model, loaders = flow.begin(network, data, start, device)
+    model, loaders, classes = flow.begin(network, data, start, device)
 
     # strategies, and what becomes of them
     pricing = pick(Pricing, args, network=network, linear=linear, folder=args.output)
@@ -179,6 +184,18 @@ def main(args):
                     env.float_accuracy, best.ratio, log.best['episode'])
         logger.info('paste this into STRATEGIES of scripts/finetune.py, or give --strategy %s:\n%s',
                     run.folder / 'strategy.json', json.dumps(best.strategy))
+    if args.finish:
+        quantization, metrics = env.finish(best.strategy)
+        cost = constraints[0].cost
+        details = about_run(network, data, loaders[0].input_shape, classes, ratio=cost.ratio(best.strategy),
+                            cost=cost.cost(best.strategy), cost_name=cost.name, cost_unit=cost.unit,
+                            layers=layers.names, coverage=layers.coverage, folded=args.fold_bn)
+        if log:
+            target = run.folder / 'quantized' / 'checkpoint.pth.tar'
+            save_checkpoint(target, {'epoch': 0, 'acc': metrics.top1, 'best_acc': metrics.top1, 'top5': metrics.top5,
+                                     'state_dict': model.state_dict(), **quantization.state(), **details})
+            logger.info('%s: the network under this strategy, not trained; top-1 %.2f %% on the %d held-out images',
+                        target, metrics.top1, loaders[1].num_images)
 
 
 def check_processes(searcher, warm_start, processes):

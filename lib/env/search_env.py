@@ -236,6 +236,12 @@ class SearchEnv:
         self.rounding.estimate_batch_norm(self.model, train_loader, self.device, self.precision)
         return quantization
 
+    def finish(self, strategy: list) -> tuple[Quantization, Metrics]:
+        """Leave the network quantized for good, without training; return also its `Metrics` on the held-out images."""
+        quantization = self.quantize_finally(strategy, self.train_loader)
+        self._reestimate(0, 0 if self.rounding.compensated else self.settings.bn_batches)
+        return quantization, self._evaluate(self.val_loader)
+
     def _begin(self):
         """Bring the network, and the factor of mixed precision, to where every episode begins."""
         self._other_state.restore()  # first: buffers may have another shape by now

@@ -68,6 +68,7 @@ def test_qat_begins_with_it(network, weights, refused, succeed, tmp_path):
     done = succeed(*options, '--weight_quantizer', 'lsq', '--act_quantizer', 'lsq', '-c', 'qat', cwd=tmp_path)
     again = succeed('qat_train.py', '--resume', tmp_path / 'qat' / 'checkpoint.pth.tar', '--eval', cwd=tmp_path)
     assert top1_of(again) == top1_of(done) > 50
+    assert read(tmp_path / 'qat' / 'checkpoint.pth.tar')['qat']['normalize'] is None, "its weights' own"
     refused(tmp_path, ['--rounding compensated', 'DoReFa', 'no grid'], *options, '-c', tmp_path / 'other')
 
 
@@ -83,3 +84,19 @@ def test_hybrid_quantization_with_it_beside_aciq(home, network, weights, succeed
     model = tmp_path / 'compensated' / 'experiment_data' / 'q_model' / 'model.pth.tar'
     done = succeed('hybrid_train.py', '--resume', model, '--eval', cwd=tmp_path)
     assert top1_of(done) == pytest.approx(compensated, abs=0.01)
+
+
+def test_a_search_leaves_a_network_that_is_ready(network, weights, succeed, tmp_path):
+    done = succeed('rl_quantize.py', *network, '--recipe', 'fast', '--calibration_images', '96', '--weights', weights,
+                   '--train_size', '128', '--val_size', '64', '--preserve_ratio', 'uniform:3', '--train_episode', '1',
+                   '--max_bit', '4', '--sensitivity_images', '32', '--output', tmp_path, cwd=tmp_path)
+    ready, = tmp_path.glob('*/quantized/checkpoint.pth.tar')
+    assert str(ready.relative_to(tmp_path)) in done.out
+    saved = read(ready)
+    assert saved['quantization'] == 'kmeans' and len(saved['codebooks']) == 20 and saved['classes'] == 10
+    top1 = top1_of(succeed('finetune.py', '--resume', ready, '--eval', *network, cwd=tmp_path))
+    assert top1 > 50
+    succeed('export.py', '--resume', ready, '--packed', 'ready.safetensors', cwd=tmp_path)
+    kept = ready.read_bytes()
+    succeed('rl_quantize.py', '--resume', ready.parents[1], cwd=tmp_path)
+    assert len(ready.read_bytes()) == len(kept)
