@@ -1,7 +1,10 @@
 """Budgets: the final action wall, which lowers a strategy's bits until it holds them, and whether any strategy does."""
 
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from numbers import Integral
@@ -281,14 +284,34 @@ def pick_one_each(owner: np.ndarray, rows: np.ndarray, upper: Sequence[float], o
         one_each = np.hstack([one_each, np.zeros((len(one_each), 1))])
         rows = np.hstack([rows, -np.ones((len(rows), 1))])
     more = np.ones(int(largest))
-    result = milp(
-        c=objective,
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(rows, -np.inf, upper)],
-        integrality=np.append(np.ones(len(owner)), 0 * more),
-        bounds=Bounds(np.append(np.zeros(len(owner)), lowest * more), np.append(np.ones(len(owner)), np.inf * more)),
-        options={'mip_rel_gap': 0},
-    )
+    with _silent():
+        result = milp(
+            c=objective,
+            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(rows, -np.inf, upper)],
+            integrality=np.append(np.ones(len(owner)), 0 * more),
+            bounds=Bounds(np.append(np.zeros(len(owner)), lowest * more), np.append(np.ones(len(owner)), np.inf * more)),
+            options={'mip_rel_gap': 0},
+        )
     if result.x is None:
         raise RuntimeError(result.message)
     picked = result.x[:len(owner)]
     return [int(np.argmax(picked[owner == layer])) for layer in range(owner[-1] + 1)]
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Let the process print nothing: HiGHS leaves lines of its own debugging on the standard output now and then."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no standard output
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(null)
