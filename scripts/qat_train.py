@@ -132,7 +132,8 @@ def configure(args, parser):
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if args.model_file or args.arch not in (parser.get_default('arch'), values.get('arch', args.arch)):
-        values = {name: value for name, value in values.items() if name not in (*NETWORK_OPTIONS, *BITS, 'normalize', 'checkpoint')}
+        own = (*NETWORK_OPTIONS, *BITS, 'normalize', 'checkpoint')
+        values = {name: value for name, value in values.items() if name not in own}
     return {**values, 'config': args.config, 'schedule': None} if theirs else values
 
 

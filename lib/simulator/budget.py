@@ -289,7 +289,8 @@ def pick_one_each(owner: np.ndarray, rows: np.ndarray, upper: Sequence[float], o
             c=objective,
             constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(rows, -np.inf, upper)],
             integrality=np.append(np.ones(len(owner)), 0 * more),
-            bounds=Bounds(np.append(np.zeros(len(owner)), lowest * more), np.append(np.ones(len(owner)), np.inf * more)),
+            bounds=Bounds(np.append(np.zeros(len(owner)), lowest * more),
+                          np.append(np.ones(len(owner)), np.inf * more)),
             options={'mip_rel_gap': 0},
         )
     if result.x is None:
