@@ -251,6 +251,9 @@ def add_quantization_options(parser):
                        '(strategy of pairs, latency budget) instead of weights by K-means (model size)')
     group.add_argument('--is_pruned', action=BooleanOption, help='K-means: zero weights stay zero, cost nothing and '
                        'get no centroid')
+    group.add_argument('--kmeans_weights', choices=['none', 'fisher'], default='none', help='K-means: what the squared '
+                       'error of a weight counts: all the same, or by its mean squared gradient on '
+                       '--calibration_images, which helps at 1 and 2 bits')
     group.add_argument('--float_bit', type=at_least(1),
                        help='bits that a ratio of 1 stands for (default: 32 in the K-means '
                        'flow, 8 in the linear flow)')
@@ -281,9 +284,18 @@ def add_rounding_options(group):
                        'codes: each the nearest one, or chosen so that the codes after it make good its error in the '
                        "layer's outputs, on calibration images and without training (docs/rounding.md)")
     group.add_argument('--calibration_images', type=at_least(2), default=512, metavar='N', help='training images for '
-                       'rounding and bias correction; labels are not used')
+                       'rounding and bias correction, which use no labels, and for --kmeans_weights')
     group.add_argument('--bias_correction', action=BooleanOption, default=None, help='let biases take over the mean '
                        'error that rounding makes in outputs (default: with --rounding compensated True, else False)')
+
+
+def check_kmeans_weights(kmeans_weights, linear, rounding, bias_correction):
+    """Raise ValueError where --kmeans_weights does not apply."""
+    if kmeans_weights != 'none' and linear:
+        raise ValueError(f'--kmeans_weights {kmeans_weights} belongs to the K-means flow: leave it out')
+    if kmeans_weights != 'none' and (rounding != 'nearest' or bias_correction):
+        raise ValueError(f'--kmeans_weights {kmeans_weights} belongs to --rounding nearest without --bias_correction '
+                         '(compensated rounding weighs by the inputs of the layers): leave one of them out')
 
 
 def add_grid_options(group, flow='', defaults=('symmetric', 'tensor')):

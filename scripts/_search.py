@@ -12,6 +12,7 @@ from _options import (
     add_distillation_options,
     add_unused_options,
     at_least,
+    check_kmeans_weights,
     fraction,
     positive,
 )
@@ -168,6 +169,7 @@ class Flow:
     calibrate: str = 'kl'
     activation_cap: float | None = None
     kmeans_iter: int = 3
+    kmeans_weights: str = 'none'
     activation_grid: str | None = None
     weight_scales: str | None = None
     rounding: str = 'nearest'
@@ -181,6 +183,7 @@ class Flow:
                 raise ValueError(f'--{other} belongs to the {theirs} flow: leave it out')
         if self.bias_correction and self.rounding == 'nearest':
             raise ValueError('--bias_correction in a search belongs to --rounding compensated: leave it out')
+        check_kmeans_weights(self.kmeans_weights, self.linear, self.rounding, self.bias_correction)
 
     @property
     def grids(self):
@@ -211,7 +214,7 @@ class Flow:
             return LinearQuantizeEnv(model, *loaders, space, episodes, calibrate_method=self.calibrate,
                                      activation_cap=self.activation_cap, **common)
         return QuantizeEnv(model, *loaders, space, episodes, is_pruned=self.is_pruned, kmeans_iter=self.kmeans_iter,
-                           **common)
+                           kmeans_weights=self.kmeans_weights, **common)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from _options import (
     add_run_options,
     add_training_options,
     at_least,
+    check_kmeans_weights,
 )
 
 from lib.record.strategy import check_strategy, find_strategy
@@ -73,6 +74,7 @@ def main(args):
     )
 
     from lib.network.codebooks import find_codebooks
+    from lib.network.gradients import fisher_diagonal
     from lib.quantize.grids import Grids
     from lib.training.compensation import Rounding, round_codebooks, round_linear
     from lib.training.loop import Precision
@@ -84,6 +86,7 @@ def main(args):
     saved, linear = read_resumed(run, evaluate_only=args.evaluate), args.linear_quantization or network.is_twin
     if args.fold_bn and not linear:
         raise ValueError('--fold_bn belongs to the linear flow: leave it out in the K-means flow')
+    check_kmeans_weights(args.kmeans_weights, linear, args.rounding, args.bias_correction)
     checkpoint, source = (saved, args.resume) if saved else read_weights(start, network)
     estimate = batches_to_estimate(run, args.bn_batches, checkpoint) if args.evaluate else 0
     rounding = pick(Rounding, args)
@@ -137,9 +140,13 @@ def main(args):
             loader = training_loader(data, network, loaders, device)
             kept |= round_codebooks(model, anew, rounding.batches(loader, device), rounding, is_pruned=is_pruned,
                                     max_iter=args.kmeans_iter, seed=args.seed)
+        importance = None
+        if args.kmeans_weights == 'fisher' and anew:
+            importance = fisher_diagonal(model, {name: model.get_submodule(name) for name in anew},
+                                         training_loader(data, network, loaders, device), args.calibration_images)
         quantization = KMeansQuantization(model, strategy, is_pruned=is_pruned, codebooks=kept, seed=args.seed,
                                           free_high_bit=args.free_high_bit and not args.evaluate and args.epochs > 0,
-                                          max_iter=args.kmeans_iter)
+                                          max_iter=args.kmeans_iter, importance=importance)
 
     precision = Precision(device, args.half, args.channels_last)
     if rounds:

@@ -3,6 +3,7 @@
 A weight tensor is one-dimensional data, whose best clusters are found almost exactly (`Line`).
 """
 
+from collections.abc import Mapping
 from numbers import Integral
 
 import numpy as np
@@ -77,15 +78,17 @@ class CodebookCache:
     """The codebooks of fixed float weights, each fitted once; at most one for every (layer, bits).
 
     The search clusters the same float weights in every episode. `name` stands for the weight: other weights need
-    another cache.
+    another cache. `importance` has what weights count, of the layers that are in it.
     """
 
-    def __init__(self, *, max_iter: int = 3, is_pruned: bool = False, seed: int = 0):
+    def __init__(self, *, max_iter: int = 3, is_pruned: bool = False, seed: int = 0,
+                 importance: Mapping[str, Tensor] | None = None):
         self._options = {'max_iter': max_iter, 'is_pruned': is_pruned, 'seed': seed}
+        self._importance = importance or {}
         self._codebooks: dict[tuple[str, int], Codebook] = {}
 
     def get(self, name: str, weight: Tensor, bits: int) -> Codebook:
-        """Return `fit_codebook(weight, bits)`, computed once for (name, bits); it is shared, so do not change it."""
+        """Return the codebook of a weight, computed once for (name, bits); it is shared, so do not change it."""
         key = name, bits
         if key not in self._codebooks:
             self._codebooks[key] = self.find(name, weight, bits)
@@ -93,8 +96,8 @@ class CodebookCache:
 
     def find(self, name: str, weight: Tensor, bits: int) -> Codebook:
         """Return the codebook of fixed weights, which `get` then keeps; for subclasses that find other ones."""
-        return self.fit(weight, bits)
+        return fit_codebook(weight, bits, importance=self._importance.get(name), **self._options)
 
     def fit(self, weight: Tensor, bits: int) -> Codebook:
-        """Return `fit_codebook(weight, bits)` with the options of this cache, for other weights than the fixed ones."""
+        """Return the codebook of other weights than the fixed ones, which all count the same."""
         return fit_codebook(weight, bits, **self._options)

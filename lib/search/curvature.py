@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
+from lib.network.gradients import differentiable, logits_of_one
 from lib.network.hooks import hooked
 from lib.network.reach import Following
 from lib.quantize.quantizer import Quantizer
@@ -58,7 +58,7 @@ def measure_curvature(
     with differentiable(layers) as weights:
         for image, label in zip(images.split(1), labels.split(1), strict=True):  # each gradient is squared by itself
             with recorded_inputs(model, {name: layers[name] for name in quantizers}) as inputs:
-                scalar = SCALARS[kind](_logits(model, image), label, generator)
+                scalar = SCALARS[kind](logits_of_one(model, image), label, generator)
             squares = iter(_mean_squares(scalar, [*([weight] for weight in weights.values()), *inputs.values()]))
             for sums in (w_sums, a_sums):
                 for name in sums:
@@ -66,15 +66,6 @@ def measure_curvature(
             _add_errors(errors, quantizers, inputs)
     return Curvature(_mean(w_sums, images), _mean(a_sums, images),
                      {name: _mean(sums, images) for name, sums in errors.items()})
-
-
-def _logits(model, image):
-    logits = model(image)
-    if logits.dim() != 2:
-        raise ValueError(f'the network returns a tensor of shape {tuple(logits.shape)} for one image, expected (1, '
-                         'classes): the gradient of each image by itself is needed here; in its forward, take '
-                         'flatten(1) in place of squeeze(), or take the searcher greedy or ilp')
-    return logits
 
 
 def _mean(sums, images):
@@ -94,21 +85,6 @@ def _add_errors(errors, quantizers, inputs):
     for name, tensors in inputs.items():
         for bits, quantizer in quantizers[name].items():
             errors[name][bits] += sum((quantizer(x) - x).square().sum(dtype=torch.float64).item() for x in tensors)
-
-
-@contextmanager
-def differentiable(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Give {layer name: weight}, all with a gradient and, where they are computed, computed once."""
-    with torch.enable_grad(), parametrize.cached():
-        weights = {name: layer.weight for name, layer in layers.items()}
-        frozen = [weight for weight in weights.values() if not weight.requires_grad]
-        for weight in frozen:
-            weight.requires_grad_(True)
-        try:
-            yield weights
-        finally:
-            for weight in frozen:
-                weight.requires_grad_(False)
 
 
 @contextmanager

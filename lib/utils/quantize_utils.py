@@ -1,7 +1,7 @@
 """Quantization of whole networks: K-means with trained centroids, and conversion to linearly quantized layers."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -128,7 +128,7 @@ class KMeansQuantization(Quantization):
 
     def __init__(self, model: nn.Module, strategy: list[int], *, is_pruned: bool = False, free_high_bit: bool = False,
                  cache: CodebookCache | None = None, codebooks: dict[str, Codebook] | None = None, max_iter: int = 50,
-                 seed: int = 0):
+                 seed: int = 0, importance: Mapping[str, Tensor] | None = None):
         """Cluster the weights of `model` in place.
 
         Args:
@@ -137,11 +137,13 @@ class KMeansQuantization(Quantization):
             free_high_bit: layers above 6 bits stay float until the last epoch.
             cache: a `CodebookCache` over the same weights, shared by the episodes of a search.
             codebooks: {layer name: `Codebook`} of a checkpoint, used instead of clustering.
+            importance: {layer name: what its weights count}, of layers that are clustered now; None: all the same.
         """
         super().__init__(model, strategy)
         self.is_pruned = is_pruned
         self.bits = dict(zip(quantizable_layers(model), strategy, strict=True))
-        self.cache = cache or CodebookCache(max_iter=max_iter, is_pruned=is_pruned, seed=seed)
+        self.cache = cache or CodebookCache(max_iter=max_iter, is_pruned=is_pruned, seed=seed,
+                                            importance=importance)
         self.trainers, self._centroids = [], {}
         known = codebooks or {}
         self.free = [name for name, bits in self.bits.items()

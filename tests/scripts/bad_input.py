@@ -62,6 +62,9 @@ tune --ema_decay 1.0 | --ema_decay | below 1
 tune --mixup -1 | --mixup | at least 0
 tune --randaugment 31 | --randaugment | at most 30
 tune --warmup_type linear | warmup_type linear | warmup_epoch
+linear_tune --kmeans_weights fisher | --kmeans_weights fisher | K-means
+tune --kmeans_weights fisher --rounding compensated | --kmeans_weights fisher | --rounding nearest
+linear_search --kmeans_weights fisher | --kmeans_weights fisher | K-means
 tune --distill_weight 0 --distill float | --distill_weight | above 0
 tune --distill float --reset_classifier | --distill float | random
 tune --distill float --weights tuned_k/checkpoint.pth.tar | --distill float | kmeans network | pretrain.py
