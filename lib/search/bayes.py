@@ -1,6 +1,7 @@
 """A Bayesian linear model of the loss, whose best strategy the integer program finds: Thompson sampling."""
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ SHARED = 0.7  # correlation of the numbers of bits of a layer: who is wrong abou
 ALIKE, WIDE = 0.25, 2.0  # without sensitivities: what one bit more leaves of a rise, and the spread in place of SPREAD
 NOISES = np.logspace(-4, 1, 26)  # variances of an evaluation's noise, relative to the prior variance of a strategy
 USUAL, DECADES = -1.5, 1.0  # mean and standard deviation of their logarithm, before anything is observed
+DOUBTS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # variances of theta, relative to those of the prior; of 1, give or take e
 TRIES = 6  # draws that look for a strategy that is new, each wider than the one before
 
 
@@ -28,6 +30,7 @@ class Fit(NamedTuple):
         contrasts, targets: in the unit of the sensitivities.
         variances: (n - 1,) of the targets before they are known.
         scale, noise: from what is observed to sensitivities, and the variance of an evaluation in their unit.
+        doubt: variance of theta relative to that of the prior.
     """
 
     basis: np.ndarray
@@ -36,15 +39,16 @@ class Fit(NamedTuple):
     variances: np.ndarray
     scale: float
     noise: float
+    doubt: float
 
 
 class LinearModel:
     """scale * observed(strategy) = level + sum of theta[layer, bits] over the layers + noise.
 
     In the linear flow a layer has a theta for the bits of its weights and one for those of its input. The prior of
-    theta is Gaussian, in the unit of the sensitivities, its level flat; scale and noise are those under which the
-    observations are most likely, so that any measure will do that is lower where a strategy is better. Given these,
-    the posterior of theta is exact.
+    theta is Gaussian, in the unit of the sensitivities, its level flat. The scale, the noise and how far the prior is
+    to be doubted are those under which the observations are most likely, so that any measure will do that is lower
+    where a strategy is better. Given these, the posterior of theta is exact.
 
     Attributes:
         places: (layer, side, bits) of each theta, side 0: weights, 1: input.
@@ -81,12 +85,16 @@ class LinearModel:
 
     def posterior(self, rng: np.random.Generator | None = None) -> np.ndarray:
         """Return the posterior mean of theta, or a draw: one from the prior, corrected by what it misses (Matheron)."""
-        theta = self.mean if rng is None else self.mean + self._root @ rng.standard_normal(len(self.mean))
-        if (fit := self.fit()) is None:
+        fit = self.fit()
+        doubt = fit.doubt if fit else 1.0
+        theta = self.mean
+        if rng is not None:
+            theta = theta + doubt ** 0.5 * (self._root @ rng.standard_normal(len(theta)))
+        if fit is None:
             return theta
         noise = 0.0 if rng is None else fit.noise ** 0.5 * (fit.basis @ rng.standard_normal(len(self._values)))
         missing = fit.targets - fit.contrasts @ theta - noise
-        return theta + self.covariance @ (fit.contrasts.T @ (missing / fit.variances))
+        return theta + doubt * self.covariance @ (fit.contrasts.T @ (missing / fit.variances))
 
     def fit(self) -> Fit | None:
         """Return the `Fit` of all observations; None: there are fewer than two, and the level is unknown."""
@@ -97,8 +105,9 @@ class LinearModel:
     def _fitted(self, rows, values):
         """Return the likeliest `Fit`.
 
-        Contrasts of observations sum to 0, so that the level is not in them. The eigenvectors of their covariance make
-        them independent, whatever the noise, and for each the likeliest scale is the root of a quadratic equation.
+        Contrasts of observations sum to 0, so that the level is not in them. The eigenvectors of their covariance
+        make them independent, whatever noise and doubt, and for each the likeliest scale is the root of a quadratic
+        equation.
         """
         basis, known = helmert(len(values)), rows @ self.covariance
         spread, vectors = np.linalg.eigh(basis @ known @ rows.T @ basis.T)
@@ -106,14 +115,14 @@ class LinearModel:
         contrasts, observed = basis @ rows, basis @ values
         expected, count = contrasts @ self.mean, len(observed)
         usual, found = (known * rows).sum(1).mean(), []
-        for ratio in NOISES:
-            variances = spread.clip(0) + ratio * usual
-            square, product = (observed ** 2 / variances).sum(), (observed * expected / variances).sum()
-            scale = (product + (product ** 2 + 4 * count * square) ** 0.5) / (2 * square) if square else 0.0
+        for ratio, doubt in product(NOISES, DOUBTS):
+            variances = doubt * spread.clip(0) + ratio * usual
+            square, cross = (observed ** 2 / variances).sum(), (observed * expected / variances).sum()
+            scale = (cross + (cross ** 2 + 4 * count * square) ** 0.5) / (2 * square) if square else 0.0
             misses = ((scale * observed - expected) ** 2 / variances + np.log(variances)).sum()
-            prior = ((np.log10(ratio) - USUAL) / DECADES) ** 2
+            prior = ((np.log10(ratio) - USUAL) / DECADES) ** 2 + np.log(doubt) ** 2
             found.append((count * np.log(scale or 1) - (misses + prior) / 2,
-                          Fit(basis, contrasts, scale * observed, variances, scale, ratio * usual)))
+                          Fit(basis, contrasts, scale * observed, variances, scale, ratio * usual, doubt)))
         return max(found, key=lambda pair: pair[0])[1]
 
     def solve(self, theta: np.ndarray, space: Space | None = None) -> list:
