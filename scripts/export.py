@@ -46,8 +46,8 @@ def add_export_options(parser):
                        '("16,8"); or original: 32,10 in the blocks and 32,16 in stem, header and classifier')
     group.add_argument('--end_format', metavar='FORMAT', help='of stem, header and classifier (default: as --format '
                        'for a mantissa, else 32,16)')
-    group.add_argument('--rounding', choices=['round', 'floor', 'trunc'], default='round', help='of the shift: to the '
-                       'nearest, down, or towards 0')
+    group.add_argument('--rounding', dest='shift_rounding', choices=['round', 'floor', 'trunc'], default='round',
+                       help='of the shift: to the nearest, down, or towards 0')
     group.add_argument('--saturate', action=Bool, help='clip constants that do not fit their format, and say so, '
                        'instead of refusing them')
     group.add_argument('--wide_word', type=at_least(12), help='bits of tensors that no quantizer made (default: 32 '
@@ -133,12 +133,13 @@ def main(args):
 
     # the integer network, beside it on noise and on images
     integers = lower_network(model, shape, block_format=args.format, end_format=args.end_format,
-                             rounding=args.rounding, saturate=args.saturate, wide_word=args.wide_word)
+                             rounding=args.shift_rounding, saturate=args.saturate, wide_word=args.wide_word)
     noise = check_on_noise(model, integers)
     logger.info('%d images of noise: the same prediction for %.2f %%; the logits differ by %.2g %% of how they vary',
                 noise.images, noise.agreement, 100 * noise.difference)
     about = {**{name: saved[name] for name in ('arch', 'dataset', 'classes', 'quantization', 'strategy')},
-             'format': args.format, 'end_format': args.end_format, 'rounding': args.rounding, 'noise': noise._asdict(),
+             'format': args.format, 'end_format': args.end_format, 'rounding': args.shift_rounding,
+             'noise': noise._asdict(),
              **coverage_of(model, shape)}
     if args.images != 0:
         about['classes'] = args.num_classes or saved['classes']

@@ -31,6 +31,8 @@ def test_without_training_it_is_a_checkpoint_like_any_other(request, home, flow,
     assert top1_of(again) == top1_of(done)
     state = read(tmp_path / 'rounded' / 'checkpoint.pth.tar')['state_dict']
     assert not torch.equal(state['layer1.0.conv1.weight'], read(weights)['state_dict']['layer1.0.conv1.weight'])
+    succeed('export.py', '--resume', tmp_path / 'rounded' / 'checkpoint.pth.tar', '--packed', 'x.safetensors',
+            cwd=tmp_path)
     if flow == 'linear':
         return
     shutil.copytree(tmp_path / 'rounded', tmp_path / 'longer')
