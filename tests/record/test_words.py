@@ -29,6 +29,6 @@ def test_costs(name, words):
 def test_every_name_of_the_program_has_words():
     costs = [*COUNTED, *(f'{preset}_{metric}' for preset, machine in PRESETS.items() for metric in machine.metrics)]
     assert not [name for name in costs if '_' in cost_words(name) or 'its reference' in cost_words(name)]
-    assert SEARCHERS.keys() == {'uniform', *bench.ALLOCATORS, *bench.SIMPLE, 'progressive', 'ddpg'}
+    assert SEARCHERS.keys() == {'uniform', *bench.SOLVERS, *bench.SIMPLE, 'progressive', 'ddpg'}
     assert ENGINE.keys() == FIELDS.keys()
     assert not [text for text in (*SEARCHERS.values(), *ENGINE.values()) if '_' in text]
