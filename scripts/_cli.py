@@ -33,6 +33,7 @@ YOUNGER = {'sensitivities': None, 'sensitivity': 'kl', 'pareto': None, 'accuracy
            'pin': None, 'warmup_type': 'constant', 'clip_norm': None, 'decay_norms': None, 'label_smoothing': 0.0,
            'mixup': 0.0, 'cutmix': 0.0, 'randaugment': None, 'randaugment_ops': 2, 'ema_decay': 0.0, 'policy': None,
            'reward': 'accuracy', 'fill': False, 'delta_end': None, 'recipe': 'haq',
+           'decay_steps': None, 'lsq_init': 'formula', 'dampening': 0.0,
            'kmeans_weights': 'none', 'distill': 'none', 'distill_temperature': 4.0, 'distill_weight': 1.0}
 NOT_RESUMED = ('resume', 'overwrite', 'debug', 'evaluate', 'device', 'gpu_id', 'workers', 'download',
                'keep_memory')

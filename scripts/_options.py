@@ -352,6 +352,8 @@ def add_recipe_options(parser):
                        'smaller --lr than sgd, such as 0.001)')
     group.add_argument('--decay_norms', action=BooleanOption, default=None, help='weight decay also of norms, biases '
                        'and what quantizers learn (default: True, with adamw False)')
+    group.add_argument('--decay_steps', action=BooleanOption, default=None, help='weight decay also of steps, ranges '
+                       'and clips that quantizers learn (default: as --decay_norms)')
     group.add_argument('--label_smoothing', type=share, default=0.0, metavar='E', help='share of every label that is '
                        'spread over all classes')
     group.add_argument('--mixup', type=at_least(0, float), default=0.0, metavar='ALPHA', help='mix the images of a '

@@ -32,12 +32,13 @@ KEYS = {'model': 'arch', 'num_workers': 'workers', 'batch_size': 'train_batch', 
 VALUES = {'lr_type': {'cosine': 'cos', 'exponential': 'exp', 'multistep': 'step3'},
           'arch': {'ToyNet': 'toynet', 'MBv2_cf10': 'mobilenetv2_cifar', 'RN20': 'resnet20_projection'}}
 MAX_CHANNELS = 2**16
+TRAINED_LR = 0.005  # of SGD, that suits weights which are trained already
 NETWORK_OPTIONS = ('strides', 'num_layer_list', 'num_channel_list', 'stem_channel', 'header_channel', 'expansion',
                    'relu_after_add')
 BITS = ('layer_wbit', 'layer_abit', 'strategy', 'input_bits')  # of one network
 PART_BITS = ('k_bits', 'pre_k_bits', 'ratio')  # of any network
 QUANTIZERS = ('weight_quantizer', 'act_quantizer', 'alpha', 'end_alpha', 'pact_gradient', 'rescale', 'branch_out',
-              'activation_grid', 'weight_scales')
+              'activation_grid', 'weight_scales', 'lsq_init')
 ACTIVATIONS = ['dorefa', 'pact', 'mpact', 'fixed_pact', 'lsq', 'linear']
 WEIGHTS = ['dorefa', 'dorefa_symmetric', 'lsq', 'linear']
 
@@ -87,6 +88,13 @@ def add_qat_options(parser):
                        'the sum')
     add_grid_options(group, 'quantizers lsq and linear: ')
     add_rounding_options(group)
+    group.add_argument('--lsq_init', choices=['formula', 'least_squares'], default='formula', help='lsq: where steps '
+                       "begin: 2 mean|x| / sqrt(highest code), the paper's, or where the squared error is least")
+    group.add_argument('--dampening', type=at_least(0, float), default=0.0, metavar='L', help='lsq weights: factor of '
+                       'the squared distances of weights from their levels in the loss, against oscillation; it rises '
+                       'as a cosine over the epochs')
+    group.add_argument('--bn_batches', type=at_least(0), default=0, metavar='N', help='estimate the BatchNorm '
+                       'statistics anew, on N training batches, before the network is evaluated')
     group.add_argument('--clip_decay', type=at_least(0, float), default=2e-4, help='L2 penalty of the learned clips, '
                        'beside the weight decay')
     group.add_argument('--normalize', choices=['imagenet', 'cifar'], help='mean and standard deviation of the images '
@@ -170,6 +178,7 @@ def main(args):
         Course,
         Teaching,
         about_run,
+        batches_to_estimate,
         calibration_images,
         float_network,
         read_images,
@@ -190,12 +199,13 @@ def main(args):
 
     run, device, start = training_run(args), start_device(args.device), pick(Start, args)
     saved = read_resumed(run, evaluate_only=args.evaluate)
-    settings = settings_of(args, saved)
+    settings, estimate = settings_of(args, saved), batches_to_estimate(run, args.bn_batches, saved) \
+        if args.evaluate else 0
     network = pick(Network, args, network_options=settings['network'])
 
     # data
     data = pick(Data, args, normalize=settings['normalize'])
-    *loaders, classes = read_images(data, network, device, training=not args.evaluate)
+    *loaders, classes = read_images(data, network, device, training=not args.evaluate or estimate)
     shape = loaders[0].input_shape
 
     # network
@@ -228,7 +238,9 @@ def main(args):
             round_linear(model, rounding.batches(loader, device), rounding, method='mse',
                          float_model=float_network(network, start, classes, shape, device))
         rounding.estimate_batch_norm(model, loader, device)
-    quantization = QATQuantization(model, strategy, settings, clip_decay=args.clip_decay)
+    with naming('--'):
+        quantization = QATQuantization(model, strategy, settings, clip_decay=args.clip_decay,
+                                       dampening=args.dampening)
 
     # training
     bits, full = weight_bits(model)
@@ -241,10 +253,14 @@ def main(args):
         about['layers'] = list(quantized_layers(model))
     training = pick(TrainingSettings, args, grad_clip=norm_of(args.clip_norm, args.clip, args.grad_clip))
     course = Course(run, None if args.evaluate else training, device,
-                    Precision(device, args.half, args.channels_last), about, saved, start_epoch=args.start_epoch,
+                    Precision(device, args.half, args.channels_last), about, saved, estimate,
+                    start_epoch=args.start_epoch,
                     published=published_file(network) if args.pretrained else None,
                     distillation=None if args.evaluate else pick(Teaching, args).begin(
                         network, start, classes, shape, device))
+    if checkpoint is not None and not saved and args.opt == 'sgd' and args.lr > TRAINED_LR:
+        logger.info('--lr %g from trained weights: a rate such as %g loses less of them (docs/qat.md)', args.lr,
+                    TRAINED_LR)
     course.train(model, loaders, quantization)
 
 
@@ -260,7 +276,8 @@ def settings_of(args, saved):
             'weights': args.weight_quantizer, 'activations': args.act_quantizer, 'alpha': args.alpha,
             'end_alpha': args.end_alpha, 'gradient': args.pact_gradient, 'rescale': args.rescale,
             'branch_out': args.branch_out, 'activation_grid': args.activation_grid,
-            'weight_scales': args.weight_scales}, 'parts': args.k_bits is not None, 'ends': 'flow'}
+            'weight_scales': args.weight_scales, 'lsq_init': args.lsq_init}, 'parts': args.k_bits is not None,
+            'ends': 'flow'}
     if 'qat' not in saved:
         raise ValueError(f'{args.resume} is no checkpoint of qat_train.py: start from its weights with --weights')
     theirs = saved['qat']['arch']

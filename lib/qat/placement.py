@@ -1,6 +1,7 @@
 """Quantization-aware training: DoReFa, PACT and LSQ quantizers in a network, each where it belongs."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -57,6 +58,7 @@ class Quantizers:
         rescale: `dorefa`: expand activations again by what they were scaled with.
         branch_out: quantize shortcuts that hold a convolution on their own before the sum.
         activation_grid, weight_scales: as `Grids` has them; others than the usual ones with 'lsq' and 'linear' alone.
+        lsq_init: where LSQ's steps begin, 'formula' or 'least_squares'.
 
     Raises:
         ValueError: a name is unknown, or a quantizer has no such grid.
@@ -71,8 +73,12 @@ class Quantizers:
     branch_out: bool = True
     activation_grid: str = 'symmetric'
     weight_scales: str = 'tensor'
+    lsq_init: str = 'formula'
 
     def __post_init__(self):
+        if self.lsq_init != 'formula' and 'lsq' not in (self.weights, self.activations):
+            raise ValueError(f'lsq_init is {self.lsq_init!r}: neither weights nor activations have LSQ quantizers; '
+                             'take lsq, or leave it out')
         for what, known in (('weights', WEIGHT_QUANTIZERS), ('activations', ACTIVATION_QUANTIZERS),
                             ('gradient', ('paper', 'ste'))):
             if getattr(self, what) not in known:
@@ -94,13 +100,14 @@ class Quantizers:
     def weight(self, bits: int, channels: int) -> Quantizer:
         """Return a new quantizer of a weight with so many output channels."""
         options = {'channels': channels} if self.weight_scales == 'channel' else {}
+        options |= {'init': self.lsq_init} if self.weights == 'lsq' else {}
         return WEIGHT_QUANTIZERS[self.weights](bits, **options)
 
     def activation(self, bits: int, *, signed: bool | None = False, end: bool = False) -> Quantizer:
         """Return a new activation quantizer for a tensor that is signed (None: not known yet), at an `end` or not."""
         alpha, affine = self.end_alpha if end else self.alpha, self.activation_grid == 'affine'
         if self.activations == 'lsq':
-            return LSQQuantizer(bits, signed=signed, per='features', affine=affine)
+            return LSQQuantizer(bits, signed=signed, per='features', affine=affine, init=self.lsq_init)
         if self.activations == 'linear':
             return LinearActivationQuantizer(bits, signed=signed, initial_range=alpha, affine=affine)
         if self.activations == 'mpact' or signed:
@@ -187,7 +194,8 @@ class QATQuantization(Quantization):
     Its `kind` is 'qat', or 'float' where the strategy quantizes nothing.
     """
 
-    def __init__(self, model: nn.Module, strategy: dict | list, settings: dict, *, clip_decay: float = 0.0002):
+    def __init__(self, model: nn.Module, strategy: dict | list, settings: dict, *, clip_decay: float = 0.0002,
+                 dampening: float = 0.0):
         """Take over a prepared network.
 
         Args:
@@ -195,19 +203,37 @@ class QATQuantization(Quantization):
             settings: what rebuilds the network with its quantizers, plain values; kept in checkpoints.
             clip_decay: L2 penalty: clip_decay * sum of alpha^2 over the learned clips is added to the loss, beside the
                 optimizer's weight decay.
+            dampening: factor of the summed squared distances of weights from their levels, against weights that
+                oscillate between two of them (Nagel et al. 2022, equation 6). It rises as a cosine over the epochs.
+
+        Raises:
+            ValueError: dampening without LSQ quantizers of weights.
         """
         super().__init__(model, strategy)
         self.kind = 'qat' if is_quantized(strategy) else 'float'
         self.settings, self.clip_decay = settings, clip_decay
+        self._dampened = [layer for layer in quantized_layers(model).values()
+                          if isinstance(layer.weight_quantizer, LSQQuantizer) and layer.weight_quantizer.active
+                          and not isinstance(layer, Product)]
+        if dampening and not self._dampened:
+            raise ValueError(f'dampening {dampening:g} needs learned steps of weights: take the weight quantizer lsq')
+        self.dampening, self._share = dampening, 0.0
         self._clips = [quantizer.range for quantizer in activation_quantizers(model).values()
                        if isinstance(quantizer, PACTActivationQuantizer) and quantizer.trainable]
 
     def loss(self, logits: Tensor, labels: Tensor, task: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
              ) -> Tensor:
         loss = super().loss(logits, labels, task)
-        if not self.clip_decay or not self._clips:
-            return loss
-        return loss + self.clip_decay * sum(clip.square().sum() for clip in self._clips)
+        if self.clip_decay and self._clips:
+            loss = loss + self.clip_decay * sum(clip.square().sum() for clip in self._clips)
+        if self.dampening and self._share:
+            loss = loss + self.dampening * self._share * sum(
+                layer.weight_quantizer.distance(layer.weight) for layer in self._dampened)
+        return loss
+
+    def before_epoch(self, epoch: int, epochs: int, optimizer: torch.optim.Optimizer) -> None:
+        """Raise the share of the dampening from 0 in the first epoch to 1 in the last; a single epoch has all of it."""
+        self._share = (1 - math.cos(math.pi * epoch / (epochs - 1))) / 2 if epochs > 1 else 1.0
 
     def synchronise(self) -> None:
         super().synchronise()

@@ -10,12 +10,31 @@ from lib.quantize.pact import held_positive
 from lib.quantize.quantizer import Grid, SignedQuantizer, check_choice, per_channel, while_active, whole
 
 MIN_STEP = 1e-8
+INITS = ('formula', 'least_squares')
+FIRST_FACTORS, MOST_VALUES = ((1 / 16, 4, 61), (0.95, 1.05, 21)), 2**16  # of a search for a step: coarse, fine
 
 
 def code_range(bits: int, signed: bool) -> tuple[int, int]:
     """Return (-Q_N, Q_P), the lowest and the highest code; one signed bit has the codes -1 and +1 and no 0."""
     half = 2 ** (bits - 1)
     return (-half, max(half - 1, 1)) if signed else (0, 2**bits - 1)
+
+
+def least_squares_step(rows: Tensor, start: Tensor, bounds: tuple[int, int]) -> Tensor:
+    """Return the step (C,) for each row of values (C, n) that rounds them with the least squared error.
+
+    It is searched for among multiples of `start` (C,), on at most 65536 values of a row, evenly spread over it.
+    """
+    rows = rows[:, ::-(-rows.shape[1] // MOST_VALUES)].double()
+
+    def error(step):
+        step = step.clamp_min(torch.finfo(step.dtype).tiny)[:, None]
+        return ((rows / step).round_().clamp_(*bounds).mul_(step) - rows).square_().sum(1)
+
+    for low, high, count in FIRST_FACTORS:
+        factors = torch.logspace(math.log10(low), math.log10(high), count, dtype=start.dtype, device=start.device)
+        start = start * factors[torch.stack([error(start * factor) for factor in factors]).argmin(0)]
+    return start
 
 
 class LSQQuantizer(SignedQuantizer):
@@ -48,13 +67,16 @@ class LSQQuantizer(SignedQuantizer):
         per: what N counts, 'weights' (of a step) or 'features' (of the second dimension on).
         affine: give signed values an offset.
         channels: of a weight (C, ...) that gets a step for each of them, (C,); None: one for all.
+        init: the first step is LSQ's 'formula', or that of the least squared error ('least_squares').
     """
 
     shown = ('bits', 'signed', 'per')
 
     def __init__(self, bits: int | None = None, *, signed: bool | None = None, per: str = 'weights',
-                 affine: bool = False, channels: int | None = None):
+                 affine: bool = False, channels: int | None = None, init: str = 'formula'):
         super().__init__(bits)
+        check_choice('init', init, INITS)
+        self.init = init
         check_choice('per', per, ('weights', 'features'))
         self.per = per
         self.step = nn.Parameter(torch.zeros(channels or 1))
@@ -102,6 +124,16 @@ class LSQQuantizer(SignedQuantizer):
     def to_int(self, x: Tensor) -> tuple[Tensor, Tensor]:
         step, bounds = self._prepared(x)
         return whole(round_to_step(x, step, bounds, self._binary)), step
+
+    def distance(self, weight: Tensor) -> Tensor:
+        """Return the sum of (level - weight)^2 over weights, those beyond the outermost levels counting 0.
+
+        Its gradient is one in the weight alone.
+        """
+        with torch.no_grad():
+            step, (low, high) = self._prepared(weight)
+            levels = self.fake_quantize(weight.detach())
+        return (levels - weight.clamp(low * step, high * step)).square().sum()
 
     def zero_point(self) -> int | None:
         return int(zero_point(self.low, self._step_in_use(), self.bits)) if self.has_zero_point else None
@@ -161,6 +193,9 @@ class LSQQuantizer(SignedQuantizer):
                              ' they are not finite, or too large')
         if not self._binary:
             mean = 2 * mean / math.sqrt(code_range(self.bits, self.signed)[1])
+            if self.init == 'least_squares':
+                mean = least_squares_step(x.reshape(self.step.numel(), -1), mean.reshape(-1),
+                                          code_range(self.bits, self.signed))
         self.step.copy_(mean.reshape(-1))
 
     def _gradient_scale(self, x: Tensor) -> float:

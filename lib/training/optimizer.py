@@ -23,9 +23,15 @@ def without_decay(model: nn.Module) -> set[int]:
                     if parameter.dim() <= 1 or name.endswith('bias') or name in spared}
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], model: nn.Module | None) -> list[dict]:
-    """Return groups for an optimizer: what decays, then, of a `model`, its parameters `without_decay`."""
-    parameters, spared = list(parameters), without_decay(model) if model else set()
+def learned_by_quantizers(model: nn.Module) -> set[int]:
+    """Return the ids of the Parameters of quantizers: steps, ranges and clips."""
+    return {id(parameter) for module in model.modules() if isinstance(module, Quantizer)
+            for parameter in module.parameters()}
+
+
+def parameter_groups(parameters: Iterable[nn.Parameter], spared: set[int]) -> list[dict]:
+    """Return groups for an optimizer: what decays, then those Parameters whose ids are `spared`."""
+    parameters = list(parameters)
     groups = [{'params': [p for p in parameters if id(p) not in spared]}]
     rest = [p for p in parameters if id(p) in spared]
     return [*groups, {'params': rest, 'weight_decay': 0.0}] if rest else groups

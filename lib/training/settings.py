@@ -9,7 +9,7 @@ from torch import nn
 
 from lib.training.averaging import WeightAverage
 from lib.training.mixing import Mixing
-from lib.training.optimizer import clip_norm, parameter_groups
+from lib.training.optimizer import clip_norm, learned_by_quantizers, parameter_groups, without_decay
 from lib.utils.quantize_utils import Quantization
 from lib.utils.utils import learning_rate
 
@@ -28,6 +28,7 @@ class TrainingSettings:
             is decoupled from the gradient (Loshchilov and Hutter, 1711.05101).
         momentum, weight_decay: of the optimizer.
         decay_norms: norms, biases and what quantizers learn decay, too (`without_decay`); None: not with 'adamw'.
+        decay_steps: what quantizers learn decays; None: as norms do.
         grad_clip: largest norm of the gradient; None: it is not clipped.
         label_smoothing, mixup, cutmix: of `Mixing`.
         ema_decay: validate and save a running average of the weights, a `WeightAverage` of this decay; 0: none.
@@ -52,6 +53,7 @@ class TrainingSettings:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     decay_norms: bool | None = None
+    decay_steps: bool | None = None
     grad_clip: float | None = None
     label_smoothing: float = 0.0
     mixup: float = 0.0
@@ -102,7 +104,7 @@ class TrainingSettings:
             model: where norms and biases are looked for; None: all parameters decay.
         """
         decays = self.opt != 'adamw' if self.decay_norms is None else self.decay_norms
-        groups = parameter_groups(parameters, None if decays else model)
+        groups = parameter_groups(parameters, self._spared(model, decays) if model else set())
         if self.opt == 'sgd':
             optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         else:
@@ -111,3 +113,8 @@ class TrainingSettings:
         if self.grad_clip:
             clip_norm(optimizer, self.grad_clip)
         return optimizer
+
+    def _spared(self, model, decays):
+        """Return the ids of the Parameters that do not decay."""
+        spared, learned = set() if decays else without_decay(model), learned_by_quantizers(model)
+        return spared if self.decay_steps is None else spared - learned if self.decay_steps else spared | learned

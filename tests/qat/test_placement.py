@@ -429,3 +429,26 @@ def test_the_bits_of_the_weights():
     bits = [32, 8, 6, 1, 16, 4, 2, 32]
     quantize_blocks(model, bits, [8] * 8, Quantizers())
     assert weight_bits(model) == (sum(b * n for b, n in zip(bits, numbers, strict=True)), 32 * sum(numbers))
+
+
+def test_dampening_adds_the_distances_and_rises_over_the_epochs():
+    model, quantization = prepared(Quantizers(weights='lsq', activations='lsq'), dampening=0.1)
+    logits, labels = model(images(8)), torch.arange(8)
+    extra = []
+    for epoch in range(5):
+        quantization.before_epoch(epoch, 5, None)
+        extra.append((quantization.loss(logits, labels) - F.cross_entropy(logits, labels)).item())
+    distance = sum((layer.weight_quantizer(layer.weight) - layer.weight.clamp(
+        *(code * layer.weight_quantizer.step.item() for code in (-8, 7)))).square().sum().item()
+        for layer in quantized_layers(model).values())
+    assert extra == pytest.approx([0.1 * distance * share for share in (0, 0.14644661, 0.5, 0.85355339, 1)], rel=1e-3)
+    with pytest.raises(ValueError, match='dampening 0.1 needs learned steps'):
+        prepared(dampening=0.1)
+
+
+def test_a_first_step_needs_quantizers_that_have_one():
+    with pytest.raises(ValueError, match='lsq_init'):
+        Quantizers(lsq_init='least_squares')
+    quantizers = Quantizers(weights='lsq', activations='lsq', lsq_init='least_squares')
+    assert quantizers.weight(4, 3).init == quantizers.activation(4).init == 'least_squares'
+    assert Quantizers.from_dict(quantizers.to_dict()) == quantizers

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lib.quantize import LSQQuantizer
-from lib.quantize.lsq import MIN_STEP
+from lib.quantize.lsq import MIN_STEP, code_range
 from tests.tiny import sample
 
 ALL_BITS = range(1, 9)
@@ -103,3 +103,43 @@ def test_loaded_step_is_not_found_again(signed):
     target.load_state_dict(LSQQuantizer().state_dict())  # one without a step
     target(5 * v)
     assert target.step.item() == pytest.approx(5 * initial_step(v, 4, True))
+
+
+@pytest.mark.parametrize('signed', [False, True])
+@pytest.mark.parametrize('bits', [2, 3, 4, 8])
+def test_the_first_step_may_be_that_of_the_least_squared_error(bits, signed):
+    """Against a fine scan of all steps; per channel as each channel by itself."""
+    x = sample(6, 500, seed=bits, dtype=torch.float64) * torch.logspace(-3, 2, 6)[:, None].double()
+    low, high = code_range(bits, signed)
+
+    def error(values, step):
+        return ((values / step).round().clamp(low, high) * step - values).square().sum().item()
+
+    def found(values, **options):
+        quantizer = LSQQuantizer(bits, signed=signed, init='least_squares', **options).double()
+        quantizer(values)
+        return quantizer.step.detach()
+
+    steps = found(x, channels=6)
+    for row, step in zip(x, steps, strict=True):
+        torch.testing.assert_close(found(row), step.reshape(1))
+        scanned = min(error(row, candidate) for candidate in torch.linspace(0.002, 1.5, 1500) * row.abs().max())
+        assert error(row, step) <= 1.01 * scanned
+        plain = LSQQuantizer(bits, signed=signed).double()
+        plain(row)
+        assert error(row, step) <= error(row, plain.step.detach())
+
+
+@pytest.mark.parametrize('bits', [1, 2, 4])
+def test_the_distance_of_weights_from_their_levels(bits):
+    weight = sample(40, 5).requires_grad_()
+    quantizer = LSQQuantizer(bits, channels=40)
+    levels = quantizer(weight).detach()
+    low, high = (code * quantizer.step.detach()[:, None] for code in code_range(bits, True))
+    inside = (weight > low) & (weight < high)
+    distance = quantizer.distance(weight)
+    expected = torch.where(inside, (levels - weight) ** 2, (levels - weight.clamp(low, high)) ** 2)
+    torch.testing.assert_close(distance, expected.sum())
+    distance.backward()
+    torch.testing.assert_close(weight.grad, torch.where(inside, -2 * (levels - weight), 0.0).detach())
+    assert quantizer.step.grad is None and not inside.all()

@@ -62,6 +62,8 @@ tune --ema_decay 1.0 | --ema_decay | below 1
 tune --mixup -1 | --mixup | at least 0
 tune --randaugment 31 | --randaugment | at most 30
 tune --warmup_type linear | warmup_type linear | warmup_epoch
+qat_lists --dampening 0.01 | --dampening 0.01 | lsq
+qat_lists --lsq_init least_squares | lsq_init | LSQ
 linear_tune --kmeans_weights fisher | --kmeans_weights fisher | K-means
 tune --kmeans_weights fisher --rounding compensated | --kmeans_weights fisher | --rounding nearest
 linear_search --kmeans_weights fisher | --kmeans_weights fisher | K-means

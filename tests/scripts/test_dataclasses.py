@@ -19,7 +19,7 @@ COMPOSED = {'network_options', 'network', 'linear', 'folder', 'agent', 'evaluate
 PLATEAU = {'lr_type', 'lr_min', 'warmup_epoch', 'warmup_type', 'schedule', 'gamma'}  # it has a rate of its own
 RECIPE = {'randaugment', 'randaugment_ops'}  # of the scripts that train
 WITHOUT = {  # options that a verb has not, beside those that no verb has
-    'pretrain': {'normalize', 'bn_batches'}, 'finetune': {'normalize'}, 'qat_train': {'bn_batches'},
+    'pretrain': {'normalize', 'bn_batches'}, 'finetune': {'normalize'}, 'qat_train': set(),
     'hybrid_train': {'normalize', 'bn_batches', *PLATEAU}, 'rl_quantize': {'normalize', 'pretrained', *RECIPE},
     'compare_searchers': {'normalize', 'pretrained', *RECIPE}, 'progressive_search': {'pretrained', *RECIPE},
     'export': {'train_batch', *RECIPE}, 'hybrid_experiment': RECIPE, 'measure': {'tensorflow', 'seed'},

@@ -37,6 +37,19 @@ def test_a_linear_warm_up_is_that_of_torch(kind, torchs):
         scheduler.step()
 
 
+@pytest.mark.parametrize(('options', 'steps', 'norms'), [
+    ({}, True, True), ({'decay_steps': False}, False, True), ({'decay_norms': False}, False, False),
+    ({'decay_norms': False, 'decay_steps': True}, True, False), ({'opt': 'adamw', 'decay_steps': False}, False, False)])
+def test_which_parameters_decay(options, steps, norms):
+    model = TinyNet()
+    quantization = lsq(model)
+    groups = TrainingSettings(**options).optimizer(quantization.parameters(), model).param_groups
+    decay = {id(parameter): bool(group['weight_decay']) for group in groups for parameter in group['params']}
+    learned = [p for name, p in model.named_parameters() if name.endswith('.step')]
+    assert len(learned) > 4 and {decay[id(parameter)] for parameter in learned} == {steps}
+    assert decay[id(model.bn.weight)] == norms and decay[id(model.head.weight)]
+
+
 # ---- labels and images
 
 def test_smoothed_labels_are_those_of_torch():
