@@ -132,7 +132,9 @@ def test_the_first_step_may_be_that_of_the_least_squared_error(bits, signed):
 
 @pytest.mark.parametrize('bits', [1, 2, 4])
 def test_the_distance_of_weights_from_their_levels(bits):
-    weight = sample(40, 5).requires_grad_()
+    weight = sample(40, 50)
+    weight[:, 0] *= 20
+    weight.requires_grad_()
     quantizer = LSQQuantizer(bits, channels=40)
     levels = quantizer(weight).detach()
     low, high = (code * quantizer.step.detach()[:, None] for code in code_range(bits, True))

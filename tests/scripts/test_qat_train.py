@@ -250,6 +250,22 @@ def test_lsq_and_adam(succeed, place):
     assert f'top-1 {saved["acc"]:.2f} %' in last_line(again)
 
 
+def test_what_suits_a_trained_start_resumed(succeed, crash, place):
+    """All switches of a modern training at once, killed after its first epoch."""
+    options = (*TINY, *LISTS, '--weight_quantizer', 'lsq', '--act_quantizer', 'lsq', '--epochs', '2', '--lr', '0.005',
+               '--lsq_init', 'least_squares', '--decay_steps', 'False', '--bn_batches', '2', '--ema_decay', '0.9',
+               '--dampening', '0.001')
+    succeed('qat_train.py', *options, '-c', 'whole', cwd=place)
+    crash('checkpoint.pth.tar', 2, 'qat_train.py', *options, '-c', 'run', cwd=place)
+    succeed('qat_train.py', '--resume', 'run/checkpoint.pth.tar', cwd=place)
+    for name in ('log.txt', 'results.json'):
+        assert (place / 'run' / name).read_bytes() == (place / 'whole' / name).read_bytes()
+    saved = read_checkpoint(place / 'run' / 'checkpoint.pth.tar')
+    assert saved['qat']['quantizers']['lsq_init'] == 'least_squares' and 'ema' in saved
+    again = succeed('qat_train.py', '--resume', 'run/checkpoint.pth.tar', '--eval', cwd=place)
+    assert f'top-1 {saved["acc"]:.2f} %' in last_line(again)
+
+
 def test_a_strategy_of_a_linear_search(succeed, place, read_json):
     """With a configuration of one's own."""
     network = models.create_model('toynet', num_layer_list=(1,), num_channel_list=(8,), strides=(1,), stem_channel=8)
