@@ -96,7 +96,9 @@ def _read(path, about, env):
 
 
 def _differing(about, saved) -> list[str]:
-    return [key for key, value in about.items() if not isinstance(saved, dict) or saved.get(key) != value]
+    """Return the names of what differs: settings that say nothing where they are usual may be on one side alone."""
+    saved = saved if isinstance(saved, dict) else {}
+    return [key for key in {**about, **saved} if about.get(key) != saved.get(key)]
 
 
 def _arrays(found: Sensitivity) -> dict:

@@ -1,6 +1,7 @@
 """The file of sensitivities that searches share: read at other budgets and fewer bits, refused for something else."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -53,8 +54,14 @@ def other_images(env, file):
     env.val_loader.images = env.val_loader.images.flip(0)
 
 
+def with_more_settings(env, file):
+    """What has a line only where it is not usual."""
+    file['about'] = json.dumps({**json.loads(str(file['about'])), 'kmeans_weights': 'fisher'})
+
+
 @pytest.mark.parametrize(('change', 'words'), [
     (other_weights, 'weights differ'), (other_codebooks, 'kmeans_iter differ'), (other_images, 'images differ'),
+    (with_more_settings, 'kmeans_weights differ'),
     (lambda env, file: file.pop('kl.forwards'), 'forwards'), (lambda env, file: file.pop('about'), 'about'),
     (lambda env, file: file.update({'kl.table': file['kl.table'][1:]}), 'cannot be used'),
     (lambda env, file: file.update({'kl.table': -file['kl.table']}), 'not those of a measurement'),
