@@ -309,11 +309,12 @@ def add_grid_options(group, flow='', defaults=('symmetric', 'tensor')):
                        'for each weight, or one for each of its output channels' + next(words))
 
 
-def add_training_options(parser, *, lr, weight_decay):
-    """Adds the options of pretrain.py and finetune.py."""
+def add_training_options(parser, *, lr, weight_decay, least=0):
+    """Adds the options of the scripts that train; `least` are the fewest epochs."""
     group = parser.add_argument_group('training')
-    group.add_argument('--epochs', '--nepochs', dest='epochs', type=at_least(0), default=100,
-                       help='epochs in all; 0: what training would begin with is evaluated and saved')
+    group.add_argument('--epochs', '--nepochs', dest='epochs', type=at_least(least), default=100,
+                       help='epochs in all' + ('' if least else '; 0: what training would begin with is evaluated and '
+                                               'saved'))
     group.add_argument('--start_epoch', type=at_least(0), default=0, help='epoch to start with; --resume sets it')
     group.add_argument('--lr', '--learning-rate', '--learning_rate', dest='lr', type=positive, default=lr,
                        help='learning rate')

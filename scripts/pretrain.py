@@ -10,7 +10,7 @@ def make_pretrain_parser():
     parser = make_parser(__doc__)
     add_model_options(parser, arch='resnet50')
     add_data_options(parser, batch=256)
-    add_training_options(parser, lr=0.1, weight_decay=1e-4)
+    add_training_options(parser, lr=0.1, weight_decay=1e-4, least=1)
     add_run_options(parser)
     add_baseline_options(parser, 'origin')
     return parser
