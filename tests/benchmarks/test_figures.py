@@ -55,7 +55,8 @@ def test_the_figures_of_results_hold_its_tables(modules, saved, monkeypatch, tmp
     _, draw = modules
     groups = draw.searchers()
     assert list(groups) == ['size of 3 bits', 'size of 4 bits', 'latency 0.6']
-    assert all(list(found) == list(draw.SEARCHERS) for found in groups.values())
+    compared = [name for name in draw.SEARCHERS if name not in ('kl', 'bayes')]  # which came later
+    assert all(list(found) == compared for found in groups.values())
     assert groups['latency 0.6']['fisher'] == (None, 91.34, 0.03)
     assert groups['size of 3 bits']['hessian'] == groups['size of 3 bits']['fisher'] == (None, 90.82, 0.05)
     assert groups['size of 4 bits']['greedy'] == (None, 91.18, 0.08)
