@@ -7,9 +7,10 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from lib.env.compensated import CompensatedWeights
 from lib.env.search_env import SearchEnv
 from lib.quantize.grids import Grids
-from lib.training.compensation import CompensatedWeights, linear_layers, round_linear
+from lib.training.compensation import round_linear
 from lib.utils.quantize_utils import LinearQuantization, calibrate, quantized_layers
 
 
@@ -38,7 +39,7 @@ class LinearQuantizeEnv(SearchEnv):
     def _quantize(self, strategy):
         quantization = self._ranged(strategy)
         if self._compensated:
-            for name, layer in linear_layers(self.model).items():
+            for name, layer in self.layers().items():
                 self._compensated.put(name, layer)
         return quantization
 
@@ -87,7 +88,7 @@ class LinearQuantizeEnv(SearchEnv):
         self._set_bits([layer], [(w_bit, a_bit)])
         try:
             calibrate(self.model, **self._calibration)
-            if self._compensated and name in linear_layers(self.model):
+            if self._compensated:
                 self._compensated.put(name, layer)
             yield layer
         finally:

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from lib.env.compensated import CompensatedCodebooks
 from lib.env.search_env import SearchEnv
 from lib.network.codebooks import name_constant_layers
 from lib.network.gradients import fisher_diagonal
 from lib.quantize.kmeans import CodebookCache
-from lib.training.compensation import CompensatedCodebooks, round_codebooks
+from lib.training.compensation import round_codebooks
 from lib.utils.quantize_utils import KMeansQuantization, quantizable_layers
 
 

@@ -12,6 +12,7 @@ from itertools import islice
 import torch
 from torch import nn
 
+from lib.env.compensated import FloatProblems
 from lib.env.episode import EpisodeSettings, Outcome
 from lib.env.judging import AGAINST_FLOAT, FirstBatches, score
 from lib.env.screen import Screen
@@ -22,7 +23,7 @@ from lib.network.hooks import batch_norms
 from lib.network.other_state import OtherState
 from lib.runtime.seeds import seed_everything
 from lib.training.batch_norm import reestimate_batch_norm
-from lib.training.compensation import BN_BATCHES, FloatProblems, Rounding
+from lib.training.compensation import BN_BATCHES, Rounding
 from lib.training.distillation import Distillation
 from lib.training.loop import Precision, evaluate, loss_function, train_one_epoch
 from lib.utils.quantize_utils import Quantization
