@@ -11,7 +11,7 @@ OWN_FILES = ('args.json', 'log.txt', 'results.json', 'strategy.json', 'strategy.
              'strategy.png', 'search.png', 'budget.png', 'events.out.tfevents.*', 'logs/events.out.tfevents.*',
              'searches/*.json', 'finetuned/*.json', 'sensitivity_*.npz', 'sensitivity_*.png', 'comparison.csv',
              'comparison.json', 'comparison.md', 'pareto.csv', 'pareto.png', 'search_log.csv', 'steps.png',
-             'checkpoint/*.pt')
+             'checkpoint/*.pt', 'quantized/checkpoint.pth.tar')
 KEPT_FILES = ('experiment_data/q_model/*', 'experiment_data/results/*')  # written too, and not replaced unasked
 
 

@@ -102,3 +102,7 @@ def test_a_search_leaves_a_network_that_is_ready(network, weights, succeed, tmp_
     kept = ready.read_bytes()
     succeed('rl_quantize.py', '--resume', ready.parents[1], cwd=tmp_path)
     assert len(ready.read_bytes()) == len(kept)
+    succeed('rl_quantize.py', *network, '--searcher', 'uniform', '--weights', weights, '--train_size', '128',
+            '--val_size', '64', '--finetune_flag', 'False', '--preserve_ratio', 'uniform:3', '--train_episode', '1',
+            '--output', tmp_path, '--overwrite', cwd=tmp_path)
+    assert not ready.exists(), 'it belongs to the search before'
