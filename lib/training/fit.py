@@ -138,8 +138,9 @@ def fit(model: nn.Module, loaders: tuple, settings: TrainingSettings | None = No
         metrics = evaluate(model, loaders[1], loss_function(), device, precision=precision)
         best = metrics.top1
         if log:
-            log.save({'epoch': 0, 'acc': best, 'best_acc': best, 'top5': metrics.top5,
-                      **_state(model, optimizer, precision), **quantization.state(), **(about or {})})
+            with average.in_place() if average else contextlib.nullcontext({}) as raw:
+                log.save({'epoch': 0, 'acc': best, 'best_acc': best, 'top5': metrics.top5,
+                          **_state(model, optimizer, precision), **raw, **quantization.state(), **(about or {})})
     if average:
         average.put()
     if log:
