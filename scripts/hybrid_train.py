@@ -43,10 +43,10 @@ def add_hybrid_options(parser):
                        'of a search, a list, a name in STRATEGIES of finetune.py, or uniform:K; below 4 bits a weight '
                        'or input is trained with DSQ, from 4 bits on it is quantized after training with ACIQ '
                        '(default: the block lists)')
-    group.add_argument('--rounding', choices=['nearest', 'compensated'], default=None, help='compensated: the weights '
-                       "that are quantized after training get codes that make good each other's errors (docs/"
-                       'rounding.md) instead of those of ACIQ, as --set ptq.weight_method=compensated (default: the '
-                       "configuration's)")
+    group.add_argument('--rounding', choices=['nearest', 'compensated'], default=None, help='of the weights that are '
+                       "quantized after training: to nearest by ACIQ, or with codes that make good each other's errors "
+                       '(docs/rounding.md), as --set ptq.weight_method=compensated (default: as the configuration '
+                       'says)')
     group.add_argument('--write_config', metavar='FILE.yaml', help='write the complete configuration, that of '
                        '--strategy included, and end (default: train)')
     parser.set_defaults(hybrid=None, network_options=None)
@@ -93,8 +93,9 @@ def configure(args, parser):
         default = isinstance(args.config, RepositoryPath)
         with naming('--config '):
             config = read_config(ROOT / args.config if default else args.config)
-        if args.rounding == 'compensated':
-            override(config, 'ptq.weight_method=compensated')
+        if args.rounding and (args.rounding == 'compensated') != (config['ptq']['weight_method'] == 'compensated'):
+            method = 'compensated' if args.rounding == 'compensated' else 'minmax'
+            override(config, f'ptq.weight_method={method}')
         for text in args.changes:
             with naming('--set '):
                 override(config, text)
