@@ -1,8 +1,8 @@
 r"""How near a network stays to its float self without training, rounded to nearest and with compensation, and the cost.
 
 Any network and any images, whose labels are not looked at: share of images with the same most likely class as by the
-float network, KL from its outputs, processor seconds, images and peak memory of each way. BatchNorm is estimated anew
-in both. docs/results.md has the tables:
+float network, KL from its outputs, processor seconds of each way; in the end the peak memory of all. BatchNorm is
+estimated anew in both:
 
     python benchmarks/rounding.py --arch mobilenet_v2 --weights mobilenet_v2_tfslim.pth --tensorflow \
         --num_classes 1000 --dataset dtd --dataset_root data/dtd
