@@ -2,10 +2,12 @@
 
 import argparse
 import contextlib
+import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from _cli import logger
 from _options import (
     MAX_UNITS,
     CollectedOption,
@@ -190,18 +192,29 @@ class Flow:
         """What the options of the `Grids` say."""
         return {'activation_grid': self.activation_grid, 'weight_scales': self.weight_scales}
 
-    def begin(self, network, data, start, device):
-        """Return (the network with its weights, in the form of the flow; the loaders; the number of classes)."""
+    def begin(self, network, data, start, device, **labels):
+        """Return (the network with its weights, in the form of the flow; the loaders; the number of classes).
+
+        `labels` goes to `loaders_of`; images without labels get the classes that the network finds.
+        """
         from _networks import build_model, prepare, read_weights, say_own_weights  # torch: not before parsing
         from _setup import loaders_of  # torch, too
-        *loaders, classes = loaders_of(data, network, device, train_size=self.train_size, val_size=self.val_size)
+
+        from lib.training.float_labels import FloatLabels  # torch, too
+        *loaders, classes = loaders_of(data, network, device, train_size=self.train_size, val_size=self.val_size,
+                                       **labels)
         shape = loaders[0].input_shape
         model = build_model(network, classes, shape, device, loaders)
         checkpoint, source = read_weights(start, network)
         if checkpoint is None:
             say_own_weights(network)
-        return prepare(model, shape, start, checkpoint, source, linear=self.linear, fold_bn=self.fold_bn,
-                       sync_bn=self.sync_bn, bn_batches=self.bn_batches, grids=self.grids), loaders, classes
+        model = prepare(model, shape, start, checkpoint, source, linear=self.linear, fold_bn=self.fold_bn,
+                        sync_bn=self.sync_bn, bn_batches=self.bn_batches, grids=self.grids)
+        if not loaders[0].labelled:
+            logger.warning('the images have no labels: what is called accuracy is agreement with the float network')
+            judge = copy.deepcopy(model)
+            loaders = [FloatLabels(loader, judge, device) for loader in loaders]
+        return model, loaders, classes
 
     def environment(self, model, loaders, space, episodes, precision):
         """Return the environment of a network, (training loader, validation loader), and a space of strategies."""

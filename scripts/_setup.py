@@ -68,9 +68,10 @@ def image_size(data, network):
     return network.resolution(dataset_spec(data.dataset).resolution)
 
 
-def loaders_of(data, network, device, **parts):
+def loaders_of(data, network, device, needs_labels='what is done here', **parts):
     """Return (training loader, validation loader, number of classes) of `Data` for a `Network`.
 
+    `needs_labels` says what images without labels are refused for; None: nothing.
     `parts`: `train_size` and `val_size` make it two parts of the training images, for a search; `splits` says what to
     read, and what loaders come back; `shard` goes before that of this process.
     """
@@ -85,4 +86,8 @@ def loaders_of(data, network, device, **parts):
                'shard': (distributed.rank(), distributed.world_size()),
                'normalize': 'symmetric' if network.tensorflow else data.normalize}
     with may_have_moved(data.resume, 'dataset_root', data.dataset_root):
-        return run(create, data.dataset, data.dataset_root, **{**options, **parts})
+        found = run(create, data.dataset, data.dataset_root, **{**options, **parts})
+    if needs_labels and not all(loader.labelled for loader in found[:-1]):
+        source = f'--dataset_file {data.dataset_file}' if data.dataset_file else f'--dataset_root {data.dataset_root}'
+        raise ValueError(f'{source}: these images have no labels, and {needs_labels} needs them')
+    return found

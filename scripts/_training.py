@@ -19,10 +19,14 @@ from lib.runtime.distributed import is_main, on_main
 from lib.training.batch_norm import reestimate_batch_norm
 from lib.training.distillation import Distillation
 from lib.training.fit import fit, write_results
+from lib.training.float_labels import FloatLabels
 from lib.training.loop import Precision, evaluate, loss_function
 from lib.training.settings import TrainingSettings
 
 logger = logging.getLogger('haq')
+
+FLOAT = 'float network'  # what labels are from that images do not have
+
 
 def read_resumed(run, *, evaluate_only=False):
     """Return the checkpoint of --resume or None, after checking that the run may be written to its folder."""
@@ -37,9 +41,9 @@ def read_resumed(run, *, evaluate_only=False):
     return saved
 
 
-def read_images(data, network, device, training=True):
+def read_images(data, network, device, training=True, **labels):
     """Return ([training loader, if it is needed,] validation loader, number of classes)."""
-    return loaders_of(data, network, device, splits=('train', 'val') if training else ('val',))
+    return loaders_of(data, network, device, splits=('train', 'val') if training else ('val',), **labels)
 
 
 def calibration_images(data, network, loaders, device):
@@ -47,9 +51,33 @@ def calibration_images(data, network, loaders, device):
     return training_loader(data, network, loaders, device).first_batch().to(device)
 
 
-def training_loader(data, network, loaders, device):
+def training_loader(data, network, loaders, device, needs_labels=None):
     """Return the loader of training images, which an evaluation reads only here."""
-    return loaders[0] if len(loaders) > 1 else loaders_of(data, network, device, splits=('train',))[0]
+    return loaders[0] if len(loaders) > 1 else loaders_of(data, network, device, needs_labels, splits=('train',))[0]
+
+
+def with_float_labels(loaders, network, start, classes, device, trains):
+    """Return the loaders, those of images without labels with the classes that the float network finds.
+
+    Only one that `trains` reads labels of training images.
+
+    Raises:
+        ValueError, OSError: there are no float weights.
+    """
+    without = [loader for loader in (loaders if trains else loaders[-1:]) if not loader.labelled]
+    if not without:
+        return loaders
+    try:
+        model = float_network(network, start, classes, loaders[0].input_shape, device)
+    except (ValueError, OSError) as error:
+        error.args = (f'the images have no labels, so the network is compared with the float one: {error}',)
+        raise
+    return [FloatLabels(loader, model, device) if loader in without else loader for loader in loaders]
+
+
+def about_labels(loader):
+    """Return what results.json and the checkpoints say of a validation loader whose images have no labels."""
+    return {} if loader.labelled else {'labels': FLOAT}
 
 
 def about_run(network, data, shape, classes, **more):
@@ -79,6 +107,11 @@ class Teaching:
     distill: str = 'none'
     distill_temperature: float = 4.0
     distill_weight: float = 1.0
+
+    @property
+    def needs_no_labels(self):
+        """Whether the float network alone is learned from."""
+        return self.distill != 'none' and self.distill_weight == 1
 
     def begin(self, network, start, classes, shape, device):
         """Return the `Distillation`, None: none is asked for.
@@ -170,8 +203,9 @@ class Course:
             metrics = evaluate(model, loaders[-1], loss_function(), self.device, precision=self.precision)
         if self.settings and is_main():
             write_results(self.run.folder, metrics, max(best, metrics.top1), **quantization.describe(), **self.about)
-        logger.info('%s on %s: top-1 %.2f %%  top-5 %.2f %%  loss %.4f', self.about['arch'], self.about['dataset'],
-                    metrics.top1, metrics.top5, metrics.loss)
+        logger.info('%s on %s: top-1 %.2f %%  top-5 %.2f %%  loss %.4f%s', self.about['arch'], self.about['dataset'],
+                    metrics.top1, metrics.top5, metrics.loss,
+                    ' (agreement with the float network: the images have no labels)' * ('labels' in self.about))
         return metrics
 
     def _fit(self, model, loaders, quantization):

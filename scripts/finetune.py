@@ -64,6 +64,7 @@ def main(args):
     from _training import (
         Course,
         Teaching,
+        about_labels,
         about_run,
         batches_to_estimate,
         calibration_images,
@@ -71,6 +72,7 @@ def main(args):
         read_resumed,
         start_value,
         training_loader,
+        with_float_labels,
     )
 
     from lib.network.codebooks import find_codebooks
@@ -92,7 +94,10 @@ def main(args):
     rounding = pick(Rounding, args)
 
     # data
-    *loaders, classes = read_images(data, network, device, training=not args.evaluate or estimate)
+    teaching, trains = pick(Teaching, args), not args.evaluate and args.epochs > 0
+    *loaders, classes = read_images(data, network, device, training=not args.evaluate or estimate,
+                                    needs_labels=reader_of_labels(args, trains, teaching))
+    loaders = with_float_labels(loaders, network, start, classes, device, trains)
     shape = loaders[0].input_shape
 
     # network
@@ -143,7 +148,8 @@ def main(args):
         importance = None
         if args.kmeans_weights == 'fisher' and anew:
             importance = fisher_diagonal(model, {name: model.get_submodule(name) for name in anew},
-                                         training_loader(data, network, loaders, device), args.calibration_images)
+                                         training_loader(data, network, loaders, device, '--kmeans_weights fisher'),
+                                         args.calibration_images)
         quantization = KMeansQuantization(model, strategy, is_pruned=is_pruned, codebooks=kept, seed=args.seed,
                                           free_high_bit=args.free_high_bit and not args.evaluate and args.epochs > 0,
                                           max_iter=args.kmeans_iter, importance=importance)
@@ -156,16 +162,22 @@ def main(args):
     # training
     about = about_run(network, data, shape, classes, ratio=cost.ratio(strategy), cost=cost.cost(strategy),
                       cost_name=cost.name, cost_unit=cost.unit, layers=layers.names, coverage=layers.coverage,
-                      folded=args.fold_bn or start_value(checkpoint, 'folded') is True)
+                      folded=args.fold_bn or start_value(checkpoint, 'folded') is True, **about_labels(loaders[-1]))
     logger.info('%s, %s quantization: %s is %.4f of %.6g %s', args.arch, quantization.kind, cost.name, about['ratio'],
                 cost.reference, cost.unit)
     settings = pick(TrainingSettings, args, grad_clip=args.clip_norm)
     course = Course(run, None if args.evaluate else settings, device,
                     precision, about, saved, estimate, costs=(cost,),
                     start_epoch=args.start_epoch, published=published_file(network) if args.pretrained else None,
-                    distillation=None if args.evaluate else pick(Teaching, args).begin(
-                        network, start, classes, shape, device))
+                    distillation=None if args.evaluate else teaching.begin(network, start, classes, shape, device))
     course.train(model, loaders, quantization)
+
+
+def reader_of_labels(args, trains, teaching):
+    """Return what in this run reads the labels of images, or None: the float network stands in where it can."""
+    if trains and not teaching.needs_no_labels:
+        return 'training (--epochs 0, and --distill float with --distill_weight 1, do without)'
+    return '--kmeans_weights fisher' if args.kmeans_weights == 'fisher' and not args.evaluate else None
 
 
 def choose_strategy(args, checkpoint, source, name, layers, linear, found=None):

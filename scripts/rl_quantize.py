@@ -86,7 +86,7 @@ def main(args):
     from _networks import Network, Start, published_file
     from _resume import Beginning, begin_run, check_done, in_file, inputs_of, read_state
     from _setup import Data, start_device
-    from _training import about_run
+    from _training import about_labels, about_run
 
     from lib.env.episode import EpisodeSettings
     from lib.env.space import Space
@@ -124,7 +124,7 @@ def main(args):
     check_done(run, len(saved['history']) if saved else 0, args.train_episode, 'episodes', 'train_episode')
 
     # data and network
-    model, loaders, classes = flow.begin(network, data, start, device)
+    model, loaders, classes = flow.begin(network, data, start, device, needs_labels=reader_of_labels(args))
 
     # strategies, and what becomes of them
     pricing = pick(Pricing, args, network=network, linear=linear, folder=args.output)
@@ -162,7 +162,7 @@ def main(args):
             go_on(env, searcher, bench.counter, saved, reuse=args.reuse)
     mark = {**({'run': identity} if identity else {}), **({'pricing': rules} if rules > 1 else {})}
     about = {'arch': args.arch, 'dataset': args.dataset, 'searcher': args.searcher, 'coverage': layers.coverage,
-             'pricing': rules}
+             'pricing': rules, **about_labels(loaders[1])}
     sizes = model_size(layers.inventory.weights, float_weights=layers.inventory.float_weights)
     log = EpisodeLog(run.folder, env, searcher, about=about, history=history, mark=mark, sizes=sizes) \
         if is_main() else None
@@ -189,13 +189,23 @@ def main(args):
         cost = constraints[0].cost
         details = about_run(network, data, loaders[0].input_shape, classes, ratio=cost.ratio(best.strategy),
                             cost=cost.cost(best.strategy), cost_name=cost.name, cost_unit=cost.unit,
-                            layers=layers.names, coverage=layers.coverage, folded=args.fold_bn)
+                            layers=layers.names, coverage=layers.coverage, folded=args.fold_bn,
+                            **about_labels(loaders[1]))
         if log:
             target = run.folder / 'quantized' / 'checkpoint.pth.tar'
             save_checkpoint(target, {'epoch': 0, 'acc': metrics.top1, 'best_acc': metrics.top1, 'top5': metrics.top5,
                                      'state_dict': model.state_dict(), **quantization.state(), **details})
             logger.info('%s: the network under this strategy, not trained; top-1 %.2f %% on the %d held-out images',
                         target, metrics.top1, loaders[1].num_images)
+
+
+def reader_of_labels(args):
+    """Return what in this search reads the labels of images, or None."""
+    if args.finetune_flag and not (args.distill == 'float' and args.distill_weight == 1):
+        return 'fine-tuning in the episode (--finetune_flag False, and --distill float, do without)'
+    if args.reward in ('accuracy', 'loss'):
+        return f'--reward {args.reward} (agreement and kl do without)'
+    return None
 
 
 def check_processes(searcher, warm_start, processes):

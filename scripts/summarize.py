@@ -51,6 +51,8 @@ def table(runs):
     shares = [f"{row['label']}: its strategy covers {row['coverage']['weights']:.1%} of the weights and "
               f"{row['coverage']['macs']:.1%} of the multiply-accumulates" for row in runs
               if min(row.get('coverage', {'all': 1}).values()) < 1]
+    shares += [f"{row['label']}: top-1 is agreement with the {row['labels']}, for its images have no labels"
+               for row in runs if 'labels' in row]
     return lines + [''] * bool(shares) + shares
 
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from lib.runtime.seeds import seeded_generator
 
+NO_LABEL = -1  # of an image that has none
+
 
 class EpochBatches:
     """The batches of an epoch as positions of images, a pure function of (seed, epoch); the epoch is 0 at first.
@@ -85,7 +87,10 @@ class Loader:
 
     Attributes:
         input_shape: (C, H, W) of every image served.
+        labelled: whether the images have labels; else all are `NO_LABEL`.
     """
+
+    labelled = True
 
     def __init__(self, batches: EpochBatches, input_shape: Sequence[int]):
         self.batches, self.input_shape = batches, tuple(input_shape)

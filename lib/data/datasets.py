@@ -9,16 +9,27 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
+from lib.data.batches import NO_LABEL
 from lib.data.image_folder import class_names, existing_root, list_images
 from lib.data.tensor_loader import Augment
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of train/ or val/: `images` uint8 (N, 3, H, W), or N paths of files; `labels` int64 (N,)."""
+    """The images of train/ or val/.
+
+    Attributes:
+        images: uint8 (N, 3, H, W), or N paths of files.
+        labels: int64 (N,); all are `NO_LABEL` where the images have none.
+    """
 
     images: torch.Tensor | list
     labels: torch.Tensor
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return bool((self.labels != NO_LABEL).all())
 
     def __len__(self):
         return len(self.labels)

@@ -7,6 +7,7 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lib.data.datasets import dataset_spec
+from lib.data.image_folder import loose_images
 from lib.record.digest import digest_of_file, digest_of_value
 
 # The files of the data sets that are read whole, below their root.
@@ -35,7 +36,7 @@ def data_digest(name: str, root: str | Path | None, splits: Sequence[str]) -> st
                                 if file.is_file()})
     if spec.kind == 'memory' and name not in FILES:
         return None
-    return digest_of_value({split: _listed(root / split) for split in splits})
+    return digest_of_value(_listed(root) if loose_images(root) else {split: _listed(root / split) for split in splits})
 
 
 def _listed(folder):

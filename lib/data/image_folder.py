@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
+from lib.data.batches import NO_LABEL
 from lib.data.link_tree import some_names
 from lib.record.files import read_text
 
@@ -22,8 +23,11 @@ logger = logging.getLogger(__name__)
 def list_images(spec: Any, root: str | Path | None, split: str) -> tuple[list[str], torch.Tensor]:
     """List the images of `root`/split/<class>/..., and of Tiny ImageNet's val/images with `val_annotations.txt`.
 
+    Images that lie in `root`/split itself, where there are no class folders, have no labels. Where they lie in `root`
+    itself, every fifth in the order of the names is validation.
+
     Returns:
-        Paths (N strings) and labels (int64 (N,)): positions in `class_names`.
+        Paths (N strings) and labels (int64 (N,)): positions in `class_names`, or `NO_LABEL`.
 
     Raises:
         ValueError: a folder is missing or empty, a class folder holds no image, train/ and val/ differ in classes,
@@ -31,6 +35,13 @@ def list_images(spec: Any, root: str | Path | None, split: str) -> tuple[list[st
     """
     root = existing_root(spec, root)
     folder = root / split
+    if paths := loose_images(folder):
+        return paths, torch.full((len(paths),), NO_LABEL)
+    if paths := loose_images(root):
+        if len(paths) < 2:
+            raise ValueError(f'{root} holds one image: expected at least 2, one of them for validation')
+        chosen = [path for place, path in enumerate(paths) if (place % 5 == 0) == (split == 'val')]
+        return chosen, torch.full((len(chosen),), NO_LABEL)
     classes = {name: label for label, name in enumerate(class_names(spec, root))}
     if (split == 'train' or not (root / 'train').is_dir()) and len(classes) < (spec.folders or 0):
         logger.warning('%s has %d of the %d class folders of %s: labels are positions among these',
@@ -55,12 +66,23 @@ def class_names(spec: Any, root: str | Path | None) -> list[str]:
     """
     root = existing_root(spec, root)
     has_classes = (root / 'train').is_dir() or not (root / 'val').is_dir() or _is_annotated(root / 'val')
-    folder = root / ('train' if has_classes else 'val')
+    folder = root / ('train' if has_classes and not loose_images(root / 'train') else 'val')
+    if loose_images(root) or loose_images(folder):
+        raise ValueError(f'{spec.name}: the images in {root} have no labels, which would tell the number of classes: '
+                         'give --num_classes')
     names = _subfolders(spec, folder)
     if spec.folders and len(names) > spec.folders:
         raise ValueError(f'{spec.name} has {spec.folders} class folders, but {folder} has {len(names)}: '
                          "is it another data set? The data set 'folder' takes any image folder")
     return names
+
+
+def loose_images(folder: Path) -> list[str]:
+    """Return the sorted paths of the images that lie in a folder itself; none where it has folders, too."""
+    entries = [entry for entry in folder.iterdir() if entry.name[0] != '.'] if folder.is_dir() else []
+    if any(entry.is_dir() for entry in entries):
+        return []
+    return sorted(str(entry) for entry in entries if entry.suffix.lower() in IMG_EXTENSIONS)
 
 
 def existing_root(spec: Any, root: str | Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""Data sets of the user's own: `--dataset_file my_data.py:build` returns any Dataset of (image, label)."""
+"""Data sets of the user's own: `--dataset_file my_data.py:build` returns any Dataset of (image, label) or images."""
 
 import inspect
 import pickle
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
+from lib.data.batches import NO_LABEL
 from lib.data.image_folder import to_rgb
 from lib.runtime.seeds import own_generators
 from lib.runtime.user_code import describe_error, importing_from, load_object
@@ -70,20 +71,22 @@ class UserBuild:
             raise ValueError(f'{call} returned an empty data set')
 
 
-def count_classes(file: str, dataset: Any, given: int | None = None) -> int:
-    """Return the number of classes: as given, or the data set's `num_classes`, or the length of its `classes`."""
+def count_classes(file: str, datasets: Sequence, given: int | None = None) -> int:
+    """Return the number of classes: as given, or the first data set's that tells its `num_classes` or its `classes`."""
     if given:
         return given
-    if getattr(dataset, 'num_classes', None):
-        return int(dataset.num_classes)
-    if hasattr(dataset, 'classes'):
-        return len(dataset.classes)
+    for dataset in datasets:
+        if getattr(dataset, 'num_classes', None):
+            return int(dataset.num_classes)
+        if hasattr(dataset, 'classes'):
+            return len(dataset.classes)
     raise ValueError(f'{OPTION} {file}: the data set has neither num_classes nor classes: give --num_classes')
 
 
 class UserImages:
     """A part of a user's data set as `ImageLoader` takes it: [i] is (float32 (C, H, W), label), checked.
 
+    An item that is an image alone, or a tuple of one, or has the label None, gets `NO_LABEL`: all are like the first.
     A PIL image goes through `transform`; a floating point tensor is used as it is.
 
     Args:
@@ -95,6 +98,7 @@ class UserImages:
     Attributes:
         input_shape: (C, H, W) of the first image; all others must have it.
         is_tensor: whether the images come as tensors.
+        labelled: whether they have labels.
     """
 
     def __init__(self, dataset: Any, file: str, source: str, *, classes: int, transform: Callable,
@@ -103,7 +107,8 @@ class UserImages:
         self.indices = range(len(dataset)) if indices is None else [int(index) for index in indices]
         self.input_shape = None
         with own_generators('first item'):
-            self.is_tensor = isinstance(self.raw(0)[0], torch.Tensor)
+            image, label = self.raw(0)
+            self.is_tensor, self.labelled = isinstance(image, torch.Tensor), label is not None
             self.input_shape = tuple(self[0][0].shape)
 
     def __len__(self):
@@ -118,15 +123,17 @@ class UserImages:
         return image, label
 
     def raw(self, index: int) -> tuple:
-        """Return the user's pair at a position of the part."""
+        """Return the user's pair at a position of the part; the label is None where there is none."""
         try:
             item = self.dataset[self.indices[index]]
         except Exception as error:
             raise ValueError(f'{self._name(index)} fails with {describe_error(error)}') from error
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
+        if isinstance(item, (Image.Image, torch.Tensor)):
+            item = (item,)
+        if not isinstance(item, (tuple, list)) or len(item) not in (1, 2):
             found = f'{len(item)} things' if isinstance(item, (tuple, list)) else f'a {type(item).__name__}'
-            raise ValueError(f'{self._name(index)} is {found}: expected a pair (image, label)')
-        return item
+            raise ValueError(f'{self._name(index)} is {found}: expected a pair (image, label), or an image')
+        return (*item, None)[:2]
 
     def reads_differ(self, index: int = 0, reads: int = 8) -> bool:
         """Return whether the image at a position comes out differently when it is read again: it is augmented."""
@@ -154,6 +161,11 @@ class UserImages:
                          'one of pixels 0..255)')
 
     def _label(self, label, index):
+        if (label is not None) != self.labelled:
+            raise ValueError(f'{self._name(index)} has {"no" if label is None else "a"} label, unlike '
+                             f'{self._name(0)}: give all images a label, or none')
+        if label is None:
+            return NO_LABEL
         if isinstance(label, torch.Tensor) and label.dim() == 0 and not label.is_floating_point():
             label = label.item()
         if not isinstance(label, Integral):

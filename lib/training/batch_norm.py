@@ -10,6 +10,7 @@ from torch import nn
 
 from lib.network.hooks import batch_norms, evaluating
 from lib.runtime import distributed
+from lib.training.float_labels import images_alone
 from lib.training.loop import Precision
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def reestimate_batch_norm(model: nn.Module, loader: Iterable, batches: int, devi
 def _forward(model, loader, batches, device, precision) -> int:
     """Run the first batches through the model; return how many there were."""
     used = 0
-    for images, labels in islice(loader, batches):
+    for images, labels in islice(images_alone(loader), batches):
         images, _ = precision.to(device, images, labels)
         with precision.autocast():
             model(images)

@@ -12,6 +12,7 @@ from lib.network.layer_inputs import rows, seeing_inputs
 from lib.network.other_state import kept_state
 from lib.quantize.compensate import Moments
 from lib.quantize.quantizer import Quantizer
+from lib.training.float_labels import images_alone
 
 BATCH = 128
 
@@ -24,7 +25,7 @@ def calibration_batches(loader: Iterable, count: int) -> list[Tensor]:
     """
     loader.set_epoch(0)
     found, missing = [], count
-    for images, _ in loader:
+    for images, _ in images_alone(loader):
         found.append(images[:missing])
         missing -= len(found[-1])
         if missing <= 0:

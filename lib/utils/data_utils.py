@@ -1,9 +1,10 @@
 """Data loaders: training and validation images of a data set, or the two parts of its training images for a search.
 
 Every loader yields (images float32 (N, C, H, W), labels int64 (N,)) and has `set_epoch(epoch)`, `first_batch()`,
-`num_images`, `batch_size` and `input_shape`. The batches are a pure function of (data, seed, epoch): bit-identical
-however often they are drawn, with any number of workers, and no global random number generator is read or moved.
-Several processes serve a part of each batch; their parts together are the batch of a single process.
+`num_images`, `batch_size`, `input_shape` and `labelled`: of images that have no labels all are -1. The batches are a
+pure function of (data, seed, epoch): bit-identical however often they are drawn, with any number of workers, and no
+global random number generator is read or moved. Several processes serve a part of each batch; their parts together are
+the batch of a single process.
 """
 
 import logging
@@ -140,10 +141,14 @@ def _named_loaders(spec, parts, options, what):
     spec = renormalised(spec, options.normalize)
     size = options.image_size or spec.resolution
     if spec.kind == 'memory':
-        return [_tensor_loader(spec, split, size, options, trains) for split, trains in parts]
-    if options.cache != 'off' and _fits(spec, parts, size, options, what):
-        return [_cached_loader(spec, split, size, options, trains) for split, trains in parts]
-    return [_file_loader(spec, split, size, options, trains) for split, trains in parts]
+        kind = _tensor_loader
+    else:
+        cached = options.cache != 'off' and _fits(spec, parts, size, options, what)
+        kind = _cached_loader if cached else _file_loader
+    loaders = [kind(spec, split, size, options, trains) for split, trains in parts]
+    for loader, (split, _) in zip(loaders, parts, strict=True):
+        loader.labelled = split.labelled
+    return loaders
 
 
 def _file_loader(spec, split, size, options, training):
@@ -188,14 +193,17 @@ def _user_loaders(build, parts, classes, options):
     """Return (training loader, validation loader, number of classes) of `UserPart`s, or fewer loaders of fewer."""
     spec = renormalised(DATASETS['folder'], options.normalize)
     size = options.image_size or spec.resolution
-    classes = count_classes(build.file, parts[0].dataset, classes)
+    classes = count_classes(build.file, [part.dataset for part in parts], classes)
     images = [UserImages(part.dataset, build.file, build.source(part.name), classes=classes, indices=part.indices,
                          transform=train_transform(spec, size, options.randaugment) if part.trains
                          else val_transform(spec, size)) for part in parts]
     _check_user_images(build, images, options, any(part.trains for part in parts))
-    return *(ImageLoader(part_images, shuffle=part.trains, **options.batches(len(part_images), part.trains),
-                         workers=options.workers, pin_memory=options.pin_memory)
-             for part, part_images in zip(parts, images, strict=True)), classes
+    loaders = [ImageLoader(part_images, shuffle=part.trains, **options.batches(len(part_images), part.trains),
+                           workers=options.workers, pin_memory=options.pin_memory)
+               for part, part_images in zip(parts, images, strict=True)]
+    for loader, part_images in zip(loaders, images, strict=True):
+        loader.labelled = part_images.labelled
+    return *loaders, classes
 
 
 def _check_user_images(build, images, options, training):

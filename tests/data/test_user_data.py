@@ -78,7 +78,7 @@ def empty(split):
 def fails(split):
     raise KeyError(split)
 def single(split):
-    return Plain([torch.zeros(3, 4, 4)])
+    return Plain(['image'])
 def triples(split):
     return Plain([(1, 2, 3)])
 def arrays(split):
@@ -222,7 +222,7 @@ def test_the_number_of_classes(own):
     ('unsized', 'returned a Unsized: expected a map-style Dataset'),
     ('nothing', 'returned a NoneType: expected a map-style Dataset'),
     ('empty', 'returned an empty data set'),
-    ('single', r'item 0 is a Tensor: expected a pair \(image, label\)'),
+    ('single', r'item 0 is a str: expected a pair \(image, label\), or an image'),
     ('triples', 'item 0 is 3 things: expected a pair'),
     ('arrays', r'has as its image float64 \(3, 4, 4\): expected a PIL image, or a floating point tensor'),
     ('bytes_', r'has as its image torch.uint8 \(3, 4, 4\).*ToTensor'),
