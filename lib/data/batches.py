@@ -88,9 +88,10 @@ class Loader:
     Attributes:
         input_shape: (C, H, W) of every image served.
         labelled: whether the images have labels; else all are `NO_LABEL`.
+        augmented: whether they are augmented; None: that is not known.
     """
 
-    labelled = True
+    labelled, augmented = True, None
 
     def __init__(self, batches: EpochBatches, input_shape: Sequence[int]):
         self.batches, self.input_shape = batches, tuple(input_shape)

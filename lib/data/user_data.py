@@ -135,14 +135,16 @@ class UserImages:
             raise ValueError(f'{self._name(index)} is {found}: expected a pair (image, label), or an image')
         return (*item, None)[:2]
 
-    def reads_differ(self, index: int = 0, reads: int = 8) -> bool:
+    def reads_differ(self, index: int = 0, reads: int = 16) -> bool:
         """Return whether the image at a position comes out differently when it is read again: it is augmented."""
         seen = set()
         for read in range(reads):
             with own_generators('read', read):
                 image = self.raw(index)[0]
             seen.add(image.tobytes() if isinstance(image, Image.Image) else image.detach().numpy().tobytes())
-        return len(seen) > 1
+            if len(seen) > 1:
+                return True
+        return False
 
     def _name(self, index):
         return f'{OPTION} {self.source}: item {self.indices[index]}'

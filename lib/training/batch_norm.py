@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, loader: Iterable, batches: int, device: torch.device | str,
-                          precision: Precision | None = None) -> int:
+                          precision: Precision | None = None, *, trained_on: bool = False) -> int:
     """Replace running mean and variance of every BatchNorm by averages over the first batches of the loader's epoch.
 
     The averages are those of `momentum=None` and of `torch.optim.swa_utils.update_bn`: the mean over the batches of
@@ -30,9 +30,13 @@ def reestimate_batch_norm(model: nn.Module, loader: Iterable, batches: int, devi
 
     With several processes, each passing its own batches, all get the average over the batches of all of them.
 
+    Images that are known not to be augmented are warned of, once a loader: statistics suit a network on images as it
+    was trained on.
+
     Args:
         model: any network, quantized or not; modes and momenta are restored, also after an exception.
         batches: how many batches to use; all there are where there are fewer, which is logged.
+        trained_on: the network has just been trained on these very images, augmented or not.
 
     Returns:
         The number of batches used in this process; 0 if there is no BatchNorm that keeps statistics.
@@ -48,6 +52,11 @@ def reestimate_batch_norm(model: nn.Module, loader: Iterable, batches: int, devi
         return 0
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # the wrapper would overwrite the statistics with those of rank 0 in every forward pass
+    loader = images_alone(loader)
+    if getattr(loader, 'augmented', None) is False and not trained_on:
+        logger.warning('BatchNorm statistics are estimated on images that are not augmented: if the float network was '
+                       'trained on augmented ones they do not suit it; let the training images be augmented as then')
+        loader.augmented = None  # that is said
     with evaluating(model), _cumulative(norms.values()):
         used = _forward(model, loader, batches, device, precision or Precision(device))
         _average_over_processes(norms.values())
@@ -59,7 +68,7 @@ def reestimate_batch_norm(model: nn.Module, loader: Iterable, batches: int, devi
 def _forward(model, loader, batches, device, precision) -> int:
     """Run the first batches through the model; return how many there were."""
     used = 0
-    for images, labels in islice(images_alone(loader), batches):
+    for images, labels in islice(loader, batches):
         images, _ = precision.to(device, images, labels)
         with precision.autocast():
             model(images)

@@ -116,7 +116,7 @@ def fit(model: nn.Module, loaders: tuple, settings: TrainingSettings | None = No
                             average=average, distillation=distillation)
         with average.in_place() if average else contextlib.nullcontext({}) as raw:
             if settings.bn_batches:
-                reestimate_batch_norm(model, loaders[0], settings.bn_batches, device, precision)
+                reestimate_batch_norm(model, loaders[0], settings.bn_batches, device, precision, trained_on=True)
             due = (epoch + 1) % settings.evaluate_every == 0 or epoch + 1 == epochs
             metrics = evaluate(model, loaders[1], loss_function(), device, precision=precision) if due else UNKNOWN
             if hasattr(rate, 'observe'):

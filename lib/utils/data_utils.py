@@ -146,8 +146,8 @@ def _named_loaders(spec, parts, options, what):
         cached = options.cache != 'off' and _fits(spec, parts, size, options, what)
         kind = _cached_loader if cached else _file_loader
     loaders = [kind(spec, split, size, options, trains) for split, trains in parts]
-    for loader, (split, _) in zip(loaders, parts, strict=True):
-        loader.labelled = split.labelled
+    for loader, (split, trains) in zip(loaders, parts, strict=True):
+        loader.labelled, loader.augmented = split.labelled, trains
     return loaders
 
 
@@ -201,8 +201,9 @@ def _user_loaders(build, parts, classes, options):
     loaders = [ImageLoader(part_images, shuffle=part.trains, **options.batches(len(part_images), part.trains),
                            workers=options.workers, pin_memory=options.pin_memory)
                for part, part_images in zip(parts, images, strict=True)]
-    for loader, part_images in zip(loaders, images, strict=True):
+    for loader, part, part_images in zip(loaders, parts, images, strict=True):
         loader.labelled = part_images.labelled
+        loader.augmented = part.trains and (not part_images.is_tensor or part_images.reads_differ())
     return *loaders, classes
 
 

@@ -156,6 +156,13 @@ def test_validation_images_can_be_read_alone(own):
     assert classes == 2 and next(iter(alone))[1].tolist() == [1, 0]
 
 
+@pytest.mark.parametrize(('name', 'augmented'), [
+    ('photos', True), ('shaken', True), ('chosen', True), ('noisy', True), ('own_split', False)])
+def test_what_is_known_of_augmentation(own, name, augmented):
+    train, val, _ = create(own(name))
+    assert (train.augmented, val.augmented) == (augmented, False)
+
+
 def test_a_function_gets_the_root_if_it_takes_it(own):
     assert create_loaders(None, '7', dataset_file=own('rooted'), batch_size=2)[0].num_images == 7
 

@@ -43,6 +43,7 @@ def rounded(own, weights, succeed, tmp_path_factory):
 
 def test_rounding_reports_the_agreement_with_the_float_network(rounded, succeed, refused, read_json):
     done, tmp_path = rounded
+    assert (done.out + done.err).count('not augmented') == 1, 'these tensors are not'
     assert '(agreement with the float network: the images have no labels)' in done.out and top1_of(done) > 50
     assert read_json(tmp_path / 'round' / 'results.json')['labels'] == 'float network'
     checkpoint = tmp_path / 'round' / 'checkpoint.pth.tar'

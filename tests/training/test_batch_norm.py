@@ -5,12 +5,14 @@ from datetime import timedelta
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from lib.network.hooks import batch_norms
 from lib.training.batch_norm import reestimate_batch_norm
 from lib.training.loop import Precision
+from lib.utils.data_utils import create_loaders
 from lib.utils.quantize_utils import LinearQuantization, convert_to_quantized
 
 
@@ -135,6 +137,30 @@ def test_fewer_batches_than_asked(net, caplog):
     assert reestimate_batch_norm(net, loader, 9, 'cpu') == 3
     assert '3 batches, all there are; 9' in caplog.text
     check(net, loader.batches)
+
+
+@pytest.mark.parametrize('augmented', [True, False, None])
+@pytest.mark.parametrize('trained_on', [True, False])
+def test_images_that_are_not_augmented_are_warned_of_once(net, caplog, augmented, trained_on):
+    loader = Loader()
+    loader.augmented = augmented
+    for _ in range(2):
+        reestimate_batch_norm(net, loader, 2, 'cpu', trained_on=trained_on)
+    assert caplog.text.count('not augmented') == (augmented is False and not trained_on)
+
+
+@pytest.mark.parametrize('name', ['digits', 'cifar10', 'dtd'])
+def test_training_images_of_named_data_sets_are_augmented(name, net, caplog, tmp_path):
+    if name != 'digits':
+        for split in ('train', 'val'):
+            (tmp_path / split / 'a').mkdir(parents=True)
+            for number in range(3):
+                Image.new('RGB', (32, 32)).save(tmp_path / split / 'a' / f'{number}.png')
+    train, val, _ = create_loaders(name, tmp_path, batch_size=4, image_size=32)
+    reestimate_batch_norm(net, train, 1, 'cpu')
+    assert 'not augmented' not in caplog.text
+    reestimate_batch_norm(net, val, 1, 'cpu')
+    assert 'not augmented' in caplog.text
 
 
 def test_refuses_no_batches_and_does_nothing_without_batch_norm(net, caplog):
