@@ -121,6 +121,7 @@ def main(args):
     strategy = choose_strategy(args, checkpoint, source, network.float_name, layers, linear, found)
 
     # quantization
+    precision = Precision(device, args.half, args.channels_last)
     if linear:
         known = checkpoint is not None and has_ranges(model, start.find(model, checkpoint, source).state_dict)
         known = known and start_value(checkpoint, 'strategy', strategy) in (None, strategy) and Grids.of(
@@ -131,7 +132,7 @@ def main(args):
         quantization = LinearQuantization(model, strategy, images, method=args.calibrate, cap=args.activation_cap)
         if rounds:
             loader = training_loader(data, network, loaders, device)
-            round_linear(model, rounding.batches(loader, device), rounding, float_model=float_model,
+            round_linear(model, rounding.batches(loader, device, precision), rounding, float_model=float_model,
                          method=args.calibrate)
     else:  # weights that came clustered keep their codebooks; what is evaluated is quantized as it is priced
         kept = {name: books[name] for name, bits in zip(layers.names, strategy, strict=True)
@@ -143,8 +144,8 @@ def main(args):
         rounds = rounding.needs_images and bool(anew)
         if rounds:
             loader = training_loader(data, network, loaders, device)
-            kept |= round_codebooks(model, anew, rounding.batches(loader, device), rounding, is_pruned=is_pruned,
-                                    max_iter=args.kmeans_iter, seed=args.seed)
+            kept |= round_codebooks(model, anew, rounding.batches(loader, device, precision), rounding,
+                                    is_pruned=is_pruned, max_iter=args.kmeans_iter, seed=args.seed)
         importance = None
         if args.kmeans_weights == 'fisher' and anew:
             importance = fisher_diagonal(model, {name: model.get_submodule(name) for name in anew},
@@ -154,7 +155,6 @@ def main(args):
                                           free_high_bit=args.free_high_bit and not args.evaluate and args.epochs > 0,
                                           max_iter=args.kmeans_iter, importance=importance)
 
-    precision = Precision(device, args.half, args.channels_last)
     if rounds:
         quantization.synchronise()
         rounding.estimate_batch_norm(model, loader, device, precision)

@@ -231,13 +231,13 @@ def main(args):
         synchronise_batch_norm(model)
     if not saved and settings['quantizers']['activations'] in ('lsq', 'linear'):
         find_steps(model, calibration_images(data, network, loaders, device))
-    rounding = pick(Rounding, args)
+    rounding, precision = pick(Rounding, args), Precision(device, args.half, args.channels_last)
     if rounding.needs_images and not saved:
         loader = training_loader(data, network, loaders, device)
         with naming('--rounding compensated: '):
-            round_linear(model, rounding.batches(loader, device), rounding, method='mse',
+            round_linear(model, rounding.batches(loader, device, precision), rounding, method='mse',
                          float_model=float_network(network, start, classes, shape, device))
-        rounding.estimate_batch_norm(model, loader, device)
+        rounding.estimate_batch_norm(model, loader, device, precision)
     with naming('--'):
         quantization = QATQuantization(model, strategy, settings, clip_decay=args.clip_decay,
                                        dampening=args.dampening)
@@ -253,7 +253,7 @@ def main(args):
         about['layers'] = list(quantized_layers(model))
     training = pick(TrainingSettings, args, grad_clip=norm_of(args.clip_norm, args.clip, args.grad_clip))
     course = Course(run, None if args.evaluate else training, device,
-                    Precision(device, args.half, args.channels_last), about, saved, estimate,
+                    precision, about, saved, estimate,
                     start_epoch=args.start_epoch,
                     published=published_file(network) if args.pretrained else None,
                     distillation=None if args.evaluate else pick(Teaching, args).begin(

@@ -33,8 +33,7 @@ class LinearQuantizeEnv(SearchEnv):
         super().__init__(model, train_loader, val_loader, space, settings, **common)
         self._calibration = {'images': images.to(self.device), 'method': calibrate_method, 'cap': activation_cap,
                              'cache': self._ranges}
-        self._compensated = CompensatedWeights(self._problems(), self.rounding.corrects_bias) \
-            if self.rounding.compensated else None
+        self._compensated = CompensatedWeights(self.problems, self.rounding.corrects_bias) if self.problems else None
 
     def _quantize(self, strategy):
         quantization = self._ranged(strategy)

@@ -32,7 +32,7 @@ class QuantizeEnv(SearchEnv):
         super().__init__(model, train_loader, val_loader, space, settings, **common)
         self.is_pruned, self.kmeans_iter = is_pruned, kmeans_iter
         options = {'max_iter': kmeans_iter, 'is_pruned': is_pruned, 'seed': self.settings.seed}
-        self.cache = CompensatedCodebooks(self._problems(), **options) if self.rounding.compensated else \
+        self.cache = CompensatedCodebooks(self.problems, **options) if self.problems else \
             CodebookCache(**options, importance=self._importance(kmeans_weights))
         self.kmeans_weights = kmeans_weights
 
@@ -46,7 +46,7 @@ class QuantizeEnv(SearchEnv):
         quantization = KMeansQuantization(self.model, strategy, is_pruned=self.is_pruned, cache=self.cache)
         if self.rounding.compensated and self.rounding.corrects_bias:
             for name, bits in zip(self.layers(), strategy, strict=True):
-                self.cache.problems.correct_bias(name, bits)
+                self.problems.correct_bias(name, bits)
         return quantization
 
     def _quantize_finally(self, strategy, batches):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lib.env.compensated import FloatProblems
 from lib.env.episode import EpisodeSettings, Outcome
@@ -78,6 +78,8 @@ class SearchEnv:
         self.float_accuracy = self._accuracy(metrics)
         self.float_score = self._score(metrics, self._float_logits)
         self._chosen = []
+        self.problems = FloatProblems(model, self.layers(), self._calibration_batches(train_loader)) \
+            if self.rounding.compensated else None
 
     def _distillation(self) -> Distillation:
         """Return what learns from a copy of the float network."""
@@ -211,9 +213,14 @@ class SearchEnv:
         """Return the network and, if it learns from one, its teacher."""
         return [self.model, *([self.distillation.teacher] if self.distillation else [])]
 
-    def _problems(self) -> FloatProblems:
-        """Return what compensated rounding knows of the float network."""
-        return FloatProblems(self.model, self.layers(), self.rounding.batches(self.train_loader, self.device))
+    def input_metric(self, name: str) -> Tensor | None:
+        """Return H (G, d, d) of the inputs that a layer's weights are rounded for; None: each weight by itself."""
+        if self.problems is None or name not in self.problems.layers:
+            return None
+        return self.problems.problem(name).metric
+
+    def _calibration_batches(self, loader):
+        return self.rounding.batches(loader, self.device, self.precision)
 
     def quantize(self, strategy: list) -> Quantization:
         """Give the network all that it had at first and quantize it."""
@@ -232,7 +239,7 @@ class SearchEnv:
         if not self.rounding.compensated:
             return self.quantize(strategy)
         self._begin()
-        quantization = self._quantize_finally(strategy, self.rounding.batches(train_loader, self.device))
+        quantization = self._quantize_finally(strategy, self._calibration_batches(train_loader))
         quantization.synchronise()
         self.rounding.estimate_batch_norm(self.model, train_loader, self.device, self.precision)
         return quantization

@@ -1,6 +1,6 @@
 """A Bayesian linear model of the loss, whose best strategy the integer program finds: Thompson sampling."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -74,14 +74,23 @@ class LinearModel:
         together = np.where(np.eye(len(blocks)), 1, SHARED * (blocks[:, None] == blocks))
         self.covariance = deviations[:, None] * together * deviations
         self._root = deviations[:, None] * np.linalg.cholesky(together)
-        self._rows, self._values, self._fit = [], [], None
+        self._rows, self._values, self._fit, self._expected = [], [], None, None
 
     def observe(self, strategy: Sequence, value: float) -> None:
         """Learn what a strategy gave; lower is better."""
-        bits = [entry if self.space.pairs else [entry] for entry in strategy]
-        self._rows.append([bits[layer][side] == bit for layer, side, bit in self.places])
+        self._rows.append(self._row(strategy))
         self._values.append(value)
-        self._fit = None
+        self._fit = self._expected = None
+
+    def _row(self, strategy):
+        bits = [entry if self.space.pairs else [entry] for entry in strategy]
+        return [bits[layer][side] == bit for layer, side, bit in self.places]
+
+    def expect(self, strategy: Sequence) -> float:
+        """Return the summed theta of a strategy by the posterior mean: what it gives but for level, scale and noise."""
+        if self._expected is None:
+            self._expected = self.posterior()
+        return float(np.dot(self._row(strategy), self._expected))
 
     def posterior(self, rng: np.random.Generator | None = None) -> np.ndarray:
         """Return the posterior mean of theta, or a draw: one from the prior, corrected by what it misses (Matheron)."""
@@ -138,7 +147,8 @@ class LinearModel:
 class BayesSearcher(Searcher):
     """Draws theta from the posterior of a `LinearModel` and proposes the best strategy for it; first that of the prior.
 
-    What it proposes depends on the seed and the history alone.
+    What it proposes depends on the seed and the history alone. Of the strategies that were evaluated the one to use is
+    the best by the posterior mean: the highest reward of many is luck as well, and the others say how much.
     """
 
     name = 'bayes'
@@ -179,3 +189,10 @@ class BayesSearcher(Searcher):
     def observe(self, strategy: list, reward: float) -> None:
         super().observe(strategy, reward)
         self.model.observe(strategy, -reward)
+
+    def rank(self, record: Mapping) -> tuple:
+        return not record.get('diverged'), -self.model.expect(record['strategy'])
+
+    def best(self) -> list:
+        super().best()  # says so where there is none
+        return min((strategy for strategy, _ in self.history), key=self.model.expect)

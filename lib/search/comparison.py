@@ -135,8 +135,10 @@ class Comparison:
     def top1(self, strategy: list | None, seed: int) -> float:
         """Return the top-1 accuracy of a strategy on the test images after fine-tuning; of the float network for None.
 
-        A fine-tuning is done once for each strategy and seed, whoever found it. One that diverges has an accuracy of 0.
+        A fine-tuning is done once for each strategy and seed, whoever found it; without epochs nothing depends on the
+        seed. One that diverges has an accuracy of 0.
         """
+        seed = seed if self.training.epochs else 0
         name = 'float' if strategy is None else hashlib.sha1(json.dumps(strategy).encode()).hexdigest()[:12]
         path = self.folder / 'finetuned' / (name + ('' if strategy is None else f'_seed{seed}') + '.json')
         about = {'strategy': strategy, 'seed': seed, **self.mark}

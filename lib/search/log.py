@@ -94,7 +94,7 @@ class EpisodeLog(SearchLog):
             **({} if env.settings.reward == 'accuracy' else {'rewarded': env.settings.reward}), **(about or {})},
             history, first=0)
         self.records, self.float_accuracy, self.mark = space.records, env.float_accuracy, dict(mark or {})
-        self.agent, self.rank = getattr(searcher, 'agent', None), searcher.rank
+        self.agent, self.rank, self._saved = getattr(searcher, 'agent', None), searcher.rank, None
         self.sizes = sizes or model_size([record.num_weights for record in self.records])
         if self.agent:
             check_space(self.folder, tensor_bytes(self.agent.state_dict()), 'what an episode saves')
@@ -115,6 +115,7 @@ class EpisodeLog(SearchLog):
         """Write the results of a finished search."""
         self.plot()
         if not self.best.get('diverged'):
+            self._save_strategy(self.best)
             write_json(self.folder / 'results.json', {
                 **self.about, **self.best, 'float_accuracy': self.float_accuracy, 'episodes': len(self.history)},
                 seal=True)
@@ -138,10 +139,11 @@ class EpisodeLog(SearchLog):
         return [record.name for record in self.records]
 
     def _save_strategy(self, record):
-        if record is self.best:
+        if (best := self.best) is not self._saved:  # also an earlier one, of which what came later speaks well
             told = ('accuracy', 'reward', 'ratio', 'cost', 'ratios', 'episode')
-            save_strategy(self.folder, record['strategy'], self._layer_names, **{name: record[name] for name in told},
+            save_strategy(self.folder, best['strategy'], self._layer_names, **{name: best[name] for name in told},
                           float_accuracy=self.float_accuracy, **self.about)
+            self._saved = best
 
     def _line(self, record):
         losses = '' if record['value_loss'] is None else \

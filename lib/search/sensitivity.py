@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lib.env.search_env import SearchEnv
 from lib.env.space import Space
 from lib.network.conversion import listed
+from lib.network.layer_inputs import weight_matrix
 from lib.quantize.reading import Product
 from lib.runtime import distributed
 from lib.search.curvature import SCALARS, differentiable, measure_curvature
@@ -171,7 +172,7 @@ def _by_curvature(env, free, images, labels, kind, seed):
         raise ValueError(f'the {kind} sensitivity is one of weights, and {listed(products)} multiply activations: take '
                          'the searcher greedy or ilp, which measure the loss, or pin them')
     sides = {name: env.space.layer_bits[index].sides for index, name in free.items()}
-    w_errors = {name: {bit: _weight_error(env, name, bit) for bit in sides[name][0]} for name in layers}
+    w_errors = {name: {bit: weight_error(env, name, bit) for bit in sides[name][0]} for name in layers}
     quantizers = {name: {bit: _input_quantizer(env, name, bit) for bit in sides[name][1]} for name in layers
                   } if env.space.pairs else {}
     with differentiable(env.layers()):
@@ -207,8 +208,11 @@ def _flat_layers(env, found, images):
 
 
 @torch.no_grad()
-def _weight_error(env, name, bit):
-    """Return ||Q(W) - W||^2."""
+def weight_error(env: SearchEnv, name: str, bit: int) -> float:
+    """Return ||Q(W) - W||^2 of a layer; of compensated weights, whose errors cancel in the outputs, what counts there.
+
+    That is tr(E H E^T) / (mean of diag H) with E = Q(W) - W and H of the inputs: ||E||^2 of errors that do not cancel.
+    """
     weight = env.layers()[name].weight.clone()
     with env.layer_at(name, w_bit=bit) as layer:
         quantized = layer.weight_quantizer(layer.weight) if env.space.pairs else layer.weight
@@ -216,7 +220,11 @@ def _weight_error(env, name, bit):
             quantizer = copy.deepcopy(layer.weight_quantizer)
             quantizer.calibrate(weight)
             quantized = quantizer(weight)
-        return (quantized - weight).square().sum(dtype=torch.float64).item()
+        error, metric = quantized - weight, env.input_metric(name)
+        if metric is None:
+            return error.square().sum(dtype=torch.float64).item()
+        error = weight_matrix(layer, error).double()
+        return ((error @ metric * error).sum() / metric.diagonal(dim1=1, dim2=2).mean()).item()
 
 
 def _input_quantizer(env, name, bit):

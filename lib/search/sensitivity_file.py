@@ -14,6 +14,7 @@ from lib.record.files import is_file, parse_json
 from lib.record.sensitivity_plot import plot_sensitivity
 from lib.record.values import check_values, real, whole
 from lib.runtime import distributed
+from lib.search.curvature import SCALARS
 from lib.search.sensitivity import Sensitivity, measure_sensitivity, parts_of, table_of
 from lib.simulator.cost import MAX_BIT
 
@@ -74,6 +75,7 @@ def _belongs_to(env, kind, num_images, seed):
     about = {'kind': kind, 'num_images': num_images, 'seed': seed, 'layers': list(env.layers()),
              'min_bit': env.space.range[0], 'max_bit': env.space.range[1], 'fixed': list(env.space.fixed.items()),
              **({'bits': list(map(str, env.space.layer_bits))} if env.space.asked else {}),
+             **({'errors': 'outputs'} if env.problems and kind in SCALARS else {}),  # see `weight_error`
              'float_accuracy': env.float_accuracy, 'weights': env.weights_digest(), **env.describe_quantizers()}
     return json.loads(json.dumps(about))
 

@@ -72,9 +72,10 @@ class Rounding:
         return {'rounding': self.rounding, 'calibration_images': self.calibration_images,
                 'bias_correction': self.corrects_bias} if self.needs_images else {}
 
-    def batches(self, loader, device: torch.device | str) -> list[Tensor]:
-        """Return the calibration images of a training loader, in batches."""
-        return [batch.to(device) for batch in calibration_batches(loader, self.calibration_images)]
+    def batches(self, loader, device: torch.device | str, precision: Precision | None = None) -> list[Tensor]:
+        """Return the calibration images of a training loader, in batches, in the memory layout of `precision`."""
+        place = (precision or Precision(device)).place
+        return [place(device, batch) for batch in calibration_batches(loader, self.calibration_images)]
 
     def estimate_batch_norm(self, model: nn.Module, loader, device: torch.device | str,
                             precision: Precision | None = None) -> None:

@@ -38,8 +38,12 @@ class Precision:
 
     def to(self, device: torch.device | str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return a batch on the device, in the memory layout."""
+        return self.place(device, images), labels.to(device, non_blocking=True)
+
+    def place(self, device: torch.device | str, images: Tensor) -> Tensor:
+        """Return images on the device, in the memory layout."""
         layout = {'memory_format': torch.channels_last} if self.channels_last and images.dim() == 4 else {}
-        return images.to(device, non_blocking=True, **layout), labels.to(device, non_blocking=True)
+        return images.to(device, non_blocking=True, **layout)
 
 
 def train_one_epoch(model: nn.Module, loader: Any, criterion: Callable, optimizer: torch.optim.Optimizer,

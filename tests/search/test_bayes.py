@@ -117,8 +117,13 @@ def test_scale_noise_and_doubt_are_the_likeliest():
     assert misfit(np.log([fit.scale, fit.noise / usual, fit.doubt])) <= best.fun + 0.1
 
 
-def search(searcher, true, evaluations, noise=0.0):
-    rng = np.random.default_rng(5)
+def all_of(space):
+    everything = itertools.product(*(space.choices(layer) for layer in range(5)))
+    return [strategy for strategy in map(list, everything) if space.holds(strategy)]
+
+
+def search(searcher, true, evaluations, noise=0.0, seed=5):
+    rng = np.random.default_rng(seed)
     for _ in range(evaluations):
         strategy = searcher.propose()
         searcher.observe(strategy, 1.5 - 2.5 * value(true, strategy, searcher.space) + noise * rng.standard_normal())
@@ -134,8 +139,7 @@ def test_the_optimum_of_all_strategies_is_found(kind, prior):
         rng = np.random.default_rng(seed)
         true = rises(rng, 5, space.pairs)
         table = true * rng.lognormal(0, 0.7, (5, 1, 1)) if prior == 'sensitivities' else None
-        everything = itertools.product(*(space.choices(layer) for layer in range(5)))
-        optimum = min(value(true, strategy, space) for strategy in map(list, everything) if space.holds(strategy))
+        optimum = min(value(true, strategy, space) for strategy in all_of(space))
         found = search(BayesSearcher(space, seed, table), true, 16)
         gaps.append(value(true, found.best(), space) - optimum)
         others.append(value(true, search(RandomSearcher(space, seed), true, 16).best(), space) - optimum)
@@ -145,6 +149,20 @@ def test_the_optimum_of_all_strategies_is_found(kind, prior):
             assert found.history[0][0] == ilp_allocation(table, space)
     assert min(gaps) > -1e-9
     assert max(gaps) < 1e-9 or np.mean(gaps) < 0.2 * np.mean(others), (gaps, others)
+
+
+def test_in_noise_the_posterior_chooses_better_than_the_highest_reward():
+    space, true = SPACES['weights'], rises(np.random.default_rng(0), 5, False)
+    noise, chosen, luckiest = 0.5 * 2.5 * np.std([value(true, s, space) for s in all_of(space)]), [], []
+    for seed in range(12):
+        found = search(BayesSearcher(space, seed, true * 2), true, 16, noise, seed)
+        lucky = max(found.history, key=lambda entry: entry[1])[0]
+        chosen.append(value(true, found.best(), space))
+        luckiest.append(value(true, lucky, space))
+        ranked = max(({'strategy': strategy} for strategy, _ in found.history), key=found.rank)
+        assert ranked['strategy'] == found.best()
+    assert found.rank({'strategy': found.best(), 'diverged': 'nan'}) < found.rank({'strategy': lucky})
+    assert np.mean(chosen) < np.mean(luckiest)
 
 
 def test_all_proposals_are_new_and_a_batch_is_one_of_different_ones():

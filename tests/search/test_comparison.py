@@ -47,6 +47,7 @@ def test_a_policy_is_judged_as_the_result_of_a_searcher_and_marked_above_the_bud
         assert {row['ratio'] for row in rows[name]} == {env.space.cost.ratio(strategy)}
         assert {row['search_accuracy'] for row in rows[name]} == {outcome.accuracy}
     assert rows['four'][0]['top1'] == rows['uniform'][0]['top1'], 'the same strategy'
+    assert len(list((tmp_path / 'finetuned').iterdir())) == 3, 'without training seeds make no difference'
     lines = {line.split(' | ')[1]: line for line in report.text().splitlines() if line.startswith('| 0.125')}
     assert '| above the budget |' in lines['eight'] and '| +0.00 |' in lines['four']
     assert json.loads((tmp_path / 'searches' / '0.125_eight.json').read_text())['policy'] == policies['eight']

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib.data.tensor_loader import TensorLoader
+from lib.network.layer_inputs import weight_matrix
 from lib.quantize.kmeans import fit_codebook
 from lib.record.arrays import read_npz, write_npz
 from lib.search import sensitivity
@@ -18,6 +19,7 @@ from lib.search.allocation import GreedySearcher, ILPSearcher
 from lib.search.curvature import hessian, measure_curvature
 from lib.search.sensitivity import draw_images, measure_sensitivity
 from lib.search.sensitivity_file import read_or_measure
+from lib.training.compensation import Rounding
 from lib.utils.quantize_utils import (
     calibrate,
     quantizable_layers,
@@ -287,6 +289,23 @@ def test_curvature_of_the_kmeans_flow(kind, trained, tiny_loaders):
                   for bits in range(1, 9)]
         assert table[index] == pytest.approx(curvature.weights[name] / 2 * np.array(errors), rel=1e-3, abs=1e-12)
     assert (np.diff(table, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize('kind', ['fisher', 'hessian'])
+def test_errors_of_compensated_weights_count_as_they_do_in_the_outputs(kind, trained, tiny_loaders):
+    """Against the outputs of a layer themselves, on the rows that its weights were rounded for."""
+    floats = copy.deepcopy(trained).eval()
+    env = kmeans_env(trained, tiny_loaders, rounding=Rounding('compensated', 2 ** 10))
+    table = measure_sensitivity(env, kind, num_images=IMAGES).table[:, :, 7]
+    curvature = measure_curvature(kind, floats, quantizable_layers(floats), {}, *draw_images(tiny_loaders[1], IMAGES))
+    for index, name in enumerate(quantizable_layers(floats)):
+        metric, errors = env.problems.problem(name).metric, []
+        root = torch.linalg.cholesky(metric)  # rows whose second moments are the metric
+        for bits in range(1, 9):
+            error = weight_matrix(env.layers()[name], env.cache.get(name, env.problems.weights[name], bits).decode()
+                                  - env.problems.weights[name]).double()
+            errors.append((error @ root).square().sum() / root.square().sum(2).mean())
+        assert table[index] == pytest.approx(curvature.weights[name] / 2 * np.array(errors), rel=1e-3, abs=1e-12)
 
 
 # ---- what it leaves behind, and its file ----
