@@ -32,9 +32,9 @@ RECIPES = {
     'haq': {},
     'fast': {
         'searcher': 'bayes', 'rounding': 'compensated', 'finish': True,
-        'train_episode': 30, 'finetune_flag': False, 'bn_batches': 2,  # an episode is an evaluation
+        'train_episode': 30, 'finetune_flag': False,  # an episode is an evaluation
         'reward': 'agreement', 'reward_on': 'augmented', 'val_size': 512,
-        'min_bit': 2, 'fill': True,
+        'min_bit': 2, 'fill': True, 'channels_last': True,
         'warm_start': 'sensitivity', 'warmup': 9, 'init_delta': 0.2, 'delta_end': 0.05,  # of the agent
     },
 }
@@ -223,11 +223,17 @@ class Flow:
         from lib.training.compensation import Rounding  # torch, too
         common = {'precision': precision,
                   'rounding': Rounding(self.rounding, self.calibration_images, self.bias_correction)}
-        if self.linear:
-            return LinearQuantizeEnv(model, *loaders, space, episodes, calibrate_method=self.calibrate,
-                                     activation_cap=self.activation_cap, **common)
-        return QuantizeEnv(model, *loaders, space, episodes, is_pruned=self.is_pruned, kmeans_iter=self.kmeans_iter,
-                           kmeans_weights=self.kmeans_weights, **common)
+        try:
+            if self.linear:
+                return LinearQuantizeEnv(model, *loaders, space, episodes, calibrate_method=self.calibrate,
+                                         activation_cap=self.activation_cap, **common)
+            return QuantizeEnv(model, *loaders, space, episodes, is_pruned=self.is_pruned,
+                               kmeans_iter=self.kmeans_iter, kmeans_weights=self.kmeans_weights, **common)
+        except RuntimeError as error:
+            if precision.channels_last and 'view' in str(error):
+                raise ValueError('--channels_last: a view in the network takes images laid out as N, C, H, W alone; '
+                                 'give --channels_last False') from error
+            raise
 
 
 @contextlib.contextmanager

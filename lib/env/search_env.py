@@ -23,7 +23,7 @@ from lib.network.hooks import batch_norms
 from lib.network.other_state import OtherState
 from lib.runtime.seeds import seed_everything
 from lib.training.batch_norm import reestimate_batch_norm
-from lib.training.compensation import BN_BATCHES, Rounding
+from lib.training.compensation import Rounding
 from lib.training.distillation import Distillation
 from lib.training.loop import Precision, evaluate, loss_function, train_one_epoch
 from lib.utils.quantize_utils import Quantization
@@ -32,6 +32,7 @@ from lib.utils.utils import Metrics, set_learning_rate
 logger = logging.getLogger(__name__)
 
 SCREEN_BATCHES = 4  # for the BatchNorm statistics of a first look
+BN_BATCHES = 2  # for those of weights that are compensated and not fine-tuned, where nothing else is said
 
 
 class SearchEnv:
@@ -54,7 +55,7 @@ class SearchEnv:
             space: the layers, bits and budgets.
             settings: how a strategy is evaluated.
             rounding: how weights become codes; None: to the nearest. Where it is compensated and nothing is fine-tuned,
-                BatchNorm statistics are always estimated anew.
+                BatchNorm statistics are always estimated anew, on 2 batches if the settings do not say how many.
             precision: in which arithmetic the network runs; float32 if None.
         """
         self.model, self.train_loader, self.val_loader = model, train_loader, val_loader

@@ -176,7 +176,10 @@ class Comparison:
                         rate=self.training.lr, device=env.device, precision=env.precision,
                         seeds=(seed, 'finetune', epoch), quantization=quantization,
                         before_step=lambda: set_learning_rate(optimizer, next(rates)))
-        if env.settings.bn_batches:
+        if env.rounding.compensated:
+            if epochs:  # without any `quantize_finally` has done it
+                env.rounding.estimate_batch_norm(env.model, images, env.device, env.precision)
+        elif env.settings.bn_batches:
             reestimate_batch_norm(env.model, images, env.settings.bn_batches, env.device, env.precision)
         return self._test()
 

@@ -21,6 +21,7 @@ COMMANDS = {
     'train_again': f'pretrain.py {NET} --epochs 1 -c float --overwrite',
     'train_own': 'pretrain.py --dataset digits --image_size 16 --workers 0 --device cpu --epochs 1 -c out',
     'table': 'make_lookup_table.py --dataset digits --arch resnet20 --output t.npy',
+    'own_search': 'rl_quantize.py --recipe fast --dataset digits --image_size 8 --workers 0 --device cpu --output out',
     'own_table': f'make_lookup_table.py {OWN} --output t.npy',
     'csv_table': f'make_lookup_table.py {OWN} --output t.npy --unit ms --from_csv',
     'measure': f'measure.py {OWN}',
@@ -296,6 +297,7 @@ own_table --hardware no_parameter.yaml | no_parameter.yaml | no parameter clock 
 own_table --hardware broken.yaml | broken.yaml | no valid YAML
 own_table --metric area | --metric | latency
 own_table --batch 0 | --batch
+own_search --model_file nets.py:viewing --preserve_ratio 0.2 | --channels_last | --channels_last False
 own_table --model_file nets.py:nothing | nets.py defines no nothing
 own_table --model_file nets.py | FILE.py:NAME
 own_table --model_file nowhere.py:build | nowhere.py
