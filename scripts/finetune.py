@@ -145,13 +145,13 @@ def main(args):
         if rounds:
             loader = training_loader(data, network, loaders, device)
             kept |= round_codebooks(model, anew, rounding.batches(loader, device, precision), rounding,
-                                    is_pruned=is_pruned, max_iter=args.kmeans_iter, seed=args.seed)
+                                    is_pruned=is_pruned, max_iter=args.kmeans_iter)
         importance = None
         if args.kmeans_weights == 'fisher' and anew:
             importance = fisher_diagonal(model, {name: model.get_submodule(name) for name in anew},
                                          training_loader(data, network, loaders, device, '--kmeans_weights fisher'),
                                          args.calibration_images)
-        quantization = KMeansQuantization(model, strategy, is_pruned=is_pruned, codebooks=kept, seed=args.seed,
+        quantization = KMeansQuantization(model, strategy, is_pruned=is_pruned, codebooks=kept,
                                           free_high_bit=args.free_high_bit and not args.evaluate and args.epochs > 0,
                                           max_iter=args.kmeans_iter, importance=importance)
 

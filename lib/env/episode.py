@@ -22,7 +22,7 @@ class EpisodeSettings:
         screen: images on which a strategy is judged first; only what can still become the best is fine-tuned; 0: all.
         distill: 'float': fine-tuning learns from the outputs of the float network, see `Distillation`; 'none': not.
         distill_temperature, distill_weight: of it.
-        seed: of clustering, dropout and the like.
+        seed: of dropout and the like.
 
     Raises:
         ValueError: the settings contradict each other.

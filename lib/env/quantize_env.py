@@ -31,7 +31,7 @@ class QuantizeEnv(SearchEnv):
         name_constant_layers(model, is_pruned)
         super().__init__(model, train_loader, val_loader, space, settings, **common)
         self.is_pruned, self.kmeans_iter = is_pruned, kmeans_iter
-        options = {'max_iter': kmeans_iter, 'is_pruned': is_pruned, 'seed': self.settings.seed}
+        options = {'max_iter': kmeans_iter, 'is_pruned': is_pruned}
         self.cache = CompensatedCodebooks(self.problems, **options) if self.problems else \
             CodebookCache(**options, importance=self._importance(kmeans_weights))
         self.kmeans_weights = kmeans_weights
@@ -51,9 +51,8 @@ class QuantizeEnv(SearchEnv):
 
     def _quantize_finally(self, strategy, batches):
         books = round_codebooks(self.model, dict(zip(self.layers(), strategy, strict=True)), batches, self.rounding,
-                                is_pruned=self.is_pruned, seed=self.settings.seed)
-        return KMeansQuantization(self.model, strategy, is_pruned=self.is_pruned, codebooks=books,
-                                  seed=self.settings.seed)
+                                is_pruned=self.is_pruned)
+        return KMeansQuantization(self.model, strategy, is_pruned=self.is_pruned, codebooks=books)
 
     def layers(self) -> dict[str, nn.Module]:
         """Return {name: layer} of the layers that a strategy has entries for."""

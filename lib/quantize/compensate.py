@@ -123,7 +123,7 @@ def compensate(problem: Problem, nearest: Nearest) -> Tensor:
     return torch.where((problem.errors(chosen) < problem.errors(plain))[..., None], chosen, plain)
 
 
-def compensate_codebook(problem: Problem, bits: int, *, max_iter: int = 50, seed: int = 0, kept: Tensor | None = None,
+def compensate_codebook(problem: Problem, bits: int, *, max_iter: int = 50, kept: Tensor | None = None,
                         rounds: int = ROUNDS) -> tuple[Tensor, Tensor]:
     """Choose at most 2^bits centroids and the cluster of every weight.
 
@@ -133,7 +133,7 @@ def compensate_codebook(problem: Problem, bits: int, *, max_iter: int = 50, seed
 
     Args:
         bits: 1..8.
-        max_iter, seed: of the K-means.
+        max_iter: of the K-means.
         kept: bool (G, O, d), False where a weight is a pruned zero and stays it; None: nothing is pruned.
 
     Returns:
@@ -141,7 +141,7 @@ def compensate_codebook(problem: Problem, bits: int, *, max_iter: int = 50, seed
     """
     importance = problem.metric.diagonal(dim1=1, dim2=2)[:, None].expand_as(problem.weight)
     weight = problem.weight if kept is None else problem.weight * kept
-    start = fit_codebook(weight.float(), bits, max_iter=max_iter, is_pruned=kept is not None, seed=seed,
+    start = fit_codebook(weight.float(), bits, max_iter=max_iter, is_pruned=kept is not None,
                          importance=importance.float())
     centroids = start.centroids.double().sort().values
     best = (problem.error(start.decode().double()), start.centroids, start.labels)

@@ -18,7 +18,7 @@ __all__ = ['CentroidTrainer', 'Codebook', 'CodebookCache', 'fit_codebook']
 LEAST_IMPORTANCE = 1e-6  # of the mean; every weight counts a little, so that no cluster counts nothing
 
 
-def fit_codebook(weight: Tensor, bits: int, *, max_iter: int = 3, is_pruned: bool = False, seed: int = 0,
+def fit_codebook(weight: Tensor, bits: int, *, max_iter: int = 3, is_pruned: bool = False,
                  importance: Tensor | None = None) -> Codebook:
     """Cluster `weight` into at most min(2^bits, n) centroids, with a squared error close to the least that there is.
 
@@ -81,9 +81,8 @@ class CodebookCache:
     another cache. `importance` has what weights count, of the layers that are in it.
     """
 
-    def __init__(self, *, max_iter: int = 3, is_pruned: bool = False, seed: int = 0,
-                 importance: Mapping[str, Tensor] | None = None):
-        self._options = {'max_iter': max_iter, 'is_pruned': is_pruned, 'seed': seed}
+    def __init__(self, *, max_iter: int = 3, is_pruned: bool = False, importance: Mapping[str, Tensor] | None = None):
+        self._options = {'max_iter': max_iter, 'is_pruned': is_pruned}
         self._importance = importance or {}
         self._codebooks: dict[tuple[str, int], Codebook] = {}
 

@@ -153,18 +153,18 @@ def mean_error(before: Tensor, after: Tensor, moments: Moments) -> Tensor:
 # ---- for good
 
 def round_codebooks(model: nn.Module, bits: Mapping[str, int], batches: Sequence[Tensor], rounding: Rounding, *,
-                    is_pruned: bool = False, max_iter: int = 50, seed: int = 0) -> dict[str, Codebook]:
+                    is_pruned: bool = False, max_iter: int = 50) -> dict[str, Codebook]:
     """Cluster the weights of a float network in place; return {name: `Codebook`} of the layers that were.
 
     Args:
         bits: {name: 1..8} of the layers to be clustered.
         batches: calibration images on the model's device.
         rounding: says how.
-        is_pruned, max_iter, seed: as in `fit_codebook`.
+        is_pruned, max_iter: as in `fit_codebook`.
     """
     layers = {name: layer for name, layer in quantizable_layers(model).items()
               if name in bits and not has_one_value(layer.weight, is_pruned)}
-    options, books = {'max_iter': max_iter, 'is_pruned': is_pruned, 'seed': seed}, {}
+    options, books = {'max_iter': max_iter, 'is_pruned': is_pruned}, {}
 
     def round_layer(name, layer, moments):
         books[name] = codebook_for(layer, bits[name], moments, **options) if rounding.compensated else \
@@ -177,13 +177,13 @@ def round_codebooks(model: nn.Module, bits: Mapping[str, int], batches: Sequence
 
 
 def codebook_for(layer: nn.Module, bits: int, moments: Moments | Problem, *, is_pruned: bool = False,
-                 max_iter: int = 50, seed: int = 0) -> Codebook:
+                 max_iter: int = 50) -> Codebook:
     """Return the compensated codebook of a layer's weight."""
     weight = layer.weight.detach()
     problem = moments if isinstance(moments, Problem) else Problem(weight_matrix(layer, weight), moments)
     kept = weight != 0 if is_pruned else None
     matrix = None if kept is None else weight_matrix(layer, kept)
-    centroids, labels = compensate_codebook(problem, bits, max_iter=max_iter, seed=seed, kept=matrix)
+    centroids, labels = compensate_codebook(problem, bits, max_iter=max_iter, kept=matrix)
     labels = from_matrix(layer, labels)
     return Codebook(centroids, labels if kept is None else labels * kept, kept)
 

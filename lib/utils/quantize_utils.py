@@ -128,7 +128,7 @@ class KMeansQuantization(Quantization):
 
     def __init__(self, model: nn.Module, strategy: list[int], *, is_pruned: bool = False, free_high_bit: bool = False,
                  cache: CodebookCache | None = None, codebooks: dict[str, Codebook] | None = None, max_iter: int = 50,
-                 seed: int = 0, importance: Mapping[str, Tensor] | None = None):
+                 importance: Mapping[str, Tensor] | None = None):
         """Cluster the weights of `model` in place.
 
         Args:
@@ -142,8 +142,7 @@ class KMeansQuantization(Quantization):
         super().__init__(model, strategy)
         self.is_pruned = is_pruned
         self.bits = dict(zip(quantizable_layers(model), strategy, strict=True))
-        self.cache = cache or CodebookCache(max_iter=max_iter, is_pruned=is_pruned, seed=seed,
-                                            importance=importance)
+        self.cache = cache or CodebookCache(max_iter=max_iter, is_pruned=is_pruned, importance=importance)
         self.trainers, self._centroids = [], {}
         known = codebooks or {}
         self.free = [name for name, bits in self.bits.items()

@@ -157,10 +157,14 @@ def test_codebook_of_a_convolution(bits):
         assert (codebook.decode()[codebook.labels == label] == centroid).all()
 
 
-def test_is_deterministic_and_leaves_other_random_generators_alone():
+@pytest.mark.parametrize('options', [{}, {'is_pruned': True}, {'importance': sample('normal', 40_000).square()}])
+def test_nothing_in_it_is_random(options):
     weight = sample('normal', 40_000)
+    weight[::3] = 0
+    first = fit_codebook(weight, 6, **options)
+    torch.rand(7), np.random.rand(7)  # noqa: NPY002
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first, second = fit_codebook(weight, 6), fit_codebook(weight, 6)
+    second = fit_codebook(weight, 6, **options)
     assert torch.equal(first.centroids, second.centroids) and torch.equal(first.labels, second.labels)
     assert torch.equal(torch_state, torch.get_rng_state())
     assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
@@ -252,9 +256,9 @@ def test_refuses_nothing_to_do():
 
 
 def test_cache_fits_once_for_every_layer_and_bits():
-    cache = CodebookCache(max_iter=5, seed=3)
+    cache = CodebookCache(max_iter=5)
     weights = {'a': sample('normal', 500), 'b': sample('laplace', 400)}
     for _ in range(3):
         books = [cache.get(name, weight, bits) for name, weight in weights.items() for bits in (2, 3)]
     assert cache.get('a', weights['a'], 2) is books[0] and cache.get('b', weights['b'], 3) is books[3]
-    assert torch.equal(books[1].centroids, fit_codebook(weights['a'], 3, max_iter=5, seed=3).centroids)
+    assert torch.equal(books[1].centroids, fit_codebook(weights['a'], 3, max_iter=5).centroids)
