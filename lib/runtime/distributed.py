@@ -120,6 +120,16 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack(table)
 
 
+def join(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensors (n, ...) of all processes in one, in their order; n may differ."""
+    if world_size() == 1:
+        return tensor
+    counts = gather(torch.tensor(len(tensor))).tolist()
+    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+    padded[:len(tensor)] = tensor
+    return torch.cat([part[:count] for part, count in zip(gather(padded), counts, strict=True)])
+
+
 def add_up(tensor: torch.Tensor) -> torch.Tensor:
     """Add the tensors of all processes into `tensor`, with the same bits in all of them; returns it."""
     if world_size() > 1:

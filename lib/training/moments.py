@@ -12,6 +12,7 @@ from lib.network.layer_inputs import rows, seeing_inputs
 from lib.network.other_state import kept_state
 from lib.quantize.compensate import Moments
 from lib.quantize.quantizer import Quantizer
+from lib.runtime import distributed
 from lib.training.float_labels import images_alone
 
 BATCH = 128
@@ -20,13 +21,15 @@ BATCH = 128
 def calibration_batches(loader: Iterable, count: int) -> list[Tensor]:
     """Return the first `count` images of epoch 0 of a training loader, in batches of at least 2; labels are not read.
 
+    Several processes, whose loaders serve the parts of a batch, all get the images that one would.
+
     Raises:
         ValueError: there are fewer than 2 images.
     """
     loader.set_epoch(0)
     found, missing = [], count
     for images, _ in images_alone(loader):
-        found.append(images[:missing])
+        found.append(distributed.join(images)[:missing])
         missing -= len(found[-1])
         if missing <= 0:
             break

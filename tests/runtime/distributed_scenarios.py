@@ -21,6 +21,7 @@ from lib.runtime.seeds import seed_everything
 from lib.simulator.budget import Constraint
 from lib.simulator.counting import model_size
 from lib.simulator.inventory import Inventory
+from lib.training.compensation import Rounding, round_codebooks, round_linear
 from lib.training.fit import fit
 from lib.training.loop import Precision, evaluate, loss_function, train_one_epoch
 from lib.training.settings import TrainingSettings
@@ -191,6 +192,22 @@ def linear(folder):
     return *fit_shortly(net, quantization, folder / 'linear'), start
 
 
+def compensated(folder):
+    """Rounding with compensation, by 50 images in batches of 16, the last of 5: weights, codebooks, state."""
+    rounding, loader = Rounding('compensated', calibration_images=50, bn_batches=4), Part(images=53)
+    clustered, net = seeded(TinyNet), quantized_net()
+    books = round_codebooks(clustered, dict.fromkeys(weight_counts(clustered), 3), rounding.batches(loader, 'cpu'),
+                            rounding)
+    LinearQuantization(net, [[4, -1], [3, 4], [3, 4], [4, 4]], loader.first_batch())
+    round_linear(net, rounding.batches(loader, 'cpu'), rounding, float_model=seeded(TinyNet))
+    weights = [dict(each.named_parameters()) for each in (clustered, net)]
+    weights = [{name: value.detach().clone() for name, value in each.items()} for each in weights]
+    for each in (clustered, net):
+        rounding.estimate_batch_norm(each, loader, 'cpu')
+    return weights, {name: book.state_dict() for name, book in books.items()}, [clustered.state_dict(),
+                                                                                net.state_dict()]
+
+
 def fit_shortly(net, quantization, folder):
     """Trains for three epochs; returns (state dict, metrics, best)."""
     metrics, best = fit(net, (Part(images=31), Part(images=21, seed=1)), TrainingSettings(epochs=3, seed=0),
@@ -249,7 +266,9 @@ def talk(folder):
 
     return {'rank': rank, 'random': torch.rand(2).tolist(), 'tensors': [tensor.tolist() for tensor in tensors],
             'total': distributed.total(2 ** 52 + rank, 0.5, True), 'mean': mean.tolist(),
-            'gather': distributed.gather(torch.tensor(rank)).tolist(), 'broadcast': distributed.broadcast([rank, 'a']),
+            'gather': distributed.gather(torch.tensor(rank)).tolist(),
+            'join': distributed.join(torch.full((rank + 1, 2), rank)).tolist(),
+            'broadcast': distributed.broadcast([rank, 'a']),
             'on_main': distributed.on_main(lambda: distributed.rank() + 10),
             'made_before': distributed.main_first(make)}
 
@@ -303,7 +322,7 @@ def refusals(folder):
 
 SCENARIOS = {each.__name__: each for each in (
     evaluation, frozen_batch_norm, unused_parameters, synchronised_batch_norm, mixed_precision, plain_batch_norm,
-    averaged_weights, batch_norm_layer, kmeans, linear, search, talk, wrappers, refusals)}
+    averaged_weights, batch_norm_layer, kmeans, linear, compensated, search, talk, wrappers, refusals)}
 
 
 def main(folder):

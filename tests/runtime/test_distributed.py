@@ -148,6 +148,12 @@ def test_quantized_training_is_the_same_in_both_and_as_in_one(pair, flow, tmp_pa
         assert same(first[3], expected[3])  # calibrated on the main process's images
 
 
+def test_compensated_rounding_looks_at_the_images_of_one_process(pair):
+    first, second = both(pair, 'compensated')
+    assert same(first, second)
+    assert same(first[:2], alone('compensated')[:2])  # the BatchNorm statistics are averages over both
+
+
 def test_the_main_process_alone_writes(pair):
     written = pair[2]
     for flow in ('kmeans', 'linear'):
@@ -173,6 +179,7 @@ def test_what_processes_tell_each_other(pair):
         assert found['total'] == [2 ** 53 + 1, 1.0, 2] or found['total'] == [2 ** 53, 1.0, 2]
         assert found['mean'] == [0.5] * 3
         assert found['gather'] == [0, 1]
+        assert found['join'] == [[0, 0], [1, 1], [1, 1]]
         assert found['broadcast'] == [0, 'a']
         assert found['on_main'] == 10
         assert found['made_before'] == bool(rank)
