@@ -98,6 +98,7 @@ class Loader:
 
     @property
     def num_images(self) -> int:
+        """Images of an epoch, of all processes together."""
         return self.batches.count
 
     @property

@@ -98,6 +98,7 @@ def num_classes(name: str, root: str | Path | None = None) -> int:
 
 
 def read_folder(spec: DatasetSpec, root: str | Path | None, split: str, download: bool = False) -> Split:
+    """List the images of an image folder; their files are read when they are asked for."""
     return Split(*list_images(spec, root, split))
 
 

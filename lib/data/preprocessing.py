@@ -50,6 +50,7 @@ class Preprocessing:
         return cls([size] * 2, None, None, **mean_std)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
         return asdict(self)
 
     def normalise(self, pixels: Tensor) -> Tensor:

@@ -68,6 +68,7 @@ def copy_of(model):
 
 
 def name_of(node) -> str:
+    """Return the name that a mark carries, that of its quantizer."""
     return node.attributes['name'].as_string()
 
 

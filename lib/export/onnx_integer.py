@@ -40,6 +40,7 @@ class _Builder:
         self.tape, self.values, self.bounds, self.constants = ir.tape.Tape(self.graph), {}, {}, {}
 
     def model(self):
+        """Return the onnx-ir model."""
         top = IMAGE_LIMIT << self.network.fraction
         real = self.op('Mul', [self.cast(self.images, 'DOUBLE'), self.number(2.0**self.network.fraction, np.float64)])
         codes = self.op('Clip', [self.cast(self.op('Round', [real]), 'INT64'), self.number(-top), self.number(top)])
@@ -53,11 +54,13 @@ class _Builder:
         return ir.Model(self.graph, ir_version=IR_VERSION, producer_name='haq')
 
     def output(self, name, value, kind):
+        """Make a value an output of the model."""
         value.name, value.type = name, ir.TensorType(kind)
         value.shape = ir.Shape(['batch', *self.shapes[self.network.output]])
         self.graph.outputs.append(value)
 
     def operation(self, operation):
+        """Append the nodes of an integer operation; return its value."""
         inputs = [self.values[register] for register in operation.inputs]
         lows, highs = zip(*(self.bounds[register] for register in operation.inputs), strict=True)
         low, high = min(lows), max(highs)
@@ -76,9 +79,11 @@ class _Builder:
     # ---- nodes
 
     def op(self, kind, inputs, **attributes):
+        """Append a node; return its output."""
         return self.tape.op(kind, inputs, attributes)
 
     def cast(self, value, kind):
+        """Return a value in another type."""
         return self.op('Cast', [value], to=ir.DataType[kind])
 
     def number(self, value, kind=np.int64):

@@ -31,6 +31,7 @@ class CodeCheck(NamedTuple):
 
     @property
     def is_right(self) -> bool:
+        """Whether codes are at most one of 8 bits apart and, those of 8 bits, only next to a tie."""
         return self.largest <= self.unit and (self.tie <= NEAR or self.unit > 1)
 
 

@@ -30,6 +30,7 @@ class Sizes(NamedTuple):
 
     @property
     def file(self) -> int:
+        """Bytes of the whole file."""
         return self.weights + self.rest + self.words
 
     def lines(self) -> Iterator[str]:

@@ -74,6 +74,7 @@ def replaced_keys(model: nn.Module, coded: Iterable[str]) -> set[str]:
 
 
 def key_in_file(name: str, key: str) -> str:
+    """Return the name in the file of what belongs to the weight of a layer; '' is the network itself."""
     return f'{name}.weight_{key}' if name else f'weight_{key}'
 
 

@@ -35,9 +35,11 @@ class Plan:
     inputs: dict = field(default_factory=dict)
 
     def to_dict(self) -> dict:
+        """Return it as plain values, from which `Plan(**values)` makes it again."""
         return asdict(self)
 
     def of(self, method: str) -> 'Plan':
+        """Return the part of the plan whose tensors are quantized by one method."""
         return Plan(*({name: entry for name, entry in group.items() if entry['method'] == method}
                       for group in (self.weights, self.activations, self.inputs)))
 

@@ -55,6 +55,7 @@ class Builder:
         return value_of(register, grid.scale)
 
     def form(self, name):
+        """Return the number formats of a layer: those of blocks, or those of the ends of the network."""
         return self.blocks if name.startswith('blocks.') else self.ends
 
     def codes(self, name: str, value: Value, word: int, point: int | None = None) -> Term:
@@ -82,21 +83,25 @@ class Builder:
         return value.wide
 
     def relu(self, name: str, value: Value, top: float) -> Value:
+        """Return the value clipped to 0 .. top, which is not computed yet."""
         if value.low >= 0 and value.high <= top:
             return value
         low, high = max(value.low, 0.0), min(value.high, top)
         return Value(value.shape, value.terms, value.offset, low, max(low, high))
 
     def add(self, name: str, left: Value, right: Value) -> Value:
+        """Return the sum of two tensors of one shape, still as terms; a ValueError for other shapes."""
         if not (isinstance(left, Value) and isinstance(right, Value)) or left.shape != right.shape:
             raise ValueError(f'{name} adds {_shapes(left, right)}; expected two tensors of one shape')
         left, right = (self.linear(name, part) if part.wide is None else part.wide for part in (left, right))
         return Value(left.shape, left.terms + right.terms, left.offset + right.offset)
 
     def add_number(self, name: str, value: Value, number: float) -> Value:
+        """Return the value plus a finite number."""
         return value.affine(1.0, _finite(name, number))
 
     def scale(self, name: str, value: Value, factor: float) -> Value:
+        """Return the value times a finite number."""
         return value.affine(_finite(name, factor), 0.0)
 
     def product(self, name: str, left: Value, right: Value) -> Value:
@@ -154,6 +159,7 @@ class Builder:
         return value.terms[0] if alone else self.codes(name, value, self.wide_word)
 
     def pool(self, name: str, value: Value, kind: str, options: dict) -> Value:
+        """Return sums, as averages, or maxima over windows; `kind` is 'sum_pool' or 'max_pool'."""
         if kind == 'sum_pool':
             return shapes.average(self.program, name, self._summable(name, value, math.prod(options['kernel'])),
                                   **options)

@@ -20,6 +20,7 @@ class FixedPoint(NamedTuple):
 
     @property
     def fraction(self) -> int:
+        """Bits behind the binary point."""
         return self.word - self.integer
 
     def __str__(self) -> str:

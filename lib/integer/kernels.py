@@ -64,6 +64,7 @@ def _windows(x, kernel, stride, padding=(0, 0), dilation=(1, 1)):
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the integers (N, out) of inputs (N, in) and weights (out, in)."""
     return x @ weight.t()
 
 
@@ -75,6 +76,7 @@ def sum_pool(x: Tensor, *, kernel: Pair, stride: Pair) -> Tensor:
 
 
 def max_pool(x: Tensor, *, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+    """Return the largest integer of each window."""
     return F.max_pool2d(x, kernel, stride, padding, dilation)
 
 
@@ -122,6 +124,7 @@ def permute(x: Tensor, *, index: Tensor) -> Tensor:
 
 
 def flatten(x: Tensor) -> Tensor:
+    """Return (N, C * H * W) of (N, C, H, W)."""
     return x.flatten(1)
 
 

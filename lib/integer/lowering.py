@@ -91,6 +91,7 @@ class _Lowering(Calls):
         self.fraction = IMAGE_FRACTION if self.has_mantissas else FIXED_POINT_IMAGE_FRACTION
 
     def run(self, input_shape: tuple[int, int, int]) -> IntegerNetwork:
+        """Return the network of images (C, H, W) as integer operations; a ValueError names what cannot be one."""
         try:
             graph = _Tracer().trace(self.model)
         except Exception as error:  # whatever a forward raises when it is given a symbol

@@ -107,6 +107,7 @@ class IntegerNetwork:
         return KERNELS[operation.kind](*inputs, **self._arrays[index, dtype], **operation.options)
 
     def codes(self, images: Tensor, *, arithmetic: str = 'int64') -> dict[str, Tensor]:
+        """Return {quantizer: its codes, (N, ...)} of images (N, C, H, W)."""
         found, names = {}, {register: name for name, (register, _) in self.quantizers.items()}
 
         def watch(operation, result):

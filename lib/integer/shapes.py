@@ -18,6 +18,7 @@ VIEWS = ('view', 'reshape', torch.reshape)
 
 
 def pair(size: int | Sequence[int]) -> Pair:
+    """Return a size in both dimensions."""
     return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
 
 

@@ -52,6 +52,7 @@ class Register:
 
     @property
     def magnitude(self) -> Tensor:
+        """The largest absolute integer of each channel."""
         return torch.maximum(self.low.abs(), self.high.abs())
 
 
@@ -80,6 +81,7 @@ class Value:
 
     @property
     def clipped(self) -> bool:
+        """Whether a ReLU bounds it."""
         return self.low > -math.inf or self.high < math.inf
 
     def codes(self) -> Term | None:

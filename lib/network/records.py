@@ -189,6 +189,7 @@ class _Recorder:
             self.others[key] = Operation(LayerRecord(name, **{**record, 'calls': calls}), weight)
 
     def profile(self):
+        """Return the `Profile` of what was seen."""
         for product in self.running[0][1]:  # in hooks of the network itself
             self.note_other(self.model, product)
         layers = [_record(self.names[layer], layer, calls, self.orders.get(layer), self.shapes.get(layer, (1, 1)))

@@ -41,6 +41,7 @@ class WholeNetwork:
         return self.layers / self.network
 
     def to_dict(self) -> dict:
+        """Return times and ratios as plain values."""
         ratios = {'layers_over_chain': self.layers_over_chain, 'layers_over_network': self.layers_over_network}
         return {**asdict(self), **ratios}
 

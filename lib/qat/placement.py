@@ -92,9 +92,11 @@ class Quantizers:
 
     @classmethod
     def from_dict(cls, values: dict) -> 'Quantizers':
+        """Return the settings in a dict, such as a checkpoint's; what it lacks has its default."""
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def to_dict(self) -> dict:
+        """Return the settings as plain values."""
         return asdict(self)
 
     def weight(self, bits: int, channels: int) -> Quantizer:

@@ -48,6 +48,7 @@ class Codebook:
         return _with_zero(self.centroids)[self.index]
 
     def to(self, device: torch.device | str) -> 'Codebook':
+        """Return it on another device."""
         kept = None if self.kept is None else self.kept.to(device)
         return Codebook(self.centroids.to(device), self.labels.to(device), kept)
 
@@ -58,6 +59,7 @@ class Codebook:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> 'Codebook':
+        """Return the codebook of `state_dict`."""
         return cls(state['centroids'], state['labels'], state.get('kept'))
 
 
@@ -80,6 +82,7 @@ class CentroidTrainer:
         self.after_step()
 
     def parameters(self) -> list[nn.Parameter]:
+        """Return the centroids (k,) of all layers, for an optimizer."""
         return [layer.centroids for layer in self._layers.values()]
 
     @torch.no_grad()

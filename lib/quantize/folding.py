@@ -78,6 +78,7 @@ class FoldedAwayBatchNorm2d(nn.BatchNorm2d):
     """A BatchNorm whose work the layer before it does: it passes tensors on and keeps its parameters and statistics."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the input: what it did is in the weights before it."""
         return input
 
     @torch.no_grad()

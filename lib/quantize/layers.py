@@ -104,6 +104,7 @@ class QuantizedLayer(nn.Module):
 
     @property
     def w_bit(self) -> int | None:
+        """Bits of the weight, as of its quantizer."""
         return self.weight_quantizer.bits
 
     @w_bit.setter
@@ -112,6 +113,7 @@ class QuantizedLayer(nn.Module):
 
     @property
     def a_bit(self) -> int | None:
+        """Bits of the input, as of its quantizer."""
         return self.input_quantizer.bits
 
     @a_bit.setter

@@ -49,6 +49,7 @@ class Line:
         return Line(self.means(edges), np.diff(self._sums[0, edges]))
 
     def means(self, edges: np.ndarray) -> np.ndarray:
+        """Return the mean (k,) of each cluster, from sums of all that lies before."""
         count, total, _ = np.diff(self._sums[:, edges])
         return np.clip(total / count, self.values[edges[:-1]], self.values[edges[1:] - 1])  # the sums are rounded
 
@@ -57,6 +58,7 @@ class Line:
         return np.add.reduceat(self.counts * self.values, edges[:-1]) / np.diff(self._sums[0, edges])
 
     def errors(self, edges: np.ndarray) -> np.ndarray:
+        """Return the squared error (k,) of each cluster around its mean."""
         return _errors(np.diff(self._sums[:, edges]))
 
     # ---- Lloyd

@@ -127,6 +127,7 @@ class LinearActivationQuantizer(SignedQuantizer):
 
     @property
     def trainable(self) -> bool:
+        """Whether the range is trained."""
         return self._trainable
 
     @trainable.setter

@@ -127,6 +127,7 @@ class Quantizer(nn.Module):
 
     @property
     def bits(self) -> int | None:
+        """Bits of a code; None, -1 or 32 and more leave the tensor alone."""
         return self._bits
 
     @bits.setter
@@ -216,6 +217,7 @@ class SignedQuantizer(Quantizer):
 
     @property
     def signed(self) -> bool | None:
+        """Whether the tensor can be negative; None: that is not known yet."""
         return self._signed
 
     @signed.setter
@@ -267,9 +269,11 @@ class SignedQuantizer(Quantizer):
         return self.signed
 
     def get_extra_state(self) -> Tensor:
+        """Return the sign as int8 for a state dict, -1 where it is not known."""
         return torch.tensor(-1 if self.signed is None else int(self.signed), dtype=torch.int8)
 
     def set_extra_state(self, state: Tensor):
+        """Take the sign over from a state dict."""
         self.signed = None if state < 0 else bool(state)
 
 

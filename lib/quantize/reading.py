@@ -160,6 +160,7 @@ class Reader:
 
     @torch.compiler.disable(recursive=True)
     def forward(self, *args, **kwargs):
+        """Compute as the float module, with the quantized weights and inputs where any are quantized."""
         if not any(map(quantizes, getattr(self, READS))):
             return self.float_forward(*args, **kwargs)
         with ReadMode(self).reading():

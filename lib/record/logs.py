@@ -32,9 +32,11 @@ class ScalarLog:
         self._add(Event(step=purge_step, session_log=start))
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Add a number at a step."""
         self._add(Event(step=step, summary=scalar(name, value)))
 
     def add_text(self, name: str, value: str, step: int) -> None:
+        """Add a text at a step."""
         self._add(Event(step=step, summary=text(name, value)))
 
     def _add(self, event: Event) -> None:
@@ -44,6 +46,7 @@ class ScalarLog:
             self._waiting += part + struct.pack('<I', masked_crc32c(part))
 
     def flush(self) -> None:
+        """Write to the file what has been added since the last time."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, 'ab') as file:

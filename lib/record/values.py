@@ -34,20 +34,24 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
 
 
 def real(low: float = -math.inf, high: float = math.inf) -> Rule:
+    """Return the rule of a number in a range."""
     bounds = '' if (low, high) == (-math.inf, math.inf) else f' from {low:g} to {high:g}'.replace(' to inf', ' on')
     return Rule(lambda value: is_number(value, low, high), f'a number{bounds}')
 
 
 def above(low: float) -> Rule:
+    """Return the rule of a number above a bound."""
     return Rule(lambda value: is_number(value) and value > low, f'a number above {low:g}')
 
 
 def whole(low: int = 0, high: int = 2**53) -> Rule:
+    """Return the rule of a whole number in a range."""
     return Rule(lambda value: type(value) is int and low <= value <= high,
                 f'a whole number from {low} ' + ('on' if high == 2**53 else f'to {high}'))
 
 
 def one_of(*kinds: type) -> Rule:
+    """Return the rule of a value of one of some types."""
     return Rule(lambda value: isinstance(value, kinds), f"a {' or a '.join(kind.__name__ for kind in kinds)}")
 
 

@@ -77,14 +77,17 @@ def finish() -> None:
 
 
 def world_size() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main() -> bool:
+    """Return whether this is process 0, which alone writes files."""
     return rank() == 0
 
 

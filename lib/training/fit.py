@@ -67,6 +67,7 @@ class TrainingLog:
         save_checkpoint(self.folder / 'checkpoint.pth.tar', checkpoint)
 
     def plot(self) -> None:
+        """Draw `training.png`, of at least two epochs."""
         if len(self.table.rows) > 1:
             plots.plot_training(self.table.columns(), self.folder / 'training.png')
 

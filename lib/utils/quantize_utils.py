@@ -157,6 +157,7 @@ class KMeansQuantization(Quantization):
 
     @property
     def complete(self) -> bool:
+        """Whether all layers are clustered."""
         return not self.free and not self.unformed
 
     def _weight(self, name):
