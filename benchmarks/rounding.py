@@ -21,8 +21,9 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 
-from _networks import Network, Start, build_model, prepare, read_weights  # noqa: E402
+from _networks import Network, build_model  # noqa: E402
 from _setup import Data, loaders_of  # noqa: E402
+from _weights import Start, prepare, read_weights  # noqa: E402
 
 from lib.network.hooks import evaluating  # noqa: E402
 from lib.runtime.process import keep_memory  # noqa: E402

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from _networks import Network, Start, kind_of, probe, rebuild
-from _setup import image_size
+from _checkpoints import read_network, rebuild
+from _networks import Network, probe
 from torch import Tensor
 
 from lib.data.class_names import IMAGENET, names_of_dataset, read_class_names
-from lib.data.datasets import DATASETS, num_classes
+from lib.data.datasets import DATASETS
 from lib.data.preprocessing import Preprocessing
 from lib.data.user_data import UserBuild
 from lib.export.about import IMAGENET as STANDARD
@@ -18,50 +18,11 @@ from lib.export.about import NETWORK, make_about
 from lib.export.container import write_bytes
 from lib.export.packed import pack_network
 from lib.export.stored import install, parse_packed, read_packed
-from lib.network.codebooks import find_codebooks
-from lib.record.checkpoint import read_checkpoint
 from lib.record.disk import check_writable
 
 logger = logging.getLogger('haq')
 
-DEFAULT_SIDE = 224
 SLACK, FEW = 2, 1 << 20  # a network may need so many times as many numbers as its file has, and so many more
-
-
-# ---- checkpoints of any script
-
-def read_network(path, network, data):
-    """Return (network in evaluation mode on the CPU, what its checkpoint says, {layer: `Codebook`}).
-
-    Args:
-        path: a checkpoint of any script that trains, or weights of another program.
-        network: the `Network`.
-        data: the `Data` of its run, for what the checkpoint does not say.
-    """
-    saved = read_checkpoint(path)
-    if kind_of(saved) is None or 'input' not in saved:
-        saved = {'state_dict': saved, **completed(saved, network, data)}
-    model = rebuild(saved, network, path)
-    Start(resume=path).load(model, saved, path)
-    if kind_of(saved) not in ('kmeans', 'float'):
-        return model.eval(), saved, {}
-    books = find_codebooks(model, saved, saved.get('is_pruned') is True, path)
-    if books and kind_of(saved) == 'float':
-        saved = {**saved, 'quantization': 'kmeans', 'strategy': [book.bits for book in books.values()]}
-    return model.eval(), saved, books
-
-
-def completed(saved, network, data):
-    """Return the entries of a checkpoint that it lacks, from the options."""
-    known = saved if isinstance(saved, dict) else {}
-    side = image_size(data, network) or DEFAULT_SIDE
-    found = {'quantization': 'float', 'strategy': None, 'input': [3, side, side], **{
-        key: known[key] for key in ('quantization', 'strategy', 'input', 'classes', 'folded', 'is_pruned', 'codebooks')
-        if key in known}}
-    found['attention_products'] = known.get('attention_products', network.attention_products)
-    if 'classes' not in found:
-        found['classes'] = network.num_classes or num_classes(data.dataset, data.dataset_root)
-    return found
 
 
 # ---- what a file says of itself

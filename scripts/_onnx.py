@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from _checkpoints import codebooks_of, read_quantized
 from _exported import about_of
-from _networks import codebooks_of, probe, read_quantized
+from _networks import probe
 from _setup import loaders_of
 
 from lib.export.onnx_file import (

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from _exported import STANDARD, about_of, class_names, open_packed, read_network
+from _checkpoints import read_network
+from _exported import STANDARD, about_of, class_names, open_packed
 from torch import Tensor
 
 from lib.data.class_names import imagenet_names

@@ -197,8 +197,9 @@ class Flow:
 
         `labels` goes to `loaders_of`; images without labels get the classes that the network finds.
         """
-        from _networks import build_model, prepare, read_weights, say_own_weights  # torch: not before parsing
+        from _networks import build_model  # torch: not before parsing
         from _setup import loaders_of  # torch, too
+        from _weights import prepare, read_weights, say_own_weights  # torch, too
 
         from lib.training.float_labels import FloatLabels  # torch, too
         *loaders, classes = loaders_of(data, network, device, train_size=self.train_size, val_size=self.val_size,

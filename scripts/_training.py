@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from _cli import Run
-from _networks import build_model, read_weights
+from _networks import build_model
 from _resume import Beginning, begin_run, check_identity, check_unchanged, has_settings, inputs_of, may_have_moved
 from _setup import loaders_of
+from _weights import read_weights
 
 from lib.record.checkpoint import load_weights, read_checkpoint
 from lib.record.folder import check_folder

@@ -82,9 +82,10 @@ def make_compare_parser():
 def main(args):
     """Search and fine-tune whatever is not done yet; write tables after every result, the figure after a budget."""
     from _costs import Pricing, find_constraints, find_layers
-    from _networks import Network, Start, check_model, published_file
+    from _networks import Network, check_model
     from _resume import Beginning, begin_run, check_unchanged, inputs_of
     from _setup import Data, loaders_of, start_device
+    from _weights import Start, published_file
 
     from lib.env.episode import EpisodeSettings
     from lib.env.space import Space

@@ -76,7 +76,7 @@ def make_export_parser():
 
 def configure(args, parser):
     """Return the defaults that a checkpoint without the args.json of its run gives."""
-    from _networks import checkpoint_settings  # it imports torch
+    from _checkpoints import checkpoint_settings  # it imports torch
 
     if not args.resume:
         parser.error('give the checkpoint by --resume')
@@ -91,9 +91,10 @@ def main(args):
     from dataclasses import replace
 
     import torch
+    from _checkpoints import read_quantized
     from _costs import coverage_of
     from _exported import PackedExport, about_of, export_packed
-    from _networks import Network, read_quantized
+    from _networks import Network
     from _onnx import OnnxExport, export_integers, export_onnx
     from _setup import Data, loaders_of
 

@@ -59,7 +59,7 @@ def make_finetune_parser():
 def main(args):
     """Quantize, fine-tune and evaluate; only evaluate with --evaluate."""
     from _costs import Pricing, find_cost, find_layers
-    from _networks import Network, Start, build_model, prepare, published_file, read_weights, say_own_weights
+    from _networks import Network, build_model
     from _setup import Data, start_device
     from _training import (
         Course,
@@ -74,6 +74,7 @@ def main(args):
         training_loader,
         with_float_labels,
     )
+    from _weights import Start, prepare, published_file, read_weights, say_own_weights
 
     from lib.network.codebooks import find_codebooks
     from lib.network.gradients import fisher_diagonal

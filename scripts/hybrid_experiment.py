@@ -71,7 +71,7 @@ def make_experiment_parser():
 
 def configure(args, parser):
     """Return the defaults that the checkpoint and the settings of its run give."""
-    from _networks import checkpoint_settings  # it imports torch
+    from _checkpoints import checkpoint_settings  # it imports torch
 
     folder = find_run(args.run_folder, args.resume)
     args.resume = args.resume or str(folder / QUANTIZED)
@@ -88,8 +88,10 @@ def configure(args, parser):
 def main(args):
     """Prepare, then collect operands, replay measurements, or measure the engine."""
     import torch
-    from _networks import Network, Start, build_model, own_network, read_quantized
+    from _checkpoints import own_network, read_quantized
+    from _networks import Network, build_model
     from _setup import Data, find_device, loaders_of
+    from _weights import Start
 
     from lib.engine.calibration import read_calibration
     from lib.engine.experiment import Experiment, check_arrays

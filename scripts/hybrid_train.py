@@ -88,7 +88,7 @@ def configure(args, parser):
     """
     try:
         if args.resume:
-            from _networks import checkpoint_settings  # it imports torch
+            from _checkpoints import checkpoint_settings  # it imports torch
             return checkpoint_settings(args.resume) if Path(args.resume).is_file() else {}
         default = isinstance(args.config, RepositoryPath)
         with naming('--config '):
@@ -124,10 +124,11 @@ def main(args):
     """Train, fold, quantize, evaluate and save; only evaluate with --evaluate."""
     import torch
     from _costs import coverage_of
-    from _networks import Network, Start, build_model, probe, published_file, read_weights
+    from _networks import Network, build_model, probe
     from _resume import in_file
     from _setup import Data, loaders_of, start_device
     from _training import Course, about_run, read_images, read_resumed
+    from _weights import Start, published_file, read_weights
 
     from lib.engine.array import ArrayConfig
     from lib.hybrid.finish import (

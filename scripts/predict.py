@@ -43,7 +43,7 @@ def make_predict_parser():
 
 def configure(args, parser):
     """Return the defaults of the run of a checkpoint; a packed or an ONNX file refuses options that it answers."""
-    from _networks import checkpoint_settings  # as above
+    from _checkpoints import checkpoint_settings  # as above
     from _runnable import is_alone  # it imports torch
 
     try:

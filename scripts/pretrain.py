@@ -23,9 +23,10 @@ def configure(args, _parser):
 
 def main(args):
     """Train, or evaluate with --evaluate."""
-    from _networks import Network, Start, build_model, prepare, published_file, read_weights, say_own_weights
+    from _networks import Network, build_model
     from _setup import Data, start_device
     from _training import Course, about_run, read_images, read_resumed
+    from _weights import Start, prepare, published_file, read_weights, say_own_weights
 
     from lib.training.loop import Precision
     from lib.training.settings import TrainingSettings

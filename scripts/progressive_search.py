@@ -101,17 +101,10 @@ def add_fine_tuning_options(parser):
 def main(args):
     """Lower the bits of a network step by step; only evaluate it with --test_only."""
     from _costs import coverage_of
-    from _networks import (
-        Network,
-        Start,
-        build_model,
-        load_quantized,
-        probe,
-        read_weights,
-        say_own_weights,
-    )
+    from _networks import Network, build_model, probe
     from _resume import Beginning, begin_run, check_done, in_file, inputs_of, read_state
     from _setup import Data, loaders_of, start_device
+    from _weights import Start, load_quantized, read_weights, say_own_weights
 
     from lib.network.conversion import convertible_layers
     from lib.network.records import profile_layers

@@ -171,7 +171,7 @@ def option_of(key, value, parser, config):
 def main(args):
     """Build the network, put the quantizers into it and train; only evaluate with --evaluate."""
     from _costs import coverage_of
-    from _networks import Network, Start, build_model, load_quantized, probe, published_file, read_weights
+    from _networks import Network, build_model, probe
     from _resume import in_file
     from _setup import Data, start_device
     from _training import (
@@ -185,6 +185,7 @@ def main(args):
         read_resumed,
         training_loader,
     )
+    from _weights import Start, load_quantized, published_file, read_weights
 
     from lib.network.conversion import quantized_layers
     from lib.network.coverage import inventory_of

@@ -83,10 +83,11 @@ def make_search_parser():
 def main(args):
     """Search the bits of every layer; record every episode."""
     from _costs import Pricing, find_constraints, find_layers
-    from _networks import Network, Start, published_file
+    from _networks import Network
     from _resume import Beginning, begin_run, check_done, in_file, inputs_of, read_state
     from _setup import Data, start_device
     from _training import about_labels, about_run
+    from _weights import Start, published_file
 
     from lib.env.episode import EpisodeSettings
     from lib.env.space import Space

@@ -34,9 +34,9 @@ def kinds():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
         found = [(module, name) for module, names in (
-            ('_setup', ['Data']), ('_networks', ['Network', 'Start']), ('_costs', ['Pricing']), ('_search', ['Flow']),
-            ('_training', ['Teaching']), ('_proqha', ['NamedNetwork']), ('_onnx', ['OnnxExport']),
-            ('_exported', ['PackedExport']))
+            ('_setup', ['Data']), ('_networks', ['Network']), ('_weights', ['Start']), ('_costs', ['Pricing']),
+            ('_search', ['Flow']), ('_training', ['Teaching']), ('_proqha', ['NamedNetwork']),
+            ('_onnx', ['OnnxExport']), ('_exported', ['PackedExport']))
             for name in names]
         yield {**{name: getattr(import_module(module), name) for module, name in found},
                **{kind.__name__: kind for kind in (EpisodeSettings, SearcherSettings, StepSettings, TrainingSettings,

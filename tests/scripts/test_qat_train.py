@@ -175,14 +175,14 @@ def test_the_weights_of_a_float_run(floating, succeed, place):
 @pytest.fixture
 def started():
     """`started(saved, quantizers, lists)`: the state of a small network with other clips that starts from `saved`."""
-    import _networks
+    import _weights
 
     def start(path, quantizers, bits=4):
         model = models.create_model('toynet', num_classes=10, num_layer_list=(1,), num_channel_list=(8,), strides=(1,))
         names, strategy = set(model.state_dict()), {'layer_wbit': [bits] * 4, 'layer_abit': [bits] * 4}
         quantize_blocks(model, **strategy, quantizers=quantizers)
-        start = _networks.Start(weights=path)
-        _networks.load_quantized(model, read_checkpoint(path), path, start, {'quantizers': quantizers.to_dict()},
+        start = _weights.Start(weights=path)
+        _weights.load_quantized(model, read_checkpoint(path), path, start, {'quantizers': quantizers.to_dict()},
                                  strategy, names)
         return model.state_dict(), strategy
     return start
