@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FILE = 1 << 26  # bytes
 COUNTS = {'forwards': whole(), 'backwards': whole(), 'seconds': real(0)}
-OF_A_SEARCH = ('kind', 'min_bit', 'max_bit', 'fixed', 'bits', 'float_accuracy')  # searches that share may differ in it
+OF_A_SEARCH = ('kind', 'errors', 'min_bit', 'max_bit', 'fixed', 'bits', 'float_accuracy')  # those that share may differ
 
 
 def read_or_measure(path: str | Path | None, env: SearchEnv, kind: str, *, num_images: int, seed: int = 0,
