@@ -119,14 +119,14 @@ def main():
     parser.add_argument('--evaluations', type=int, nargs='+', default=[60, 200], help='(default: 60 200)')
     parser.add_argument('--noise', type=float, nargs='+', default=[0.5], help='standard deviation of an evaluation in '
                         'points (default: 0.5)')
-    parser.add_argument('--bits', type=int, default=3, help='budget: so many bits in every layer (default: 3)')
+    parser.add_argument('--bits', type=float, default=3, help='budget: so many bits in every layer (default: 3)')
     parser.add_argument('--rows', nargs='+', help='words in the names of the rows (default: all rows)')
     args = parser.parse_args()
     torch.set_num_threads(1)
     kl, hessian = read_tables()
     space = make_space(args.bits, 2)
     best, cells = points(kl, ilp_allocation(kl, space)), [(e, n) for n in args.noise for e in args.evaluations]
-    known = {'uniform bits': [args.bits] * space.num_layers, 'integer program': ilp_allocation(hessian, space)}
+    known = {'uniform bits': [int(args.bits)] * space.num_layers, 'integer program': ilp_allocation(hessian, space)}
     print(f'the optimum has {best:.2f} points; below it: ' + ', '.join(
         f'{name} {best - points(kl, strategy):.2f}' for name, strategy in known.items()) + '\n')
     print('| | ' + ' | '.join(f'{e} evaluations, noise {n:g}' for e, n in cells) + ' |')

@@ -5,7 +5,7 @@
 # save/quickstart, a packed file of the searched K-means network, and what it says of an image.
 # Hardware: two CPU cores, at most 8 minutes after installation (6.6 and 7.4 measured). README.md says what it should give.
 # A second call skips what is finished and continues what was interrupted. SEED=N repeats it with another seed in a
-# folder of its own, EPISODES=N searches longer (30). Extra arguments go to every training and search (for example
+# folder of its own, EPISODES=N searches longer (60). Extra arguments go to every training and search (for example
 # --device cuda).
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
@@ -13,7 +13,7 @@ use_environment requirements.txt
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # the network is small: a thread per flow is faster than two for one
 
-SEED=${SEED:-234} EPISODES=${EPISODES:-30}
+SEED=${SEED:-234} EPISODES=${EPISODES:-60}
 OUT=save/quickstart; [ "$SEED" = 234 ] || OUT=save/quickstart_seed$SEED
 FLOAT=$OUT/float/checkpoint.pth.tar
 COMMON=(--width_mult 0.5 --dataset digits --channels_last --seed "$SEED" "$@")
@@ -46,10 +46,9 @@ search() {
     if [ -e "$folder/search.pth.tar" ]; then
         python scripts/rl_quantize.py --resume "$folder"
     else
-        python scripts/rl_quantize.py "$@" "${COMMON[@]}" --weights "$FLOAT" --output "$OUT" --suffix search \
-            --train_batch 64 --train_size 1000 --val_size 400 --train_episode "$EPISODES" \
-            --warmup $((EPISODES * 3 / 8)) --finetune_lr 0.01 \
-            --overwrite
+        python scripts/rl_quantize.py --recipe fast --searcher ddpg "$@" "${COMMON[@]}" --weights "$FLOAT" \
+            --output "$OUT" --suffix search --train_batch 64 --train_size 1000 --val_size 400 \
+            --train_episode "$EPISODES" --overwrite
     fi
 }
 

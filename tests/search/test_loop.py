@@ -1,6 +1,7 @@
 """The loop of a search: one that goes on does what one that was never stopped does, image for image."""
 
 import copy
+import json
 
 import pytest
 
@@ -8,6 +9,7 @@ from lib.env.screen import Screen
 from lib.record.digest import digest_of_value
 from lib.search.baselines import RandomSearcher
 from lib.search.bench import ImageCounter
+from lib.search.log import EpisodeLog
 from lib.search.loop import go_on, identity_of, run_search
 from tests.env.environments import ENVS
 
@@ -50,6 +52,26 @@ def test_a_search_that_goes_on_counts_the_same_images(kind, screen, tiny_net, ti
     assert any(not row['finetuned'] for row in whole) == bool(screen), 'the screen spares some'
     for done in (1, 3, 5):
         assert search(env(), episodes, whole[:done]) == whole, f'{done} episodes done'
+
+
+class Fickle(RandomSearcher):
+    """Holds the first strategy to be best once it knows four; before, the last."""
+
+    def rank(self, record):
+        return record['episode'] if len(self.history) < 4 else -record['episode']
+
+
+def test_the_strategy_that_is_saved_is_the_one_that_is_best_in_the_end(tiny_net, tiny_loaders, tmp_path):
+    env = ENVS['kmeans'](tiny_net, tiny_loaders, finetune_flag=False)
+    searcher, counter = Fickle(env.space, seed=3), ImageCounter(env.model)
+    log = EpisodeLog(tmp_path, env, searcher)
+    saved = []
+    log.add = lambda record, add=log.add: (add(record), saved.append(
+        json.loads((tmp_path / 'strategy.json').read_text())['strategy']))
+    best = run_search(env, searcher, counter, 5, log)
+    tried = [strategy for strategy, _ in searcher.history]
+    assert saved == [*tried[:3], tried[0], tried[0]] and best.strategy == tried[0]
+    assert json.loads((tmp_path / 'results.json').read_text())['strategy'] == tried[0]
 
 
 def test_settings_that_came_later_are_no_other_search_while_they_change_nothing(tiny_net, tiny_loaders):

@@ -12,6 +12,7 @@ from lib.search.allocation import ilp_allocation
 from lib.search.bench import Bench, SearcherSettings
 from lib.search.sensitivity import measure_sensitivity, parts_of
 from lib.search.sensitivity_file import read_or_measure, read_shared
+from lib.training.compensation import Rounding
 from tests.env.environments import ENVS, kmeans_env, linear_env
 
 IMAGES = 12
@@ -21,15 +22,16 @@ def env_of(flow, net, loaders, **settings):
     return ENVS[flow](net, loaders, **{'finetune_flag': False, **settings})
 
 
-@pytest.mark.parametrize('flow', ENVS)
-def test_another_budget_and_fewer_bits_measure_nothing(flow, tiny_net, tiny_loaders, tmp_path):
-    path, other = tmp_path / 'shared.npz', copy.deepcopy(tiny_net)
-    first = env_of(flow, tiny_net, tiny_loaders, min_bit=2, max_bit=6)
+@pytest.mark.parametrize('flow, rounding', [('kmeans', 'nearest'), ('linear', 'nearest'), ('kmeans', 'compensated')])
+def test_another_budget_and_fewer_bits_measure_nothing(flow, rounding, tiny_net, tiny_loaders, tmp_path):
+    path, other, rounding = tmp_path / 'shared.npz', copy.deepcopy(tiny_net), Rounding(rounding, 8)
+    first = env_of(flow, tiny_net, tiny_loaders, min_bit=2, max_bit=6, rounding=rounding)
     for kind in ('kl', 'fisher'):
         found = read_or_measure(None, first, kind, num_images=IMAGES, shared=path)
         np.testing.assert_array_equal(found.table, measure_sensitivity(first, kind, num_images=IMAGES).table)
     ends = ['stem=4,8', 'head=4,8'] if flow == 'linear' else ['stem=4', 'head=4']
-    second = env_of(flow, other, tiny_loaders, preserve_ratio=0.9, candidates=['2,4,6'], pins=ends)
+    second = env_of(flow, other, tiny_loaders, preserve_ratio=0.9, candidates=['2,4,6'], pins=ends,
+                    rounding=rounding)
     before, stamp = dict(read_npz(path)), path.stat().st_mtime_ns
     for kind in ('kl', 'fisher'):
         found = read_or_measure(tmp_path / f'{kind}.npz', second, kind, num_images=IMAGES, shared=path)
