@@ -35,7 +35,7 @@ RECIPES = {
         'train_episode': 30, 'finetune_flag': False,  # an episode is an evaluation
         'reward': 'kl', 'reward_on': 'augmented', 'val_size': 512,
         'min_bit': 2, 'fill': True, 'channels_last': True,
-        'warm_start': 'sensitivity', 'warmup': 9, 'init_delta': 0.2, 'delta_end': 0.05,  # of the agent
+        'warm_start': 'sensitivity', 'warmup': 9, 'init_delta': 0.2, 'delta_end': 0.12,  # of the agent
     },
 }
 
