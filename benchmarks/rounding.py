@@ -2,10 +2,10 @@ r"""How near a network stays to its float self without training, rounded to near
 
 Any network and any images, whose labels are not looked at: share of images with the same most likely class as by the
 float network, KL from its outputs, processor seconds of each way; in the end the peak memory of all. BatchNorm is
-estimated anew in both:
+estimated anew in both, or kept in both (--keep_bn), for images that the network was not trained on:
 
     python benchmarks/rounding.py --arch mobilenet_v2 --weights mobilenet_v2_tfslim.pth --tensorflow \
-        --num_classes 1000 --dataset dtd --dataset_root data/dtd
+        --num_classes 1000 --dataset dtd --dataset_root data/dtd --keep_bn --channels_last
 """
 
 import argparse
@@ -52,6 +52,7 @@ def options():
     parser.add_argument('--kmeans', type=int, nargs='*', default=[4, 3], help='bits of all layers')
     parser.add_argument('--linear', type=int, nargs='*', default=[8, 6, 4], help='bits of all weights and inputs')
     parser.add_argument('--channels_last', action='store_true', help='activations as N, H, W, C: faster on the CPU')
+    parser.add_argument('--keep_bn', action='store_true', help='keep the BatchNorm statistics of the float network')
     parser.add_argument('--fold_bn', action='store_true', help='linear: fold BatchNorm')
     return parser.parse_args()
 
@@ -83,7 +84,7 @@ def outputs(model, loader, count):
     return torch.cat(found)
 
 
-def quantized(model, train, rounding, bits, linear):
+def quantized(model, train, rounding, bits, linear, keep_bn):
     """Returns the network under the same bits everywhere, 8 in the first and the last layer of the linear flow."""
     float_model, model = model, copy.deepcopy(model)
     batches = rounding.batches(train, DEVICE) if rounding.compensated else []
@@ -96,7 +97,8 @@ def quantized(model, train, rounding, bits, linear):
         strategy = dict.fromkeys(quantizable_layers(model), bits)
         books = round_codebooks(model, strategy, batches, rounding) if batches else None
         KMeansQuantization(model, list(strategy.values()), codebooks=books)
-    Rounding('compensated', bn_batches=rounding.bn_batches).estimate_batch_norm(model, train, DEVICE)
+    if not keep_bn:
+        Rounding('compensated').estimate_batch_norm(model, train, DEVICE)
     return model
 
 
@@ -112,7 +114,8 @@ def main():
         for bits in args.linear if linear else args.kmeans:
             for way in ('nearest', 'compensated'):
                 begun = time.process_time()
-                found = quantized(model, train, Rounding(way, args.calibration_images, bn_batches=8), bits, linear)
+                rounding = Rounding(way, args.calibration_images, keep_bn=args.keep_bn and way == 'compensated')
+                found = quantized(model, train, rounding, bits, linear, args.keep_bn)
                 spent = time.process_time() - begun
                 logits = outputs(found, val, args.test_images)
                 same = (logits.argmax(1) == reference.argmax(1)).float().mean() * 100

@@ -30,6 +30,7 @@ PATH_OPTIONS = ('weights', 'dataset_root', 'output', 'checkpoint', 'resume', 'se
 YOUNGER = {'sensitivities': None, 'sensitivity': 'kl', 'pareto': None, 'accuracy_drop': None,
            'attention_products': False, 'activation_grid': 'symmetric', 'weight_scales': 'tensor', 'candidates': None,
            'rounding': 'nearest', 'calibration_images': 512, 'bias_correction': None,
+           'keep_bn': False,
            'pin': None, 'warmup_type': 'constant', 'clip_norm': None, 'decay_norms': None, 'label_smoothing': 0.0,
            'mixup': 0.0, 'cutmix': 0.0, 'randaugment': None, 'randaugment_ops': 2, 'ema_decay': 0.0, 'policy': None,
            'reward': 'accuracy', 'fill': False, 'delta_end': None, 'recipe': 'haq',

@@ -287,6 +287,8 @@ def add_rounding_options(group):
                        'rounding and bias correction, which use no labels, and for --kmeans_weights')
     group.add_argument('--bias_correction', action=BooleanOption, default=None, help='let biases take over the mean '
                        'error that rounding makes in outputs (default: with --rounding compensated True, else False)')
+    group.add_argument('--keep_bn', action=BooleanOption, help='with --rounding compensated: keep the BatchNorm '
+                       'statistics of the float network; for images that are unlike those it was trained on')
 
 
 def check_kmeans_weights(kmeans_weights, linear, rounding, bias_correction):

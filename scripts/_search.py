@@ -177,12 +177,15 @@ class Flow:
     rounding: str = 'nearest'
     calibration_images: int = 512
     bias_correction: bool | None = None
+    keep_bn: bool = False
 
     def __post_init__(self):
         for other in ('is_pruned',) if self.linear else ('fold_bn', 'activation_grid', 'weight_scales'):
             if getattr(self, other):
                 theirs = 'K-means' if self.linear else 'linear'
                 raise ValueError(f'--{other} belongs to the {theirs} flow: leave it out')
+        if self.keep_bn and (self.rounding == 'nearest' or self.bn_batches):
+            raise ValueError('--keep_bn belongs to --rounding compensated without --bn_batches: leave it out')
         if self.bias_correction and self.rounding == 'nearest':
             raise ValueError('--bias_correction in a search belongs to --rounding compensated: leave it out')
         check_kmeans_weights(self.kmeans_weights, self.linear, self.rounding, self.bias_correction)
@@ -223,7 +226,8 @@ class Flow:
         from lib.env.quantize_env import QuantizeEnv  # torch, too
         from lib.training.compensation import Rounding  # torch, too
         common = {'precision': precision,
-                  'rounding': Rounding(self.rounding, self.calibration_images, self.bias_correction)}
+                  'rounding': Rounding(self.rounding, self.calibration_images, self.bias_correction,
+                                       keep_bn=self.keep_bn)}
         try:
             if self.linear:
                 return LinearQuantizeEnv(model, *loaders, space, episodes, calibrate_method=self.calibrate,

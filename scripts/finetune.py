@@ -14,6 +14,7 @@ from _options import (
     at_least,
     check_kmeans_weights,
 )
+from _search import naming as naming_values
 
 from lib.record.strategy import check_strategy, find_strategy
 
@@ -92,7 +93,8 @@ def main(args):
     check_kmeans_weights(args.kmeans_weights, linear, args.rounding, args.bias_correction)
     checkpoint, source = (saved, args.resume) if saved else read_weights(start, network)
     estimate = batches_to_estimate(run, args.bn_batches, checkpoint) if args.evaluate else 0
-    rounding = pick(Rounding, args)
+    with naming_values('keep_bn', 'bn_batches'):
+        rounding = pick(Rounding, args)
 
     # data
     teaching, trains = pick(Teaching, args), not args.evaluate and args.epochs > 0

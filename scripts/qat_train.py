@@ -20,6 +20,7 @@ from _options import (
 )
 from _proqha import CONFIG as PROQHA_CONFIG
 from _proqha import PRE_K_BITS, add_baseline_options, norm_of
+from _search import naming as naming_values
 from finetune import STRATEGIES
 
 from lib.qat.bit_lists import parse_bit_list
@@ -232,7 +233,9 @@ def main(args):
         synchronise_batch_norm(model)
     if not saved and settings['quantizers']['activations'] in ('lsq', 'linear'):
         find_steps(model, calibration_images(data, network, loaders, device))
-    rounding, precision = pick(Rounding, args), Precision(device, args.half, args.channels_last)
+    with naming_values('keep_bn', 'bn_batches'):
+        rounding = pick(Rounding, args)
+    precision = Precision(device, args.half, args.channels_last)
     if rounding.needs_images and not saved:
         loader = training_loader(data, network, loaders, device)
         with naming('--rounding compensated: '):

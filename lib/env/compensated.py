@@ -25,12 +25,16 @@ class FloatProblems:
     search rounds it once.
     """
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Tensor]):
-        """Run the float network on the calibration images; the weights are those that the layers have now."""
+    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Tensor],
+                 keep_bn: bool = False):
+        """Run the float network on the calibration images; the weights are those that the layers have now.
+
+        `keep_bn` as in `collect_moments`.
+        """
         calls = calls_of(model, layers, batches[0])
         self.layers = {name: layers[name] for name in calls}
         self.weights = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
-        self.moments = collect_moments(model, self.layers, batches, calls=calls)
+        self.moments = collect_moments(model, self.layers, batches, calls=calls, keep_bn=keep_bn)
         self._problems, self._biases = {}, {}
 
     def problem(self, name: str) -> Problem:

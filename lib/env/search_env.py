@@ -55,14 +55,17 @@ class SearchEnv:
             space: the layers, bits and budgets.
             settings: how a strategy is evaluated.
             rounding: how weights become codes; None: to the nearest. Where it is compensated and nothing is fine-tuned,
-                BatchNorm statistics are always estimated anew, on 2 batches if the settings do not say how many.
+                BatchNorm statistics are estimated anew unless it keeps them, on 2 batches if the settings do not say
+                how many.
             precision: in which arithmetic the network runs; float32 if None.
         """
         self.model, self.train_loader, self.val_loader = model, train_loader, val_loader
         self.space, self.settings, self.screen = space, settings or EpisodeSettings(), Screen()
         self.rounding = rounding or Rounding()
-        if self.rounding.compensated and not (self.settings.finetune_flag or self.settings.bn_batches) \
-                and batch_norms(model):
+        if self.rounding.keep_bn and self.settings.bn_batches:
+            raise ValueError(f'keep_bn keeps what bn_batches {self.settings.bn_batches} estimates anew: leave one out')
+        given = self.settings.finetune_flag or self.settings.bn_batches or self.rounding.keep_bn
+        if self.rounding.compensated and not given and batch_norms(model):
             self.settings = replace(self.settings, bn_batches=BN_BATCHES)
         self.device = next(model.parameters()).device
         self.precision, self.criterion = precision or Precision(self.device), loss_function().to(self.device)
@@ -79,8 +82,8 @@ class SearchEnv:
         self.float_accuracy = self._accuracy(metrics)
         self.float_score = self._score(metrics, self._float_logits)
         self._chosen = []
-        self.problems = FloatProblems(model, self.layers(), self._calibration_batches(train_loader)) \
-            if self.rounding.compensated else None
+        self.problems = FloatProblems(model, self.layers(), self._calibration_batches(train_loader),
+                                      self.rounding.keep_bn) if self.rounding.compensated else None
 
     def _distillation(self) -> Distillation:
         """Return what learns from a copy of the float network."""

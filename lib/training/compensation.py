@@ -37,20 +37,27 @@ class Rounding:
         calibration_images: training images that the inputs of layers are taken from; their labels are not read.
         bias_correction: whether biases take over the mean errors of outputs; None: where rounding is compensated.
         bn_batches: training batches for the BatchNorm statistics afterwards; 0: 8 where rounding is compensated.
+        keep_bn: BatchNorm keeps the statistics of the float network, and normalises the calibration images by them. For
+            images that are unlike those that the float network was trained on.
 
     Raises:
-        ValueError: another rounding, or fewer than 2 images.
+        ValueError: another rounding, fewer than 2 images, or what contradicts itself.
     """
 
     rounding: str = 'nearest'
     calibration_images: int = 512
     bias_correction: bool | None = None
     bn_batches: int = 0
+    keep_bn: bool = False
 
     def __post_init__(self):
         check_choice('rounding', self.rounding, ROUNDINGS)
         if self.calibration_images < 2:
             raise ValueError(f'calibration_images is {self.calibration_images}: expected at least 2')
+        if self.keep_bn and not self.compensated:
+            raise ValueError('keep_bn belongs to compensated rounding: leave it out')
+        if self.keep_bn and self.bn_batches:
+            raise ValueError(f'keep_bn keeps what bn_batches {self.bn_batches} estimates anew: leave one of them out')
 
     @property
     def compensated(self) -> bool:
@@ -70,7 +77,8 @@ class Rounding:
     def describe(self) -> dict:
         """Return what differs from rounding to the nearest, as plain values."""
         return {'rounding': self.rounding, 'calibration_images': self.calibration_images,
-                'bias_correction': self.corrects_bias} if self.needs_images else {}
+                'bias_correction': self.corrects_bias, **({'keep_bn': True} if self.keep_bn else {})} \
+            if self.needs_images else {}
 
     def batches(self, loader, device: torch.device | str, precision: Precision | None = None) -> list[Tensor]:
         """Return the calibration images of a training loader, in batches, in the memory layout of `precision`."""
@@ -79,8 +87,8 @@ class Rounding:
 
     def estimate_batch_norm(self, model: nn.Module, loader, device: torch.device | str,
                             precision: Precision | None = None) -> None:
-        """Estimate the BatchNorm statistics of a rounded network anew."""
-        if self.needs_images and batch_norms(model):
+        """Estimate the BatchNorm statistics of a rounded network anew, unless they are kept."""
+        if self.needs_images and not self.keep_bn and batch_norms(model):
             reestimate_batch_norm(model, loader, self.bn_batches or BN_BATCHES, device, precision)
 
 
@@ -107,12 +115,12 @@ def nearest_on(quantizer: Quantizer, weight: Tensor) -> Nearest:
 
 def round_network(model: nn.Module, batches: Sequence[Tensor], layers: Mapping[str, nn.Module],
                   round_layer: Callable[[str, nn.Module, Moments], Tensor], *, float_model: nn.Module | None,
-                  corrects_bias: bool = True, passes: int = PASSES) -> None:
+                  corrects_bias: bool = True, keep_bn: bool = False, passes: int = PASSES) -> None:
     """Round the weights of a network in place, each layer for the inputs that the layers before it leave (asymmetric).
 
     Layers are taken in the order of their calls. Those of a pass get the moments of the same forward passes, so they do
     not see each other's errors; networks of at most `passes` layers have a pass for each. BatchNorm uses the
-    statistics of the batch, so those that it keeps are to be estimated anew.
+    statistics of the batch unless they are kept, so those that it has are to be estimated anew.
 
     Args:
         model: the network, its input quantizers in use.
@@ -122,6 +130,7 @@ def round_network(model: nn.Module, batches: Sequence[Tensor], layers: Mapping[s
         float_model: the network before any quantization, for whose inputs layers shall have the same outputs; None:
             rounded weights shall have the outputs of the weights before, for the same inputs (sequential).
         corrects_bias: let biases take over the mean errors of their outputs.
+        keep_bn: as in `collect_moments`.
     """
     calls = calls_of(model, layers, batches[0])
     order = list(calls)
@@ -130,7 +139,7 @@ def round_network(model: nn.Module, batches: Sequence[Tensor], layers: Mapping[s
         if not names:
             continue
         group = {name: layers[name] for name in names}
-        found = collect_moments(model, group, batches, calls=calls, float_model=float_model)
+        found = collect_moments(model, group, batches, calls=calls, float_model=float_model, keep_bn=keep_bn)
         for name, layer in group.items():
             before = weight_matrix(layer, layer.weight.detach()).double().clone()
             after = round_layer(name, layer, found[name])
@@ -172,7 +181,7 @@ def round_codebooks(model: nn.Module, bits: Mapping[str, int], batches: Sequence
         return weight_matrix(layer, books[name].decode()).double()
 
     round_network(model, batches, layers, round_layer, float_model=copy.deepcopy(model),
-                  corrects_bias=rounding.corrects_bias)
+                  corrects_bias=rounding.corrects_bias, keep_bn=rounding.keep_bn)
     return books
 
 
@@ -208,7 +217,8 @@ def round_linear(model: nn.Module, batches: Sequence[Tensor], rounding: Rounding
         return compensate(problem, nearest_on(quantizer, wanted))
 
     layers = {name: layer for name, layer in linear_layers(model).items() if only is None or name in only}
-    round_network(model, batches, layers, round_layer, float_model=float_model, corrects_bias=rounding.corrects_bias)
+    round_network(model, batches, layers, round_layer, float_model=float_model, corrects_bias=rounding.corrects_bias,
+                  keep_bn=rounding.keep_bn)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -44,11 +44,14 @@ class _Enough(Exception):
 
 
 @contextmanager
-def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Let every BatchNorm normalise by its batch, and all else evaluate; afterwards the network is what it was."""
+def calibrating(model: nn.Module, keep_bn: bool) -> Iterator[None]:
+    """Let every BatchNorm normalise by its batch, unless its statistics are kept, and all else evaluate.
+
+    Afterwards the network is what it was.
+    """
     with evaluating(model), kept_state(model, leave=(Quantizer,)):
         for norm in batch_norms(model).values():
-            norm.train()
+            norm.train(not keep_bn)
         yield
 
 
@@ -60,22 +63,23 @@ def calls_of(model: nn.Module, layers: Mapping[str, nn.Module], batch: Tensor) -
     def see(name, _x):
         calls[name] = calls.get(name, 0) + 1
 
-    with batch_statistics(model), seeing_inputs(model, layers, see):
+    with calibrating(model, keep_bn=False), seeing_inputs(model, layers, see):
         model(batch[:2])
     return calls
 
 
 @torch.no_grad()
 def collect_moments(model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Tensor], *,
-                    calls: Mapping[str, int] | None = None, float_model: nn.Module | None = None
-                    ) -> dict[str, Moments]:
-    """Return the `Moments` of the inputs of some layers, with the batch statistics in every BatchNorm.
+                    calls: Mapping[str, int] | None = None, float_model: nn.Module | None = None,
+                    keep_bn: bool = False) -> dict[str, Moments]:
+    """Return the `Moments` of the inputs of some layers.
 
     Args:
         layers: {name: layer of `model`}.
         batches: images on the model's device.
         calls: those of `calls_of`: a forward pass ends with the last of them.
         float_model: a network with the same names whose inputs give the `cross` moments; None: there are none.
+        keep_bn: BatchNorm normalises by the statistics that it has, in place of those of each batch.
     """
     calls = calls or calls_of(model, layers, batches[0])
     sums = {name: _Sums(layer) for name, layer in layers.items()}
@@ -83,14 +87,14 @@ def collect_moments(model: nn.Module, layers: Mapping[str, nn.Module], batches: 
         theirs = {name: [] for name in layers}  # of one batch
         if float_model is not None:
             _run(float_model, {name: float_model.get_submodule(name) for name in layers}, batch, calls,
-                 lambda name, x, theirs=theirs: theirs[name].append(x))
+                 lambda name, x, theirs=theirs: theirs[name].append(x), keep_bn)
         waiting = {name: iter(inputs) for name, inputs in theirs.items()}
         _run(model, layers, batch, calls, lambda name, x, waiting=waiting, number=number: sums[name].add(
-            x, next(waiting[name]) if float_model is not None else None, number))
+            x, next(waiting[name]) if float_model is not None else None, number), keep_bn)
     return {name: each.moments() for name, each in sums.items()}
 
 
-def _run(model, layers, batch, calls, see):
+def _run(model, layers, batch, calls, see, keep_bn):
     """Give `see(name, x)` the inputs of the layers in one forward pass, which ends with the last call of them."""
     missing = sum(calls[name] for name in layers)
 
@@ -101,7 +105,7 @@ def _run(model, layers, batch, calls, see):
         if missing == 0:
             raise _Enough
 
-    with contextlib.suppress(_Enough), batch_statistics(model), seeing_inputs(model, layers, count):
+    with contextlib.suppress(_Enough), calibrating(model, keep_bn), seeing_inputs(model, layers, count):
         model(batch)
 
 

@@ -297,6 +297,9 @@ own_table --hardware no_parameter.yaml | no_parameter.yaml | no parameter clock 
 own_table --hardware broken.yaml | broken.yaml | no valid YAML
 own_table --metric area | --metric | latency
 own_table --batch 0 | --batch
+tune --rounding compensated --keep_bn --bn_batches 2 | --keep_bn | --bn_batches 2
+qat_lists --keep_bn | --keep_bn | compensated
+budgets --keep_bn --preserve_ratio 0.2 | --keep_bn | --rounding compensated
 own_search --model_file nets.py:viewing --preserve_ratio 0.2 | --channels_last | --channels_last False
 own_table --model_file nets.py:nothing | nets.py defines no nothing
 own_table --model_file nets.py | FILE.py:NAME

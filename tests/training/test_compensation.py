@@ -140,6 +140,21 @@ def test_moments_are_those_of_the_whole_matrix(model, images):
     torch.testing.assert_close(found.mean[0], rows.mean(0), rtol=1e-4, atol=1e-6)
 
 
+def test_kept_statistics_are_those_that_images_are_normalised_by(model, images):
+    seen = []
+    handle = model.again.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
+    for batch in images:
+        model.eval()(batch)
+    handle.remove()
+    rows, before = torch.cat(seen), copy.deepcopy(model.stem[1].state_dict())
+    found = collect_moments(model, {'again': model.again}, images, keep_bn=True)['again']
+    torch.testing.assert_close(found.second[0], rows.mT @ rows / len(rows), rtol=1e-4, atol=1e-6)
+    rounding = Rounding('compensated', keep_bn=True)
+    round_codebooks(model, dict.fromkeys(quantizable_layers(model), 2), images, rounding)
+    rounding.estimate_batch_norm(model, None, 'cpu')  # does not ask for images
+    assert all(torch.equal(value, before[name]) for name, value in model.stem[1].state_dict().items())
+
+
 def test_calibration_images_are_the_first_of_an_epoch_in_batches_of_at_least_2():
     batches = [(torch.full((100, 1), float(number)), None) for number in range(3)]
     loader = type('Loader', (list,), {'set_epoch': lambda self, epoch: None})(batches)
