@@ -52,25 +52,30 @@ def rows(layer: nn.Module, x: Tensor, seed: int = 0) -> Iterator[Tensor]:
 
     Of a convolution d is C / groups * kh * kw, in the order of its weight, and a row belongs to an image and a position
     of the output; of a linear layer d is its number of inputs, and the dimensions of x between the first and the last
-    are positions. Of more than 64 positions so many are drawn, the same for the same `seed` and number.
+    are positions. Of more than 64 positions so many are drawn, in every image others, the same for the same `seed` and
+    numbers.
     """
     step = max(CHUNK // (layer.weight[0].numel() * _groups(layer) * POSITIONS), 1)
+    generator = torch.Generator().manual_seed(seed)
     for images in x.split(step):
-        yield _convolved(layer, images, seed) if isinstance(layer, nn.Conv2d) else _tokens(images, seed)
+        yield (_convolved if isinstance(layer, nn.Conv2d) else _tokens)(layer, images, generator)
 
 
 def _groups(layer):
     return getattr(layer, 'groups', 1)
 
 
-def _drawn(count, seed):
+def _drawn(images, count, generator):
+    """Return positions (images, 64), of each image others: what happens at few of them must not be missed in all."""
     if count <= POSITIONS:
-        return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:POSITIONS]
+        return torch.arange(count).expand(images, count)
+    return torch.rand(images, count, generator=generator).topk(POSITIONS).indices
 
 
-def _convolved(layer, x, seed):
-    if any(layer._reversed_padding_repeated_twice):
+def _convolved(layer, x, generator):
+    if hasattr(layer, 'padded'):  # in a way of its own
+        x = layer.padded(x)
+    elif any(layer._reversed_padding_repeated_twice):
         mode = 'constant' if layer.padding_mode == 'zeros' else layer.padding_mode
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
     sizes, strides = [], []
@@ -80,15 +85,16 @@ def _convolved(layer, x, seed):
     windows = x.as_strided((*x.shape[:2], *sizes, *layer.kernel_size),
                            (*x.stride()[:2], strides[0][0], strides[1][0], strides[0][1], strides[1][1]),
                            x.storage_offset())
-    drawn = _drawn(sizes[0] * sizes[1], seed)
-    windows = windows[:, :, drawn // sizes[1], drawn % sizes[1]]  # (N, C, positions, kh, kw)
-    windows = windows.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2, 4, 5)
-    return windows.reshape(layer.groups, windows.shape[1] * len(drawn), -1)
+    drawn = _drawn(len(x), sizes[0] * sizes[1], generator)
+    windows = windows[torch.arange(len(x))[:, None], :, drawn // sizes[1], drawn % sizes[1]]  # (N, positions, C, kh, kw)
+    windows = windows.unflatten(2, (layer.groups, -1)).permute(2, 0, 1, 3, 4, 5)
+    return windows.reshape(layer.groups, drawn.numel(), -1)
 
 
-def _tokens(x, seed):
+def _tokens(_layer, x, generator):
     tokens = x.reshape(len(x), -1, x.shape[-1])
-    return tokens[:, _drawn(tokens.shape[1], seed)].reshape(1, -1, x.shape[-1])
+    drawn = _drawn(len(x), tokens.shape[1], generator)
+    return tokens[torch.arange(len(x))[:, None], drawn].reshape(1, -1, x.shape[-1])
 
 
 def weight_matrix(layer: nn.Module, weight: Tensor) -> Tensor:

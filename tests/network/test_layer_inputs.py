@@ -6,12 +6,13 @@ from torch.nn import functional as F
 from lib.network.conversion import convert_to_quantized, quantizable_layers, quantized_layers
 from lib.network.layer_inputs import POSITIONS, from_matrix, rows, seeing_inputs, weight_matrix
 from lib.network.reach import reach_weights
+from models.tensorflow import SameConv2d
 
 CONVOLUTIONS = {
     'plain': nn.Conv2d(3, 4, 3), 'padded': nn.Conv2d(3, 4, 3, padding=1), 'strided': nn.Conv2d(4, 6, (3, 2), stride=2),
     'dilated': nn.Conv2d(4, 6, 3, dilation=2, padding=2), 'grouped': nn.Conv2d(4, 6, 3, groups=2, padding=1),
     'depthwise': nn.Conv2d(4, 8, 3, groups=4), 'pointwise': nn.Conv2d(4, 6, 1, stride=2),
-    'same': nn.Conv2d(4, 6, 4, padding='same'), 'circular': nn.Conv2d(4, 6, 3, padding=1, padding_mode='circular'),
+    'tensorflow': SameConv2d(4, 6, 3, stride=2, padding=1), 'same': nn.Conv2d(4, 6, 4, padding='same'), 'circular': nn.Conv2d(4, 6, 3, padding=1, padding_mode='circular'),
 }
 
 
@@ -34,11 +35,17 @@ def test_rows_of_a_linear_layer():
     assert torch.equal(next(rows(nn.Linear(6, 2), x))[0], x.flatten(0, 1))
 
 
-def test_of_many_positions_the_same_are_drawn_for_a_seed():
-    layer, x = nn.Conv2d(1, 1, 1), torch.arange(20.0 * 20).reshape(1, 1, 20, 20)
-    first, again, other = (next(rows(layer, x, seed)).flatten() for seed in (3, 3, 4))
-    assert len(first) == POSITIONS == len(first.unique())
+@pytest.mark.parametrize('layer', [nn.Conv2d(1, 1, 1), nn.Linear(1, 1)])
+def test_of_many_positions_others_are_drawn_in_every_image_and_the_same_for_a_seed(layer):
+    """What happens at a single position, such as a corner, is seen in some images."""
+    positions = torch.arange(20.0 * 20)
+    x = positions.reshape(20, 20, 1).expand(128, 20, 20, 1)
+    x = x.permute(0, 3, 1, 2) if isinstance(layer, nn.Conv2d) else x
+    first, again, other = (next(rows(layer, x, seed)).reshape(128, POSITIONS) for seed in (3, 3, 4))
+    assert all(len(image.unique()) == POSITIONS for image in first) and len(first.unique()) == 400
     assert torch.equal(first, again) and not torch.equal(first, other)
+    counts = torch.stack([(first == position).sum() for position in positions])
+    assert counts.max() < 3 * counts.float().mean()
 
 
 class Standardised(nn.Conv2d):
