@@ -86,8 +86,8 @@ def _convolved(layer, x, generator):
                            (*x.stride()[:2], strides[0][0], strides[1][0], strides[0][1], strides[1][1]),
                            x.storage_offset())
     drawn = _drawn(len(x), sizes[0] * sizes[1], generator)
-    windows = windows[torch.arange(len(x))[:, None], :, drawn // sizes[1], drawn % sizes[1]]  # (N, positions, C, kh, kw)
-    windows = windows.unflatten(2, (layer.groups, -1)).permute(2, 0, 1, 3, 4, 5)
+    windows = windows[torch.arange(len(x))[:, None], :, drawn // sizes[1], drawn % sizes[1]]
+    windows = windows.unflatten(2, (layer.groups, -1)).permute(2, 0, 1, 3, 4, 5)  # (groups, N, positions, ...)
     return windows.reshape(layer.groups, drawn.numel(), -1)
 
 

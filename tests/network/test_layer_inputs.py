@@ -12,7 +12,8 @@ CONVOLUTIONS = {
     'plain': nn.Conv2d(3, 4, 3), 'padded': nn.Conv2d(3, 4, 3, padding=1), 'strided': nn.Conv2d(4, 6, (3, 2), stride=2),
     'dilated': nn.Conv2d(4, 6, 3, dilation=2, padding=2), 'grouped': nn.Conv2d(4, 6, 3, groups=2, padding=1),
     'depthwise': nn.Conv2d(4, 8, 3, groups=4), 'pointwise': nn.Conv2d(4, 6, 1, stride=2),
-    'tensorflow': SameConv2d(4, 6, 3, stride=2, padding=1), 'same': nn.Conv2d(4, 6, 4, padding='same'), 'circular': nn.Conv2d(4, 6, 3, padding=1, padding_mode='circular'),
+    'tensorflow': SameConv2d(4, 6, 3, stride=2, padding=1),
+    'same': nn.Conv2d(4, 6, 4, padding='same'), 'circular': nn.Conv2d(4, 6, 3, padding=1, padding_mode='circular'),
 }
 
 
