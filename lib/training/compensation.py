@@ -119,7 +119,9 @@ def round_network(model: nn.Module, batches: Sequence[Tensor], layers: Mapping[s
     """Round the weights of a network in place, each layer for the inputs that the layers before it leave (asymmetric).
 
     Layers are taken in the order of their calls. Those of a pass get the moments of the same forward passes, so they do
-    not see each other's errors; networks of at most `passes` layers have a pass for each. BatchNorm uses the
+    not see each other's errors; networks of at most `passes` layers have a pass for each. The first layer of a pass
+    makes good what the layers before the pass have done to the outputs; would the others do so, too, what is wrong once
+    would be corrected several times. BatchNorm uses the
     statistics of the batch unless they are kept, so those that it has are to be estimated anew.
 
     Args:
@@ -141,9 +143,10 @@ def round_network(model: nn.Module, batches: Sequence[Tensor], layers: Mapping[s
         group = {name: layers[name] for name in names}
         found = collect_moments(model, group, batches, calls=calls, float_model=float_model, keep_bn=keep_bn)
         for name, layer in group.items():
+            moments = found[name] if name == names[0] else found[name]._replace(cross=None, float_mean=None)
             before = weight_matrix(layer, layer.weight.detach()).double().clone()
-            after = round_layer(name, layer, found[name])
-            _put(layer, after, mean_error(before, after, found[name]) if corrects_bias else None)
+            after = round_layer(name, layer, moments)
+            _put(layer, after, mean_error(before, after, moments) if corrects_bias else None)
 
 
 @torch.no_grad()
