@@ -3,11 +3,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from lib.network.conversion import convert_to_quantized, quantizable_layers, quantized_layers
 from lib.quantize.dorefa import DoReFaWeightQuantizer
 from lib.quantize.lsq import LSQQuantizer
-from lib.training.compensation import Rounding, linear_layers, nearest_on, round_codebooks, round_linear
+from lib.training.compensation import PASSES, Rounding, linear_layers, nearest_on, round_codebooks, round_linear
 from lib.training.moments import calibration_batches, collect_moments
 from lib.utils.quantize_utils import KMeansQuantization, LinearQuantization
 from tests.env.environments import ENVS
@@ -87,6 +88,32 @@ def test_linear_weights_lie_on_their_grids(model, images, bits, a_bits, channel)
         codes, scale = layer.weight_quantizer.to_int(layer.weight)
         torch.testing.assert_close(layer.weight, codes * scale, rtol=1e-6, atol=0, msg=name)
         assert not torch.equal(layer.weight, quantized_layers(model)[name].weight)
+
+
+class Deep(nn.Module):
+    """So many layers that several of them share a pass over the images; the errors of all go through to the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(12, 12, bias=False) for _ in range(4 * PASSES))
+        for layer in self.layers:
+            nn.init.orthogonal_(layer.weight)
+
+    def forward(self, x):
+        x = x.flatten(1)[:, :12]
+        for layer in self.layers:
+            x = 1.26 * F.leaky_relu(layer(x), 0.5)
+        return x
+
+
+@pytest.mark.parametrize('bits', [4, 6])
+def test_an_error_is_made_good_once_in_a_deep_network(images, bits):
+    torch.manual_seed(0)
+    model = Deep().eval()
+    names, plain, rounded = list(quantizable_layers(model)), copy.deepcopy(model), copy.deepcopy(model)
+    KMeansQuantization(plain, [bits] * len(names))
+    round_codebooks(rounded, dict.fromkeys(names, bits), images, COMPENSATED)
+    assert distance(rounded, model, images) < 0.2 * distance(plain, model, images)
 
 
 def test_biases_take_over_the_mean_error(model, images):
