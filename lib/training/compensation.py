@@ -121,8 +121,8 @@ def round_network(model: nn.Module, batches: Sequence[Tensor], layers: Mapping[s
     Layers are taken in the order of their calls. Those of a pass get the moments of the same forward passes, so they do
     not see each other's errors; networks of at most `passes` layers have a pass for each. The first layer of a pass
     makes good what the layers before the pass have done to the outputs; would the others do so, too, what is wrong once
-    would be corrected several times. BatchNorm uses the
-    statistics of the batch unless they are kept, so those that it has are to be estimated anew.
+    would be corrected several times. BatchNorm uses the statistics of the batch unless they are kept, so those that it
+    has are to be estimated anew.
 
     Args:
         model: the network, its input quantizers in use.
