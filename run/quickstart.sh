@@ -3,7 +3,7 @@
 # searches a K-means strategy for 0.08 of the size and a linear one for 0.45 of the latency, fine-tunes and evaluates
 # them beside uniform bits at the same budgets, evaluates 2 to 8 bits everywhere, and ends with a table and plots in
 # save/quickstart, a packed file of the searched K-means network, and what it says of an image.
-# Hardware: two CPU cores, at most 8 minutes after installation (6.6 and 7.4 measured). README.md says what it should give.
+# Hardware: two CPU cores, at most 8 minutes after installation (6.8 measured). README.md says what it should give.
 # A second call skips what is finished and continues what was interrupted. SEED=N repeats it with another seed in a
 # folder of its own, EPISODES=N searches longer (60). Extra arguments go to every training and search (for example
 # --device cuda).
