@@ -165,7 +165,7 @@ def _warmup_band(axes, number, warmup):
     end = min(warmup + .5, number[-1] + .5)
     for ax in axes:
         ax.axvspan(number[0] - .5, end, color='.93', linewidth=0, zorder=0)
-    axes[0].annotate('warm-up: random actions', (number[0] - .5, 1), (0, 3), xycoords=axes[0].get_xaxis_transform(),
+    axes[0].annotate('warm-up', (number[0] - .5, 1), (0, 3), xycoords=axes[0].get_xaxis_transform(),
                      textcoords='offset points', fontsize=7, color='.35', va='bottom')
 
 

@@ -97,7 +97,7 @@ def test_search_shows_running_best_and_warm_up(figures, tmp_path):
     assert line(accuracy, 3) == [72.5, 72.5]
     band = reward.patches[0]
     assert (band.get_x(), band.get_x() + band.get_width()) == (-.5, 1.5)
-    assert texts(reward) == ['warm-up: random actions'] and texts(accuracy) == ['float 72.50 %']
+    assert texts(reward) == ['warm-up'] and texts(accuracy) == ['float 72.50 %']
 
 
 def test_running_mean_forgets_after_twenty():
