@@ -15,9 +15,9 @@ class SameConv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(self.padded(x), weight, bias, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(self.same_padded(x), weight, bias, self.stride, 0, self.dilation, self.groups)
 
-    def padded(self, x: Tensor) -> Tensor:
+    def same_padded(self, x: Tensor) -> Tensor:
         """Return images (N, C, H, W) with their padding."""
         height, width = (self._padding_of(*sizes) for sizes in zip(
             x.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True))

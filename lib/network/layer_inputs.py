@@ -73,8 +73,8 @@ def _drawn(images, count, generator):
 
 
 def _convolved(layer, x, generator):
-    if hasattr(layer, 'padded'):  # in a way of its own
-        x = layer.padded(x)
+    if hasattr(layer, 'same_padded'):  # in a way of its own
+        x = layer.same_padded(x)
     elif any(layer._reversed_padding_repeated_twice):
         mode = 'constant' if layer.padding_mode == 'zeros' else layer.padding_mode
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
