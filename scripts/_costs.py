@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from _cli import ROOT
 from _networks import Network, probe
-from _options import ratio as option_ratio
+from _option_types import ratio as option_ratio
 
 from lib.network.coverage import active_inventory, as_before, coverage_lines, describe_layers, take_inventory
 from lib.network.reach import reach_weights

@@ -3,8 +3,7 @@
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from _cli import ROOT
-from _options import naming
+from _cli import ROOT, prefixed
 
 DEFAULT_RUN = 'checkpoints/hybrid'
 QUANTIZED = Path('experiment_data', 'q_model', 'model.pth.tar')
@@ -88,7 +87,7 @@ def engine_config(file, run, given):
     configurations = [path for path in (run / QUANTIZED.with_name('config.yaml'), run / 'config.yaml') if path.exists()]
     values, source = {}, file or next(iter(configurations), '')
     if source:
-        with naming('--engine ' if file else ''):
+        with prefixed('--engine ' if file else ''):
             values = read_array_settings(source, section=not file)
 
     def make(**changes):

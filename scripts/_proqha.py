@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from _cli import ROOT
-from _options import BooleanOption as Bool
-from _options import RepositoryPath, at_least, fraction, positive
+from _option_types import BooleanOption as Bool
+from _option_types import RepositoryPath, at_least, fraction, positive
 
 DEPTHS = {'resnet': 56, 'resnet20': None, 'vgg': None, 'densenet': 40, 'mobilenetv2': None}  # where none is given
 SMALL = 64  # images up to this side are those of CIFAR and its like

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from _cli import NOT_RESUMED, YOUNGER, plain_value, settings_path
+from _settings import NOT_RESUMED, YOUNGER, plain_value, settings_path
 
 from lib.data.digest import data_digest
 from lib.record.checkpoint import read_checkpoint

@@ -1,24 +1,15 @@
 """What the scripts that search share: options of search and agent, the flow, and whose value an error speaks of."""
 
 import argparse
-import contextlib
 import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from _cli import logger
-from _options import (
-    MAX_UNITS,
-    CollectedOption,
-    add_distillation_options,
-    add_unused_options,
-    at_least,
-    check_kmeans_weights,
-    fraction,
-    positive,
-)
-from _options import BooleanOption as Bool
+from _option_types import MAX_UNITS, CollectedOption, at_least, fraction, positive
+from _option_types import BooleanOption as Bool
+from _options import add_distillation_options, add_unused_options, check_kmeans_weights
 
 from lib.record.strategy import find_strategy
 from lib.record.words import SEARCHERS
@@ -239,12 +230,3 @@ class Flow:
                 raise ValueError('--channels_last: a view in the network takes images laid out as N, C, H, W alone; '
                                  'give --channels_last False') from error
             raise
-
-
-@contextlib.contextmanager
-def naming(*options):
-    """Let an error within this context, which speaks of these values, speak of the options that give them."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(re.sub(rf'(?<![\w/.-])({"|".join(options)})\b(?!\.\w|/)', r'--\1', str(error))) from error

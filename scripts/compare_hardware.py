@@ -7,7 +7,7 @@ cheapest there; the table and its heat map show whether it is.
 from pathlib import Path
 
 from _cli import make_parser, run
-from _options import MAX_CLASSES, MAX_SIDE, MAX_WIDTH
+from _option_types import MAX_CLASSES, MAX_SIDE, MAX_WIDTH
 from summarize import read_run
 
 from lib.record.files import read_json, write_text

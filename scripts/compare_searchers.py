@@ -9,29 +9,10 @@ import argparse
 from dataclasses import replace
 from itertools import product
 
-from _cli import folder_hint, logger, make_parser, pick, run, run_of, settings_of
-from _options import (
-    MAX_SEED,
-    CollectedOption,
-    RepositoryPath,
-    add_data_options,
-    add_model_options,
-    add_quantization_options,
-    add_run_options,
-    at_least,
-    positive,
-    ratio,
-)
-from _search import (
-    AGENT,
-    Flow,
-    add_agent_options,
-    add_search_options,
-    check_exploration,
-    find_policies,
-    naming,
-    policy,
-)
+from _cli import folder_hint, logger, make_parser, naming, pick, run, run_of, settings_of
+from _option_types import MAX_SEED, CollectedOption, RepositoryPath, at_least, positive, ratio
+from _options import add_data_options, add_model_options, add_quantization_options, add_run_options
+from _search import AGENT, Flow, add_agent_options, add_search_options, check_exploration, find_policies, policy
 from finetune import STRATEGIES
 
 from lib.record.words import SEARCHERS

@@ -13,8 +13,9 @@ code by code; with --onnx it is written as a graph of integers, too. All of it r
 from pathlib import Path
 
 from _cli import logger, make_parser, pick, run
-from _options import BooleanOption as Bool
-from _options import add_architecture_options, add_data_options, add_run_options, at_least
+from _option_types import BooleanOption as Bool
+from _option_types import at_least
+from _options import add_architecture_options, add_data_options, add_run_options
 
 STORAGE = ('int8', 'int4', 'packed')  # of weights in an ONNX graph
 LEAST_AGREEMENT = 99.0  # percent of equal predictions

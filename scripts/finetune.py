@@ -2,8 +2,9 @@
 
 import copy
 
-from _cli import logger, make_parser, pick, run, training_hint, training_run
-from _options import BooleanOption as Bool
+from _cli import logger, make_parser, naming, pick, run, training_hint, training_run
+from _option_types import BooleanOption as Bool
+from _option_types import at_least
 from _options import (
     add_data_options,
     add_distillation_options,
@@ -11,10 +12,8 @@ from _options import (
     add_quantization_options,
     add_run_options,
     add_training_options,
-    at_least,
     check_kmeans_weights,
 )
-from _search import naming as naming_values
 
 from lib.record.strategy import check_strategy, find_strategy
 
@@ -93,7 +92,7 @@ def main(args):
     check_kmeans_weights(args.kmeans_weights, linear, args.rounding, args.bias_correction)
     checkpoint, source = (saved, args.resume) if saved else read_weights(start, network)
     estimate = batches_to_estimate(run, args.bn_batches, checkpoint) if args.evaluate else 0
-    with naming_values('keep_bn', 'bn_batches'):
+    with naming('keep_bn', 'bn_batches'):
         rounding = pick(Rounding, args)
 
     # data

@@ -13,8 +13,8 @@ from _engine import (
     given_fields,
     load_driver,
 )
-from _options import MAX_SEED, at_least
-from _options import BooleanOption as Bool
+from _option_types import MAX_SEED, at_least
+from _option_types import BooleanOption as Bool
 
 
 def make_calibrate_parser():

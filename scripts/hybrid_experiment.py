@@ -7,7 +7,7 @@ dot products from it; corrections, bias and all other layers stay digital. Sweep
 import hashlib
 from pathlib import Path
 
-from _cli import logger, make_parser, pick, run, saved_settings
+from _cli import logger, make_parser, pick, prefixed, run
 from _engine import (
     QUANTIZED,
     RESULTS,
@@ -19,8 +19,10 @@ from _engine import (
     load_driver,
     parse_sweep,
 )
-from _options import BooleanOption as Bool
-from _options import add_architecture_options, add_data_options, add_run_options, at_least, naming
+from _option_types import BooleanOption as Bool
+from _option_types import at_least
+from _options import add_architecture_options, add_data_options, add_run_options
+from _settings import saved_settings
 
 
 def make_experiment_parser():
@@ -119,9 +121,9 @@ def main(args):
                          'on its own, in its place')
     driver, calibration = load_driver(args.backend, args.driver), None
     if args.calibration:
-        with naming('--calibration '):
+        with prefixed('--calibration '):
             calibration = read_calibration(args.calibration)
-        with naming(f'--calibration {args.calibration}: '):
+        with prefixed(f'--calibration {args.calibration}: '):
             calibration.check(config)
 
     # the network and the images
@@ -133,7 +135,7 @@ def main(args):
 
     # its layers on the engine
     operands, reasons = find_operands(model, next(iter(validation))[0][:8].to(device))
-    with naming('--layers '):
+    with prefixed('--layers '):
         chosen = choose_layers(args.layers, list(all_layers(model)), operands, reasons)
     check_chosen(chosen, len(operands) + len(reasons), reasons)
 

@@ -7,19 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from _cli import ROOT, logger, make_parser, pick, run, training_hint, training_run
-from _options import BooleanOption as Bool
-from _options import (
-    CollectedOption,
-    RepositoryPath,
-    add_data_options,
-    add_model_options,
-    add_recipe_options,
-    add_run_options,
-    at_least,
-    naming,
-    positive,
-)
+from _cli import ROOT, logger, make_parser, pick, prefixed, run, training_hint, training_run
+from _option_types import BooleanOption as Bool
+from _option_types import CollectedOption, RepositoryPath, at_least, positive
+from _options import add_data_options, add_model_options, add_recipe_options, add_run_options
 from finetune import STRATEGIES
 
 from lib.hybrid.config import DATASETS, complete_config, override, read_config, with_strategy
@@ -91,13 +82,13 @@ def configure(args, parser):
             from _checkpoints import checkpoint_settings  # it imports torch
             return checkpoint_settings(args.resume) if Path(args.resume).is_file() else {}
         default = isinstance(args.config, RepositoryPath)
-        with naming('--config '):
+        with prefixed('--config '):
             config = read_config(ROOT / args.config if default else args.config)
         if args.rounding and (args.rounding == 'compensated') != (config['ptq']['weight_method'] == 'compensated'):
             method = 'compensated' if args.rounding == 'compensated' else 'minmax'
             override(config, f'ptq.weight_method={method}')
         for text in args.changes:
-            with naming('--set '):
+            with prefixed('--set '):
                 override(config, text)
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -8,7 +8,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from _cli import logger, make_parser, pick, run
-from _options import BooleanOption, add_input_options, at_least
+from _option_types import BooleanOption, at_least
+from _options import add_input_options
 
 from lib.record.disk import is_writable
 

@@ -10,7 +10,8 @@ import sys
 from dataclasses import replace
 
 from _cli import make_parser, pick, run
-from _options import BooleanOption, add_input_options, at_least
+from _option_types import BooleanOption, at_least
+from _options import add_input_options
 from finetune import STRATEGIES
 
 from lib.record.strategy import find_strategy

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from _cli import logger, make_parser, pick, run, saved_settings
-from _options import BooleanOption as Bool
-from _options import RepositoryPath, add_architecture_options, at_least
+from _cli import logger, make_parser, pick, run
+from _option_types import BooleanOption as Bool
+from _option_types import RepositoryPath, at_least
+from _options import add_architecture_options
+from _settings import saved_settings
 
 OF_RUN = ('arch', 'model_file', 'width_mult', 'mode', 'num_classes', 'attention_products', 'tensorflow', 'dataset',
           'dataset_root', 'dataset_file', 'image_size', 'normalize')  # options that a checkpoint's args.json answers

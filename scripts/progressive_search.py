@@ -9,21 +9,12 @@ you want, or give the --cost at which to stop. Starts from a network that was tr
 import argparse
 from pathlib import Path
 
-from _cli import folder_hint, logger, make_parser, pick, run, run_of, settings_of
-from _options import BooleanOption as Bool
-from _options import (
-    RepositoryPath,
-    add_data_options,
-    add_model_options,
-    add_run_options,
-    at_least,
-    fraction,
-    naming,
-    positive,
-)
+from _cli import folder_hint, logger, make_parser, naming, pick, prefixed, run, run_of, settings_of
+from _option_types import BooleanOption as Bool
+from _option_types import RepositoryPath, at_least, fraction, positive
+from _options import add_data_options, add_model_options, add_run_options
 from _proqha import ALIASES, NO_EFFECT, NamedNetwork, Search, add_depth_option, add_historic_options
 from _search import add_bit_options
-from _search import naming as naming_values
 
 GROWING = ('step', 'cost')  # what a resumed search may change
 QUANTIZERS = {'weights': 'dorefa', 'activations': 'pact', 'alpha': 10.0, 'end_alpha': 10.0, 'gradient': 'ste',
@@ -158,7 +149,7 @@ def main(args):
         say_own_weights(network, 'the network starts from random weights: give a trained one by --weights')
     elif not saved:
         load_quantized(model, checkpoint, source, start, qat, parts.lists(parts.bits), names)
-    with naming_values('candidates', 'pin'):
+    with naming('candidates', 'pin'):
         able = able_bits(parts, args.candidates or (), args.pin or ())
     if saved:
         parts.bits = saved['kbits']
@@ -177,7 +168,7 @@ def main(args):
     if args.test_only:
         logger.info('%s on %s: top-1 %.2f %% at cost %.4f', arch, args.dataset, accuracy, search.cost)
         return
-    with naming('--'):
+    with prefixed('--'):
         search.check_target()
     inputs = {'counts': [loader.num_images for loader in (*loaders, *([held_out] if held_out else []))]}
     identity = on_main(lambda: begin_run(run, Beginning(inputs_of(run, ('train', 'val'), **inputs),

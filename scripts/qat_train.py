@@ -2,10 +2,10 @@
 
 import argparse
 
-from _cli import ROOT, logger, make_parser, pick, run, training_hint, training_run
-from _options import BooleanOption as Bool
+from _cli import ROOT, logger, make_parser, naming, pick, prefixed, run, training_hint, training_run
+from _option_types import BooleanOption as Bool
+from _option_types import RepositoryPath, at_least, checked, positive
 from _options import (
-    RepositoryPath,
     add_data_options,
     add_distillation_options,
     add_grid_options,
@@ -13,14 +13,9 @@ from _options import (
     add_rounding_options,
     add_run_options,
     add_training_options,
-    at_least,
-    checked,
-    naming,
-    positive,
 )
 from _proqha import CONFIG as PROQHA_CONFIG
 from _proqha import PRE_K_BITS, add_baseline_options, norm_of
-from _search import naming as naming_values
 from finetune import STRATEGIES
 
 from lib.qat.bit_lists import parse_bit_list
@@ -233,16 +228,16 @@ def main(args):
         synchronise_batch_norm(model)
     if not saved and settings['quantizers']['activations'] in ('lsq', 'linear'):
         find_steps(model, calibration_images(data, network, loaders, device))
-    with naming_values('keep_bn', 'bn_batches'):
+    with naming('keep_bn', 'bn_batches'):
         rounding = pick(Rounding, args)
     precision = Precision(device, args.half, args.channels_last)
     if rounding.needs_images and not saved:
         loader = training_loader(data, network, loaders, device)
-        with naming('--rounding compensated: '):
+        with prefixed('--rounding compensated: '):
             round_linear(model, rounding.batches(loader, device, precision), rounding, method='mse',
                          float_model=float_network(network, start, classes, shape, device))
         rounding.estimate_batch_norm(model, loader, device, precision)
-    with naming('--'):
+    with prefixed('--'):
         quantization = QATQuantization(model, strategy, settings, clip_decay=args.clip_decay,
                                        dampening=args.dampening)
 

@@ -10,20 +10,11 @@ import json
 import math
 from pathlib import Path
 
-from _cli import folder_hint, logger, make_parser, pick, run, run_of, settings_of
-from _options import BooleanOption as Bool
-from _options import (
-    CollectedOption,
-    DefaultFloat,
-    RepositoryPath,
-    add_data_options,
-    add_model_options,
-    add_quantization_options,
-    add_run_options,
-    at_least,
-    ratio,
-)
-from _search import AGENT, RECIPES, Flow, add_agent_options, add_search_options, check_exploration, naming
+from _cli import folder_hint, logger, make_parser, naming, pick, run, run_of, settings_of
+from _option_types import BooleanOption as Bool
+from _option_types import CollectedOption, DefaultFloat, RepositoryPath, at_least, ratio
+from _options import add_data_options, add_model_options, add_quantization_options, add_run_options
+from _search import AGENT, RECIPES, Flow, add_agent_options, add_search_options, check_exploration
 
 from lib.record.words import SEARCHERS
 
