@@ -2,7 +2,7 @@
 
 Every searcher gets the images of --evaluations evaluations for each budget; its best strategy is fine-tuned and tested.
 Kill it at any time and go on with --resume; more budgets, searchers, policies or seeds can be added then. Writes a
-table and a figure of accuracy against cost.
+table, and figures of accuracy against cost and of reward against evaluations.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def main(args):
     training = FinalTraining(args.final_epochs, args.final_lr, args.final_wd)
     report = Comparison(run.folder, bench, loaders, training, mark).run(
         spaces, [*searchers, *policies], seeds, arch=args.arch, dataset=args.dataset)
-    logger.info('%s\n%s: comparison.md, comparison.csv, pareto.png', report.text(), run.folder)
+    logger.info('%s\n%s: comparison.md, comparison.csv and figures', report.text(), run.folder)
 
 
 def check_options(args, processes):

@@ -10,8 +10,8 @@ OWN_FILES = ('args.json', 'log.txt', 'results.json', 'strategy.json', 'strategy.
              'checkpoint.pth.tar', 'model_best.pth.tar', 'epoch_*.pth.tar', 'actor.pkl', 'critic.pkl', 'training.png',
              'strategy.png', 'search.png', 'budget.png', 'events.out.tfevents.*', 'logs/events.out.tfevents.*',
              'searches/*.json', 'finetuned/*.json', 'sensitivity_*.npz', 'sensitivity_*.png', 'comparison.csv',
-             'comparison.json', 'comparison.md', 'pareto.csv', 'pareto.png', 'search_log.csv', 'steps.png',
-             'checkpoint/*.pt', 'quantized/checkpoint.pth.tar')
+             'comparison.json', 'comparison.md', 'pareto.csv', 'pareto.png', 'progress.png', 'search_log.csv',
+             'steps.png', 'checkpoint/*.pt', 'quantized/checkpoint.pth.tar')
 KEPT_FILES = ('experiment_data/q_model/*', 'experiment_data/results/*')  # written too, and not replaced unasked
 
 

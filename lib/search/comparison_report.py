@@ -1,12 +1,14 @@
-"""The results of a comparison of searchers: one row for each search, a table of means over seeds, a figure."""
+"""The results of a comparison of searchers: one row for each search, a table of means over seeds, two figures."""
 
 import csv
 import io
 import statistics
 from pathlib import Path
 
+import numpy as np
+
 from lib.record.files import write_json, write_text
-from lib.record.plots import BLUE, GREY, SERIES, float_line, new_figure, save_figure
+from lib.record.plots import BLUE, GREY, SERIES, float_line, new_figure, save_figure, whole_numbers
 from lib.record.words import SEARCHERS, cost_words
 from lib.simulator.cost import CostTable
 
@@ -19,7 +21,7 @@ MAX_PANELS = 3  # of bars; from that many budgets on, lines show more
 
 
 class ComparisonReport:
-    """Collects rows and writes `comparison.csv`, `.json`, `.md` and `pareto.png` to a folder, each atomically."""
+    """Collects rows; writes `comparison.csv`, `.json`, `.md`, `pareto.png` and `progress.png`, each atomically."""
 
     def __init__(self, folder: str | Path, *, cost: CostTable, arch: str = 'the network', dataset: str = 'images',
                  finetuned: bool = True):
@@ -34,6 +36,7 @@ class ComparisonReport:
         self.folder, self.arch, self.dataset, self.cost = Path(folder), arch, dataset, cost
         self.finetuned = finetuned
         self.rows, self.float_accuracy = [], None
+        self.rewards = {}  # {budget: {searcher: {seed: those of its evaluations, in order}}}
 
     def add_float(self, top1: float) -> None:
         """Take the accuracy of the float network on the test images."""
@@ -48,6 +51,8 @@ class ComparisonReport:
         self.rows.append({'budget': str(budget), 'searcher': searcher, 'seed': seed, 'searched': found['seed'],
                           'search_accuracy': found['accuracy'], 'top1': top1, **{key: found[key] for key in copied},
                           'above_budget': above})
+        self.rewards.setdefault(str(budget), {}).setdefault(label(searcher, above), {})[found['seed']] = [
+            entry['reward'] for entry in found['history']]
 
     def groups(self) -> dict[tuple[str, str], list[dict]]:
         """Return {(budget, searcher): rows, one a seed}."""
@@ -86,10 +91,14 @@ class ComparisonReport:
         write_text(self.folder / 'comparison.md', self.text() + '\n')
 
     def plot(self) -> None:
-        """Write the figure: bars where searchers meet under a few budgets, else a line a searcher over the cost."""
+        """Write the figures: what was found, and how fast.
+
+        The first has bars where searchers meet under a few budgets, else a line a searcher over the cost. There is no
+        second where nobody evaluates more than one strategy.
+        """
         groups = {}  # {budget: {searcher: (mean of the cost, mean accuracy, its standard error)}}
         for (budget, searcher), rows in self.groups().items():
-            name = searcher + f', {ABOVE}' * rows[0]['above_budget']
+            name = label(searcher, rows[0]['above_budget'])
             groups.setdefault(budget, {})[name] = mean(rows, 'ratio'), mean(rows, 'top1'), error(rows, 'top1') or 0
         about = {'title': f'{self.arch} on {self.dataset}: {over_seeds(self.rows)}', 'cost': self.cost.name,
                  'float_accuracy': self.float_accuracy,
@@ -97,6 +106,16 @@ class ComparisonReport:
         several = len({row['searcher'] for row in self.rows}) > 1
         draw = plot_bars if several and len(groups) <= MAX_PANELS else plot_lines
         draw(groups, self.folder / 'pareto.png', **about)
+        if any(len(rewards) > 1 for found in self.rewards.values() for seeds in found.values()
+               for rewards in seeds.values()):
+            plot_progress({budget: {name: best_so_far(list(seeds.values())) for name, seeds in found.items()}
+                           for budget, found in self.rewards.items()}, self.folder / 'progress.png',
+                          title=about['title'], cost=self.cost.name)
+
+
+def label(searcher: str, above: bool) -> str:
+    """Return what a figure calls a searcher, or a policy that does not hold the budget."""
+    return f'{searcher}, {ABOVE}' if above else searcher
 
 
 def over_seeds(rows: list[dict]) -> str:
@@ -165,6 +184,57 @@ def plot_lines(groups: dict, path: Path, *, title: str, top1: str, cost: str, fl
     ax.set_title(title, loc='left', fontsize=10)
     figure.legend(*ax.get_legend_handles_labels(), loc='outside right upper', frameon=False, fontsize=8)
     save_figure(figure, path)
+
+
+def best_so_far(rewards: list[list[float]]) -> np.ndarray:
+    """Return the best reward after each evaluation, (seeds, evaluations); a search that ended early keeps its last."""
+    longest = max(map(len, rewards))
+    return np.array([np.maximum.accumulate([*each, *[each[-1]] * (longest - len(each))]) for each in rewards])
+
+
+def plot_progress(curves: dict, path: Path, *, title: str, cost: str) -> None:
+    """Draw the best reward so far against evaluations, a panel a budget; one evaluation is a dashed line.
+
+    The axis begins at what the slowest searcher has after a tenth of its evaluations.
+
+    Args:
+        curves: {budget: {searcher: best rewards (seeds, evaluations)}}.
+        path: file to write.
+        title: of the figure.
+        cost: name of the cost of the budgets.
+    """
+    columns = min(len(curves), MAX_PANELS)
+    rows = -(-len(curves) // columns)
+    figure, axes = new_figure(1.8 + 3.4 * columns, 3.2 * rows, rows, columns)
+    names = list(dict.fromkeys(name for found in curves.values() for name in found))
+    for ax, (budget, found) in zip(axes, curves.items(), strict=False):
+        floor = min(rewards[:, rewards.shape[1] // 10].mean() for rewards in found.values())
+        ceiling = max(rewards.mean(0).max() for rewards in found.values())
+        for name in found:
+            _draw_progress(ax, found[name], SERIES[names.index(name) % len(SERIES)][0], SEARCHERS.get(name, name))
+        margin = max(ceiling - floor, 1e-6) / 20
+        ax.set_ylim(floor - margin, ceiling + margin)
+        ax.set_title(budget_words(budget, cost), loc='left', fontsize=9)
+        ax.xaxis.set_major_locator(whole_numbers())
+    for ax in axes[len(curves):]:
+        ax.set_visible(False)
+    figure.supxlabel('evaluations', fontsize=9)
+    figure.supylabel('best reward so far', fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    lines = {line.get_label(): line for ax in axes for line in ax.lines}
+    figure.legend(lines.values(), lines.keys(), loc='outside right center', frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def _draw_progress(ax, rewards, color, name):
+    number, middle = np.arange(1, rewards.shape[1] + 1), rewards.mean(0)
+    if len(number) == 1:
+        ax.axhline(middle[0], color=color, linestyle='--', linewidth=1.2, label=name)
+        return
+    ax.step(number, middle, where='post', color=color, linewidth=1.5, label=name)
+    if len(rewards) > 1:
+        error = rewards.std(0, ddof=1) / len(rewards) ** 0.5
+        ax.fill_between(number, middle - error, middle + error, step='post', color=color, alpha=0.2, linewidth=0)
 
 
 def mean(rows: list[dict], key: str) -> float:

@@ -1,4 +1,4 @@
-"""The figure of a comparison: bars or lines, each visible, in words, and no error of a single seed."""
+"""The figures of a comparison: bars or lines, each visible, in words, no error of a single seed; and how fast."""
 
 from types import SimpleNamespace
 
@@ -15,10 +15,10 @@ NAMES = ('uniform', 'ilp', 'ddpg')
 @pytest.fixture
 def figure(monkeypatch, tmp_path):
     """`figure(budgets, seeds, searchers=, finetuned=)` -> figure of a comparison; accuracies rise with the budget."""
-    saved = []
-    monkeypatch.setattr(comparison_report, 'save_figure', lambda figure, path: saved.append(figure))
+    saved = {}
+    monkeypatch.setattr(comparison_report, 'save_figure', lambda figure, path: saved.update({path.name: figure}))
 
-    def draw(budgets, seeds, searchers=NAMES, **options):
+    def draw(budgets, seeds, searchers=NAMES, rewards=None, name='pareto.png', **options):
         cost = SimpleNamespace(name='edge_latency')
         found = ComparisonReport(tmp_path, arch='net', dataset='data', cost=cost, **options)
         found.add_float(92.0)
@@ -26,10 +26,11 @@ def figure(monkeypatch, tmp_path):
             for searcher in searchers:
                 for seed in seeds:
                     record = {'ratio': 0.2 + number / 10, 'evaluations': 1, 'forwards': 1, 'backwards': 0, 'seconds': 1,
-                              'strategy': [], 'accuracy': 50, 'seed': seed}
+                              'strategy': [], 'accuracy': 50, 'seed': seed,
+                              'history': [{'reward': reward} for reward in (rewards or {}).get((searcher, seed), [0])]}
                     found.add(budget, searcher, seed, record, 90 + number + seed / 10 + (searcher == 'uniform'))
         found.plot()
-        return saved[-1], found.text()
+        return saved.get(name), found.text()
     return draw
 
 
@@ -78,3 +79,20 @@ def test_what_was_not_fine_tuned_is_not_called_so(figure):
     assert drawn.get_supxlabel().startswith('top-1 without fine-tuning') and '| top-1 without fine-tuning |' in table
     (ax,) = figure(['uniform:2', 'uniform:3'], [1], searchers=('uniform',), finetuned=False)[0].axes
     assert ax.get_ylabel() == 'top-1 without fine-tuning (%)' and len(ax.containers) == 1  # a curve, no bars
+
+
+def test_progress_is_the_best_reward_so_far_of_every_searcher(figure):
+    rewards = {('ddpg', 1): [-9, 2, 1, 4], ('ddpg', 2): [-9, 0, 3], ('uniform', 1): [2.5], ('uniform', 2): [2.5]}
+    drawn, _ = figure(['uniform:3', 0.5], [1, 2], searchers=('uniform', 'ddpg'), rewards=rewards, name='progress.png')
+    for ax, title in zip(drawn.axes, ('budget: the latency on edge of 3 bits everywhere',
+                                      'budget: 0.5 of the latency on edge (8/8 bits = 1)'), strict=True):
+        uniform, agent = ax.lines
+        assert ax.get_title(loc='left') == title and uniform.get_linestyle() == '--'
+        assert set(uniform.get_ydata()) == {2.5}
+        assert list(agent.get_xdata()) == [1, 2, 3, 4] and list(agent.get_ydata()) == [-9, 1, 2.5, 3.5]
+        assert len(ax.collections) == 1  # the standard error of the agent
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ['uniform bits', 'agent (DDPG)']
+
+
+def test_there_is_no_progress_where_everybody_evaluates_once(figure):
+    assert figure([0.6], [1, 2], name='progress.png')[0] is None
