@@ -157,7 +157,7 @@ def parse(parser, argv=None, configure=None):
     args.changed = {name: (before[name], value) for name, value in vars(args).items()
                     if name in before and plain_value(value) != before[name]}
     set_up_logging(getattr(args, 'debug', False))
-    if missing := missing_settings(parser, args.resume, vars(args), saved):
+    if missing := missing_settings(parser, getattr(args, 'resume', None), vars(args), saved):
         logger.warning('%s has no line for --%s: the defaults are taken', settings_path(args.resume),
                        ', --'.join(missing))
     if getattr(args, 'gpu_id', None) is not None:
