@@ -24,7 +24,7 @@ from lib.runtime.process import keep_memory, spin_briefly  # noqa: E402
 
 logger = logging.getLogger('haq')
 
-PATH_OPTIONS = ('weights', 'dataset_root', 'output', 'checkpoint', 'resume', 'sensitivities')
+PATH_OPTIONS = ('weights', 'dataset_root', 'output', 'checkpoint', 'resume', 'sensitivities', 'teacher_weights')
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):

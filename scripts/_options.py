@@ -241,6 +241,15 @@ def add_recipe_options(parser):
     return group
 
 
+def add_teacher_options(group):
+    """Adds the options of distillation, whose teacher may be another network."""
+    add_distillation_options(group)
+    group.add_argument('--teacher', metavar='ARCH', help='of --distill: learn from another float network, such as a '
+                       'deeper one (default: the network itself)')
+    group.add_argument('--teacher_weights', metavar='PATH', help='of --distill: float weights of the teacher (default: '
+                       'those that the run begins from)')
+
+
 def add_distillation_options(group, where=''):
     """Adds the options of what learns from the float network; `where` begins their help."""
     group.add_argument('--distill', choices=['none', 'float'], default='none', help=where + 'learn from the outputs of '

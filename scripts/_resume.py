@@ -18,9 +18,11 @@ from lib.record.settings import differing, read_settings, with_record
 logger = logging.getLogger('haq')
 
 # Settings that may change to another path.
-MOVABLE = ('dataset_root', 'weights', 'cost', 'constraint', 'model_file', 'dataset_file', 'sensitivities')
-PLACES = (*NOT_RESUMED, 'dataset_root', 'weights', 'model_file', 'dataset_file', 'output', 'suffix', 'checkpoint',
-          'config', 'write_config', 'strategy', 'sensitivities')  # settings that do not tell one run from another
+MOVABLE = ('dataset_root', 'weights', 'teacher_weights', 'cost', 'constraint', 'model_file', 'dataset_file',
+           'sensitivities')
+# Settings that do not tell one run from another.
+PLACES = (*NOT_RESUMED, 'dataset_root', 'weights', 'teacher_weights', 'model_file', 'dataset_file', 'output', 'suffix',
+          'checkpoint', 'config', 'write_config', 'strategy', 'sensitivities')
 TABLES = ('.npy', '.yaml', '.yml')
 UNREAD = ('strategy', 'config')  # inputs that a resumed run does not read again
 OPTIONS = {'data': 'dataset_root', 'costs': 'cost'}  # of inputs that are not called like theirs
@@ -111,7 +113,8 @@ def inputs_of(run, splits, *, counts=(), costs=(), published=None):
         costs: the `CostTable`s that price its strategies.
         published: file of the weights that are read where --weights are not given.
     """
-    given = {name: run.settings.get(name) for name in ('weights', 'model_file', 'dataset_file', 'strategy', 'config')}
+    named = ('weights', 'teacher_weights', 'model_file', 'dataset_file', 'strategy', 'config')
+    given = {name: run.settings.get(name) for name in named}
     given['weights'] = given['weights'] or (published and str(published))
     files = {name: file_of(text) for name, text in given.items() if text}
     found = {name: digest_of_file(path) for name, path in files.items() if path}

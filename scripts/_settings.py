@@ -12,13 +12,13 @@ from lib.record.settings import read_settings
 # for them in its args.json.
 YOUNGER = {'sensitivities': None, 'sensitivity': 'kl', 'pareto': None, 'accuracy_drop': None,
            'attention_products': False, 'activation_grid': 'symmetric', 'weight_scales': 'tensor', 'candidates': None,
-           'rounding': 'nearest', 'calibration_images': 512, 'bias_correction': None,
-           'keep_bn': False,
+           'rounding': 'nearest', 'calibration_images': 512, 'bias_correction': None, 'keep_bn': False,
            'pin': None, 'warmup_type': 'constant', 'clip_norm': None, 'decay_norms': None, 'label_smoothing': 0.0,
            'mixup': 0.0, 'cutmix': 0.0, 'randaugment': None, 'randaugment_ops': 2, 'ema_decay': 0.0, 'policy': None,
            'reward': 'accuracy', 'fill': False, 'delta_end': None, 'recipe': 'haq',
            'decay_steps': None, 'lsq_init': 'formula', 'dampening': 0.0,
-           'kmeans_weights': 'none', 'distill': 'none', 'distill_temperature': 4.0, 'distill_weight': 1.0}
+           'kmeans_weights': 'none', 'distill': 'none', 'distill_temperature': 4.0, 'distill_weight': 1.0,
+           'teacher': None, 'teacher_weights': None}
 NOT_RESUMED = ('resume', 'overwrite', 'debug', 'evaluate', 'device', 'gpu_id', 'workers', 'download',
                'keep_memory')
 BEFORE = {'attention_products': None}  # what runs mean that were begun before there was the option

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from _cli import Run
-from _networks import build_model
+from _networks import Network, build_model
 from _resume import Beginning, begin_run, check_identity, check_unchanged, has_settings, inputs_of, may_have_moved
 from _setup import loaders_of
-from _weights import read_weights
+from _weights import Start, read_weights
 
 from lib.record.checkpoint import load_weights, read_checkpoint
 from lib.record.folder import check_folder
@@ -108,10 +108,18 @@ class Teaching:
     distill: str = 'none'
     distill_temperature: float = 4.0
     distill_weight: float = 1.0
+    teacher: str | None = None
+    teacher_weights: str | None = None
+
+    def __post_init__(self):
+        if self.distill == 'none' and (self.teacher or self.teacher_weights):
+            raise ValueError('--teacher and --teacher_weights belong to --distill float: add it, or leave them out')
+        if self.teacher and not self.teacher_weights:
+            raise ValueError(f'--teacher {self.teacher} needs float weights of its own: give --teacher_weights')
 
     @property
     def needs_no_labels(self):
-        """Whether the float network alone is learned from."""
+        """Whether the teacher alone is learned from."""
         return self.distill != 'none' and self.distill_weight == 1
 
     def begin(self, network, start, classes, shape, device):
@@ -120,26 +128,32 @@ class Teaching:
         The teacher is built from the options, whether the run begins or is resumed: it is always the same.
 
         Raises:
-            ValueError, OSError: the weights that the run begins from are not there, or not float.
+            ValueError, OSError: its weights are not there, not float, or of another network.
         """
         if self.distill == 'none':
             return None
+        if self.teacher:
+            network = Network(self.teacher, num_classes=network.num_classes, tensorflow=network.tensorflow,
+                              seed=network.seed)
+        if self.teacher_weights:
+            start = Start(self.teacher_weights, resume=start.resume)
         try:
-            teacher = float_network(network, start, classes, shape, device)
+            teacher = float_network(network, start, classes, shape, device,
+                                    option='teacher_weights' if self.teacher_weights else 'weights')
         except (ValueError, OSError) as error:
             error.args = (f'--distill {self.distill}: {error}',)
             raise
         return Distillation(teacher, self.distill_temperature, self.distill_weight)
 
 
-def float_network(network, start, classes, shape, device):
-    """Return the network with the float weights that a run begins with.
+def float_network(network, start, classes, shape, device, option='weights'):
+    """Return the network with the float weights that a run begins with, or that another `option` names.
 
     Raises:
         ValueError, OSError: they are not there, or not float.
     """
     resume, start = start.resume, replace(start, resume=None)
-    with may_have_moved(resume, 'weights', start.weights):
+    with may_have_moved(resume, option, start.weights):
         checkpoint, source = read_weights(start, network)
     if checkpoint is None and not network.model_file:
         raise ValueError('there are no float weights to begin with: give --weights or --pretrained')
@@ -231,7 +245,7 @@ class Course:
         """Open the folder and save the strategy of layers; return what checkpoints say of the run."""
         counts = [loader.num_images for loader in loaders]
         inputs = inputs_of(self.run, ('train', 'val'), counts=counts, costs=self.costs, published=self.published)
-        unread = () if self.distillation else ('weights',)
+        unread = () if self.distillation and not self.run.settings.get('teacher_weights') else ('weights',)
         identity = begin_run(self.run, Beginning(inputs, strategy, unread, start_value(self.saved, 'run')))
         if 'layers' in self.about:  # else it is none of layers, and args.json has it
             about = {key: value for key, value in self.about.items() if key != 'layers'}

@@ -7,10 +7,10 @@ from _option_types import BooleanOption as Bool
 from _option_types import at_least
 from _options import (
     add_data_options,
-    add_distillation_options,
     add_model_options,
     add_quantization_options,
     add_run_options,
+    add_teacher_options,
     add_training_options,
     check_kmeans_weights,
 )
@@ -51,7 +51,7 @@ def make_finetune_parser():
     group.add_argument('--free_high_bit', action=Bool, default=True, help='K-means: layers above 6 bits stay float '
                        'until the last epoch')
     group.add_argument('--kmeans_iter', type=at_least(1), default=50, help='K-means: Lloyd iterations')
-    add_distillation_options(add_training_options(parser, lr=0.1, weight_decay=1e-5))
+    add_teacher_options(add_training_options(parser, lr=0.1, weight_decay=1e-5))
     add_run_options(parser)
     return parser
 

@@ -7,11 +7,11 @@ from _option_types import BooleanOption as Bool
 from _option_types import RepositoryPath, at_least, checked, positive
 from _options import (
     add_data_options,
-    add_distillation_options,
     add_grid_options,
     add_model_options,
     add_rounding_options,
     add_run_options,
+    add_teacher_options,
     add_training_options,
 )
 from _proqha import CONFIG as PROQHA_CONFIG
@@ -112,7 +112,7 @@ def make_qat_parser():
     add_qat_options(parser)
     add_model_options(parser, arch='toynet')
     add_data_options(parser, batch=128, workers=4)
-    add_distillation_options(add_training_options(parser, lr=0.01, weight_decay=5e-4))
+    add_teacher_options(add_training_options(parser, lr=0.01, weight_decay=5e-4))
     add_run_options(parser)
     add_baseline_options(parser, 'quant')
     return parser

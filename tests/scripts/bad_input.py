@@ -74,6 +74,10 @@ tune --distill float --weights tuned_k/checkpoint.pth.tar | --distill float | km
 finetune.py {NET} --strategy good.json -c out --distill float | --distill float | --weights
 qat --distill float --strategy uniform:4 | --distill float | --weights
 compare --distill float | --distill float | --finetune_flag
+tune --teacher resnet32 | --teacher | --distill float
+tune --distill float --teacher resnet32 | --teacher resnet32 | --teacher_weights
+tune --distill float --teacher_weights missing.pth.tar | --distill float | missing.pth.tar
+tune --distill float --teacher toynet --teacher_weights good.pth | --distill float | good.pth
 train --clip_norm 1 --clip | --clip_norm 1 | --grad_clip 5 | one of them
 
 # names
