@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 OF_MODULES = frozenset(vars(nn.Module())) | {'_compiled_call_impl'}  # parameters, children, hooks and the like
+PLAIN = {bool, int, float, str, type(None)}  # kinds of values that nobody can change, so their copy is themselves
 
 
 class OtherState:
@@ -62,11 +63,15 @@ class OtherState:
             copied[module] = {}
             for name, value in values.items():
                 try:
-                    copied[module][name] = copy.deepcopy(value, memo)
+                    copied[module][name] = value if _is_plain(value) else copy.deepcopy(value, memo)
                 except Exception:  # a user's object may refuse in any way: a lock, a tensor of a graph
                     copied[module][name] = value
                     left.append(f'{self._modules[module][0]}.{name}'.lstrip('.'))
         return copied
+
+
+def _is_plain(value):
+    return type(value) in PLAIN or type(value) is tuple and all(type(part) in PLAIN for part in value)
 
 
 def _attributes(module):

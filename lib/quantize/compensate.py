@@ -98,27 +98,29 @@ class Problem:
 
         For j = 0 .. d - 1: q_j = nearest(w_j), e = (w_j - q_j) / U_jj, w_k -= e U_jk for all k > j.
         """
-        rest, upper, size = self.weight.clone(), self.upper, self.weight.shape[2]
+        rest, size = self.weight.transpose(1, 2).clone(memory_format=torch.contiguous_format), self.weight.shape[2]
+        upper, diagonal = self.upper, self.upper.diagonal(dim1=1, dim2=2).T[:, :, None]
         quantized = torch.empty_like(rest)
         for start in range(0, size, block):
             stop = min(start + block, size)
-            errors = torch.empty_like(rest[..., start:stop])
+            errors = torch.empty_like(rest[:, start:stop])
             for j in range(start, stop):
-                quantized[..., j] = nearest(rest[..., j])
-                error = (rest[..., j] - quantized[..., j]) / upper[:, None, j, j]
-                rest[..., j + 1:stop] -= error[..., None] * upper[:, None, j, j + 1:stop]
-                errors[..., j - start] = error
-            rest[..., stop:] -= errors @ upper[:, start:stop, stop:]
-        return quantized
+                column = rest[:, j]
+                quantized[:, j] = rounded = nearest(column)
+                errors[:, j - start] = error = (column - rounded) / diagonal[j]
+                rest[:, j + 1:stop] -= upper[:, j, j + 1:stop, None] * error[:, None]
+            rest[:, stop:] -= upper[:, start:stop, stop:].transpose(1, 2) @ errors
+        return quantized.transpose(1, 2).contiguous()
 
 
 def compensate(problem: Problem, nearest: Nearest) -> Tensor:
     """Return weights (G, O, d) on a fixed grid: for each output channel the better of compensated and plain rounding.
 
     Args:
-        nearest: (G, O) -> (G, O), the grid's value nearest to each of the weights of one column.
+        nearest: (G, O) -> (G, O), the grid's value nearest to each of the weights of one column, and the same of many
+            columns, (G, O, d) -> (G, O, d).
     """
-    plain = torch.stack([nearest(column) for column in problem.weight.unbind(2)], dim=2)
+    plain = nearest(problem.weight)
     chosen = problem.round(nearest)
     return torch.where((problem.errors(chosen) < problem.errors(plain))[..., None], chosen, plain)
 

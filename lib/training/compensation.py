@@ -93,7 +93,7 @@ class Rounding:
 
 
 def nearest_on(quantizer: Quantizer, weight: Tensor) -> Nearest:
-    """Return the rounding of columns (G, O) by a weight quantizer whose grid is fixed.
+    """Return the rounding of columns (G, O), or (G, O, d), by a weight quantizer whose grid is fixed.
 
     Raises:
         ValueError: its levels depend on all weights (as DoReFa's do), so there is none.
@@ -110,7 +110,7 @@ def nearest_on(quantizer: Quantizer, weight: Tensor) -> Nearest:
     channels = weight.flatten(1)
     if not torch.equal(round_rows(channels[:, :1].contiguous()), quantizer(weight).flatten(1)[:, :1]):
         raise ValueError(f'{type(quantizer).__name__} has no grid of its own that a single weight could be rounded to')
-    return lambda column: round_rows(column.reshape(-1, 1).float()).reshape(column.shape).double()
+    return lambda column: round_rows(column.reshape(len(channels), -1).float()).reshape(column.shape).double()
 
 
 def round_network(model: nn.Module, batches: Sequence[Tensor], layers: Mapping[str, nn.Module],
