@@ -6,7 +6,7 @@
 set -euo pipefail
 . "$(dirname "$0")/../environment.sh"
 use_environment requirements.txt
-: "${SEEDS:=1 2 3}" "${BUDGETS:=uniform:2 0.08}" "${PARTS:=haq fast}" "${OUTPUT:=save/agent_digits}"
+: "${SEEDS:=1 2 3}" "${BUDGETS:=uniform:2}" "${PARTS:=haq fast}" "${OUTPUT:=save/agent_digits}"
 FLOAT=${FLOAT:-save/quickstart/float/checkpoint.pth.tar}
 need_file "$FLOAT" "bash run/quickstart.sh trains it"
 
@@ -25,7 +25,7 @@ compare() {  # NAME OPTIONS...
 
 for part in $PARTS; do
     case $part in
-        haq) compare haq --searchers uniform random ddpg --evaluations 300 "$@" ;;
+        haq) compare haq --searchers uniform ddpg --evaluations 300 "$@" ;;
         fast) compare fast --searchers uniform random kl hessian bayes evolution ddpg --evaluations 60 --min_bit 2 \
             --reward kl --reward_on augmented --fill --warm_start sensitivity --warmup 9 --init_delta 0.2 \
             --delta_end 0.12 "$@" ;;
