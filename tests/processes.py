@@ -57,7 +57,7 @@ class Program:
 def _run(file, options, cwd, outputs, environment):
     import torch
 
-    from tests.runs import Figures
+    from tests.runs import Figures, keep_few_digits
     for descriptor, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     sys.stdout.reconfigure(line_buffering=True)
@@ -67,6 +67,7 @@ def _run(file, options, cwd, outputs, environment):
     os.chdir(cwd)
     torch.set_num_threads(1)
     Figures(pytest.MonkeyPatch())
+    keep_few_digits(pytest.MonkeyPatch())
     sys.argv, sys.path = [file, *options], [str(Path(file).parent), *sys.path]
     code = 0
     try:

@@ -6,11 +6,13 @@ import functools
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
+from lib.data import datasets
 from lib.record import plots
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +46,22 @@ class Figures:
             else:
                 path.write_bytes(there or b'no picture')
         return plot
+
+
+def keep_few_digits(patch):
+    """Leaves every third training and every second validation image of the digits, read once, by a `MonkeyPatch`.
+
+    479 and 180 images are enough to learn from and to tell one accuracy from another, and commands run for a third of
+    the time.
+    """
+    spec = datasets.DATASETS['digits']
+
+    @functools.cache
+    def read(spec_, root, split, download=False):
+        whole, step = spec.read(spec_, root, split), 3 if split == 'train' else 2
+        return datasets.Split(whole.images[::step].clone(), whole.labels[::step].clone())
+
+    patch.setitem(datasets.DATASETS, 'digits', replace(spec, read=read))
 
 
 class Crash(BaseException):

@@ -112,7 +112,7 @@ train --dataset mnist --data empty | wrong/empty | expected
 train --dataset dtd --data nowhere | wrong/nowhere | train
 search --dataset folder --dataset_root nowhere | wrong/nowhere
 search --dataset cifar10 --dataset_root empty | wrong/empty
-search --val_size 5000 | 5000 | 1437 | val_size
+search --val_size 5000 | 5000 | 479 | val_size
 
 # checkpoints
 tune --weights truncated.pth | wrong/truncated.pth
@@ -304,7 +304,7 @@ own_table --batch 0 | --batch
 tune --rounding compensated --keep_bn --bn_batches 2 | --keep_bn | --bn_batches 2
 qat_lists --keep_bn | --keep_bn | compensated
 budgets --keep_bn --preserve_ratio 0.2 | --keep_bn | --rounding compensated
-own_search --model_file nets.py:viewing --preserve_ratio 0.2 | --channels_last | --channels_last False
+own_search --model_file nets.py:viewing --val_size 64 --preserve_ratio 0.2 | --channels_last | --channels_last False
 own_table --model_file nets.py:nothing | nets.py defines no nothing
 own_table --model_file nets.py | FILE.py:NAME
 own_table --model_file nowhere.py:build | nowhere.py
@@ -437,7 +437,7 @@ hybrid --set blocks=[[4,4,1],[8,8,1]] | block 1 takes 8 channels, block 0 gives 
 hybrid --set kernel_size=2 | kernel_size is 2: expected an odd number
 hybrid --set quantize_w_blocks=[5] | there is no block 5, hybrid_cnn has 2 residual blocks
 hybrid --strategy [4,4] | has 2 entries, hybrid_cnn has
-hybrid --set calibration_num=1437 | training images, which are 1437: give --set ptq.calibration_num=1436
+hybrid --set calibration_num=479 | training images, which are 479: give --set ptq.calibration_num=478
 hybrid --eval | give the checkpoint to evaluate by --resume
 calibrate --rows 0 | rows is 0
 calibrate --rows many | 'many'
@@ -509,11 +509,11 @@ rl_quantize.py --resume save/resnet20_digits_k --seed 1 | --seed | 234
 rl_quantize.py --resume save/resnet20_digits_k --max_bit 8 --warmup 3 | --max_bit | --warmup
 rl_quantize.py --resume save/resnet20_digits_k --arch resnet32 | --arch | resnet20
 rl_quantize.py --resume save/resnet20_digits_k --train_episode 2 | 4 episodes | --train_episode 2 | at least 4
-pretrain.py --resume float/checkpoint.pth.tar --lr 0.3 | --lr | 0.1 | 0.3
+pretrain.py --resume float/checkpoint.pth.tar --lr 0.3 | --lr | 0.05 | 0.3
 pretrain.py --resume float/checkpoint.pth.tar --seed 1 | --seed | 234
 pretrain.py --resume float/checkpoint.pth.tar --train_batch 32 | --train_batch
 pretrain.py --resume float/checkpoint.pth.tar -c new | --checkpoint
-pretrain.py --resume float/checkpoint.pth.tar --epochs 1 | 2 epochs | --epochs 1 | at least 2
+pretrain.py --resume float/checkpoint.pth.tar --epochs 1 | 3 epochs | --epochs 1 | at least 3
 finetune.py --resume tuned_k/checkpoint.pth.tar --strategy uniform:3 | --strategy | uniform:3
 finetune.py --resume tuned_k/checkpoint.pth.tar --linear_quantization | --linear_quantization
 finetune.py --resume tuned_k/checkpoint.pth.tar --epochs 1 | 2 epochs | --epochs 1

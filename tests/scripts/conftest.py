@@ -1,7 +1,6 @@
 """Runs the scripts as a user does, from another folder; the stages of both flows run once for all tests here."""
 
 import contextlib
-import functools
 import io
 import json
 import logging
@@ -18,11 +17,12 @@ import pytest
 from lib.data import datasets
 from lib.simulator import table_cache
 from tests.processes import Program
-from tests.runs import SCRIPTS, crashing, snapshot
+from tests.runs import SCRIPTS, crashing, keep_few_digits, snapshot
 
 sys.path.append(str(SCRIPTS))  # for tests that look into the modules of scripts/
 NETWORK = ('--dataset', 'digits', '--arch', 'resnet20', '--image_size', '8',
            '--workers', '0', '--device', 'cpu')
+SMALL = ('--dataset', 'digits', '--model_file', f'{SCRIPTS.parent / "tests" / "small.py"}:build', *NETWORK[4:])
 LINEAR = ('--dataset', 'digits', '--arch', 'qresnet20', *NETWORK[4:])
 EPISODES = ('--train_size', '64', '--val_size', '64', '--data_bsize', '32', '--warmup', '0', '--hidden1', '64',
             '--hidden2', '48')  # short ones, and an agent that learns from the second episode on
@@ -134,11 +134,10 @@ def start(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope='session')
-def digits_are_read_once():
-    """Keeps the digits in memory, instead of reading and resizing them for each of a thousand commands."""
-    spec = datasets.DATASETS['digits']
+def few_digits():
+    """A third of the digits, kept in memory instead of reading and resizing them for each of a thousand commands."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(datasets.DATASETS, 'digits', replace(spec, read=functools.cache(spec.read)))
+        keep_few_digits(patch)
         yield
 
 
@@ -184,6 +183,26 @@ def linear():
 
 
 @pytest.fixture(scope='session')
+def small():
+    """Options of a network of five layers."""
+    return SMALL
+
+
+@pytest.fixture(scope='session')
+def small_weights(home):
+    """Path of a float checkpoint of it."""
+    succeed('pretrain.py', *SMALL, '--epochs', '8', '--lr', '0.1', '--train_batch', '32', '-c', 'small', cwd=home)
+    return home / 'small' / 'checkpoint.pth.tar'
+
+
+@pytest.fixture(scope='session')
+def small_search(small_weights):
+    """Options of a K-means search of it, but for its folder."""
+    return (*SMALL, *EPISODES, '--weights', small_weights, '--train_episode', '4', '--preserve_ratio', '0.13',
+            '--min_bit', '2', '--max_bit', '6')
+
+
+@pytest.fixture(scope='session')
 def episodes():
     """Options of a search with short episodes."""
     return EPISODES
@@ -192,7 +211,7 @@ def episodes():
 @pytest.fixture(scope='session')
 def pretrain_options():
     """Options of the float training, but for its folder."""
-    return (*NETWORK, '--epochs', '2', '--lr', '0.1', '--train_batch', '256')
+    return (*NETWORK, '--epochs', '3', '--lr', '0.05', '--train_batch', '24')
 
 
 @pytest.fixture(scope='session')
@@ -244,7 +263,7 @@ def linear_search(home, linear_options):
 def finetune_options(home, weights, kmeans_search):
     """Options of the K-means fine-tuning, but for its folder."""
     return (*NETWORK, '--weights', weights, '--strategy', home / 'save' / 'resnet20_digits_k' / 'strategy.json',
-            '--epochs', '2', '--lr', '0.01', '--train_batch', '128')
+            '--epochs', '2', '--lr', '0.01', '--train_batch', '40')
 
 
 @pytest.fixture(scope='session')
@@ -257,7 +276,7 @@ def kmeans_finetune(home, finetune_options):
 def high_options(weights):
     """Options of a K-means fine-tuning with layers of 7 and 8 bits, but for its folder."""
     return (*NETWORK, '--weights', weights, '--strategy', [8, 7, *[2] * 17, 8], '--epochs', '2', '--lr', '0.01',
-            '--train_batch', '256')
+            '--train_batch', '80')
 
 
 @pytest.fixture(scope='session')
@@ -272,7 +291,7 @@ def linear_finetune(home, weights, table, linear_search):
     """`Done` of the linear fine-tuning, whose run is in `tuned_l`."""
     return succeed('finetune.py', *LINEAR, '--linear_quantization', '--weights', weights, '--cost', table,
                    '--strategy', 'save/qresnet20_digits/strategy.txt', '--epochs', '2', '--lr', '0.01',
-                   '--train_batch', '256', '-c', 'tuned_l', cwd=home)
+                   '--train_batch', '80', '-c', 'tuned_l', cwd=home)
 
 
 @pytest.fixture(scope='session')

@@ -182,7 +182,7 @@ def test_a_summary_of_results_that_are_none(fail, wrong):
 def test_overwrite_replaces_the_run_and_leaves_other_files(succeed, network, tmp_path, read_json):
     """The notes and pictures that a person has put there are not the run's."""
     run = tmp_path / 'run'
-    options = (*network, '--train_batch', '256', '--epochs', '1', '-c', 'run')
+    options = (*network, '--train_batch', '80', '--epochs', '1', '-c', 'run')
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'photo.png').write_text('mine')  # a folder with pictures of others is no run
     succeed('pretrain.py', *options, cwd=tmp_path)
@@ -195,7 +195,7 @@ def test_overwrite_replaces_the_run_and_leaves_other_files(succeed, network, tmp
 
 def test_a_failed_start_does_not_block_the_next(call, succeed, network, tmp_path):
     """The command is corrected and given again."""
-    options = (*network, '--train_batch', '256', '--epochs', '1', '-c', 'run')
+    options = (*network, '--train_batch', '80', '--epochs', '1', '-c', 'run')
     assert call('pretrain.py', *options, '--device', 'gpu', cwd=tmp_path).code != 0
     assert call('pretrain.py', *options, '--weights', 'nowhere.pth', cwd=tmp_path).code != 0
     succeed('pretrain.py', *options, cwd=tmp_path)
@@ -206,7 +206,7 @@ def test_overwriting_the_run_whose_weights_are_taken(call, pretrained, network, 
     shutil.copytree(home / 'float', tmp_path / 'run')
     before = snapshot(tmp_path / 'run')
     done = call('pretrain.py', *network, '-c', 'run', '--weights', 'run/checkpoint.pth.tar', '--epochs', '1',
-                '--train_batch', '256', '--overwrite', cwd=tmp_path)
+                '--train_batch', '80', '--overwrite', cwd=tmp_path)
     assert 'Traceback' not in done.err
     if done.code == 0:
         assert (tmp_path / 'run' / 'results.json').is_file()

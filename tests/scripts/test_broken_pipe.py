@@ -12,11 +12,11 @@ from tests.runs import ROOT
 NO_READER = 141  # 128 + SIGPIPE, as a shell says it
 
 
-@pytest.mark.parametrize('unbuffered', ['', '1'])
-@pytest.mark.parametrize(('command', 'status'), [
-    ('scripts/measure.py --help', 0), ('scripts/summarize.py a=run', NO_READER), ('lib/utils/make_data.py --help', 0),
-    ('scripts/progressive_search.py --print_freq 100', NO_READER),  # says at once that this has no effect
-    ('lib/utils/make_data.py --source source --target target', 0),
+@pytest.mark.parametrize(('command', 'status', 'unbuffered'), [
+    *((command, status, unbuffered) for unbuffered in ('', '1') for command, status in (
+        ('scripts/measure.py --help', 0), ('scripts/summarize.py a=run', NO_READER),
+        ('lib/utils/make_data.py --help', 0), ('lib/utils/make_data.py --source source --target target', 0))),
+    ('scripts/progressive_search.py --print_freq 100', NO_READER, ''),  # says at once that this has no effect
 ])
 def test_nobody_reads_the_output(tmp_path, command, status, unbuffered):
     """Buffered output is written at the very end, other output at once."""

@@ -6,15 +6,13 @@ import pytest
 
 from tests.runs import history, log_without_seconds
 
-FEW_BITS = ('--max_bit', '4', '--preserve_ratio', '0.1')  # there are fewer codebooks to fit
-
 
 @pytest.mark.parametrize('reuse', ['--reuse', '--no-reuse'])
-def test_a_strategy_that_comes_again_keeps_its_result(succeed, kmeans_options, tmp_path, reuse):
+def test_a_strategy_that_comes_again_keeps_its_result(succeed, small_search, tmp_path, reuse):
     """With one choice for every layer all episodes have the same strategy, but train on images in another order."""
-    succeed('rl_quantize.py', *kmeans_options, '--min_bit', '3', '--max_bit', '3', reuse, '--train_episode', '2',
+    succeed('rl_quantize.py', *small_search, '--min_bit', '3', '--max_bit', '3', reuse, '--train_episode', '2',
             '--output', tmp_path, cwd=tmp_path)
-    records = history(tmp_path / 'resnet20_digits')
+    records = history(tmp_path / 'small_digits')
     assert len(records) == 2
     losses = {record['loss'] for record in records}
     assert len(losses) == (1 if reuse == '--reuse' else 2)
@@ -22,17 +20,17 @@ def test_a_strategy_that_comes_again_keeps_its_result(succeed, kmeans_options, t
     assert second == first if reuse == '--reuse' else second > first
 
 
-def test_screen_and_warm_start_go_on_to_the_same_numbers(succeed, kmeans_options, tmp_path, monkeypatch):
+def test_screen_and_warm_start_go_on_to_the_same_numbers(succeed, small_search, tmp_path, monkeypatch):
     from lib.env import screen
     monkeypatch.setattr(screen, 'MIN_PAIRS', 2)
     monkeypatch.setattr(screen, 'MARGIN', 0.0)
-    options = (*kmeans_options, *FEW_BITS, '--screen', '32', '--warm_start', 'sensitivity', '--sensitivity_images', '8',
+    options = (*small_search, '--screen', '32', '--warm_start', 'sensitivity', '--sensitivity_images', '8',
                '--warmup', '4', '--output', 'save')
-    succeed('rl_quantize.py', *options, '--train_episode', '5', '--suffix', 'whole', cwd=tmp_path)
-    for episodes in ('3', '5'):
-        begin = ('--resume', 'save/resnet20_digits_part') if episodes == '5' else (*options, '--suffix', 'part')
+    succeed('rl_quantize.py', *options, '--train_episode', '9', '--suffix', 'whole', cwd=tmp_path)
+    for episodes in ('4', '9'):
+        begin = ('--resume', 'save/small_digits_part') if episodes == '9' else (*options, '--suffix', 'part')
         succeed('rl_quantize.py', *begin, '--train_episode', episodes, cwd=tmp_path)
-    whole, part = (tmp_path / f'save/resnet20_digits_{name}' for name in ('whole', 'part'))
+    whole, part = (tmp_path / f'save/small_digits_{name}' for name in ('whole', 'part'))
     assert log_without_seconds(whole) == log_without_seconds(part)
     records = history(whole)
     assert [record['images'] for record in records] == [record['images'] for record in history(part)]
@@ -42,12 +40,12 @@ def test_screen_and_warm_start_go_on_to_the_same_numbers(succeed, kmeans_options
     assert best['finetuned']
 
 
-def test_a_warm_start_begins_with_the_integer_program(succeed, kmeans_options, tmp_path):
-    options = (*kmeans_options, *FEW_BITS, '--sensitivity_images', '8', '--no-finetune_flag', '--output', tmp_path)
+def test_a_warm_start_begins_with_the_integer_program(succeed, small_search, tmp_path):
+    options = (*small_search, '--sensitivity_images', '8', '--no-finetune_flag', '--output', tmp_path)
     succeed('rl_quantize.py', *options, '--searcher', 'hessian', '--suffix', 'hessian', cwd=tmp_path)
     succeed('rl_quantize.py', *options, '--warm_start', 'sensitivity', '--warmup', '2', '--train_episode', '3',
             '--suffix', 'warm', cwd=tmp_path)
-    hessian, warm = (history(tmp_path / f'resnet20_digits_{name}') for name in ('hessian', 'warm'))
+    hessian, warm = (history(tmp_path / f'small_digits_{name}') for name in ('hessian', 'warm'))
     assert warm[0]['strategy'] == hessian[0]['strategy']
     assert len({str(record['strategy']) for record in warm[:3]}) == 3
-    assert all(record['ratio'] <= 0.1 for record in warm)
+    assert all(record['ratio'] <= 0.13 for record in warm)

@@ -13,7 +13,7 @@ from tests.runs import log_without_seconds
 ALL = ('uniform', 'random', 'greedy', 'ilp', 'hessian', 'fisher', 'kl', 'bayes', 'evolution', 'progressive', 'ddpg')
 SMALL = ('--train_size', '64', '--val_size', '24', '--train_batch', '32', '--test_batch', '64', '--warmup', '1',
          '--hidden1', '32', '--hidden2', '32', '--evaluations', '4', '--final_epochs', '0', '--seeds', '1', '2',
-         '--min_bit', '2', '--max_bit', '4')
+         '--min_bit', '2', '--max_bit', '6')
 
 
 def rows(folder):
@@ -34,9 +34,9 @@ def files(folder):
 
 
 @pytest.fixture(scope='module')
-def options(network, weights):
+def options(small, small_weights):
     """Options of a K-means comparison, but for its folder."""
-    return (*network, '--weights', weights, '--budgets', 'uniform:3', *SMALL)
+    return (*small, '--weights', small_weights, '--budgets', 'uniform:3', *SMALL)
 
 
 @pytest.fixture(scope='module')
@@ -53,13 +53,13 @@ def test_all_searchers(comparison):
     for row in found:
         assert float(row['ratio']) <= 3 / 32
         assert 0 < float(row['top1']) <= 100
-        assert all(2 <= bit <= 4 for bit in json.loads(row['strategy']))
+        assert all(2 <= bit <= 6 for bit in json.loads(row['strategy']))
     evaluations = {row['searcher']: int(row['evaluations']) for row in found}
     assert evaluations == dict(zip(ALL, (1, 4, 1, 1, 1, 1, 1, 4, 4, 1, 4), strict=True))
     images = {row['searcher']: int(row['forwards']) for row in found}
     assert images['uniform'] == 24  # one evaluation of 24 images
     assert images['random'] == 4 * 24
-    every_cell = 24 + (20 * 3 + 1) * (3 * 24 // 61)  # and the float network
+    every_cell = 24 + (5 * 5 + 1) * (3 * 24 // 26)  # and the float network
     assert images['greedy'] == images['ilp'] == images['kl'] == every_cell
     assert images['ddpg'] <= 4 * 24  # strategies that come again are not evaluated again
     assert int(next(row['backwards'] for row in found if row['searcher'] == 'hessian')) > 0
@@ -106,7 +106,7 @@ def test_seeds_and_searchers_can_be_added(succeed, options, tmp_path):
     succeed('compare_searchers.py', *options, '--searchers', 'uniform', '--seeds', '1', '--output', folder,
             cwd=tmp_path)
     before = {path: path.read_bytes() for path in folder.glob('*/*.json')}
-    (tmp_path / 'mine.txt').write_text(str([8, *[2] * 19]))
+    (tmp_path / 'mine.txt').write_text(str([8, *[2] * 4]))
     succeed('compare_searchers.py', '--resume', folder, '--searchers', 'random', '--seeds', '2', '--policy',
             'mine=mine.txt', '--policy', 'big=uniform:5', cwd=tmp_path)
     added = rows(folder)
@@ -115,14 +115,15 @@ def test_seeds_and_searchers_can_be_added(succeed, options, tmp_path):
     assert [(row['searcher'], row['seed']) for row in rows(folder)] == [
         (name, seed) for name in ('uniform', 'random', 'mine', 'big') for seed in '12']
     assert [row['above_budget'] for row in rows(folder)] == ['False'] * 6 + ['True'] * 2
-    assert rows(folder)[4]['strategy'] == str([8, *[2] * 19])
+    assert rows(folder)[4]['strategy'] == str([8, *[2] * 4])
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_the_linear_flow_under_latency(succeed, linear, weights, table, tmp_path):
-    folder = tmp_path / 'linear'
-    succeed('compare_searchers.py', *linear, '--linear_quantization', '--weights', weights, '--cost', table,
-            '--budgets', '0.4', *SMALL, '--seeds', '1', '--evaluations', '2', '--calibrate', 'max',
+def test_the_linear_flow_under_latency(succeed, small, small_weights, tmp_path):
+    folder, table = tmp_path / 'linear', tmp_path / 'table.npy'
+    succeed('make_lookup_table.py', *small[:6], '--hardware', 'cloud', '--output', table, '--no-plot', cwd=tmp_path)
+    succeed('compare_searchers.py', *small, '--linear_quantization', '--weights', small_weights, '--cost', table,
+            '--budgets', '0.6', *SMALL, '--seeds', '1', '--evaluations', '2', '--calibrate', 'max',
             '--output', folder, cwd=tmp_path)
     found = rows(folder)
     assert [row['searcher'] for row in found] == list(ALL)
@@ -131,7 +132,7 @@ def test_the_linear_flow_under_latency(succeed, linear, weights, table, tmp_path
     for row in found:
         strategy = json.loads(row['strategy'])
         assert strategy[0] == [8, -1] and strategy[-1] == [8, 8]
-        assert float(row['ratio']) <= 0.4
+        assert float(row['ratio']) <= 0.6
 
 
 def test_refuses_to_resume_with_other_settings(call, comparison, tmp_path):
@@ -144,7 +145,7 @@ def test_refuses_to_resume_with_other_settings(call, comparison, tmp_path):
     assert (folder / 'comparison.json').read_bytes() == before
 
 
-SHORT = ('--max_bit', '4', '--preserve_ratio', '0.1', '--no-finetune_flag')  # there are fewer codebooks to fit
+SHORT = ('--preserve_ratio', '0.1', '--no-finetune_flag')
 
 
 def check_search(folder, searcher, episodes):
@@ -156,35 +157,35 @@ def check_search(folder, searcher, episodes):
 
 
 @pytest.mark.parametrize('searcher', ['ilp', 'uniform', 'progressive'])
-def test_other_searchers_of_rl_quantize(succeed, kmeans_options, tmp_path, searcher):
-    succeed('rl_quantize.py', *kmeans_options, *SHORT, '--searcher', searcher, '--output', 'save', cwd=tmp_path)
-    check_search(tmp_path / 'save' / 'resnet20_digits', searcher, episodes=1)
+def test_other_searchers_of_rl_quantize(succeed, small_search, tmp_path, searcher):
+    succeed('rl_quantize.py', *small_search, *SHORT, '--searcher', searcher, '--output', 'save', cwd=tmp_path)
+    check_search(tmp_path / 'save' / 'small_digits', searcher, episodes=1)
 
 
-def test_a_search_of_candidates_and_pins_goes_on_with_them(succeed, call, kmeans_options, tmp_path):
-    options = (*kmeans_options, '--min_bit', '1', '--max_bit', '8', '--candidates', '2,4,8', '--candidates',
-               'layer1.*=4,8', '--pin', 'linear=8', '--pin', 'conv1=6', '--no-finetune_flag', '--output', 'save')
+def test_a_search_of_candidates_and_pins_goes_on_with_them(succeed, call, small_search, tmp_path):
+    options = (*small_search, '--min_bit', '1', '--max_bit', '8', '--candidates', '2,4,8', '--candidates',
+               'layer1.*=4,8', '--pin', 'linear=8', '--pin', 'stem.conv1=6', '--no-finetune_flag', '--output', 'save')
     succeed('rl_quantize.py', *options, '--suffix', 'whole', cwd=tmp_path)
     succeed('rl_quantize.py', *options, '--suffix', 'part', '--train_episode', '2', cwd=tmp_path)
-    done = call('rl_quantize.py', '--resume', 'save/resnet20_digits_part', '--candidates', '2,4', cwd=tmp_path)
+    done = call('rl_quantize.py', '--resume', 'save/small_digits_part', '--candidates', '2,4', cwd=tmp_path)
     assert done.code and "--candidates was ['2,4,8', 'layer1.*=4,8'], now ['2,4']" in done.err
-    succeed('rl_quantize.py', '--resume', 'save/resnet20_digits_part', '--train_episode', '4', cwd=tmp_path)
-    whole, part = (log_without_seconds(tmp_path / 'save' / f'resnet20_digits_{name}') for name in ('whole', 'part'))
+    succeed('rl_quantize.py', '--resume', 'save/small_digits_part', '--train_episode', '4', cwd=tmp_path)
+    whole, part = (log_without_seconds(tmp_path / 'save' / f'small_digits_{name}') for name in ('whole', 'part'))
     assert whole == part
-    found = json.loads((tmp_path / 'save' / 'resnet20_digits_part' / 'strategy.json').read_text())
-    assert found['candidates'] == ['2,4,8', 'layer1.*=4,8'] and found['pins'] == ['linear=8', 'conv1=6']
-    able = {'conv1': {6}, 'linear': {8}}
+    found = json.loads((tmp_path / 'save' / 'small_digits_part' / 'strategy.json').read_text())
+    assert found['candidates'] == ['2,4,8', 'layer1.*=4,8'] and found['pins'] == ['linear=8', 'stem.conv1=6']
+    able = {'stem.conv1': {6}, 'linear': {8}}
     assert all(bits in able.get(name, {4, 8} if name.startswith('layer1') else {2, 4, 8})
                for name, bits in zip(found['layers'], found['strategy'], strict=True)) and found['ratio'] <= 0.13
 
 
-def test_a_search_by_evolution_goes_on_to_the_same_numbers(succeed, kmeans_options, tmp_path):
-    options = (*kmeans_options, *SHORT, '--searcher', 'evolution', '--output', 'save')
+def test_a_search_by_evolution_goes_on_to_the_same_numbers(succeed, small_search, tmp_path):
+    options = (*small_search, *SHORT, '--searcher', 'evolution', '--output', 'save')
     succeed('rl_quantize.py', *options, '--suffix', 'whole', cwd=tmp_path)
-    check_search(tmp_path / 'save' / 'resnet20_digits_whole', 'evolution', episodes=4)
+    check_search(tmp_path / 'save' / 'small_digits_whole', 'evolution', episodes=4)
     succeed('rl_quantize.py', *options, '--suffix', 'part', '--train_episode', '2', cwd=tmp_path)
-    succeed('rl_quantize.py', '--resume', 'save/resnet20_digits_part', '--train_episode', '4', cwd=tmp_path)
-    whole, part = (log_without_seconds(tmp_path / 'save' / f'resnet20_digits_{name}') for name in ('whole', 'part'))
+    succeed('rl_quantize.py', '--resume', 'save/small_digits_part', '--train_episode', '4', cwd=tmp_path)
+    whole, part = (log_without_seconds(tmp_path / 'save' / f'small_digits_{name}') for name in ('whole', 'part'))
     assert whole == part
 
 

@@ -163,9 +163,8 @@ def test_a_loader_process_that_is_killed_ends_the_run_with_one_line(call, networ
     assert 'a loader process ended unexpectedly' in done.err and '--workers 0 needs no loader processes' in done.err
 
 
-def test_a_run_that_is_asked_to_end_says_how_to_resume(start, pretrain_options, tmp_path):
-    options = (*pretrain_options, '--epochs', '500', '-c', 'run')
-    process = start('pretrain.py', *options, cwd=tmp_path)
+def test_a_run_that_is_asked_to_end_says_how_to_resume(start, small, tmp_path):
+    process = start('pretrain.py', *small, '--epochs', '500', '-c', 'run', cwd=tmp_path)
     wait_for(tmp_path / 'run' / 'checkpoint.pth.tar', process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -193,9 +192,9 @@ def gone(pids, seconds=20):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
-def test_loader_processes_end_with_the_run(start, tmp_path, number):
+def test_loader_processes_end_with_the_run(start, small, tmp_path, number):
     (tmp_path / 'data.py').write_text(DATASET.replace('os.kill(os.getpid(), signal.SIGKILL)', 'pass'))
-    options = ('--dataset_file', 'data.py:build', '--arch', 'resnet20', '--num_classes', '10', '--image_size', '8',
+    options = ('--dataset_file', 'data.py:build', *small[2:4], '--num_classes', '10', '--image_size', '8',
                '--device', 'cpu', '--workers', '1', '--epochs', '500', '-c', 'run')
     process = start('pretrain.py', *options, cwd=tmp_path, bare=number == signal.SIGKILL)
     wait_for(tmp_path / 'run' / 'checkpoint.pth.tar', process)
@@ -207,9 +206,9 @@ def test_loader_processes_end_with_the_run(start, tmp_path, number):
     assert process.returncode == (143 if number == signal.SIGTERM else -9)
 
 
-def test_torchrun_that_is_asked_to_end_takes_all_with_it(tmp_path, pretrain_options):
+def test_torchrun_that_is_asked_to_end_takes_all_with_it(tmp_path, small):
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
-               SCRIPTS / 'pretrain.py', *pretrain_options, '--epochs', '500', '-c', 'run']
+               SCRIPTS / 'pretrain.py', *small, '--train_batch', '256', '--epochs', '500', '-c', 'run']
     process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     wait_for(tmp_path / 'run' / 'checkpoint.pth.tar', process)

@@ -37,7 +37,7 @@ def test_an_exported_network_predicts_what_the_trained_one_does(export, place):
     report = json.loads((place / 'all' / 'report.json').read_text())
     assert set(report['coverage']) == {'weights', 'macs'} and 'covers' in done.out
     results = json.loads((place / 'run' / 'results.json').read_text())
-    assert report['images'] == 360 and report['top1_fake_quantized'] == pytest.approx(results['top1'])
+    assert report['images'] == 180 and report['top1_fake_quantized'] == pytest.approx(results['top1'])
     assert report['agreement'] > 99 and abs(report['top1_integer'] - report['top1_fake_quantized']) < 1
     assert 'the same prediction for' in done.out and 'integer.npz, integer.h, report.json\n' in done.out
     assert report['noise']['agreement'] > 99 and report['noise']['difference'] < 0.01
@@ -110,7 +110,7 @@ def test_only_quantized_networks_have_integers(place, call, tmp_path):
 
 
 def test_the_linear_flow(linear, call, succeed, tmp_path):
-    succeed('finetune.py', *linear, '--strategy', 'uniform:6', '--epochs', '1', '--train_batch', '256', '-c', 'run',
+    succeed('finetune.py', *linear, '--strategy', 'uniform:6', '--epochs', '1', '--train_batch', '80', '-c', 'run',
             cwd=tmp_path)
     done = call('export.py', '--integer', '--resume', 'run/checkpoint.pth.tar', '--images', '40', cwd=tmp_path)
     assert done.code == 0, done.err

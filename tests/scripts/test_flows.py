@@ -64,20 +64,20 @@ def said(metrics, text):
 def test_pretraining_leaves_a_complete_run(home, pretrained, read_json):
     folder = home / 'float'
     rows = log_rows(folder)
-    assert rows[:, 0].tolist() == [0.1, 0.05]  # cosine: .5 lr (1 + cos(pi e / 2))
+    assert rows[:, 0].tolist() == [0.05, 0.0375, 0.0125]  # cosine: .5 lr (1 + cos(pi e / 3))
     assert np.isfinite(rows).all()
     results, saved, best = (read_json(folder / 'results.json'), read(folder / 'checkpoint.pth.tar'),
                             read(folder / 'model_best.pth.tar'))
     assert results['quantization'] == 'float' and results['ratio'] == 1
     assert round(results['top1'], 6) == rows[-1, 4] and round(results['best_top1'], 6) == rows[:, 4].max()
-    assert saved['epoch'] == 2 and saved['acc'] == results['top1'] and saved['best_acc'] == results['best_top1']
+    assert saved['epoch'] == 3 and saved['acc'] == results['top1'] and saved['best_acc'] == results['best_top1']
     assert best['acc'] == results['best_top1']
     assert f"top-1 {results['top1']:.2f} %" in pretrained.out
     check_pictures(folder, 'training.png')
     scalars, _ = events(folder / 'logs')
     assert set(scalars) == {'learning_rate', 'train_loss', 'test_loss', 'train_accuracy', 'test_accuracy'}
-    assert all(set(steps) == {0, 1} for steps in scalars.values())
-    assert scalars['test_accuracy'][1] == pytest.approx(results['top1'])
+    assert all(set(steps) == {0, 1, 2} for steps in scalars.values())
+    assert scalars['test_accuracy'][2] == pytest.approx(results['top1'])
     assert pretrained.err == ''
 
 
@@ -91,7 +91,7 @@ def test_evaluating_the_float_network_gives_the_logged_accuracy(home, pretrained
 def test_a_run_remembers_its_settings(home, pretrained, read_json):
     args = read_json(home / 'float' / 'args.json')
     assert (args['arch'], args['image_size'], args['epochs'], args['train_batch'], args['seed']) == \
-        ('resnet20', 8, 2, 256, 234)
+        ('resnet20', 8, 3, 24, 234)
 
 
 # ---- search

@@ -13,24 +13,29 @@ def read(path):
 
 
 @pytest.fixture(scope='module')
-def tuned(home, linear, weights, succeed):
+def linear(small):
+    """Options of the network in the linear flow."""
+    return (*small, '--linear_quantization')
+
+
+@pytest.fixture(scope='module')
+def tuned(home, linear, small_weights, succeed):
     """`Done` of a fine-tuning on both grids, whose run is in `tuned_g`."""
-    return succeed('finetune.py', *linear, *GRIDS, '--weights', weights, '--strategy', 'uniform:4', '--cost',
-                   'file_size', '--epochs', '1', '--lr', '0.01', '--train_batch', '256', '-c', 'tuned_g', cwd=home)
+    return succeed('finetune.py', *linear, *GRIDS, '--weights', small_weights, '--strategy', 'uniform:4', '--cost',
+                   'file_size', '--epochs', '1', '--lr', '0.01', '--train_batch', '80', '-c', 'tuned_g', cwd=home)
 
 
-def test_a_checkpoint_knows_its_grids(home, tuned, succeed, read_json, tmp_path):
+def test_a_checkpoint_knows_its_grids(home, linear, tuned, succeed, read_json, tmp_path):
     saved, results = read(home / 'tuned_g' / 'checkpoint.pth.tar'), read_json(home / 'tuned_g' / 'results.json')
     assert all((part['activation_grid'], part['weight_scales']) == ('affine', 'channel') for part in (saved, results))
     layers = [key.removesuffix('.weight_quantizer.range') for key in saved['state_dict'] if 'weight_quantizer' in key]
-    assert len(layers) == 20
+    assert len(layers) == 5
     for name in layers:
         assert len(saved['state_dict'][f'{name}.weight_quantizer.range']) == len(saved['state_dict'][f'{name}.weight'])
         assert f'{name}.input_quantizer.low' in saved['state_dict']
     top1 = f'top-1 {results["top1"]:.2f} %'
     shutil.copy(home / 'tuned_g' / 'checkpoint.pth.tar', tmp_path / 'moved.pth.tar')
-    data = ('--dataset', 'digits', '--image_size', '8', '--device', 'cpu', '--workers', '0')
-    for options in (('moved.pth.tar', '--arch', 'qresnet20', *data), (home / 'tuned_g' / 'checkpoint.pth.tar',)):
+    for options in (('moved.pth.tar', *linear), (home / 'tuned_g' / 'checkpoint.pth.tar',)):
         assert top1 in succeed('finetune.py', '--resume', *options, '--eval', cwd=tmp_path).out
     succeed('export.py', '--integer', '--resume', home / 'tuned_g' / 'checkpoint.pth.tar', '--images', '100',
             '--output', tmp_path / 'integer', cwd=tmp_path)
@@ -38,44 +43,43 @@ def test_a_checkpoint_knows_its_grids(home, tuned, succeed, read_json, tmp_path)
     assert report['agreement'] == 100 and max(row['largest'] for row in report['codes'].values()) <= 1
 
 
-def test_a_resumed_run_keeps_them_and_weights_may_get_others(home, tuned, refused, succeed, tmp_path):
+def test_a_resumed_run_keeps_them_and_weights_may_get_others(home, linear, tuned, refused, succeed, tmp_path):
     source = home / 'tuned_g' / 'checkpoint.pth.tar'
     refused(home / 'tuned_g', ['--activation_grid affine', '--weights'], 'finetune.py', '--resume', source, '--eval',
             '--activation_grid', 'symmetric')
     shutil.copytree(home / 'tuned_g', tmp_path / 'longer')
     succeed('finetune.py', '--resume', tmp_path / 'longer' / 'checkpoint.pth.tar', '--epochs', '2', cwd=tmp_path)
     assert read(tmp_path / 'longer' / 'checkpoint.pth.tar')['weight_scales'] == 'channel'
-    base = ('finetune.py', '--arch', 'qresnet20', '--dataset', 'digits', '--image_size', '8', '--device', 'cpu',
-            '--workers', '0', '--weights', source, '--epochs', '1', '--train_batch', '256', '--lr', '0.01')
+    base = ('finetune.py', *linear, '--weights', source, '--epochs', '1', '--train_batch', '80', '--lr', '0.01')
     succeed(*base, '-c', 'same', cwd=tmp_path)
     succeed(*base, '--weight_scales', 'tensor', '-c', 'other', cwd=tmp_path)
     same, other = (read(tmp_path / name / 'checkpoint.pth.tar') for name in ('same', 'other'))
     assert same['weight_scales'] == 'channel' and same['activation_grid'] == other['activation_grid'] == 'affine'
-    assert other['weight_scales'] == 'tensor' and len(other['state_dict']['conv1.weight_quantizer.range']) == 1
+    assert other['weight_scales'] == 'tensor' and len(other['state_dict']['stem.conv1.weight_quantizer.range']) == 1
 
 
-def test_searches_and_comparisons_use_them(home, linear, weights, episodes, succeed, read_json, tmp_path):
-    options = (*linear, *GRIDS, '--weights', weights, '--train_size', '64', '--val_size', '64', '--cost', 'file_size')
+def test_searches_and_comparisons_use_them(linear, small_weights, episodes, succeed, read_json, tmp_path):
+    options = (*linear, *GRIDS, '--weights', small_weights, '--train_size', '64', '--val_size', '64', '--cost',
+               'file_size')
     for searcher in ('ddpg', 'greedy'):
         succeed('rl_quantize.py', *options, *episodes[4:], '--train_episode', '2', '--searcher', searcher,
                 '--preserve_ratio', 'uniform:4', '--output', tmp_path, '--suffix', searcher, cwd=tmp_path)
-        succeed('rl_quantize.py', '--resume', tmp_path / f'qresnet20_digits_{searcher}', '--train_episode', '3',
+        succeed('rl_quantize.py', '--resume', tmp_path / f'small_digits_{searcher}', '--train_episode', '3',
                 cwd=tmp_path)
-        args = read_json(tmp_path / f'qresnet20_digits_{searcher}' / 'args.json')
+        args = read_json(tmp_path / f'small_digits_{searcher}' / 'args.json')
         assert (args['activation_grid'], args['weight_scales']) == ('affine', 'channel')
     done = succeed('compare_searchers.py', *options, '--searchers', 'uniform', '--budgets', 'uniform:4', '--seeds', 1,
                    '--evaluations', 1, '--final_epochs', 0, '--output', tmp_path / 'compared', cwd=tmp_path)
     assert 'uniform' in done.out
 
 
-def test_qat_learns_on_them(home, weights, succeed, read_json, tmp_path):
-    run = ('--arch', 'resnet20', '--dataset', 'digits', '--image_size', '8', '--device', 'cpu', '--workers', '0')
-    succeed('qat_train.py', *run, '--strategy', 'uniform:4', '--weight_quantizer', 'lsq', '--act_quantizer', 'lsq',
-            *GRIDS, '--weights', weights, '--epochs', '1', '--train_batch', '256', '-c', 'qat', cwd=tmp_path)
+def test_qat_learns_on_them(small, small_weights, succeed, read_json, tmp_path):
+    succeed('qat_train.py', *small, '--strategy', 'uniform:4', '--weight_quantizer', 'lsq', '--act_quantizer', 'lsq',
+            *GRIDS, '--weights', small_weights, '--epochs', '1', '--train_batch', '80', '-c', 'qat', cwd=tmp_path)
     saved = read(tmp_path / 'qat' / 'checkpoint.pth.tar')
     settings, state = saved['qat']['quantizers'], saved['state_dict']
     assert (settings['activation_grid'], settings['weight_scales']) == ('affine', 'channel')
-    assert len(state['layer2.0.conv1.weight_quantizer.step']) == 32
+    assert len(state['layer2.conv1.weight_quantizer.step']) == 32
     succeed('qat_train.py', '--resume', tmp_path / 'qat' / 'checkpoint.pth.tar', '--epochs', '2', cwd=tmp_path)
     done = succeed('qat_train.py', '--resume', tmp_path / 'qat' / 'checkpoint.pth.tar', '--eval', cwd=tmp_path)
     assert f'top-1 {read_json(tmp_path / "qat" / "results.json")["top1"]:.2f} %' in done.out
@@ -92,5 +96,5 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(('script', 'options', 'words'), REFUSED)
-def test_what_has_no_such_grid_refuses_it(script, options, words, weights, network, refused, tmp_path):
-    refused(tmp_path, [options[-2].lstrip('-'), words], script, *network, '--weights', weights, *options)
+def test_what_has_no_such_grid_refuses_it(script, options, words, small_weights, small, refused, tmp_path):
+    refused(tmp_path, [options[-2].lstrip('-'), words], script, *small, '--weights', small_weights, *options)

@@ -104,10 +104,10 @@ def test_every_field_of_an_engine_has_an_option(call, tmp_path):
 # ---- experiments
 
 def test_an_ideal_engine_predicts_what_the_digital_network_does(experiment, place):
-    done, results = experiment('--backend', 'ideal', images=360)
+    done, results = experiment('--backend', 'ideal', images=180)
     assert done.code == 0, done.err
     report, trained = read(results / 'experiment.json'), read(place / 'run' / 'results.json')
-    assert report['images'] == 360 and report['agreement'] == 100
+    assert report['images'] == 180 and report['agreement'] == 100
     assert report['top1_engine'] == report['top1_digital'] == pytest.approx(trained['top1'])
     assert list(report['layers']) == ON_ENGINE
     assert all(row['rmse'] == 0 and row['effective_bits'] is None for row in report['layers'].values())

@@ -13,7 +13,7 @@ from lib.record.checkpoint import read_checkpoint
 from tests.runs import equal
 
 SCRIPT = 'hybrid_train.py'
-TINY = ('--dataset', 'digits', '--image_size', '8', '--workers', '0', '--device', 'cpu', '--train_batch', '256',
+TINY = ('--dataset', 'digits', '--image_size', '8', '--workers', '0', '--device', 'cpu', '--train_batch', '80',
         '--set', 'blocks=[[4, 4, 1], [4, 8, 2]]', '--set', 'warmup_epochs=0', '--set', 'save_interval=2')
 BITS = ('--set', 'quantize_w_blocks=[0]', '--set', 'quantize_a_blocks=[0]', '--set', 'quantize_a=true', '--set',
         'a_bit_width=[[2, 1]]', '--set', 'post_quantize_w_layers=[-1, 1]', '--set', 'post_quantize_a_layers=[-1, 1]')

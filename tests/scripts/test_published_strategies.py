@@ -68,7 +68,7 @@ def test_measure_takes_them(given):
 def test_finetune_takes_them(given, tmp_path, read_json):
     strategy, forms, run = given
     flow = ('--linear_quantization', '--cost', 'bitops', '--calibrate', 'max') if '[[' in forms[0] else ()
-    run('finetune.py', *flow, '--strategy', forms[0], '--device', 'cpu', '--epochs', '1', '--train_batch', '1437',
+    run('finetune.py', *flow, '--strategy', forms[0], '--device', 'cpu', '--epochs', '1', '--train_batch', '479',
         '-c', 'run')
     assert read_json(tmp_path / 'run' / 'strategy.json')['strategy'] == strategy
 
@@ -76,7 +76,7 @@ def test_finetune_takes_them(given, tmp_path, read_json):
 def test_qat_train_takes_them(given, tmp_path, read_json):
     strategy, forms, run = given
     run('qat_train.py', '--strategy', forms[0], '--input_bits', '6', '--device', 'cpu', '--epochs', '1',
-        '--train_batch', '1437', '-c', 'run')
+        '--train_batch', '479', '-c', 'run')
     assert read_json(tmp_path / 'run' / 'strategy.json')['strategy'] == as_pairs(strategy, 6)
 
 

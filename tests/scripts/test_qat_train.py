@@ -21,7 +21,7 @@ from tests.runs import ROOT, equal, last_line
 CONFIGS = runpy.run_path(str(ROOT / 'run' / 'qat' / 'config_train.py'))['CONFIGS']
 SHAPE = ('--strides', '1', '2', '--num_layer_list', '1', '1', '--num_channel_list', '8', '16', '--stem_channel', '8',
          '--header_channel', '32')
-TINY = ('--dataset', 'digits', '--image_size', '8', *SHAPE, '--workers', '0', '--device', 'cpu', '--train_batch', '256')
+TINY = ('--dataset', 'digits', '--image_size', '8', *SHAPE, '--workers', '0', '--device', 'cpu', '--train_batch', '80')
 LISTS = ('--layer_wbit', '8x4,16', '--layer_abit', '32,8x4')
 FLOAT = ('--layer_wbit', '32x5', '--layer_abit', '32x5')
 

@@ -20,19 +20,19 @@ def test_a_recipe_is_a_set_of_defaults(names):
     assert given == {**plain, 'recipe': 'fast', **recipes['fast'], 'fill': False, 'reward': 'loss', 'warmup': 20}
 
 
-def test_a_search_by_the_fast_recipe_goes_on_with_it(succeed, call, crash, network, weights, tmp_path):
-    options = (*network, '--weights', weights, '--train_size', '64', '--val_size', '32', '--data_bsize', '32',
+def test_a_search_by_the_fast_recipe_goes_on_with_it(succeed, call, crash, small, small_weights, tmp_path):
+    options = (*small, '--weights', small_weights, '--train_size', '64', '--val_size', '32', '--data_bsize', '32',
                '--hidden1', '32', '--hidden2', '32', '--warmup', '1', '--max_bit', '4', '--preserve_ratio', '0.1',
                '--recipe', 'fast', '--output', 'save')
     succeed('rl_quantize.py', *options, '--suffix', 'whole', '--train_episode', '4', cwd=tmp_path)
     crash('search.pth.tar', 3, 'rl_quantize.py', *options, '--suffix', 'part', '--train_episode', '4', cwd=tmp_path)
-    folder = tmp_path / 'save' / 'resnet20_digits_part'
+    folder = tmp_path / 'save' / 'small_digits_part'
     settings = json.loads((folder / 'args.json').read_text())
     assert settings['recipe'] == 'fast' and settings['fill'] and settings['reward'] == 'kl'
     done = call('rl_quantize.py', '--resume', folder, '--recipe', 'haq', cwd=tmp_path)
     assert done.code and '--recipe was fast, now haq' in done.err
     succeed('rl_quantize.py', '--resume', folder, cwd=tmp_path)
-    whole, part = (log_without_seconds(tmp_path / 'save' / f'resnet20_digits_{name}') for name in ('whole', 'part'))
+    whole, part = (log_without_seconds(tmp_path / 'save' / f'small_digits_{name}') for name in ('whole', 'part'))
     assert whole == part and ' kl ' in whole
     found = json.loads((folder / 'strategy.json').read_text())
     assert found['rewarded'] == 'kl' and found['ratio'] <= 0.1

@@ -170,7 +170,7 @@ def test_a_network_of_ones_own_that_was_edited(succeed, refused, tmp_path):
     file.write_text('from torch import nn\n\n\ndef build(num_classes):\n    return nn.Sequential(nn.Conv2d(3, 4, 3), '
                     'nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, num_classes))\n')
     options = ('--model_file', 'net.py:build', '--dataset', 'digits', '--image_size', '8', '--workers', '0',
-               '--train_batch', '256', '-c', 'run')
+               '--train_batch', '80', '-c', 'run')
     succeed(TRAIN, *options, '--epochs', '1', cwd=tmp_path)
     run = tmp_path / 'run' / 'checkpoint.pth.tar'
     (tmp_path / 'there').mkdir()

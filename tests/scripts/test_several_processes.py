@@ -44,7 +44,7 @@ def test_a_search_without_training_is_that_of_one_process(home, tmp_path, pair, 
 def test_training_writes_once_and_evaluates_to_the_image(home, tmp_path, pair, succeed, weights, network):
     folder = tmp_path / 'run'
     options = (*network, '--weights', weights, '--strategy', 'uniform:4', '--epochs', '1', '--lr', '0.01',
-               '--train_batch', '131', '--sync_bn', '-c', folder)
+               '--train_batch', '44', '--sync_bn', '-c', folder)
     out = pair('finetune.py', *options, cwd=home)
     assert out.count('epoch 1/1') == 1
     assert len((folder / 'log.txt').read_text().splitlines()) == 2
@@ -55,7 +55,7 @@ def test_training_writes_once_and_evaluates_to_the_image(home, tmp_path, pair, s
 
 def test_activations_are_calibrated_on_the_same_images_however_many_processes(tmp_path, pair, succeed):
     options = ('--dataset', 'digits', '--image_size', '8', '--workers', '0', '--device', 'cpu')
-    tiny = ('--train_batch', '256', '--epochs', '1', '--set', 'blocks=[[4, 4, 1], [4, 8, 2]]', '--set',
+    tiny = ('--train_batch', '80', '--epochs', '1', '--set', 'blocks=[[4, 4, 1], [4, 8, 2]]', '--set',
             'quantize_w_blocks=[0]', '--set', 'quantize_a_blocks=[0]', '--set', 'quantize_a=true', '--set',
             'a_bit_width=2', '--set', 'post_quantize_w_layers=[-1, 1]', '--set', 'post_quantize_a_layers=[-1, 1]')
     pair('hybrid_train.py', *options, *tiny, '-c', 'run', cwd=tmp_path)

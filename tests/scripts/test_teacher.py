@@ -12,14 +12,14 @@ def test_a_deeper_network_teaches(network, weights, succeed, refused, tmp_path):
     own = ('--dataset', 'digits', '--arch', 'resnet32', *network[4:])
     alone = succeed('pretrain.py', *own, '--weights', deeper, '--eval', cwd=tmp_path).out
     top1 = alone.rpartition('top-1 ')[2].split()[0]
-    options = ('finetune.py', *network, '--weights', weights, '--strategy', 'uniform:4', '--train_batch', '256', '--lr',
+    options = ('finetune.py', *network, '--weights', weights, '--strategy', 'uniform:4', '--train_batch', '80', '--lr',
                '0.001', '--distill', 'float', '-c', 'run')
     done = succeed(*options, '--teacher', 'resnet32', '--teacher_weights', 'deeper.pth', '--epochs', '1', cwd=tmp_path)
     assert f'the teacher has top-1 {top1} %' in done.out
     run, moved = tmp_path / 'run' / 'checkpoint.pth.tar', tmp_path / 'moved.pth'
     deeper.rename(moved)
-    refused(tmp_path / 'run', ['deeper.pth does not exist', 'new place by --teacher_weights'], 'finetune.py', '--resume',
-            run, '--epochs', '2')
+    refused(tmp_path / 'run', ['deeper.pth does not exist', 'new place by --teacher_weights'], 'finetune.py',
+            '--resume', run, '--epochs', '2')
     succeed('finetune.py', '--resume', run, '--epochs', '2', '--teacher_weights', moved, cwd=tmp_path)
     state = torch.load(moved, weights_only=True)
     state['linear.bias'].add_(1)
