@@ -105,8 +105,13 @@ def equal(a, b, but=()):
 
 def snapshot(folder):
     """Return what would show that anything under a folder was written: size and time of every file."""
-    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
-            for path in Path(folder).rglob('*')}
+    found = {}
+    for place, folders, files in os.walk(folder):
+        found.update(dict.fromkeys(os.path.join(place, name) for name in folders))
+        for path in (os.path.join(place, name) for name in files):
+            status = os.stat(path)
+            found[path] = status.st_size, status.st_mtime_ns
+    return found
 
 
 def last_line(done):

@@ -9,7 +9,7 @@ from lib.rl.ddpg import DDPG
 SENSITIVITY = np.array([2, 20, 5, 30, 1, 10, 4, 15])  # of eight layers; one bit more halves a layer's noise
 SIZE = np.array([6, 2, 5, 1, 8, 3, 7, 2])
 LIMIT = int(.4 * 8 * SIZE.sum())
-LAYERS, EPISODES, NEAR = len(SIZE), 150, .16
+LAYERS, EPISODES, NEAR = len(SIZE), 120, .16
 
 
 def noise(layer: int, bits: int) -> float:
