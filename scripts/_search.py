@@ -25,6 +25,7 @@ RECIPES = {
         'searcher': 'bayes', 'rounding': 'compensated', 'finish': True,
         'train_episode': 30, 'finetune_flag': False,  # an episode is an evaluation
         'reward': 'kl', 'reward_on': 'augmented', 'val_size': 512,
+        'sensitivity': 'hessian',
         'min_bit': 2, 'fill': True, 'channels_last': True,
         'warm_start': 'sensitivity', 'warmup': 9, 'init_delta': 0.2, 'delta_end': 0.12,  # of the agent
     },
