@@ -189,7 +189,7 @@ def _check_gradients(kind, names):
     if names:
         raise ValueError(f'no gradient arrives at {listed(names)}, on which the logits depend (torch.no_grad, detach, '
                          f'rounding or reentrant checkpointing in the network): the {kind} sensitivity would be 0, as '
-                         'if these layers needed no bits; take what needs no gradients: the sensitivity kl or loss, the '
+                         'if these layers needed no bits; take what needs none: the sensitivity kl or loss, the '
                          'searcher greedy, ilp or kl, or one that evaluates strategies, without a warm start from '
                          'the Hessian')
 

@@ -92,7 +92,7 @@ BLOCKED = {  # the layers whose effect the gradient does not see, or not all of 
 def test_layers_that_no_gradient_arrives_at_are_named(course, flow, tiny_loaders):
     env = ENVS[flow](Net(course), tiny_loaders)
     for kind in ('hessian', 'fisher'):
-        with pytest.raises(ValueError, match='no gradient arrives at .*sensitivity kl or loss, the searcher greedy') as error:
+        with pytest.raises(ValueError, match='no gradient arrives .* sensitivity kl or loss, the searcher') as error:
             measure_sensitivity(env, kind, num_images=4)
         named = set(str(error.value).split(' arrives at ')[1].split(', on which')[0].split(', '))
         free = {'stem', 'body', 'gate', 'head'} if flow == 'kmeans' else {'body', 'gate'}  # the others are fixed
