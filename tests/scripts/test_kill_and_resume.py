@@ -164,11 +164,11 @@ def check_teacher(weights, refused):
 
 
 @pytest.mark.parametrize('script', ['finetune.py', 'hybrid_train.py'])
-def test_a_whole_recipe_resumed(script, network, weights, crash, refused, succeed, tmp_path):
+def test_a_whole_recipe_resumed(script, small, small_weights, crash, refused, succeed, tmp_path):
     """And what is evaluated is the average: of the checkpoint alone it has the accuracy that was reported."""
     mine = tmp_path / 'mine.pth.tar'
-    shutil.copy(weights, mine)
-    options = (*network, *RECIPE, '--weights', mine, '--strategy', 'uniform:4', '--clip_norm', '2', '--warmup_epoch',
+    shutil.copy(small_weights, mine)
+    options = (*small, *RECIPE, '--weights', mine, '--strategy', 'uniform:4', '--clip_norm', '2', '--warmup_epoch',
                '1', '--warmup_type', 'linear', '--distill', 'float', '--distill_weight', '0.9',
                 '--kmeans_weights', 'fisher', '--calibration_images', '32') if script == 'finetune.py' else (
         '--dataset', 'digits', '--image_size', '8', '--workers', '0', '--device', 'cpu', *RECIPE, '--set',
