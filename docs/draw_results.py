@@ -1,6 +1,7 @@
 """Draws the figures of results.md from the numbers in its tables: `python docs/draw_results.py`.
 
-progressive_cifar10.png is not among them: the tables hold five of its eleven steps.
+progressive_cifar10.png and haq_digits.png are not among them: no table holds all steps of the one and the 900 rewards
+of the other, which the scripts themselves have drawn.
 """
 
 import re

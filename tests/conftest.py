@@ -55,6 +55,19 @@ def figures_are_drawn_where_tests_look_at_them(request, drawing):
     drawing.drawn = request.path.name in DRAWN
 
 
+@pytest.fixture(autouse=True, scope='module')
+def all_digits(request):
+    """Gives tests beside those of the scripts, which leave some out for the rest of the session, all of the digits."""
+    if request.path.parent.name == 'scripts':
+        yield
+        return
+    from lib.data import datasets
+    from tests.runs import DIGITS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(datasets.DATASETS, 'digits', DIGITS)
+        yield
+
+
 @pytest.fixture
 def tiny_net():
     """A `TinyNet` with fixed weights."""

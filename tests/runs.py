@@ -17,6 +17,7 @@ from lib.record import plots
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / 'scripts'
+DIGITS = datasets.DATASETS['digits']  # all of them
 
 
 class Figures:

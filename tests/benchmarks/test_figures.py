@@ -67,4 +67,4 @@ def test_the_figures_of_results_hold_its_tables(modules, saved, monkeypatch, tmp
     for part in (draw.draw_searchers, draw.draw_engine, draw.draw_machines):
         part(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in (ROOT / 'docs').glob('*.png')} - {
-        'HAQ-Overview.png', 'progressive_cifar10.png', 'cheaper_search.png'}
+        'HAQ-Overview.png', 'progressive_cifar10.png', 'haq_digits.png', 'cheaper_search.png'}
