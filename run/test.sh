@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up the environment and runs the tests. Any CPU machine; about 6 minutes on two idle cores once installed.
+# Sets up the environment and runs the tests. Any CPU machine; about 5 minutes on two idle cores once installed.
 # Two processes with a thread each (PROCESSES=N for others). Extra arguments go to pytest: bash run/test.sh tests/rl -x
 set -euo pipefail
 . "$(dirname "$0")/environment.sh"
