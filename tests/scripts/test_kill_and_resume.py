@@ -170,7 +170,7 @@ def test_a_whole_recipe_resumed(script, small, small_weights, crash, refused, su
     shutil.copy(small_weights, mine)
     options = (*small, *RECIPE, '--weights', mine, '--strategy', 'uniform:4', '--clip_norm', '2', '--warmup_epoch',
                '1', '--warmup_type', 'linear', '--distill', 'float', '--distill_weight', '0.9',
-                '--kmeans_weights', 'fisher', '--calibration_images', '32') if script == 'finetune.py' else (
+               '--kmeans_weights', 'fisher', '--calibration_images', '32') if script == 'finetune.py' else (
         '--dataset', 'digits', '--image_size', '8', '--workers', '0', '--device', 'cpu', *RECIPE, '--set',
         'blocks=[[4,4,1],[4,8,2]]', '--set', 'quantize_w_blocks=[0]', '--set', 'quantize_a_blocks=[0]', '--set',
         'quantize_a=true', '--set', 'a_bit_width=2', '--set', 'post_quantize_w_layers=[-1,1]', '--set',
