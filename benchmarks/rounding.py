@@ -123,7 +123,8 @@ def main():
                                       log_target=True)
                 print(f'| {"linear" if linear else "K-means"} | {bits} | {way} | {same:.1f} | {divergence:.4f} | '
                       f'{spent:.0f} |', flush=True)
-    print(f'{len(reference)} images compared; peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB')
+    print(f'{len(reference)} images compared; peak memory '
+          f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB')
 
 
 if __name__ == '__main__':
