@@ -1,8 +1,10 @@
 """Print runs side by side and plots accuracy against budget: float, uniform bits, searched bits.
 
-Reads the results.json that pretrain.py and finetune.py leave in their folders when they finish.
+Reads the results.json that pretrain.py, finetune.py and qat_train.py leave in their folders when they finish. Runs of
+the same label, such as several seeds of one command, become one row: their mean and its standard error.
 """
 
+import statistics
 from pathlib import Path
 
 from _cli import make_parser, run
@@ -16,7 +18,7 @@ def make_summary_parser():
     """Return the parser of this script."""
     parser = make_parser(__doc__)
     parser.add_argument('runs', nargs='+', metavar='LABEL=FOLDER', help='finished runs, each with the name it gets in '
-                        'the table')
+                        'the table; runs of one label share a row')
     parser.add_argument('--output', metavar='FOLDER', help='folder for summary.md and one plot per kind of cost '
                         '(default: only print)')
     parser.add_argument('--curve', action='append', default=[], metavar='FOLDER', help='a finished comparison of '
@@ -41,13 +43,34 @@ def read_run(text):
     return {'label': label, 'cost_name': 'float', **results}
 
 
+def mean_runs(runs):
+    """Return one row for each label, the mean of its runs, with the standard error of top-1 (None: of a single run)."""
+    groups = {}
+    for row in runs:
+        groups.setdefault(row['label'], []).append(row)
+    return [mean_run(group) for group in groups.values()]
+
+
+def mean_run(runs):
+    """Return the mean of runs of one label; what is no number is that of the first."""
+    for key in ('cost_name', 'quantization'):
+        if len(found := {row[key] for row in runs}) > 1:
+            raise ValueError(f"{runs[0]['label']}: its {len(runs)} runs have several {key}s "
+                             f"({', '.join(sorted(found))}): give runs of different kinds different labels")
+    top1s = [row['top1'] for row in runs]
+    error = statistics.stdev(top1s) / len(runs)**0.5 if len(runs) > 1 else None
+    return {**runs[0], 'top1': statistics.mean(top1s), 'ratio': statistics.mean(row['ratio'] for row in runs),
+            'error': error, 'count': len(runs)}
+
+
 def table(runs):
     """Return the lines of a Markdown table."""
     lines = ['| network | cost | ratio | top-1 (%) | against float |', '|---|---|---|---|---|']
     reference = next((row['top1'] for row in runs if row['quantization'] == 'float'), None)
     for row in runs:
         gap = '' if reference is None or row['quantization'] == 'float' else f"{row['top1'] - reference:+.2f}"
-        lines.append(f"| {row['label']} | {row['cost_name']} | {row['ratio']:.4f} | {row['top1']:.2f} | {gap} |")
+        error = '' if row['error'] is None else f" ± {row['error']:.2f} ({row['count']})"
+        lines.append(f"| {row['label']} | {row['cost_name']} | {row['ratio']:.4f} | {row['top1']:.2f}{error} | {gap} |")
     shares = [f"{row['label']}: its strategy covers {row['coverage']['weights']:.1%} of the weights and "
               f"{row['coverage']['macs']:.1%} of the multiply-accumulates" for row in runs
               if min(row.get('coverage', {'all': 1}).values()) < 1]
@@ -83,7 +106,7 @@ def points_of(rows, beside_curve):
 
 def main(args):
     """Print the table; with --output also writes it and the plots."""
-    runs, curves = [read_run(text) for text in args.runs], dict(map(read_curve, args.curve))
+    runs, curves = mean_runs([read_run(text) for text in args.runs]), dict(map(read_curve, args.curve))
     lines = table(runs)
     print('\n'.join(lines))
     if not args.output:

@@ -9,6 +9,7 @@ use_environment requirements.txt
 use_weights
 : "${SEEDS:=1 2 3}" "${OUTPUT:=save/rounding}"
 further=("$@")  # options, which go to the scripts
+runs=()
 
 # row NAME ARCH STRATEGY [OPTIONS...]: both roundings under a strategy, for all seeds.
 row() {
@@ -21,6 +22,7 @@ row() {
                 --dataset cifar10 --dataset_root "$DATA" --train_batch 256 --workers 0 --strategy "$strategy" \
                 --epochs 0 --bn_batches 8 --rounding "$rounding" --seed "$seed" --checkpoint "$run" --overwrite "$@" \
                 "${further[@]}"
+            runs+=("$name, $rounding=$run")
         done
     done
 }
@@ -50,16 +52,4 @@ for bits in "4 4" "3 3" "2 4"; do
     # shellcheck disable=SC2086
     row "linear_${bits/ /_}" qresnet20 "$(pairs $bits)" $channels
 done
-python - "$OUTPUT" <<'END'
-import json, statistics, sys
-from pathlib import Path
-print('| strategy | ratio | nearest | compensated |\n|---|---|---|---|')
-for folder in sorted({path.parents[1] for path in Path(sys.argv[1]).glob('*/*/results.json')}):
-    cells, ratio = [], None
-    for rounding in ('nearest', 'compensated'):
-        runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f'{rounding}*/results.json'))]
-        tops, ratio = [run['top1'] for run in runs], runs[0]['ratio']
-        spread = f' +- {statistics.stdev(tops):.2f}' if len(tops) > 1 else ''
-        cells.append(f'{statistics.mean(tops):.2f}{spread}')
-    print(f'| {folder.name} | {ratio:.4f} | {" | ".join(cells)} |')
-END
+python scripts/summarize.py "${runs[@]}"

@@ -27,6 +27,7 @@ options() {  # of a switch
     esac
 }
 
+runs=()
 strategy=$(python -c "print([[8, 8]] + [[3, 4]] * 51 + [[8, 8]])")
 for seed in $SEEDS; do
     for switch in $SWITCHES; do
@@ -37,18 +38,7 @@ for seed in $SEEDS; do
             --weights "$FLOAT" --strategy "$strategy" --weight_quantizer lsq --act_quantizer lsq \
             --weight_scales channel --epochs "$EPOCHS" --lr 0.005 --train_batch 64 --channels_last --seed "$seed" \
             --overwrite -c "$run" $chosen "$@"
+        runs+=("$switch=$run")
     done
 done
-python - "$OUTPUT" $SWITCHES <<'END'
-import json, statistics, sys
-from pathlib import Path
-print('| switch | top-1, last epoch | loss |\n|---|---|---|')
-for switch in sys.argv[2:]:
-    runs = [json.loads(path.read_text()) for path in sorted(Path(sys.argv[1]).glob(f'{switch}[0-9]*/results.json'))]
-    cells = []
-    for key, digits in (('top1', 2), ('loss', 4)):
-        values = [run[key] for run in runs]
-        error = f' ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}' if len(values) > 1 else ''
-        cells.append(f'{statistics.mean(values):.{digits}f}{error}')
-    print(f'| {switch} | {" | ".join(cells)} |')
-END
+python scripts/summarize.py "${runs[@]}"

@@ -293,6 +293,19 @@ def test_summary_of_three_runs(home, kmeans_finetune, linear_finetune, succeed, 
     assert math.isclose(read_json(home / 'float' / 'results.json')['ratio'], 1)
 
 
+def test_runs_of_one_label_are_a_row(succeed, call, tmp_path):
+    for name, top1, ratio, cost in (('1', 90.0, 0.5, 'size'), ('2', 92.0, 0.5, 'size'), ('3', 97.0, 0.8, 'size'),
+                                    ('other', 91.0, 0.5, 'latency')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'results.json').write_text(json.dumps(
+            {'top1': top1, 'ratio': ratio, 'quantization': 'linear', 'cost_name': cost}))
+    done = succeed('summarize.py', 'seeds=1', 'alone=3', 'seeds=2', cwd=tmp_path)
+    assert done.out.splitlines()[2:] == ['| seeds | size | 0.5000 | 91.00 ± 1.00 (2) |  |',
+                                         '| alone | size | 0.8000 | 97.00 |  |']  # sqrt(2) / sqrt(2)
+    done = call('summarize.py', 'a=1', 'a=other', cwd=tmp_path)
+    assert done.code == 1 and 'a: its 2 runs have several cost_names (latency, size)' in done.err
+
+
 def test_uniform_bits_are_a_curve_that_a_search_has_to_break_through(home, succeed, call, monkeypatch, tmp_path, linear,
                                                                      weights):
     from lib.record import plots
