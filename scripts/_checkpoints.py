@@ -143,6 +143,9 @@ def checkpoint_settings(path):
     qat, shape = saved.get('qat'), saved.get('input')
     found = {'arch': (saved.get('arch'), str), 'dataset': (saved.get('dataset'), str),
              'num_classes': (saved.get('classes'), int), 'normalize': (qat.get('normalize') if qat else None, str),
-             'image_size': (shape[-1] if isinstance(shape, list) and shape else None, int)}
+             'image_size': (shape[-1] if isinstance(shape, list) and shape else None, int),
+             'width_mult': (saved.get('width_mult'), float), 'mode': (saved.get('mode'), str),
+             'tensorflow': (saved.get('tensorflow'), bool),
+             'linear_quantization': (saved.get('quantization') == 'linear' or None, bool)}
     return {'attention_products': saved.get('attention_products'),
             **{name: value for name, (value, kind) in found.items() if type(value) is kind}}

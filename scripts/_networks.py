@@ -1,6 +1,6 @@
 """Float networks from the options, and whether they fit their images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 
 import torch
@@ -11,6 +11,7 @@ from lib.network.reach import reach_weights
 from lib.runtime.user_code import load_model
 
 USUAL_CLASSES, USUAL_WIDTH = 10**5, 4  # up to which a network is built without asking how large it will be
+VARIANT = ('width_mult', 'mode', 'tensorflow')  # options that tell networks of one architecture apart
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Network:
         """Whether the linearly quantized twin is named, by a q before the name of the float network."""
         return (not self.model_file and self.arch.startswith('q')
                 and self.arch not in models.list_models(quantized=False))
+
+    @property
+    def variant(self):
+        """Which variant of its architecture it is: {option: value}, those with the default left out."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name in VARIANT
+                and getattr(self, field.name) != field.default}
 
     @property
     def reach(self):

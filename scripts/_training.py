@@ -83,8 +83,9 @@ def about_labels(loader):
 
 def about_run(network, data, shape, classes, **more):
     """Return what results.json and the checkpoints say of a run."""
-    return {'arch': network.arch, 'dataset': data.dataset, 'classes': network.num_classes or classes,
-            'input': list(shape), 'attention_products': network.attention_products, **more}
+    return {'arch': network.arch, **network.variant, 'dataset': data.dataset,
+            'classes': network.num_classes or classes, 'input': list(shape),
+            'attention_products': network.attention_products, **more}
 
 
 def start_value(start, key, default=None):

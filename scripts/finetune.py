@@ -1,6 +1,7 @@
 """Fine-tunes and evaluates a network under a strategy: paste the strategy that rl_quantize.py printed below."""
 
 import copy
+from pathlib import Path
 
 from _cli import logger, make_parser, naming, pick, run, training_hint, training_run
 from _option_types import BooleanOption as Bool
@@ -54,6 +55,16 @@ def make_finetune_parser():
     add_teacher_options(add_training_options(parser, lr=0.1, weight_decay=1e-5))
     add_run_options(parser)
     return parser
+
+
+def configure(args, parser):
+    """Return the defaults that a checkpoint to resume gives which has no args.json of its run beside it."""
+    from _checkpoints import checkpoint_settings  # it imports torch
+
+    try:
+        return checkpoint_settings(args.resume) if args.resume and Path(args.resume).is_file() else {}
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 def main(args):
@@ -208,4 +219,4 @@ def choose_strategy(args, checkpoint, source, name, layers, linear, found=None):
 
 
 if __name__ == '__main__':
-    run(main, make_finetune_parser(), training_hint)
+    run(main, make_finetune_parser(), training_hint, configure=configure)

@@ -110,8 +110,9 @@ BIT_LIST = list_of(Rule(lambda value: type(value) is int and value in BITS, ''),
 BIT_LISTS = Rule(lambda value: isinstance(value, dict) and value.keys() == {'layer_wbit', 'layer_abit'}
                  and all(map(BIT_LIST.accepts, value.values())), 'layer_wbit and layer_abit')
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(('arch', 'dataset', 'cost_name', 'cost_unit'), TEXT),
-    **dict.fromkeys(('acc', 'top5', 'test_prec1'), MEASURED), **dict.fromkeys(('folded', 'is_pruned'), one_of(bool)),
+    **dict.fromkeys(('arch', 'mode', 'dataset', 'cost_name', 'cost_unit'), TEXT),
+    **dict.fromkeys(('acc', 'top5', 'test_prec1'), MEASURED),
+    **dict.fromkeys(('folded', 'is_pruned', 'tensorflow'), one_of(bool)), 'width_mult': real(0),
     'epoch': whole(0), 'step': whole(1), 'classes': whole(1), 'best_acc': real(-1, 100), 'ratio': real(0),
     'cost': real(0), 'input': list_of(whole(1), 3, '[channels, height, width]'), 'layers': list_of(TEXT),
     'activation_grid': member_of(('symmetric', 'affine'), 'symmetric or affine'),
