@@ -223,15 +223,15 @@ class SearchEnv:
             return None
         return self.problems.problem(name).metric
 
-    def _calibration_batches(self, loader):
-        return self.rounding.batches(loader, self.device, self.precision)
+    def _calibration_batches(self, loader, epoch=0):
+        return self.rounding.batches(loader, self.device, self.precision, epoch)
 
     def quantize(self, strategy: list) -> Quantization:
         """Give the network all that it had at first and quantize it."""
         self._begin()
         return self._quantize(strategy)
 
-    def quantize_finally(self, strategy: list, train_loader) -> Quantization:
+    def quantize_finally(self, strategy: list, train_loader, epoch: int = 0) -> Quantization:
         """Quantize as `quantize`, but where rounding is compensated for the errors of the layers before, too.
 
         That takes longer than a search can wait in every episode. BatchNorm statistics are then estimated anew.
@@ -239,11 +239,12 @@ class SearchEnv:
         Args:
             strategy: entries within the budget.
             train_loader: of the calibration images.
+            epoch: of the loader, whose first images they are, as it draws and augments them then.
         """
         if not self.rounding.compensated:
             return self.quantize(strategy)
         self._begin()
-        quantization = self._quantize_finally(strategy, self._calibration_batches(train_loader))
+        quantization = self._quantize_finally(strategy, self._calibration_batches(train_loader, epoch))
         quantization.synchronise()
         self.rounding.estimate_batch_norm(self.model, train_loader, self.device, self.precision)
         return quantization

@@ -135,10 +135,11 @@ class Comparison:
     def top1(self, strategy: list | None, seed: int) -> float:
         """Return the top-1 accuracy of a strategy on the test images after fine-tuning; of the float network for None.
 
-        A fine-tuning is done once for each strategy and seed, whoever found it; without epochs nothing depends on the
-        seed. One that diverges has an accuracy of 0.
+        That is done once for each strategy and seed, whoever found it. Without epochs the seed draws the images of
+        compensated rounding and of BatchNorm, with augmentations of their own. A fine-tuning that diverges has an
+        accuracy of 0.
         """
-        seed = seed if self.training.epochs else 0
+        seed = seed if self.training.epochs or self.env.rounding.needs_images or self.env.settings.bn_batches else 0
         name = 'float' if strategy is None else hashlib.sha1(json.dumps(strategy).encode()).hexdigest()[:12]
         path = self.folder / 'finetuned' / (name + ('' if strategy is None else f'_seed{seed}') + '.json')
         about = {'strategy': strategy, 'seed': seed, **self.mark}
@@ -167,7 +168,8 @@ class Comparison:
     def finetune(self, strategy: list, seed: int) -> Metrics:
         """Fine-tune the float weights under a strategy and evaluate them on the test images."""
         env, epochs, images = self.env, self.training.epochs, self.loaders[0]
-        quantization, steps = env.quantize_finally(strategy, images), epochs * len(images)
+        images.set_epoch(seed)
+        quantization, steps = env.quantize_finally(strategy, images, seed), epochs * len(images)
         optimizer = torch.optim.SGD(quantization.parameters(), lr=self.training.lr, momentum=0.9,
                                     weight_decay=self.training.weight_decay)
         rates = iter([learning_rate(step / steps, lr=self.training.lr, epochs=1) for step in range(steps)])

@@ -80,10 +80,14 @@ class Rounding:
                 'bias_correction': self.corrects_bias, **({'keep_bn': True} if self.keep_bn else {})} \
             if self.needs_images else {}
 
-    def batches(self, loader, device: torch.device | str, precision: Precision | None = None) -> list[Tensor]:
-        """Return the calibration images of a training loader, in batches, in the memory layout of `precision`."""
+    def batches(self, loader, device: torch.device | str, precision: Precision | None = None,
+                epoch: int = 0) -> list[Tensor]:
+        """Return the calibration images of a training loader's epoch, in batches, in the memory layout of `precision`.
+
+        The loader stays in that epoch.
+        """
         place = (precision or Precision(device)).place
-        return [place(device, batch) for batch in calibration_batches(loader, self.calibration_images)]
+        return [place(device, batch) for batch in calibration_batches(loader, self.calibration_images, epoch)]
 
     def estimate_batch_norm(self, model: nn.Module, loader, device: torch.device | str,
                             precision: Precision | None = None) -> None:

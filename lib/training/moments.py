@@ -18,15 +18,15 @@ from lib.training.float_labels import images_alone
 BATCH = 128
 
 
-def calibration_batches(loader: Iterable, count: int) -> list[Tensor]:
-    """Return the first `count` images of epoch 0 of a training loader, in batches of at least 2; labels are not read.
+def calibration_batches(loader: Iterable, count: int, epoch: int = 0) -> list[Tensor]:
+    """Return the first `count` images of an epoch of a training loader, in batches of at least 2, without their labels.
 
     Several processes, whose loaders serve the parts of a batch, all get the images that one would.
 
     Raises:
         ValueError: there are fewer than 2 images.
     """
-    loader.set_epoch(0)
+    loader.set_epoch(epoch)
     found, missing = [], count
     for images, _ in images_alone(loader):
         found.append(distributed.join(images)[:missing])

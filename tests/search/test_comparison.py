@@ -7,6 +7,8 @@ import pytest
 
 from lib.search.bench import Bench, SearcherSettings
 from lib.search.comparison import Comparison, FinalTraining
+from lib.training.compensation import Rounding
+from lib.training.loop import evaluate
 from tests.env.environments import kmeans_env
 
 
@@ -26,6 +28,20 @@ def test_a_searcher_whose_measurements_are_not_finite_is_left_out(tiny_net, tiny
     assert '0.2 by hessian is left out: the sensitivities of layer fc are not finite' in caplog.text
     assert 'random' in report.text() and 'hessian' not in report.text()
     assert sorted(path.stem for path in (tmp_path / 'searches').iterdir()) == ['0.2_random_seed1', '0.2_uniform']
+
+
+def test_each_seed_rounds_on_images_of_its_own(tiny_net, tiny_loaders, tmp_path):
+    env = kmeans_env(tiny_net, tiny_loaders, preserve_ratio=0.125, finetune_flag=False,
+                     rounding=Rounding('compensated', 64))
+    comparison = Comparison(tmp_path, Bench(env, 2, folder=tmp_path), tiny_loaders, FinalTraining(epochs=0))
+    comparison.run({0.125: env.space}, ['uniform'], seeds=[1, 2], arch='tiny', dataset='tiny')
+    files = sorted((tmp_path / 'finetuned').glob('*_seed*.json'))
+    first, second = (json.loads(path.read_text()) for path in files)
+    assert (first['seed'], second['seed']) == (1, 2) and first['strategy'] == second['strategy']
+    assert first['loss'] != second['loss']
+    env.quantize_finally(second['strategy'], tiny_loaders[0], 2)
+    metrics = evaluate(env.model, tiny_loaders[1], env.criterion, env.device)
+    assert (metrics.top1, metrics.loss) == (second['top1'], second['loss'])
 
 
 def test_a_policy_is_judged_as_the_result_of_a_searcher_and_marked_above_the_budget(tiny_net, tiny_loaders, tmp_path):
