@@ -141,12 +141,15 @@ def parse(parser, argv=None, configure=None):
 
     A resumed run brings its own settings from its `args.json`; options on the command line that say something else
     are kept in `args.changed` as {name: (before, now)}. A new one may get defaults from `configure(args, parser)`, a
-    dict.
+    dict; the parser refuses what it raises ValueError or OSError for.
     """
     args, _ = parser.parse_known_args(argv)
     translate(parser, args, complete=False)
     saved = saved_settings(parser, getattr(args, 'resume', None), vars(args))
-    parser.set_defaults(**saved or (configure(args, parser) if configure else {}))
+    try:
+        parser.set_defaults(**saved or (configure(args, parser) if configure else {}))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     args = parser.parse_args(argv)
     parser.said = [*translate(parser, args), *take_unused(parser, args)]
     name_own_code(parser, args)

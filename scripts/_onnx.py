@@ -11,6 +11,7 @@ from _exported import about_of
 from _networks import probe
 from _setup import loaders_of
 
+from lib.export.container import write_bytes
 from lib.export.onnx_file import (
     DEFAULT,
     EXACT,
@@ -27,7 +28,7 @@ from lib.export.onnx_packages import require_onnx
 from lib.export.onnx_runtimes import METADATA, OnnxNetwork
 from lib.integer.network import noise_images
 from lib.record.disk import check_writable
-from lib.record.files import atomic_path, write_json
+from lib.record.files import write_json
 
 logger = logging.getLogger('haq')
 
@@ -79,9 +80,7 @@ def export_onnx(export, network, data):
     if export.int8_sums:
         file, found['int8_sums'] = round_sums(model, file, network, data, saved['classes'], images)
     file = with_metadata(file, json.dumps(about))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path, needed=len(file.data)) as temporary:
-        temporary.write_bytes(file.data)
+    write_bytes(path, file.data)
     write_json(path.with_suffix('.json'), {**about, **found, 'bytes': len(file.data), 'problems': problems})
     logger.info('%s: %d bytes; %s', path, len(file.data), path.with_suffix('.json').name)
     if problems:
@@ -106,9 +105,7 @@ def export_integers(export, network, about):
     found = runtime.session.run([INTEGERS], {runtime.input.name: images.numpy()})[0]
     if not torch.equal(torch.from_numpy(found), network(images)):
         raise ValueError('the ONNX graph gives other integers than the integer network: it is not written')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path, needed=len(data)) as temporary:
-        temporary.write_bytes(data)
+    write_bytes(path, data)
     logger.info('%s: %d bytes; on %d images of noise every integer is that of the integer network', path, len(data),
                 len(images))
 

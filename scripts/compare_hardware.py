@@ -76,7 +76,6 @@ def main(args):
     print('\n'.join([*lines, '', *coverage_lines(inventory)]))
     if args.output:
         folder = Path(args.output)
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / 'hardware.md', '\n'.join(lines) + '\n')
         labels = [f'{row["label"]}\ntop-1 {row["top1"]:.2f} %' for row in runs]
         plot_matrix(ratios, labels, [table.name for table in tables], folder / 'hardware.png')

@@ -75,16 +75,13 @@ def make_export_parser():
     return parser
 
 
-def configure(args, parser):
+def configure(args, _parser):
     """Return the defaults that a checkpoint without the args.json of its run gives."""
     from _checkpoints import checkpoint_settings  # it imports torch
 
     if not args.resume:
-        parser.error('give the checkpoint by --resume')
-    try:
-        return checkpoint_settings(args.resume)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+        raise ValueError('give the checkpoint by --resume')
+    return checkpoint_settings(args.resume)
 
 
 def main(args):
@@ -165,7 +162,6 @@ def main(args):
             'milliseconds': float(machine.milliseconds(total)), 'layers': [layer._asdict() for layer in layers]}
 
     # the files
-    folder.mkdir(parents=True, exist_ok=True)
     integers.save(folder / 'integer.npz')
     integers.write_header(folder / 'integer.h')
     write_json(folder / 'report.json', about)

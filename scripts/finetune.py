@@ -57,14 +57,11 @@ def make_finetune_parser():
     return parser
 
 
-def configure(args, parser):
+def configure(args, _parser):
     """Return the defaults that a checkpoint to resume gives which has no args.json of its run beside it."""
     from _checkpoints import checkpoint_settings  # it imports torch
 
-    try:
-        return checkpoint_settings(args.resume) if args.resume and Path(args.resume).is_file() else {}
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    return checkpoint_settings(args.resume) if args.resume and Path(args.resume).is_file() else {}
 
 
 def main(args):

@@ -78,13 +78,10 @@ def configure(args, parser):
     folder = find_run(args.run_folder, args.resume)
     args.resume = args.resume or str(folder / QUANTIZED)
     if not Path(args.resume).is_file():
-        parser.error(f'checkpoint {args.resume} does not exist: give the folder of a run of hybrid_train.py by -c, or '
-                     'a checkpoint of a quantized network by --resume')
+        raise FileNotFoundError(f'checkpoint {args.resume} does not exist: give the folder of a run of hybrid_train.py '
+                                'by -c, or a checkpoint of a quantized network by --resume')
     saved = saved_settings(parser, find_run(args.run_folder, args.resume), vars(args))
-    try:
-        return {**saved, **checkpoint_settings(args.resume), 'resume': args.resume}
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    return {**saved, **checkpoint_settings(args.resume), 'resume': args.resume}
 
 
 def main(args):

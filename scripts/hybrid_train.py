@@ -73,28 +73,25 @@ def make_hybrid_parser():
 
 
 def configure(args, parser):
-    """Return the defaults that --config and --set give, as {option: value}; the parser refuses what is wrong.
+    """Return the defaults that --config and --set give, as {option: value}.
 
     A checkpoint to evaluate has settings of its own.
     """
-    try:
-        if args.resume:
-            from _checkpoints import checkpoint_settings  # it imports torch
-            return checkpoint_settings(args.resume) if Path(args.resume).is_file() else {}
-        default = isinstance(args.config, RepositoryPath)
-        with prefixed('--config '):
-            config = read_config(ROOT / args.config if default else args.config)
-        if args.rounding and (args.rounding == 'compensated') != (config['ptq']['weight_method'] == 'compensated'):
-            method = 'compensated' if args.rounding == 'compensated' else 'minmax'
-            override(config, f'ptq.weight_method={method}')
-        for text in args.changes:
-            with prefixed('--set '):
-                override(config, text)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    if args.resume:
+        from _checkpoints import checkpoint_settings  # it imports torch
+        return checkpoint_settings(args.resume) if Path(args.resume).is_file() else {}
+    default = isinstance(args.config, RepositoryPath)
+    with prefixed('--config '):
+        config = read_config(ROOT / args.config if default else args.config)
+    if args.rounding and (args.rounding == 'compensated') != (config['ptq']['weight_method'] == 'compensated'):
+        method = 'compensated' if args.rounding == 'compensated' else 'minmax'
+        override(config, f'ptq.weight_method={method}')
+    for text in args.changes:
+        with prefixed('--set '):
+            override(config, text)
     environment, model, training = config['environment'], config['model'], config['training']
     if model['arch'] and model['blocks']:
-        parser.error('model.arch names a network and model.blocks describes another: give one of them')
+        raise ValueError('model.arch names a network and model.blocks describes another: give one of them')
     values = {'hybrid': config, 'device': DEVICES.get(environment['device'], environment['device']),
               'dataset': DATASETS.get(environment['dataset'], environment['dataset']),
               'dataset_root': str(ROOT / environment['data_directory']),

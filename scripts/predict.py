@@ -48,16 +48,13 @@ def configure(args, parser):
     from _checkpoints import checkpoint_settings  # as above
     from _runnable import is_alone  # it imports torch
 
-    try:
-        if is_alone(args.model):
-            answered = [name for name in OF_RUN if name != 'model_file']
-            if given := [name for name in answered if getattr(args, name) != parser.get_default(name)]:
-                parser.error(f'{args.model} says itself what network it is: leave --{", --".join(given)} out')
-            return {}
-        return saved_settings(parser, args.model, OF_RUN) or {
-            name: value for name, value in checkpoint_settings(args.model).items() if name in OF_RUN}
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    if is_alone(args.model):
+        answered = [name for name in OF_RUN if name != 'model_file']
+        if given := [name for name in answered if getattr(args, name) != parser.get_default(name)]:
+            raise ValueError(f'{args.model} says itself what network it is: leave --{", --".join(given)} out')
+        return {}
+    return saved_settings(parser, args.model, OF_RUN) or {
+        name: value for name, value in checkpoint_settings(args.model).items() if name in OF_RUN}
 
 
 def main(args):

@@ -122,19 +122,19 @@ def configure(args, parser):
     """Return the defaults that --config gives, as {option: value}.
 
     For another network than the configuration's, these are without its shape, its bits, its folder and what images are
-    normalised by, for its weights were made elsewhere. The parser refuses an unknown configuration, key or value.
+    normalised by, for its weights were made elsewhere.
+
+    Raises:
+        ValueError, OSError: an unknown configuration, key or value.
     """
     from lib.runtime.user_code import load_object  # it imports torch
     theirs = args.archtype and args.config == parser.get_default('config')
     args.config = f'{PROQHA_CONFIG}:quant' if theirs else args.config
-    try:
-        config = load_object(args.config, '--config') if ':' in args.config else \
-            named_config(args.config, load_object(f'{CONFIGS}:CONFIGS', '--config'))
-        if not isinstance(config, dict):
-            raise ValueError(f'--config {args.config} is a {type(config).__name__}: expected an EasyDict of settings')
-        values = dict(option_of(key, value, parser, args.config) for key, value in config.items())
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    config = load_object(args.config, '--config') if ':' in args.config else \
+        named_config(args.config, load_object(f'{CONFIGS}:CONFIGS', '--config'))
+    if not isinstance(config, dict):
+        raise ValueError(f'--config {args.config} is a {type(config).__name__}: expected an EasyDict of settings')
+    values = dict(option_of(key, value, parser, args.config) for key, value in config.items())
     if args.model_file or args.arch not in (parser.get_default('arch'), values.get('arch', args.arch)):
         own = (*NETWORK_OPTIONS, *BITS, 'normalize', 'checkpoint')
         values = {name: value for name, value in values.items() if name not in own}
