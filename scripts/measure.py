@@ -48,7 +48,7 @@ def main(args):
     from lib.simulator.counting import COUNTED, proqha_float_layers
     from lib.simulator.hardware import make_table
     from lib.simulator.rest import price_floats
-    from lib.simulator.strategy_report import csv_text, report, report_text
+    from lib.simulator.strategy_report import layers_csv, report, report_text
 
     if args.json and args.csv:
         raise ValueError('--json and --csv: give one of them')
@@ -81,7 +81,7 @@ def main(args):
     if args.json:
         print(json.dumps(reports[0] if len(reports) == 1 else {**reports[0], 'compare': reports[1]}))
     else:
-        print(csv_text(reports) if args.csv else report_text(reports), end='')
+        print(layers_csv(reports) if args.csv else report_text(reports), end='')
 
 
 def choose(text, network, linear, name):

@@ -1,8 +1,6 @@
 """A quantized network on an engine, beside what it predicts digitally: a measurement, or a sweep over a parameter."""
 
-import csv
 import hashlib
-import io
 import json
 import logging
 import time
@@ -20,7 +18,7 @@ from lib.engine.mvm_engine import make_engine
 from lib.engine.network_run import LayerEngine, SumErrors, batches_of, on_engine, percent, predict, sample_codes
 from lib.engine.operands import LayerOperands
 from lib.engine.plots import plot_layers, plot_sweep
-from lib.record.files import is_file, read_json, write_json, write_text
+from lib.record.files import csv_text, is_file, read_json, write_json, write_text
 from lib.record.values import PERCENT, check_values, optional, real
 
 logger = logging.getLogger(__name__)
@@ -141,7 +139,7 @@ class Experiment:
             return
         point, rows, errors = self.measure(config, calibration)
         report(point, rows)
-        write_rows(folder / 'layers.csv', LAYER_ROW, rows)
+        write_text(folder / 'layers.csv', csv_text(LAYER_ROW, rows))
         pairs = {name: found.pairs() for name, found in errors.items()}
         for kind in ('scatter', 'histogram'):
             plot_layers(pairs, kind, folder / f'{kind}.png')
@@ -178,7 +176,7 @@ class Experiment:
             points.append({**known[fingerprint], 'fingerprint': fingerprint})
             logger.info('%s %s: engine %.2f %%, the same prediction for %.2f %%, %d arrays, %.1f s', name, value,
                         *(points[-1][key] for key in ('top1', 'agreement', 'arrays', 'seconds')))
-        write_rows(path.with_suffix('.csv'), SWEEP_ROW, points)
+        write_text(path.with_suffix('.csv'), csv_text(SWEEP_ROW, points))
         plot_sweep(name, points, path.with_suffix('.png'), self.top1_digital, top1_float)
         logger.info('%s: %s.json, .csv, .png', path.parent, path.stem)
 
@@ -214,12 +212,3 @@ def known_point(known: Mapping, fingerprint: str, path: Path) -> dict | None:
     if point is not None:
         check_values(point if isinstance(point, dict) else {}, POINT, f'{path} (delete it): point {fingerprint}')
     return point
-
-
-def write_rows(path: Path, names: Iterable[str], rows: Iterable[Mapping]) -> None:
-    """Write rows as CSV; what a row lacks stays empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, extrasaction='ignore', lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

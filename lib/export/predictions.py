@@ -1,7 +1,5 @@
 """What a network says of image files: the most probable classes of each, in words and as a table."""
 
-import csv
-import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ import torch
 from progress.bar import Bar
 from torch import Tensor
 
-from lib.record.files import write_text
+from lib.record.files import csv_text, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +75,12 @@ def _most_probable(logits, paths, names, topk):
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction], topk: int) -> None:
     """Write a CSV table: the image, then name and probability of its classes."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator='\n')
-    table.writerow(['image', *(f'{word}{i}' for i in range(1, topk + 1) for word in ('class', 'probability'))])
+    columns = ['image', *(f'{word}{i}' for i in range(1, topk + 1) for word in ('class', 'probability'))]
+    rows = []
     for found in predictions:
         pairs = zip(found.names, found.probabilities, strict=True)
-        table.writerow([found.path, *(cell for name, value in pairs for cell in (name, f'{value:.6f}'))])
-    write_text(path, text.getvalue())
+        rows.append([found.path, *(cell for name, value in pairs for cell in (name, f'{value:.6f}'))])
+    write_text(path, csv_text(columns, rows))
 
 
 def share_right(predictions: Sequence[Prediction], names: Sequence[str]) -> tuple[float, int] | None:

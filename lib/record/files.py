@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,17 @@ def write_json(path: str | Path, value: Mapping, *, seal: bool = False) -> None:
     value = sealed(value) if seal else value
     lines = (f'  {json.dumps(key)}: {json.dumps(entry)}' for key, entry in value.items())
     write_text(path, '{\n' + ',\n'.join(lines) + '\n}\n')
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence | Mapping], end: str = '\n') -> str:
+    """Return a table as the text of a CSV file: a line of column names, then the rows, lists or {column: cell}.
+
+    What is None, or what a row lacks, is an empty cell; what it has beyond the columns is left out.
+    """
+    text = io.StringIO()
+    cells = ([row.get(name) for name in columns] if isinstance(row, Mapping) else row for row in rows)
+    csv.writer(text, lineterminator=end).writerows([columns, *cells])
+    return text.getvalue()
 
 
 def sealed(value: Mapping) -> dict:

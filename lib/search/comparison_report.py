@@ -1,13 +1,11 @@
 """The results of a comparison of searchers: one row for each search, a table of means over seeds, two figures."""
 
-import csv
-import io
 import statistics
 from pathlib import Path
 
 import numpy as np
 
-from lib.record.files import write_json, write_text
+from lib.record.files import csv_text, write_json, write_text
 from lib.record.plots import BLUE, GREY, SERIES, float_line, new_figure, save_figure, whole_numbers
 from lib.record.words import SEARCHERS, cost_words
 from lib.simulator.cost import CostTable
@@ -79,11 +77,7 @@ class ComparisonReport:
 
     def write(self) -> None:
         """Write the tables."""
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.folder / 'comparison.csv', buffer.getvalue())
+        write_text(self.folder / 'comparison.csv', csv_text(COLUMNS, self.rows, end='\r\n'))
         write_json(self.folder / 'comparison.json', {'arch': self.arch, 'dataset': self.dataset,
                                                      'cost': self.cost.name, 'float_accuracy': self.float_accuracy,
                                                      'finetuned': self.finetuned,

@@ -1,7 +1,5 @@
 """Strategies for one budget after another from the same sensitivities: a Pareto front, or the least that is enough."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.env.space import Space
-from lib.record.files import write_text
+from lib.record.files import csv_text, write_text
 from lib.record.plots import plot_budget
 from lib.record.words import cost_words
 from lib.search.allocation import ilp_allocation
@@ -180,11 +178,7 @@ def write_front(folder: str | Path, budgets: Sequence[float], history: Sequence[
     """
     rows = sorted(({'budget': budget, **record} for budget, record in zip(budgets, history, strict=True)),
                   key=lambda row: row['budget'])
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, extrasaction='ignore', lineterminator='\n')
-    table.writeheader()
-    table.writerows(rows)
-    write_text(Path(folder) / 'pareto.csv', text.getvalue())
+    write_text(Path(folder) / 'pareto.csv', csv_text(COLUMNS, rows))
     points = [{**row, 'label': f"{row['accuracy']:.2f}", 'group': 'best strategy under each budget'} for row in rows]
     plot_budget(points, Path(folder) / 'pareto.png', float_accuracy, xlabel=cost_words(cost_name))
     return '\n'.join(['budget   ratio    accuracy', *(f"{row['budget']:<8.4f} {row['ratio']:<8.4f} "

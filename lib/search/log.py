@@ -1,7 +1,5 @@
 """The record of a search: one dict a step, from which log, scalars, strategy files and plots are written."""
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,7 @@ from lib.qat.parts import PartQuantizers
 from lib.record import plots
 from lib.record.checkpoint import save_checkpoint, tensor_bytes
 from lib.record.disk import check_space
-from lib.record.files import write_json, write_text
+from lib.record.files import csv_text, write_json, write_text
 from lib.record.logs import ScalarLog
 from lib.record.strategy import save_strategy
 from lib.record.words import cost_words
@@ -246,12 +244,8 @@ class StepLog(SearchLog):
         return last
 
     def _table(self, records):
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator='\n')
-        table.writerow([*STEP_COLUMNS, *(f'kbits{i + 1}' for i in range(len(self.parts)))])
-        for record in records:
-            table.writerow(['' if record[name] is None else record[name] for name in STEP_COLUMNS] + record['kbits'])
-        return text.getvalue()
+        return csv_text([*STEP_COLUMNS, *(f'kbits{i + 1}' for i in range(len(self.parts)))],
+                        ([record[name] for name in STEP_COLUMNS] + record['kbits'] for record in records))
 
     def _scalars(self, record):
         return {name: record[name] for name in ('hession_info', 'acc_info', 'cost', 'train_acc', 'test_acc')}

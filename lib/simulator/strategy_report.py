@@ -1,9 +1,8 @@
 """What a strategy costs by every count, and layer by layer: plain values, CSV, or a table to read."""
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 
+from lib.record.files import csv_text
 from lib.simulator.cost import CostTable
 from lib.simulator.inventory import Inventory
 from lib.simulator.layer import LayerRecord
@@ -64,7 +63,7 @@ def shape_row(record: LayerRecord) -> dict:
             'groups': record.groups, 'in_size': [record.in_h, record.in_w], 'out_size': [record.out_h, record.out_w]}
 
 
-def csv_text(reports: Sequence[dict]) -> str:
+def layers_csv(reports: Sequence[dict]) -> str:
     """Return the layers as CSV, the second strategy's bits and cost beside the first's."""
     rows = [dict(row) for row in reports[0]['layers']]
     for other in reports[1:]:
@@ -72,11 +71,7 @@ def csv_text(reports: Sequence[dict]) -> str:
             row |= {f'{key}_2': theirs[key] for key in ('w_bit', 'a_bit', 'size_bits', 'cost')}
     for row in rows:
         row |= {key: 'x'.join(map(str, row[key])) for key in ('kernel', 'stride', 'in_size', 'out_size')}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(list(rows[0]), rows)
 
 
 def report_text(reports: Sequence[dict]) -> str:
