@@ -61,7 +61,8 @@ def configure(args, _parser):
     """Return the defaults that a checkpoint to resume gives which has no args.json of its run beside it."""
     from _checkpoints import checkpoint_settings  # it imports torch
 
-    return checkpoint_settings(args.resume) if args.resume and Path(args.resume).is_file() else {}
+    path = Path(args.resume or '').absolute()
+    return checkpoint_settings(path) if path.is_file() else {}
 
 
 def main(args):

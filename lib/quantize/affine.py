@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lib.quantize.quantizer import check_choice, signs
-from lib.quantize.ranges import KL_BELOW_BITS, METHODS, find_bounds, kl_threshold, sample_of
+from lib.quantize.ranges import KL_BELOW_BITS, METHODS, find_bounds, kl_threshold, least_of, sample_of
 
 Bounds = tuple[Tensor | float, Tensor | float]
 
@@ -71,11 +71,7 @@ def mse_ends(x: Tensor, bits: int) -> tuple[float, float]:
         total = above[::-1] + below  # entry z: top - z levels above 0, z below
         return total.min(), total.argmin()
 
-    grid = np.geomspace(mean / 2, span, 97)
-    for _ in range(2):
-        best = int(np.argmin([error(width)[0] for width in grid]))
-        grid = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], 25)
-    width = min(grid, key=lambda width: error(width)[0])
+    width = least_of(lambda width: error(width)[0], mean / 2, span)
     step, zero = width / top, error(width)[1]
     return float(-zero * step), float((top - zero) * step)
 

@@ -1,6 +1,7 @@
 """Clipping ranges from data: the maximum, HAQ's KL threshold, and the range of least squared error."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -57,9 +58,14 @@ def mse_range(x: Tensor, bits: int, signed: bool) -> float:
         edges = np.concatenate([[0], values.searchsorted((levels[1:] + levels[:-1]) / 2), [len(values)]])
         return (levels**2 * np.diff(edges) - 2 * levels * np.diff(sums[edges])).sum()
 
-    grid = np.geomspace(mean / 2, top, 97)
+    return least_of(error, mean / 2, top)
+
+
+def least_of(error: Callable[[float], float], low: float, high: float) -> float:
+    """Return the number of least error from `low` to `high`, on a geometric grid that is refined twice."""
+    grid = np.geomspace(low, high, 97)
     for _ in range(2):
-        best = int(np.argmin([error(clip) for clip in grid]))
+        best = int(np.argmin([error(number) for number in grid]))
         grid = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], 25)
     return float(min(grid, key=error))
 

@@ -176,21 +176,26 @@ def _balanced_batch(loader, size, seed):
         labels += served.tolist()
         if shuffled and len(labels) >= POOL * size:
             break
-    picked = _balanced(labels, size, np.random.default_rng(derived_seed(seed, 'balanced choice')))
-    parts, start = [], 0
-    for images, served in loader:
-        here = [i - start for i in picked if start <= i < start + len(served)]
-        parts.append((images[here].cpu(), served[here].cpu()))
-        start += len(served)
-        if start > picked[-1]:
-            break
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    rng = np.random.default_rng(derived_seed(seed, 'balanced choice'))
+    return served_at(loader, sorted(balanced(labels, size, rng)))
 
 
-def _balanced(labels, size, rng):
-    """Return `size` positions in ascending order: first one of every class, then a second one of every class ..."""
+def balanced(labels: Sequence[int], size: int, rng: np.random.Generator) -> list[int]:
+    """Draw at most `size` positions in `labels`: first one of every class, then a second one of every class ..."""
     seen, rounds = {}, {}
     for place, i in enumerate(rng.permutation(len(labels)).tolist()):
         number = seen[labels[i]] = seen.get(labels[i], -1) + 1
         rounds[i] = number, place
-    return sorted(sorted(rounds, key=rounds.get)[:size])
+    return sorted(rounds, key=rounds.get)[:size]
+
+
+def served_at(loader, picked: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return (images, labels), on the CPU, at these positions in what a loader serves, in their order."""
+    place, found, start = {index: position for position, index in enumerate(picked)}, [None] * len(picked), 0
+    for images, labels in loader:
+        for index in place.keys() & range(start, start + len(labels)):
+            found[place[index]] = images[index - start].cpu(), labels[index - start].cpu()
+        start += len(labels)
+        if None not in found:
+            break
+    return tuple(map(torch.stack, zip(*found, strict=True)))

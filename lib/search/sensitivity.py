@@ -16,6 +16,7 @@ from lib.network.conversion import listed
 from lib.network.layer_inputs import weight_matrix
 from lib.quantize.reading import Product
 from lib.runtime import distributed
+from lib.search.candidates import balanced, served_at
 from lib.search.curvature import SCALARS, differentiable, measure_curvature
 from lib.search.gradient_flow import blocked_layers
 from lib.simulator.cost import MAX_BIT, UNTOUCHED, bits_of, column
@@ -100,22 +101,10 @@ def draw_images(loader, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: fewer than 1 image, or more than the loader has.
     """
-    classes = torch.cat([labels for _, labels in loader]).cpu().numpy()
+    classes = torch.cat([labels for _, labels in loader]).tolist()
     if not 1 <= count <= len(classes):
         raise ValueError(f'a sensitivity on {count} images: expected 1 to {len(classes)}, the images for validation')
-    order = np.random.default_rng(seed).permutation(len(classes))
-    ranks = np.empty(len(classes), dtype=np.int64)  # of an image among those of its class
-    for number in np.unique(classes):
-        members = order[classes[order] == number]
-        ranks[members] = np.arange(len(members))
-    picked = order[np.argsort(ranks[order], kind='stable')[:count]]
-    place = {int(index): position for position, index in enumerate(picked)}
-    images, start = [None] * count, 0
-    for batch, _ in loader:
-        for index in place.keys() & range(start, start + len(batch)):
-            images[place[index]] = batch[index - start].cpu()
-        start += len(batch)
-    return torch.stack(images), torch.from_numpy(classes[picked])
+    return served_at(loader, balanced(classes, count, np.random.default_rng(seed)))
 
 
 def table_of(space: Space, w_parts: Mapping, a_parts: Mapping) -> np.ndarray:
