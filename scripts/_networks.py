@@ -7,6 +7,7 @@ import torch
 
 import models
 from lib.network.check import check_network, check_parameters
+from lib.network.hooks import probe
 from lib.network.reach import reach_weights
 from lib.runtime.user_code import load_model
 
@@ -115,9 +116,3 @@ def check_model(network, model, shape, classes, loaders=(), batch_option='--trai
             advice = (f'; one image is what batches of {single[mode]} leave for the last one: take another {option}, '
                       'or let the network take one image (in its forward, flatten(1) in place of squeeze())')
         raise ValueError(f'{network.arch}: {error}{advice}') from error
-
-
-def probe(model, shape):
-    """Return two images of noise on the device of the network."""
-    device = next(model.parameters()).device
-    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)

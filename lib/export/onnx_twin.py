@@ -16,6 +16,7 @@ from lib.network.batch_norm_folding import foldable_batch_norms
 from lib.network.conversion import activation_quantizers, quantized_layers
 from lib.network.hooks import names_of, replace_module
 from lib.quantize.codebook import Codebook
+from lib.quantize.folding import doubles_of, fold_batch_norm
 from lib.quantize.quantizer import Grid, Quantizer
 from lib.quantize.reading import READS, Product
 
@@ -136,10 +137,7 @@ def _weight_codes(name, layer, norm, source) -> WeightCodes:
     codes, scale = codes.long(), scale.double().flatten().expand(channels)
     bias = torch.zeros(channels, dtype=torch.float64) if layer.bias is None else layer.bias.double()
     if norm is not None:
-        factor = torch.rsqrt(norm.running_var.double() + norm.eps)
-        factor = factor if norm.weight is None else factor * norm.weight.double()
-        bias = (bias - norm.running_mean.double()) * factor + (0 if norm.bias is None else norm.bias.double())
-        scale = scale * factor
+        scale, bias = fold_batch_norm(scale, bias, *doubles_of(norm), norm.eps)
     if zero is None:  # a scale in ONNX is positive
         sign = torch.where(scale < 0, -1, 1)
         codes, scale = codes * sign.view(-1, *[1] * (codes.dim() - 1)), scale.abs()

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from lib.export.onnx_graph import IMAGES, copy_of, quiet, zero_point
 from lib.export.onnx_packages import ir
 from lib.export.onnx_runtimes import WITHOUT_FUSION, OnnxNetwork
-from lib.network.conversion import activation_quantizers
-from lib.network.hooks import evaluating, hooked
+from lib.integer.compare import seen_by_quantizers
 from lib.quantize.quantizer import Grid
 
 NEAR = 0.05  # of a code: how far from a tie a value may be that float32 and int32 biases still move to the other side
@@ -44,7 +43,8 @@ def check_codes(model: nn.Module, graph, grids: Mapping[str, Grid], images: Tens
         graph: what `expand` made.
         grids: of the quantizers, by name.
     """
-    expected = _inputs_and_codes(model, images)
+    expected = seen_by_quantizers(  # (input, codes)
+        model, images.clone(), lambda quantizer, x: (x.clone(), quantizer.to_int(x)[0].long()))
     if not expected:
         return {}
     session = OnnxNetwork(ir.to_proto(_cut(graph, expected)).SerializeToString(), WITHOUT_FUSION).session
@@ -56,19 +56,6 @@ def check_codes(model: nn.Module, graph, grids: Mapping[str, Grid], images: Tens
     found = dict(zip(expected, session.run(list(expected), {name: given[name] for name in kinds}), strict=True))
     return {title: _code_check(torch.from_numpy(found[title].astype(np.int64)) - zeros[title], codes, x,
                                grids[title.partition('#')[0]]) for title, (x, codes) in expected.items()}
-
-
-def _inputs_and_codes(model, images):
-    """Return {quantizer: (its input, its codes)}; of later calls #2 ... ."""
-    found = {}
-
-    def note(name, quantizer, x):
-        calls = sum(other.partition('#')[0] == name for other in found)
-        found[name if not calls else f'{name}#{calls + 1}'] = x.clone(), quantizer.to_int(x)[0].long()
-
-    with hooked(activation_quantizers(model), before=note), evaluating(model):
-        model(images.clone())
-    return found
 
 
 def _cut(graph, titles):

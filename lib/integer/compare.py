@@ -1,7 +1,7 @@
 """Compares an integer network with the fake-quantized network that it was lowered from, quantizer by quantizer."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lib.integer.network import IntegerNetwork, noise_images
 from lib.network.conversion import activation_quantizers
 from lib.network.hooks import evaluating, hooked
+from lib.quantize.quantizer import Quantizer
 
 NOISE_IMAGES = 100
 
@@ -40,15 +41,16 @@ class NoiseCheck(NamedTuple):
 
 
 @torch.no_grad()
-def check_on_noise(model: nn.Module, network: IntegerNetwork, count: int = NOISE_IMAGES) -> NoiseCheck:
+def check_on_noise(model: nn.Module, network: IntegerNetwork) -> NoiseCheck:
     """Return the `NoiseCheck` of an `IntegerNetwork` and the fake-quantized network, on the CPU, that it comes from."""
-    images = noise_images(network.input_shape, count)
+    images = noise_images(network.input_shape, NOISE_IMAGES)
     found = network(images, arithmetic='float64').double() * network.scale
     with evaluating(model):
         expected = torch.cat([model(part) for part in images.split(16)]).double()
     spread = (expected - expected.mean(0)).square().mean().sqrt()
     difference = (found - expected).square().mean().sqrt() / spread.clamp_min(network.scale)  # a unit of the logits
-    return NoiseCheck(count, 100 * (found.argmax(1) == expected.argmax(1)).double().mean().item(), difference.item())
+    agreement = 100 * (found.argmax(1) == expected.argmax(1)).double().mean().item()
+    return NoiseCheck(NOISE_IMAGES, agreement, difference.item())
 
 
 class PredictionCheck(NamedTuple):
@@ -117,14 +119,19 @@ def _difference(codes, expected):
     return (difference == 0).double().mean().item(), int(difference.amax())
 
 
-@torch.no_grad()
 def fake_quantized_codes(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return {name: int64 codes} of every active quantizer of activations that `model` calls; later calls get #2..."""
+    return seen_by_quantizers(model, images, lambda quantizer, x: quantizer.to_int(x)[0].long())
+
+
+@torch.no_grad()
+def seen_by_quantizers(model: nn.Module, images: Tensor, see: Callable[[Quantizer, Tensor], Any]) -> dict[str, Any]:
+    """Return {name: see(quantizer, its input)} of the same calls."""
     found = {}
 
     def note(name, quantizer, x):
         calls = sum(other.partition('#')[0] == name for other in found)
-        found[name if not calls else f'{name}#{calls + 1}'] = quantizer.to_int(x)[0].long()
+        found[name if not calls else f'{name}#{calls + 1}'] = see(quantizer, x)
 
     with hooked(activation_quantizers(model), before=note), evaluating(model):
         model(images)

@@ -1,14 +1,14 @@
 """Lowering of layers with weights: integer weights, the accumulator and the range that it cannot leave."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.integer.fixed_point import FixedPoint, Mantissa, encode_mantissa
 from lib.integer.values import INT64, Program, Register, Term, Value
+from lib.quantize.folding import doubles_of, fold_batch_norm
 from lib.quantize.layers import QuantizedLayer
 
 # What weights of 32 bits get: 16 bits move about one code in a thousand behind the layer, 20 one in ten thousand.
@@ -160,25 +160,11 @@ def batch_norm(name: str, norm: nn.Module, value: Value) -> Value:
     """Return the value after a BatchNorm in evaluation: terms and offset times gamma / sqrt(var + eps), shifted."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError(f'{name} has no running statistics: it depends on the batch and has no integer form')
-    mean, var = norm.running_mean.cpu().double(), norm.running_var.cpu().double()
-    factor = torch.rsqrt(var + norm.eps)
-    factor = factor if norm.weight is None else factor * norm.weight.detach().cpu().double()
-    shift = 0.0 if norm.bias is None else norm.bias.detach().cpu().double()
-    if not (factor.isfinite().all() and mean.isfinite().all()):
+    factor, offset = fold_batch_norm(torch.ones_like(value.offset), value.offset, *doubles_of(norm), norm.eps)
+    if not (factor.isfinite().all() and offset.isfinite().all()):
         raise ValueError(f'{name} has statistics or weights that are not finite: check the checkpoint')
-    terms = [term.__class__(term.register, term.multiplier * factor, term.exponent) for term in value.terms]
-    return Value(value.shape, terms, (value.offset - mean) * factor + shift)
-
-
-@torch.no_grad()
-def norms_then(norm: nn.Module, parts: Iterable[nn.Module]) -> bool:
-    """Return whether a BatchNorm in evaluation computes the normalisation and then its parts, one after another."""
-    x = torch.linspace(-4, 4, 16 * norm.num_features).view(16, norm.num_features)  # (N, C) or (N, C, 1, 1)
-    x = (x if isinstance(norm, nn.BatchNorm1d) else x[:, :, None, None]).to(norm.running_mean)
-    expected = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
-    for part in parts:
-        expected = part(expected)
-    return torch.allclose(norm(x.clone()), expected)
+    terms = [Term(term.register, term.multiplier * factor, term.exponent) for term in value.terms]
+    return Value(value.shape, terms, offset)
 
 
 def kinds_without_integers(model: nn.Module) -> str:

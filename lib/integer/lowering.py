@@ -19,11 +19,11 @@ from lib.integer.layers import (
     integer_weight,
     is_layer,
     kinds_without_integers,
-    norms_then,
     plain_convolution,
 )
 from lib.integer.network import IMAGE_LIMIT, IntegerNetwork, noise_images
 from lib.integer.values import Program, Value, value_of
+from lib.network.behaviour import rest_of_norm
 from lib.network.hooks import evaluating
 from lib.quantize.layers import QuantizedLayer
 from lib.quantize.quantizer import Quantizer
@@ -172,9 +172,9 @@ class _Lowering(Calls):
         value = batch_norm(name, norm, self.linear(name, value))
         if type(norm).forward in PLAIN_FORWARDS:
             return value
-        parts = dict(norm.named_children())
-        if set(parts) <= {'drop', 'act'} and norms_then(norm, parts.values()):
-            for part, module in parts.items():
+        rest = rest_of_norm(norm)
+        if rest is not None and {part for part, _ in rest.named_children()} <= {'drop', 'act'}:
+            for part, module in rest.named_children():
                 value = self._module(f'{name}.{part}', module, value)
             return value
         raise ValueError(f'{name} ({type(norm).__name__}) is a BatchNorm with a forward of its own, which is not '

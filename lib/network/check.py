@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lib.network.conversion import all_layers
-from lib.network.hooks import hooked, in_mode
+from lib.network.hooks import hooked, in_mode, probe
 from lib.network.other_state import kept_state
 
 MAX_PARAMETERS = 2**31
@@ -78,11 +78,10 @@ def _kind(value) -> str:
 
 
 def _forward(model, input_shape, mode, count):
-    device = next(model.parameters(), torch.empty(0)).device
-    noise = torch.randn(count, *input_shape, generator=torch.Generator().manual_seed(0))  # of the type that images have
+    noise = probe(model, input_shape, count)  # of the type that images have
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
-            return model(noise.to(device))
+        with torch.random.fork_rng(devices=[noise.device] if noise.is_cuda else []):
+            return model(noise)
     except Exception as error:
         shape = 'x'.join(map(str, input_shape))
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())

@@ -1,12 +1,19 @@
 """Looking into the modules of a network, and putting others in their place."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def probe(model: nn.Module, shape: Sequence[int], count: int = 2) -> Tensor:
+    """Return images of noise (count, *shape), the same every time, on the device of a network."""
+    device = next(model.parameters(), torch.empty(0)).device
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lib.network.flow import FlowMode, of_layer
-from lib.network.hooks import evaluating, hooked
+from lib.network.hooks import evaluating, hooked, probe
 from lib.network.operations import Operation, OperationMode, linear, owned_tensors
 from lib.network.reach import Following, explained, slow_attention
 from lib.quantize.reading import Product, memory_of
@@ -42,14 +42,12 @@ class Profile(NamedTuple):
         return sum(layer.macs for layer in self.layers) + sum(other.record.macs for other in self.others)
 
 
-def profile_layers(model: nn.Module, input_shape: tuple[int, int, int], device: torch.device | str | None = None
-                   ) -> list[LayerRecord]:
+def profile_layers(model: nn.Module, input_shape: tuple[int, int, int]) -> list[LayerRecord]:
     """Return the `layers` of `profile_network`."""
-    return profile_network(model, input_shape, device).layers
+    return profile_network(model, input_shape).layers
 
 
-def profile_network(model: nn.Module, input_shape: tuple[int, int, int], device: torch.device | str | None = None
-                    ) -> Profile:
+def profile_network(model: nn.Module, input_shape: tuple[int, int, int]) -> Profile:
     """Return the `Profile` of a network.
 
     One image of noise goes through the model in evaluation mode, without gradients; modes are restored and global
@@ -60,7 +58,6 @@ def profile_network(model: nn.Module, input_shape: tuple[int, int, int], device:
 
     Args:
         model: any network that takes one image batch; on the meta device nothing is computed.
-        device: where the model lives; None = where its first parameter is.
 
     Raises:
         ValueError: the forward pass fails at this input shape.
@@ -69,7 +66,7 @@ def profile_network(model: nn.Module, input_shape: tuple[int, int, int], device:
     with explained(model, input_shape), slow_attention(), evaluating(model), torch.no_grad(), \
             hooked(dict(model.named_modules()), recorder.enter, recorder.leave), \
             recorder.flow, OperationMode(recorder.take, recorder.see), recorder.reading.through(model):
-        recorder.output = model(recorder.flow.follow(_image(model, input_shape, device)))
+        recorder.output = model(recorder.flow.follow(_image(model, input_shape)))
     return recorder.profile()
 
 
@@ -211,11 +208,9 @@ def _pool_additions(pool, inputs, output) -> int:
     return output.numel() * {'adaptive': prod(a // b for a, b in sizes) + 1, 'fixed': 1, 'function': 0}[kind]
 
 
-def _image(model, input_shape, device) -> torch.Tensor:
-    """Return one image of noise, (1, C, H, W), from a generator of its own; zeros would make ranges of 0."""
-    parameter = next(model.parameters(), torch.empty(0))
-    noise = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0))
-    return noise.to(device=parameter.device if device is None else device, dtype=parameter.dtype)
+def _image(model, input_shape) -> torch.Tensor:
+    """Return one image of noise, (1, C, H, W), of the type of the parameters; zeros would make ranges of 0."""
+    return probe(model, input_shape, 1).to(next(model.parameters(), torch.empty(0)).dtype)
 
 
 def _call_sizes(layer, inputs, output) -> tuple[int, int, int, int, int]:

@@ -3,9 +3,9 @@
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import nn
 
+from lib.network.hooks import probe
 from lib.network.records import profile_layers
 from lib.simulator.hardware import shape_of
 from lib.simulator.measured.backend import MeasuredMachine
@@ -61,8 +61,7 @@ def measure_whole_network(model: nn.Module, input_shape: tuple[int, int, int], m
     layers = [layer for layer in profile_layers(model, input_shape) if layer.calls]
     arithmetic = machine.kernel if machine.kernel in FLOATS else 'fp32'
     network = deepcopy(model).to(machine.device, FLOATS[arithmetic]).eval()
-    images = torch.randn(machine.batch, *input_shape, generator=torch.Generator().manual_seed(0))
-    images = images.to(machine.device, FLOATS[arithmetic])
+    images = probe(network, input_shape, machine.batch).to(FLOATS[arithmetic])
     pair = machine.measured_pairs()[-1]
     with machine.running():
         calls = {shape_of(layer): machine.calls(layer, [pair])[1][pair] for layer in layers}

@@ -36,6 +36,12 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None, gamma: Tensor | None, b
     return weight * factor.view(-1, *[1] * (weight.dim() - 1)), folded_bias
 
 
+def doubles_of(norm: nn.Module) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+    """Return weight, bias, mean and variance of a BatchNorm for `fold_batch_norm`, float64 on the CPU."""
+    parts = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    return tuple(None if part is None else part.detach().cpu().double() for part in parts)
+
+
 def folded_parameters(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return weight and bias of `layer` with the running statistics of `norm` folded in; differentiable.
 

@@ -173,13 +173,13 @@ def file_size(path: str | Path, what: str = 'file') -> int:
     return status.st_size
 
 
-def read_text(path: str | Path, what: str = 'file', limit: int = MAX_TEXT) -> str:
+def read_text(path: str | Path, what: str = 'file') -> str:
     """Return the text of a UTF-8 file, without a byte-order mark and with the line ends of Unix.
 
     Raises as `read_bytes`, and ValueError for what is no UTF-8.
     """
     try:
-        text = read_bytes(path, what, limit).decode('utf-8-sig')
+        text = read_bytes(path, what).decode('utf-8-sig')
     except UnicodeDecodeError as error:
         raise ValueError(f'{path} cannot be read as a {what}: it is no UTF-8 text; save it as UTF-8') from error
     return text.replace('\r\n', '\n').replace('\r', '\n')

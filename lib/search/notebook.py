@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from lib.env.episode import EpisodeSettings
@@ -11,6 +10,7 @@ from lib.env.linear_quantize_env import LinearQuantizeEnv
 from lib.env.quantize_env import QuantizeEnv
 from lib.env.space import Space
 from lib.network.coverage import inventory_of
+from lib.network.hooks import probe
 from lib.network.reach import reach_weights
 from lib.quantize.grids import Grids
 from lib.runtime.seeds import own_generators
@@ -92,7 +92,8 @@ def search(model: nn.Module, loaders: Sequence, *, budget: float = 0.1, cost: st
         bits: `min_bit`, `max_bit`, `candidates`, `pins` and `wall` as `Space.of` takes them.
     """
     loaders, model = Batches.of(loaders), copy.deepcopy(model)
-    reach_weights(model, _probe(model, loaders[0]), 'products' if linear and attention_products else 'weights')
+    images = probe(model, loaders[0].input_shape)
+    reach_weights(model, images, 'products' if linear and attention_products else 'weights')
     if linear:
         _convert(model, loaders[0], grids)
     inventory = inventory_of(model, loaders[0].input_shape, linear)
@@ -109,7 +110,7 @@ def quantize(model: nn.Module, strategy: list, loader, attention_products: bool 
     `attention_products` is what the strategy was searched with; `grids` are those of linear quantization, None: HAQ's.
     """
     (loader,) = Batches.of([loader])
-    reach_weights(model, _probe(model, loader), 'products' if attention_products else 'weights')
+    reach_weights(model, probe(model, loader.input_shape), 'products' if attention_products else 'weights')
     if not isinstance(strategy[0], (list, tuple)):
         return KMeansQuantization(model, strategy)
     _convert(model, loader, grids)
@@ -137,15 +138,9 @@ def evaluate(model: nn.Module, loader: Iterable) -> Metrics:
 
 
 def _convert(model, loader, grids):
-    convert_to_quantized(model, _probe(model, loader), quiet=True)
+    convert_to_quantized(model, probe(model, loader.input_shape), quiet=True)
     (grids or Grids()).use(quantized_layers(model).values())
 
 
 def _device(model):
     return next(model.parameters()).device
-
-
-def _probe(model, loader) -> Tensor:
-    """Return two images of noise."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, *loader.input_shape, generator=generator).to(_device(model))

@@ -26,6 +26,7 @@ from lib.utils.utils import learning_rate, set_learning_rate
 
 logger = logging.getLogger(__name__)
 
+RATIO = 0.5  # of the bits that a candidate lowers, as in ProQHA
 TRIALS = 5  # random courses of a search that tell how many steps it takes
 
 
@@ -50,14 +51,14 @@ def first_lists(model: nn.Module, shape: Sequence[int], k_bits: int, pre_k_bits:
 class ProgressiveSearcher(OneStrategy):
     """Starts at the most bits; in each step the best of `lam` random lowerings becomes the state, within the budgets.
 
-    A candidate lowers floor(ratio * n) of the n free bits of weights and (pairs) inputs, in random order, and stops at
-    once when the budgets hold. Where fewer than these can still go down, it lowers those.
+    A candidate lowers half of the free bits of weights and (pairs) inputs, rounded down, each by one or to the next
+    fewer that its layer may have, in random order, and stops at once when the budgets hold. Where fewer than these can
+    still go down, it lowers those.
     """
 
     name = 'progressive'
 
-    def __init__(self, space: Space, judge: Callable[[list], float], seed: int = 0, *, lam: int = 10,
-                 ratio: float = 0.5, interval: int = 1):
+    def __init__(self, space: Space, judge: Callable[[list], float], seed: int = 0, *, lam: int = 10):
         """Start at the most bits; nothing is judged before the strategy is asked for.
 
         Args:
@@ -65,27 +66,25 @@ class ProgressiveSearcher(OneStrategy):
             judge: returns the score of a strategy, which may exceed the budgets; smaller is better.
             seed: of all candidates.
             lam: candidates per step.
-            ratio: fraction of the bits that a candidate lowers.
-            interval: by how many, or to the next fewer that a layer may have.
 
         Raises:
-            ValueError: lam or interval is below 1, the ratio lowers nothing, or the budgets cannot be held.
+            ValueError: lam is below 1, half of the bits are none, or the budgets cannot be held.
         """
-        if lam < 1 or interval < 1:
-            raise ValueError(f'lam is {lam}, interval {interval}: expected at least 1 of each')
+        if lam < 1:
+            raise ValueError(f'lam is {lam}: expected at least 1')
         if not space.free:
             raise ValueError('the progressive search has nothing to lower: all layers are fixed')
         super().__init__(space.at_least(FLOOR))
         self.judge, self.seed, self.lam, self.judged = judge, seed, lam, 0
         self._able = [side for each in self.space.layer_bits for side in each.sides[:1 + space.pairs]]
         self._places = [step for step in range(space.num_steps) if step // (1 + space.pairs) in space.free]
-        self.options = {'ratio': ratio, 'interval': interval, 'able': [self._able[step] for step in self._places]}
-        num_drawn(len(self._places), ratio)
+        self.options = {'ratio': RATIO, 'interval': 1, 'able': [self._able[step] for step in self._places]}
+        num_drawn(len(self._places), RATIO)
 
     @classmethod
-    def affordable(cls, space: Space, seed: int, evaluations: int, **options) -> int:
+    def affordable(cls, space: Space, seed: int, evaluations: int) -> int:
         """Return the largest lam with which about so many strategies are judged at most; at least 1."""
-        courses = (cls(space, lambda _: 0.0, derived_seed(seed, 'course', trial), lam=1, **options)._course
+        courses = (cls(space, lambda _: 0.0, derived_seed(seed, 'course', trial), lam=1)._course
                    for trial in range(TRIALS))
         return max(1, evaluations // max(1, *(len(course) - 1 for course in courses)))
 

@@ -25,7 +25,7 @@ COUNTS = {'forwards': whole(), 'backwards': whole(), 'seconds': real(0)}
 OF_A_SEARCH = ('kind', 'errors', 'min_bit', 'max_bit', 'fixed', 'bits', 'float_accuracy')  # those that share may differ
 
 
-def read_or_measure(path: str | Path | None, env: SearchEnv, kind: str, *, num_images: int, seed: int = 0,
+def read_or_measure(path: str | Path | None, env: SearchEnv, kind: str, *, num_images: int,
                     shared: str | Path | None = None) -> Sensitivity:
     """Read a `Sensitivity` from a file, or measure it and write the file.
 
@@ -33,7 +33,7 @@ def read_or_measure(path: str | Path | None, env: SearchEnv, kind: str, *, num_i
 
     Args:
         path: an `.npz`; None: it is not kept.
-        env, kind, num_images, seed: as in `measure_sensitivity`.
+        env, kind, num_images: as in `measure_sensitivity`.
         shared: an `.npz` of all kinds for all searches of the same network, quantizers and images, whatever their
             costs and budgets, whose bits are among those measured; it is read before anything is measured, and written
             where it does not have this kind.
@@ -42,14 +42,14 @@ def read_or_measure(path: str | Path | None, env: SearchEnv, kind: str, *, num_i
         ValueError: `shared` is of something else.
     """
     if path is None and shared is None:
-        return measure_sensitivity(env, kind, num_images=num_images, seed=seed)
-    about = _belongs_to(env, kind, num_images, seed)
+        return measure_sensitivity(env, kind, num_images=num_images)
+    about = _belongs_to(env, kind, num_images)
     found = distributed.on_main(_read, path, about, env) if path else None
     if found is not None:
         return found
-    found = distributed.on_main(read_shared, shared, env, kind, num_images=num_images, seed=seed) if shared else None
+    found = distributed.on_main(read_shared, shared, env, kind, num_images=num_images) if shared else None
     if found is None:
-        found = measure_sensitivity(env, kind, num_images=num_images, seed=seed)
+        found = measure_sensitivity(env, kind, num_images=num_images)
         if shared and distributed.is_main():
             _share(shared, env, found, about)
     if path and distributed.is_main():
@@ -70,9 +70,9 @@ def draw(found: Sensitivity, env: SearchEnv, path: str | Path) -> None:
         plot_sensitivity(sides, list(env.layers()), path, what=f'{what} ({found.kind})')
 
 
-def _belongs_to(env, kind, num_images, seed):
+def _belongs_to(env, kind, num_images):
     """Return what a sensitivity depends on, as plain values in the form that JSON gives them back."""
-    about = {'kind': kind, 'num_images': num_images, 'seed': seed, 'layers': list(env.layers()),
+    about = {'kind': kind, 'num_images': num_images, 'seed': 0, 'layers': list(env.layers()),
              'min_bit': env.space.range[0], 'max_bit': env.space.range[1], 'fixed': list(env.space.fixed.items()),
              **({'bits': list(map(str, env.space.layer_bits))} if env.space.asked else {}),
              **({'errors': 'outputs'} if env.problems and kind in SCALARS else {}),  # see `weight_error`
@@ -115,7 +115,7 @@ def _sensitivity(file: Mapping, kind: str, path) -> Sensitivity:
 
 # ---- one file for many searches
 
-def read_shared(path: str | Path, env: SearchEnv, kind: str, *, num_images: int, seed: int = 0) -> Sensitivity | None:
+def read_shared(path: str | Path, env: SearchEnv, kind: str, *, num_images: int) -> Sensitivity | None:
     """Return what a shared file has of a kind, at the bits of this search; None: it has none, or there is no file.
 
     Raises:
@@ -125,7 +125,7 @@ def read_shared(path: str | Path, env: SearchEnv, kind: str, *, num_images: int,
         return None
     try:
         file = read_npz(path, 'file of sensitivities', MAX_FILE)
-        about = _of_all_searches(env, _belongs_to(env, kind, num_images, seed))
+        about = _of_all_searches(env, _belongs_to(env, kind, num_images))
         if differ := _differing(about, parse_json(str(file['about']), 'about')):
             raise ValueError(f'it is of something else: {", ".join(differ)} differ')
         if f'{kind}.table' not in file:

@@ -243,7 +243,7 @@ def test_fixed_layers_stay_and_a_search_is_a_function_of_seed_and_scores():
 
 def test_the_floor_and_the_lowest_budget():
     """Every bit has to go down to 2; a search that has only some left to lower lowers these."""
-    _, strategy = course(space_of(2 / 8), lambda strategy: -float(sum(strategy)), 3, lam=5, ratio=0.9, interval=4)
+    _, strategy = course(space_of(2 / 8), lambda strategy: -float(sum(strategy)), 3, lam=5)
     assert strategy == [2] * 6
     with pytest.raises(ValueError, match=r'0\.2'):
         ProgressiveSearcher(space_of(0.2), None)
@@ -263,7 +263,7 @@ def test_a_search_among_candidates_goes_from_one_to_the_next():
 
 
 @pytest.mark.parametrize(('options', 'said'), [
-    ({'lam': 0}, 'lam is 0, interval 1'), ({'interval': 0}, 'interval 0'), ({'ratio': 0.1}, 'lowers 0 of 6'),
+    ({'lam': 0}, 'lam is 0'), ({'space': space_of(1, fixed={i: 8 for i in range(5)})}, 'lowers 0 of 1'),
     ({'space': space_of(1, fixed={i: 8 for i in range(6)})}, 'nothing to lower'),
 ])
 def test_what_makes_no_search_is_refused(options, said):
