@@ -132,7 +132,6 @@ finetune.py {NET} --strategy uniform:4 --resume bare.pth | bare.pth | --weights
 finetune.py --resume float/checkpoint.pth.tar --strategy uniform:4 --epochs 3 | float/checkpoint.pth.tar | --weights
 pretrain.py --resume tuned_k/checkpoint.pth.tar --epochs 3 | tuned_k/checkpoint.pth.tar | finetune.py
 finetune.py {NET} --resume good.pth --eval | more than 256 values | --strategy
-finetune.py {NET} --resume linear.pth.tar --eval | linear.pth.tar | --linear_quantization
 rl_quantize.py {NET} --train_size 64 --val_size 64 --output out | resnet20 | --weights
 pretrain.py {NET} --eval | --resume | --weights
 search --weights nan.pth | layer2.0.conv1 | not finite

@@ -97,7 +97,6 @@ def write_runs(folder, home):
     shutil.copytree(home / 'save', folder / 'save')
     for name in ('float', 'tuned_k'):
         shutil.copytree(home / name, folder / name)
-    shutil.copy(home / 'tuned_l' / 'checkpoint.pth.tar', folder / 'linear.pth.tar')
     whole = (folder / 'save' / 'resnet20_digits_k' / 'search.pth.tar').read_bytes()
     for name, content in (('empty', b''), ('text', b'half'), ('half', whole[:len(whole) // 2])):
         run = shutil.copytree(folder / 'save' / 'resnet20_digits_k', folder / f'state_{name}')
