@@ -200,20 +200,24 @@ def add_training_options(parser, *, lr, weight_decay, least=0):
     group.add_argument('--schedule', type=int, nargs='+', default=[31, 61, 91], help='step3: epochs at which the rate '
                        'is multiplied by gamma')
     group.add_argument('--gamma', type=positive, default=0.1, help='factor of step3, exp and the warm-up')
+    add_course_options(group, weight_decay, RepositoryPath('checkpoint'))
+    group.add_argument('--clip_norm', type=positive, metavar='NORM', help='clip the norm of the gradient of all that '
+                       'is trained (default: it is not clipped)')
+    add_recipe_options(parser)
+    return group
+
+
+def add_course_options(group, weight_decay, folder, holds=''):
+    """Adds what every training has that begins with weights and can be resumed; `folder` is that of the run."""
     group.add_argument('--momentum', type=at_least(0, float), default=0.9, help='momentum of SGD')
     group.add_argument('--weight-decay', '--weight_decay', '--wd', dest='weight_decay', type=at_least(0, float),
                        default=weight_decay, help='weight decay of the optimizer')
     group.add_argument('--pretrained', action=BooleanOption, help='start from published float weights: the file in '
                        "pretrained/imagenet, else torchvision's download")
-    group.add_argument('-c', '--checkpoint', default=RepositoryPath('checkpoint'), help='folder of the run')
+    group.add_argument('-c', '--checkpoint', default=folder, help=f'folder of the run{holds}')
     group.add_argument('--resume', metavar='CHECKPOINT', help='checkpoint.pth.tar of a run to continue in its folder, '
                        'with its own settings, or a checkpoint to evaluate')
-    group.add_argument('-e', '--evaluate', '--eval', dest='evaluate', action=BooleanOption,
-                       help='only evaluate')
-    group.add_argument('--clip_norm', type=positive, metavar='NORM', help='clip the norm of the gradient of all that '
-                       'is trained (default: it is not clipped)')
-    add_recipe_options(parser)
-    return group
+    group.add_argument('-e', '--evaluate', '--eval', dest='evaluate', action=BooleanOption, help='only evaluate')
 
 
 def add_recipe_options(parser):

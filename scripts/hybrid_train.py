@@ -8,9 +8,8 @@ from pathlib import Path
 
 import yaml
 from _cli import ROOT, logger, make_parser, pick, prefixed, run, training_hint, training_run
-from _option_types import BooleanOption as Bool
 from _option_types import CollectedOption, RepositoryPath, at_least, positive
-from _options import add_data_options, add_model_options, add_recipe_options, add_run_options
+from _options import add_course_options, add_data_options, add_model_options, add_recipe_options, add_run_options
 from finetune import STRATEGIES
 
 from lib.hybrid.config import DATASETS, complete_config, override, read_config, with_strategy
@@ -48,16 +47,7 @@ def add_hybrid_training_options(parser):
     group = parser.add_argument_group('training')
     group.add_argument('--epochs', type=at_least(0), default=200, help='epochs in all; 0: only quantize after training')
     group.add_argument('--lr', type=positive, default=0.1, help='highest learning rate')
-    group.add_argument('--momentum', type=at_least(0, float), default=0.9, help='momentum of SGD')
-    group.add_argument('--weight-decay', '--weight_decay', '--wd', dest='weight_decay', type=at_least(0, float),
-                       default=1e-4, help='weight decay of the optimizer')
-    group.add_argument('--pretrained', action=Bool, help="start from published float weights: the file in "
-                       "pretrained/imagenet, else torchvision's download")
-    group.add_argument('-c', '--checkpoint', default=RepositoryPath('checkpoints/hybrid'), help='folder of the run; '
-                       'experiment_data is in it')
-    group.add_argument('--resume', metavar='CHECKPOINT', help='checkpoint.pth.tar of a run to continue in its folder, '
-                       'with its own settings, or a checkpoint to evaluate')
-    group.add_argument('-e', '--evaluate', '--eval', dest='evaluate', action=Bool, help='only evaluate --resume')
+    add_course_options(group, 1e-4, RepositoryPath('checkpoints/hybrid'), holds='; experiment_data is in it')
 
 
 def make_hybrid_parser():

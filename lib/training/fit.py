@@ -107,6 +107,13 @@ def fit(model: nn.Module, loaders: tuple, settings: TrainingSettings | None = No
     metrics, rate, epochs = None, rate or settings.rate, settings.epochs
     quantization.synchronise()
     log = TrainingLog(folder, start_epoch) if folder and distributed.is_main() else None
+
+    def checkpoint(epoch, raw):  # `raw`: the weights under an average that is in place
+        return {'epoch': epoch, 'acc': metrics.top1, 'best_acc': best, 'top5': metrics.top5,
+                'state_dict': model.state_dict(), 'optimizer': optimizer.state_dict(),
+                'scaler': precision.scaler.state_dict() if precision else {}, **raw, **quantization.state(),
+                **(about or {})}
+
     if folder:
         size = checkpoint_bytes(model, optimizer, settings.ema_decay > 0)
         distributed.on_main(check_disk, folder, size, epochs - start_epoch)
@@ -126,10 +133,8 @@ def fit(model: nn.Module, loaders: tuple, settings: TrainingSettings | None = No
             best = metrics.top1 if improved else best
             row = (lr, train.loss, metrics.loss, train.top1, metrics.top1)
             if log:
-                checkpoint = {'epoch': epoch + 1, 'acc': metrics.top1, 'best_acc': best, 'top5': metrics.top5,
-                              **_state(model, optimizer, precision), **raw, **quantization.state(), **(about or {})}
                 keep = settings.keep_every and (epoch + 1) % settings.keep_every == 0
-                log.add(epoch, row, checkpoint, improved, keep=keep)
+                log.add(epoch, row, checkpoint(epoch + 1, raw), improved, keep=keep)
         logger.info('epoch %d/%d: lr %.5f  train loss %.4f acc %.2f  valid loss %.4f acc %.2f  best %s  %.1f s',
                     epoch + 1, epochs, *row[:2], row[3], row[2], row[4], f'{best:.2f}' if best >= 0 else '-',
                     time.time() - start)
@@ -140,18 +145,12 @@ def fit(model: nn.Module, loaders: tuple, settings: TrainingSettings | None = No
         best = metrics.top1
         if log:
             with average.in_place() if average else contextlib.nullcontext({}) as raw:
-                log.save({'epoch': 0, 'acc': best, 'best_acc': best, 'top5': metrics.top5,
-                          **_state(model, optimizer, precision), **raw, **quantization.state(), **(about or {})})
+                log.save(checkpoint(0, raw))
     if average:
         average.put()
     if log:
         log.plot()
     return metrics, best
-
-
-def _state(model, optimizer, precision) -> dict:
-    return {'state_dict': model.state_dict(), 'optimizer': optimizer.state_dict(),
-            'scaler': precision.scaler.state_dict() if precision else {}}
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, average: bool = False) -> int:
