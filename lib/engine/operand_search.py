@@ -10,16 +10,13 @@ from lib.engine.mvm_engine import CODE_BITS
 from lib.engine.operands import InputGrid, LayerOperands, computing
 from lib.network.conversion import activation_quantizers, all_layers, listed
 from lib.network.hooks import evaluating, hooked
-from lib.network.tracking import TensorTracker, arguments_of
+from lib.network.tracking import MOVING, TensorTracker, arguments_of
 from lib.quantize.layers import QuantizedLayer
 
 logger = logging.getLogger(__name__)
 
-# Functions that move or pick values: what comes out is on the grid of what goes in.
-MOVING = {'max_pool2d', 'boolean_dispatch', 'fn', 'adaptive_max_pool2d', 'flatten', 'unflatten', 'view', 'reshape',
-          'permute', 'transpose', 'movedim', 'contiguous', 'squeeze', 'unsqueeze', 'expand', 'flip', 'chunk', 'split',
-          'narrow', 'select', '__getitem__', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle', 'dropout',
-          'dropout2d', 'feature_dropout', 'cat', 'concat', 'clone', 'detach', 'stochastic_depth', 'roll'}
+# Functions of which what comes out is on the grid of what goes in; dropping out does nothing in evaluation.
+ON_GRID = MOVING | {'__getitem__', 'dropout', 'dropout2d', 'feature_dropout', 'stochastic_depth'}
 OFF_GRID = 0.01  # of a step: values in single precision are on it within 2^-8 of a step for 16 bits
 
 
@@ -123,7 +120,7 @@ class _GridTracker(TensorTracker):
 
     def derive(self, name: str, args: tuple, kwargs: Mapping) -> InputGrid | str | None:
         """Return the grid of all tensors among the arguments of a function that moves them, None if there is none."""
-        if name not in MOVING:
+        if name not in ON_GRID:
             return None
         grids = {self.fact(leaf) for leaf in arguments_of(args, kwargs) if isinstance(leaf, torch.Tensor)}
         return grids.pop() if len(grids) == 1 else None

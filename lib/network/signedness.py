@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lib.network.hooks import evaluating, hooked
 from lib.network.reach import Following
-from lib.network.tracking import TensorTracker, arguments_of
+from lib.network.tracking import MOVING, TensorTracker, arguments_of
 from lib.quantize.reading import Product
 
 INF = math.inf
@@ -28,11 +28,8 @@ QUOTIENTS = {'div', 'true_divide', '__truediv__', '__rtruediv__', '__div__', '__
 # Functions that multiply and add up any number of elements.
 REDUCTIONS = {'sum', 'matmul', '__matmul__', 'bmm', 'einsum', 'scaled_dot_product_attention'}
 # Functions that move, average or drop values, pick from them or put numbers that are not negative beside them.
-MOVING = {'max_pool2d', 'boolean_dispatch', 'fn', 'avg_pool2d', 'adaptive_avg_pool2d', 'adaptive_max_pool2d', 'flatten',
-          'unflatten', 'view', 'reshape', 'permute', 'transpose', 'movedim', 'contiguous', 'squeeze', 'unsqueeze',
-          'expand', 'repeat', 'flip', 'chunk', 'split', 'unbind', 'narrow', 'select', 'unfold', 'pixel_shuffle',
-          'pixel_unshuffle', 'channel_shuffle', 'mean', 'amax', 'cat', 'concat', 'stack', 'clone', 'detach', 'to',
-          'float', 'roll'}
+WITHIN = MOVING | {'avg_pool2d', 'adaptive_avg_pool2d', 'repeat', 'unbind', 'unfold', 'mean', 'amax', 'stack', 'to',
+                   'float'}
 PICKING = {'pad', 'max', 'maximum', 'where', 'masked_fill'}
 DROPS = {'dropout': 2, 'dropout2d': 2, 'stochastic_depth': 3}  # and the place of their argument `training`
 
@@ -90,7 +87,7 @@ class SignTracker(TensorTracker):
         leaves = arguments_of(args, kwargs)
         tensors = [self._of(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
         others = [leaf for leaf in leaves if not isinstance(leaf, (Tensor, str, type(None)))]
-        if name in MOVING | DROPS.keys():
+        if name in WITHIN | DROPS.keys():
             return None if name in DROPS and not self._kept(name, args, kwargs, tensors) else _union(tensors)
         if name in SUMS | PRODUCTS and len(leaves) == 2:
             return self._of_two(name, *leaves)

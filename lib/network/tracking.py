@@ -10,6 +10,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 # Ways past the version counter of a tensor, by which its values may change unseen.
 BACK_DOORS = {torch.Tensor.data.__get__, torch.Tensor.numpy}
+# Functions that move or pick values: whatever holds of every element going in holds of those that come out.
+MOVING = {'max_pool2d', 'boolean_dispatch', 'fn', 'adaptive_max_pool2d', 'flatten', 'unflatten', 'view', 'reshape',
+          'permute', 'transpose', 'movedim', 'contiguous', 'squeeze', 'unsqueeze', 'expand', 'flip', 'chunk', 'split',
+          'narrow', 'select', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle', 'cat', 'concat', 'clone', 'detach',
+          'roll'}
 
 
 class TensorTracker(TorchFunctionMode):
