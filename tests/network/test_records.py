@@ -28,7 +28,7 @@ class Net(nn.Module):
 
 
 def test_records_of_a_small_network():
-    assert profile_layers(Net(), (3, 32, 48), 'cpu') == [
+    assert profile_layers(Net(), (3, 32, 48)) == [
         LayerRecord('stem', 'conv', 3, 8, (3, 3), (2, 2), 1, 32, 48, 16, 24, num_weights=216),
         LayerRecord('depthwise', 'conv', 8, 8, (1, 5), (1, 1), 8, 16, 24, 16, 24, num_weights=40),
         LayerRecord('head', 'linear', 8, 10, (1, 1), (1, 1), 1, 1, 1, 1, 1, num_weights=80),
