@@ -102,6 +102,7 @@ class _Builder:
     # ---- operations, as in lib/integer/kernels.py
 
     def conv(self, operation, x, weight):
+        """Return the exact sums: ConvInteger takes 8-bit limbs, whose sums are put together in int64."""
         products = math.prod(weight.shape[1:])
         if products > LARGEST_SUM:
             raise ValueError(f'{operation.name} adds {products} products; int32 holds {LARGEST_SUM} of two limbs: it '
@@ -134,6 +135,7 @@ class _Builder:
         return self.op('MatMul', [x, self.stored(weight.T)])
 
     def requantize(self, operation, *inputs, offset, **multipliers):
+        """Return inputs times multipliers, summed, plus offset, over 2^shift: codes within their bounds, or signs."""
         shift, rounding = operation.options['shift'], operation.options['rounding']
         binary = operation.options.get('binary', False)
         offset = offset.copy()
@@ -180,6 +182,7 @@ class _Builder:
         return self.stored(vector.reshape(-1, *[1] * (dimensions - 1)))
 
     def sum_pool(self, operation, x):
+        """Return the sum over a window, of slices: AveragePool would divide floats."""
         kernel, stride = operation.options['kernel'], operation.options['stride']
         shape, out = self.shapes[operation.inputs[0]], self.shapes[operation.output]
         if tuple(kernel) == tuple(shape[1:]):
@@ -194,6 +197,7 @@ class _Builder:
         return total
 
     def max_pool(self, operation, x):
+        """Return the largest of a window, by way of float64, as MaxPool takes no int64."""
         low, high = self.bounds[operation.inputs[0]]
         if max(-low, high) >= EXACT_DOUBLE:
             raise ValueError(f'{operation.name}: its numbers reach {max(-low, high)}, which float64, the '

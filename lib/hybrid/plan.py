@@ -155,6 +155,7 @@ class _Sites:
         return {FIRST: outside[:1], **dict(enumerate(inside))}
 
     def of(self, letter: str, block: int, key: str) -> list[str]:
+        """Return the names for a letter and a block number; ValueError, naming `key`, where there are none."""
         found = self._found[letter]
         if block not in found:
             known = f', 0 ({next(iter(self.blocks))}) to {len(self.blocks) - 1}' if self.blocks else \
