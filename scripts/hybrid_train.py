@@ -14,7 +14,7 @@ from finetune import STRATEGIES
 
 from lib.hybrid.config import DATASETS, complete_config, override, read_config, with_strategy
 from lib.record.files import write_text
-from lib.record.strategy import find_strategy, paired
+from lib.record.strategy import find_strategy
 
 NETWORK = 'hybrid_cnn'
 DEVICES = {'GPU': 'cuda', 'CPU': 'cpu'}
@@ -232,7 +232,7 @@ def configuration(args, inventory):
                              network=args.arch, ends=inventory.ends)
     logger.info('--strategy %.80s: bits of %d layers, the bit lists of the configuration are not used', args.strategy,
                 len(strategy))
-    return with_strategy(args.hybrid, paired(strategy, -1), inventory.names)
+    return with_strategy(args.hybrid, strategy, inventory.names)
 
 
 def check_float(checkpoint, source):

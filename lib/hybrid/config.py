@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.record.files import is_file
+from lib.record.strategy import paired
 from lib.record.values import BITS, BOOL, RANGE, Rule, above, is_number, member_of, optional, real, whole
 from lib.record.yaml_file import parse_yaml, read_yaml
 
@@ -114,12 +115,8 @@ def default_config() -> dict:
     return {section: {name: deepcopy(key.default) for name, key in keys.items()} for section, keys in SECTIONS.items()}
 
 
-def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict:
-    """Read a YAML file over the defaults.
-
-    Args:
-        path: file with the sections of `SECTIONS`.
-        overrides: texts `section.key=value` or `key=value`, whose values are YAML.
+def read_config(path: str | Path) -> dict:
+    """Read a YAML file with the sections of `SECTIONS` over the defaults.
 
     Returns:
         {section: {key: value}}, every key present.
@@ -132,10 +129,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict:
     if not is_file(path):
         raise FileNotFoundError(f'{path}: there is no such file; run/hybrid/config.yaml is an example')
     given = read_yaml(path, 'configuration')
-    config = complete_config({} if given is None else given, path)
-    for text in overrides:
-        override(config, text)
-    return config
+    return complete_config({} if given is None else given, path)
 
 
 def complete_config(given: Any, source: str | Path) -> dict:
@@ -193,16 +187,13 @@ def _unknown(section, key):
             + (f'; did you mean {near[0]}?' if near else f'; known are {", ".join(SECTIONS.get(section, SECTIONS))}'))
 
 
-def layers_of_strategy(strategy: list, names: Sequence[str]) -> dict[str, list[int]]:
-    """Return a strategy as the section `layers`: {name: [weight bits, input bits]}, -1 for float."""
-    return {name: list(entry) if isinstance(entry, (list, tuple)) else [entry, -1]
-            for name, entry in zip(names, strategy, strict=True)}
-
-
 def with_strategy(config: dict, strategy: list, names: Sequence[str]) -> dict:
-    """Return a configuration with a strategy for the layers of these names in place of its block lists."""
+    """Return a configuration with a strategy for the layers of these names in place of its block lists.
+
+    The section `layers` is then {name: [weight bits, input bits]}; inputs of weight bits alone stay float, -1.
+    """
     config = deepcopy(config)
-    config['layers'] = layers_of_strategy(strategy, names)
+    config['layers'] = dict(zip(names, paired(strategy, -1), strict=True))
     for section, key in (('qat', 'quantize_w_blocks'), ('qat', 'quantize_a_blocks'),
                          ('ptq', 'post_quantize_w_layers'), ('ptq', 'post_quantize_a_layers')):
         config[section][key] = []

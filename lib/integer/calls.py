@@ -78,8 +78,8 @@ class Calls(Builder):
         """Join, split and shuffle channels."""
         value, rest = (arguments[0] if arguments else options.get('tensors')), arguments[1:]
         if target in CONCATENATIONS:
-            return self.concatenate(name, list(value)) if _axis(rest, options, 0, value) == 1 else None
-        if target in ('chunk', torch.chunk, 'split', torch.split) and _axis(rest[1:], options, 0, [value]) == 1:
+            return self.concatenate(name, list(value)) if _axis(rest, options, value) == 1 else None
+        if target in ('chunk', torch.chunk, 'split', torch.split) and _axis(rest[1:], options, [value]) == 1:
             size = rest[0]
             if target in ('chunk', torch.chunk):
                 size = -(-value.shape[0] // size)
@@ -142,9 +142,9 @@ class Calls(Builder):
         return None if pool is None else self.pool(name, value, *pool)
 
 
-def _axis(rest, options, default, values):
+def _axis(rest, options, values):
     """Return the dimension of a call, counted from 0."""
-    axis = options.get('dim', rest[0] if rest else default)
+    axis = options.get('dim', rest[0] if rest else 0)
     return axis % (len(values[0].shape) + 1) if values and isinstance(values[0], Value) else axis
 
 

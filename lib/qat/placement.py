@@ -158,14 +158,12 @@ def _place(model, name, bits, quantizers):
     replace_module(model, [name], quantizer.to(device).train(model.training))
 
 
-def quantize_layers(model: nn.Module, strategy: list, quantizers: Quantizers, images: Tensor, *, input_bits: int = 32
-                    ) -> list[list[int]]:
+def quantize_layers(model: nn.Module, strategy: list, quantizers: Quantizers, images: Tensor) -> list[list[int]]:
     """Put quantizers into every layer of any network, in place: weights and inputs, as the searches here mean them.
 
     Args:
-        strategy: weight bits per layer, or pairs [w_bit, a_bit]; -1 is float.
+        strategy: weight bits per layer, whose inputs stay float, or pairs [w_bit, a_bit]; -1 is float.
         images: probe (N, C, H, W) that tells which inputs are signed.
-        input_bits: bits of all inputs where the strategy has none.
 
     Returns:
         The strategy in pairs.
@@ -177,7 +175,7 @@ def quantize_layers(model: nn.Module, strategy: list, quantizers: Quantizers, im
     layers = quantized_layers(model)
     records = {record.name: record for record in profile_layers(model, tuple(images.shape[1:]))}
     ends = sum(ends_of([records[name] for name in layers]), ())
-    pairs = [list(entry) if isinstance(entry, (list, tuple)) else [entry, input_bits] for entry in strategy]
+    pairs = [list(entry) if isinstance(entry, (list, tuple)) else [entry, 32] for entry in strategy]
     if len(pairs) != len(layers):
         raise ValueError(f'the strategy has {len(pairs)} entries, the network has {len(layers)} layers that can be '
                          f'quantized ({next(iter(layers))} ...)')

@@ -31,11 +31,11 @@ RULES = {
 }
 
 
-def save_table(path: str | Path, table: CostTable, about: Mapping | None = None) -> None:
+def save_table(path: str | Path, table: CostTable) -> None:
     """Write the table to `path` (.npy) and how it was made to the .json beside it, each complete or not at all.
 
-    `about` is added to `table.about`; its `layers`, a list of `LayerRecord.to_dict`, is what `load_table` checks. The
-    .json has a digest of everything in both files.
+    The `layers` in `table.about`, a list of `LayerRecord.to_dict`, are what `load_table` checks. The .json has a digest
+    of everything in both files.
     """
     facts = {
         'name': table.name,
@@ -47,7 +47,7 @@ def save_table(path: str | Path, table: CostTable, about: Mapping | None = None)
         'version': VERSION,
         'cells': digest_of_array(table.table),
     }
-    others = {key: value for key, value in {**table.about, **(about or {})}.items() if key not in ('sha256', DIGEST)}
+    others = {key: value for key, value in table.about.items() if key not in ('sha256', DIGEST)}
     path, text = npy_path(path), _to_json(sealed({**facts, 'layers': [], **others, **facts}))
     # The description first: stopped in between, a new table is simply missing and an old one no longer fits its digest.
     write_text(path.with_suffix('.json'), text)

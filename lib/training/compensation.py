@@ -119,11 +119,11 @@ def nearest_on(quantizer: Quantizer, weight: Tensor) -> Nearest:
 
 def round_network(model: nn.Module, batches: Sequence[Tensor], layers: Mapping[str, nn.Module],
                   round_layer: Callable[[str, nn.Module, Moments], Tensor], *, float_model: nn.Module | None,
-                  corrects_bias: bool = True, keep_bn: bool = False, passes: int = PASSES) -> None:
+                  corrects_bias: bool = True, keep_bn: bool = False) -> None:
     """Round the weights of a network in place, each layer for the inputs that the layers before it leave (asymmetric).
 
     Layers are taken in the order of their calls. Those of a pass get the moments of the same forward passes, so they do
-    not see each other's errors; networks of at most `passes` layers have a pass for each. The first layer of a pass
+    not see each other's errors; networks of at most `PASSES` layers have a pass for each. The first layer of a pass
     makes good what the layers before the pass have done to the outputs; would the others do so, too, what is wrong once
     would be corrected several times. BatchNorm uses the statistics of the batch unless they are kept, so those that it
     has are to be estimated anew.
@@ -140,8 +140,8 @@ def round_network(model: nn.Module, batches: Sequence[Tensor], layers: Mapping[s
     """
     calls = calls_of(model, layers, batches[0])
     order = list(calls)
-    for start in range(passes):
-        names = order[start * len(order) // passes:(start + 1) * len(order) // passes]
+    for start in range(PASSES):
+        names = order[start * len(order) // PASSES:(start + 1) * len(order) // PASSES]
         if not names:
             continue
         group = {name: layers[name] for name in names}

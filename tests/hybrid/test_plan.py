@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 import models
-from lib.hybrid.config import SECTIONS, complete_config, default_config, layers_of_strategy, read_config
+from lib.hybrid.config import SECTIONS, complete_config, default_config, override, read_config, with_strategy
 from lib.hybrid.plan import make_plan, residual_blocks
 from tests.meta import on_meta
 
@@ -38,7 +38,9 @@ def test_every_default_is_a_value_that_its_key_takes():
 
 def test_a_file_changes_what_it_names_and_options_go_before_it(write):
     path = write('training: {lr: 1e-2, epochs: 7}\nqat:\n  w_bit_width: [3, [1, 2]]\n')
-    config = read_config(path, ['epochs=9', 'qat.a_bit_width=1', 'layers.layer1.0.conv1=[4, 4]'])
+    config = read_config(path)
+    for text in ('epochs=9', 'qat.a_bit_width=1', 'layers.layer1.0.conv1=[4, 4]'):
+        override(config, text)
     assert config['training']['lr'] == 0.01 and config['training']['epochs'] == 9
     assert config['qat']['w_bit_width'] == [3, [1, 2]] and config['qat']['a_bit_width'] == 1
     assert config['layers'] == {'layer1.0.conv1': [4, 4]} and config['training']['batch_size'] == 128
@@ -80,13 +82,15 @@ def test_the_configuration_of_a_checkpoint_is_checked_like_that_of_a_file():
 def test_layers_whose_names_are_numbers_are_named_as_they_stand(write):
     """nn.Sequential's; YAML alone makes an int of 0, the float 1.1 of 1.10 and True of on."""
     text = "layers:\n  0: [8, -1]\n  1.10: [4, 4]\n  '2': [4, 4]\n  on: [8, 8]\n"
-    assert list(read_config(write(text), ['layers.3=[2, 2]'])['layers']) == ['0', '1.10', '2', 'on', '3']
+    config = read_config(write(text))
+    override(config, 'layers.3=[2, 2]')
+    assert list(config['layers']) == ['0', '1.10', '2', 'on', '3']
 
 
 @pytest.mark.parametrize('text', ['epochs', 'epochs=', 'nothing=3', 'training.seed=x', '=3'])
-def test_wrong_changes_are_refused(write, text):
+def test_wrong_changes_are_refused(text):
     with pytest.raises(ValueError, match='expected SECTION.KEY|no key|epochs is|seed is'):
-        read_config(write('{}'), [text])
+        override(default_config(), text)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -179,13 +183,13 @@ def test_networks_without_blocks_say_what_to_do():
 
 
 def test_a_strategy_is_trained_below_4_bits_and_quantized_after_training_from_4():
-    layers = layers_of_strategy([[8, -1], [3, 4], [4, 3]], ['conv0', 'blocks.0.conv1', 'fc'])
-    made = plan(layers=layers)
+    config = with_strategy(default_config(), [[8, -1], [3, 4], [4, 3]], ['conv0', 'blocks.0.conv1', 'fc'])
+    made = plan(layers=config['layers'])
     assert {name: (entry['method'], entry['bits']) for name, entry in made.weights.items()} == {
         'conv0': ('aciq', 8), 'blocks.0.conv1': ('dsq', 3), 'fc': ('aciq', 4)}
     assert {name: (entry['method'], entry['bits']) for name, entry in made.inputs.items()} == {
         'blocks.0.conv1': ('aciq', 4), 'fc': ('dsq', 3)}
-    assert layers_of_strategy([5, 6], ['a', 'b']) == {'a': [5, -1], 'b': [6, -1]}
+    assert with_strategy(config, [5, 6], ['a', 'b'])['layers'] == {'a': [5, -1], 'b': [6, -1]}
 
 
 def test_the_example_is_complete_and_fits_its_network():

@@ -332,11 +332,11 @@ def test_a_strategy_of_layers(network, activations):
     assert sum(signs) == (1 if name == 'resnet20' else 18), 'the image; MobileNetV2: behind its linear bottlenecks, too'
 
 
-def test_weight_bits_alone_leave_the_inputs_as_they_are_or_at_input_bits():
-    for options, bits in (({}, 32), ({'input_bits': 4}, 4)):
+def test_weight_bits_alone_leave_the_inputs_as_they_are():
+    for entry, inputs in ((5, 0), ([5, 4], 20)):
         model = models.create_model('resnet20', num_classes=10)
-        assert quantize_layers(model, [5] * 20, Quantizers(), images(2), **options) == [[5, bits]] * 20
-        assert len(activation_quantizers(model)) == (20 if bits == 4 else 0)
+        assert quantize_layers(model, [entry] * 20, Quantizers(), images(2)) == [[5, 4 if inputs else 32]] * 20
+        assert len(activation_quantizers(model)) == inputs
 
 
 @pytest.mark.parametrize(('strategy', 'said'), [

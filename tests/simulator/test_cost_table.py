@@ -136,9 +136,9 @@ def test_model_size_of_the_published_resnet50_strategies():
 
 
 def test_save_and_load_round_trip(tmp_path):
-    cost = table_of(about={'network': 'net', 'layers': [layer.to_dict() for layer in records()]})
+    cost = table_of(about={'network': 'net', 'dataset': 'digits', 'layers': [layer.to_dict() for layer in records()]})
     path = tmp_path / 'deep' / 'table.npy'
-    save_table(path, cost, {'dataset': 'digits'})
+    save_table(path, cost)
     again = load_table(path, records())
     assert np.array_equal(again.table, cost.table) and again.table.dtype == np.int64
     assert (again.reference, again.name, again.unit) == (cost.reference, 'latency', 'cycles')
@@ -229,7 +229,7 @@ def test_missing_and_foreign_files(tmp_path):
 def test_a_failed_write_leaves_the_old_files_alone(tmp_path):
     save_table(tmp_path / 't.npy', table_of())
     with pytest.raises(TypeError):
-        save_table(tmp_path / 't.npy', table_of(seed=3), {'made_by': object()})  # not JSON
+        save_table(tmp_path / 't.npy', table_of(seed=3, about={'made_by': object()}))  # not JSON
     assert np.array_equal(load_table(tmp_path / 't.npy').table, table_of().table)
     assert sorted(file.name for file in tmp_path.iterdir()) == ['t.json', 't.npy']
 
