@@ -400,6 +400,7 @@ qat --stem_channel 1000000000 | --stem_channel | too large
 qat --strategy [[8,8],[4,4]] | the list given to --strategy has 2 entries, toynet has 10 quantizable
 qat --strategy uniform:9 | has weight bits 9
 qat --strategy nowhere.json | no such file
+qat --config toynet_cfg9 | --config toynet_cfg9: expected FILE.py:NAME
 qat --strategy [4,4] --input_bits 9 | has 2 entries
 qat --strategy resnet50 | has 54 entries
 qat --strategy {bits(4, count=10)} --input_bits 9 | entry 0 (stem.conv) is 9: expected 1 to 8 or 16 bits
