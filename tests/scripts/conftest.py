@@ -189,9 +189,15 @@ def small():
 
 
 @pytest.fixture(scope='session')
-def small_weights(home):
+def small_training():
+    """Options of its float training, but for its folder."""
+    return (*SMALL, '--epochs', '8', '--lr', '0.1', '--train_batch', '32')
+
+
+@pytest.fixture(scope='session')
+def small_weights(home, small_training):
     """Path of a float checkpoint of it."""
-    succeed('pretrain.py', *SMALL, '--epochs', '8', '--lr', '0.1', '--train_batch', '32', '-c', 'small', cwd=home)
+    succeed('pretrain.py', *small_training, '-c', 'small', cwd=home)
     return home / 'small' / 'checkpoint.pth.tar'
 
 
@@ -273,9 +279,9 @@ def kmeans_finetune(home, finetune_options):
 
 
 @pytest.fixture(scope='session')
-def high_options(weights):
+def high_options(small_weights):
     """Options of a K-means fine-tuning with layers of 7 and 8 bits, but for its folder."""
-    return (*NETWORK, '--weights', weights, '--strategy', [8, 7, *[2] * 17, 8], '--epochs', '2', '--lr', '0.01',
+    return (*SMALL, '--weights', small_weights, '--strategy', [8, 7, 2, 2, 8], '--epochs', '2', '--lr', '0.01',
             '--train_batch', '80')
 
 

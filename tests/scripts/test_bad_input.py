@@ -178,10 +178,10 @@ def test_a_summary_of_results_that_are_none(fail, wrong):
 # ---- what is there stays, and does not block
 
 
-def test_overwrite_replaces_the_run_and_leaves_other_files(succeed, network, tmp_path, read_json):
+def test_overwrite_replaces_the_run_and_leaves_other_files(succeed, small, tmp_path, read_json):
     """The notes and pictures that a person has put there are not the run's."""
     run = tmp_path / 'run'
-    options = (*network, '--train_batch', '80', '--epochs', '1', '-c', 'run')
+    options = (*small, '--train_batch', '80', '--epochs', '1', '-c', 'run')
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'photo.png').write_text('mine')  # a folder with pictures of others is no run
     succeed('pretrain.py', *options, cwd=tmp_path)
@@ -192,9 +192,9 @@ def test_overwrite_replaces_the_run_and_leaves_other_files(succeed, network, tmp
     assert all((run / name).is_file() for name in ('notes.txt', 'photo.png', 'logs/events.txt'))
 
 
-def test_a_failed_start_does_not_block_the_next(call, succeed, network, tmp_path):
+def test_a_failed_start_does_not_block_the_next(call, succeed, small, tmp_path):
     """The command is corrected and given again."""
-    options = (*network, '--train_batch', '80', '--epochs', '1', '-c', 'run')
+    options = (*small, '--train_batch', '80', '--epochs', '1', '-c', 'run')
     assert call('pretrain.py', *options, '--device', 'gpu', cwd=tmp_path).code != 0
     assert call('pretrain.py', *options, '--weights', 'nowhere.pth', cwd=tmp_path).code != 0
     succeed('pretrain.py', *options, cwd=tmp_path)

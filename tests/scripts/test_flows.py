@@ -306,13 +306,13 @@ def test_runs_of_one_label_are_a_row(succeed, call, tmp_path):
     assert done.code == 1 and 'a: its 2 runs have several cost_names (latency, size)' in done.err
 
 
-def test_uniform_bits_are_a_curve_that_a_search_has_to_break_through(home, succeed, call, monkeypatch, tmp_path, linear,
-                                                                     weights):
+def test_uniform_bits_are_a_curve_that_a_search_has_to_break_through(home, succeed, call, monkeypatch, tmp_path, small,
+                                                                     small_weights):
     from lib.record import plots
     drawn, budgets = {}, [f'uniform:{bits}' for bits in (2, 3, 8)]
-    succeed('compare_searchers.py', *linear, '--weights', weights, '--cost', 'edge_latency', '--searchers', 'uniform',
-            '--budgets', *budgets, '--min_bit', '2', '--seeds', '1', '--evaluations', '1', '--final_epochs', '0',
-            '--val_size', '40', '--output', tmp_path / 'curve', cwd=home)
+    succeed('compare_searchers.py', *small, '--linear_quantization', '--weights', small_weights, '--cost',
+            'edge_latency', '--searchers', 'uniform', '--budgets', *budgets, '--min_bit', '2', '--seeds', '1',
+            '--evaluations', '1', '--final_epochs', '0', '--val_size', '40', '--output', tmp_path / 'curve', cwd=home)
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'results.json').write_text('{"top1": 97, "ratio": 0.5, "quantization": "linear", '
                                                    '"cost_name": "edge_latency"}')

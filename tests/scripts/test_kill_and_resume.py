@@ -83,14 +83,14 @@ def test_an_interrupted_linear_search_says_how_to_resume(home, linear_options, l
     check_same_search(run, home / 'save' / 'qresnet20_digits')
 
 
-def test_a_float_training_killed_twice(home, pretrain_options, pretrained, crash, start, succeed, tmp_path):
+def test_a_float_training_killed_twice(home, small_training, small_weights, crash, start, succeed, tmp_path):
     """In its first epoch, after which it is started again, with --overwrite for what little is there; and later."""
-    crash('checkpoint.pth.tar', 1, 'pretrain.py', *pretrain_options, '-c', 'run', cwd=tmp_path)
-    process = start('pretrain.py', *pretrain_options, '-c', 'run', '--overwrite', cwd=tmp_path)
+    crash('checkpoint.pth.tar', 1, 'pretrain.py', *small_training, '-c', 'run', cwd=tmp_path)
+    process = start('pretrain.py', *small_training, '-c', 'run', '--overwrite', cwd=tmp_path)
     _, err = stop(process, tmp_path / 'run' / 'checkpoint.pth.tar', signal.SIGKILL)
     assert err == ''
     succeed('pretrain.py', '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
-    check_same_training(tmp_path / 'run', home / 'float')
+    check_same_training(tmp_path / 'run', home / 'small')
 
 
 def test_an_interrupted_fine_tuning_says_how_to_resume(home, finetune_options, kmeans_finetune, start, succeed,
@@ -132,12 +132,15 @@ def test_a_search_that_ends_between_two_files(home, linear_options, linear_searc
     check_same_search(run, home / 'save' / 'qresnet20_digits')
 
 
-def test_fine_tuning_that_ends_between_two_files(home, finetune_options, kmeans_finetune, crash, succeed, tmp_path):
+def test_fine_tuning_that_ends_between_two_files(small, small_weights, crash, succeed, tmp_path):
     """Twice: within the second epoch's files, and before the last file."""
-    crash('model_best.pth.tar', 2, 'finetune.py', *finetune_options, '-c', 'run', cwd=tmp_path)
+    options = (*small, '--weights', small_weights, '--strategy', 'uniform:3', '--epochs', '2', '--lr', '0.01',
+               '--train_batch', '40')
+    succeed('finetune.py', *options, '-c', 'whole', cwd=tmp_path)
+    crash('model_best.pth.tar', 2, 'finetune.py', *options, '-c', 'run', cwd=tmp_path)
     crash('results.json', 1, 'finetune.py', '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
     succeed('finetune.py', '--resume', 'run/checkpoint.pth.tar', cwd=tmp_path)
-    check_same_training(tmp_path / 'run', home / 'tuned_k')
+    check_same_training(tmp_path / 'run', tmp_path / 'whole')
 
 
 def test_resumed_linear_fine_tuning(home, weights, table, linear, linear_finetune, crash, succeed, tmp_path):

@@ -60,11 +60,11 @@ def test_a_line_that_is_missing_is_no_default(copied, refused, call, read_json, 
 
 # ---- inputs
 
-def test_weights_may_move_and_not_change(succeed, refused, kmeans_options, weights, tmp_path):
-    mine = shutil.copy(weights, tmp_path / 'mine.pth.tar')
-    options = [mine if option == weights else option for option in kmeans_options]
+def test_weights_may_move_and_not_change(succeed, refused, small_search, small_weights, tmp_path):
+    mine = shutil.copy(small_weights, tmp_path / 'mine.pth.tar')
+    options = [mine if option == small_weights else option for option in small_search]
     succeed(SEARCH, *options, '--no-finetune_flag', '--train_episode', '1', '--output', tmp_path, cwd=tmp_path)
-    folder = tmp_path / 'resnet20_digits'
+    folder = tmp_path / 'small_digits'
     other = read_checkpoint(mine)
     next(iter(other['state_dict'].values())).mul_(1.01)
     save_checkpoint(mine, other)
@@ -72,7 +72,7 @@ def test_weights_may_move_and_not_change(succeed, refused, kmeans_options, weigh
     Path(mine).unlink()
     refused(folder, ['mine.pth.tar does not exist', 'if it was moved, give its new place by --weights'], SEARCH,
             '--resume', folder, '--train_episode', '2')
-    moved = shutil.copy(weights, tmp_path / 'moved.pth.tar')
+    moved = shutil.copy(small_weights, tmp_path / 'moved.pth.tar')
     succeed(SEARCH, '--resume', folder, '--train_episode', '2', '--weights', moved, cwd=tmp_path)
     shutil.move(moved, mine)
     succeed(SEARCH, '--resume', folder, '--train_episode', '3', cwd=tmp_path)  # it is where it was
@@ -231,10 +231,12 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file() and 'tfevents' not in path.name}
 
 
-def test_statistics_are_estimated_once(succeed, finetune_options, tmp_path, read_json):
+def test_statistics_are_estimated_once(succeed, small, small_weights, tmp_path, read_json):
     """What the loop found is what a finished run, resumed or evaluated, says again."""
     run = tmp_path / 'run'
-    said = last_line(succeed(TUNE, *finetune_options, '--bn_batches', '1', '-c', run, cwd=tmp_path))
+    options = (*small, '--weights', small_weights, '--strategy', 'uniform:3', '--epochs', '2', '--lr', '0.01',
+               '--train_batch', '40')
+    said = last_line(succeed(TUNE, *options, '--bn_batches', '1', '-c', run, cwd=tmp_path))
     results = read_json(run / 'results.json')
     assert f"{results['top1']:.6f}" == (run / 'log.txt').read_text().split()[-1]
     whole = contents(run)
@@ -244,8 +246,7 @@ def test_statistics_are_estimated_once(succeed, finetune_options, tmp_path, read
     assert contents(run) == whole
     assert last_line(succeed(TUNE, '--resume', checkpoint, '--eval', cwd=tmp_path)) == said
     alone = shutil.copy(checkpoint, tmp_path / 'alone.pth.tar')
-    network = finetune_options[:finetune_options.index('--weights')]
-    assert last_line(succeed(TUNE, *network, '--weights', alone, '--eval', '--bn_batches', '1', cwd=tmp_path)) == said
+    assert last_line(succeed(TUNE, *small, '--weights', alone, '--eval', '--bn_batches', '1', cwd=tmp_path)) == said
     assert last_line(succeed(TUNE, '--resume', checkpoint, '--eval', '--bn_batches', '2', cwd=tmp_path)) != said
 
 
@@ -289,12 +290,12 @@ def diverging(monkeypatch):
     return start
 
 
-def test_a_search_goes_on_after_an_episode_that_diverges(succeed, kmeans_options, tmp_path, diverging, read_json):
+def test_a_search_goes_on_after_an_episode_that_diverges(succeed, small_search, tmp_path, diverging, read_json):
     """Also after a search that stopped at it."""
     diverging(1)
-    options = (*kmeans_options, '--train_episode', '3', '--output', 'save')
+    options = (*small_search, '--train_episode', '3', '--output', 'save')
     said = succeed(SEARCH, *options, '--suffix', 'whole', cwd=tmp_path).out
-    whole, part = (tmp_path / 'save' / f'resnet20_digits_{name}' for name in ('whole', 'part'))
+    whole, part = (tmp_path / 'save' / f'small_digits_{name}' for name in ('whole', 'part'))
     assert 'episode 1 diverged: ' in said
     assert (whole / 'log.txt').read_text().splitlines()[1].split()[-3] == 'diverged'
     succeed(SEARCH, *options, '--suffix', 'part', '--train_episode', '1', cwd=tmp_path)
@@ -307,16 +308,16 @@ def test_a_search_goes_on_after_an_episode_that_diverges(succeed, kmeans_options
     assert read_json(whole / 'strategy.json')['accuracy'] > 0
 
 
-def test_a_search_in_which_everything_diverges(call, kmeans_options, tmp_path):
-    done = call(SEARCH, *kmeans_options, '--train_episode', '2', '--finetune_lr', '1e30', '--output', tmp_path,
+def test_a_search_in_which_everything_diverges(call, small_search, tmp_path):
+    done = call(SEARCH, *small_search, '--train_episode', '2', '--finetune_lr', '1e30', '--output', tmp_path,
                 cwd=tmp_path)
     assert done.code and 'Traceback' not in done.err
     assert 'all 2 episodes diverged' in done.err and '--finetune_lr below 1e+30' in done.err
-    assert not {'strategy.json', 'results.json'} & {path.name for path in (tmp_path / 'resnet20_digits').iterdir()}
+    assert not {'strategy.json', 'results.json'} & {path.name for path in (tmp_path / 'small_digits').iterdir()}
 
 
-def test_a_comparison_goes_on_after_what_diverges(succeed, network, weights, tmp_path, read_json):
-    done = succeed('compare_searchers.py', *network, '--weights', weights, '--budgets', 'uniform:3', '--searchers',
+def test_a_comparison_goes_on_after_what_diverges(succeed, small, small_weights, tmp_path, read_json):
+    done = succeed('compare_searchers.py', *small, '--weights', small_weights, '--budgets', 'uniform:3', '--searchers',
                    'uniform', 'random', '--seeds', '1', '--evaluations', '2', '--train_size', '64', '--val_size', '24',
                    '--train_batch', '32', '--finetune_flag', '--finetune_lr', '1e30', '--final_lr', '1e30',
                    '--final_batch', '512', '--output', 'worst', cwd=tmp_path)

@@ -41,9 +41,9 @@ def test_a_search_without_training_is_that_of_one_process(home, tmp_path, pair, 
     assert equal(agent_of_two, agent_of_one)
 
 
-def test_training_writes_once_and_evaluates_to_the_image(home, tmp_path, pair, succeed, weights, network):
+def test_training_writes_once_and_evaluates_to_the_image(home, tmp_path, pair, succeed, small, small_weights):
     folder = tmp_path / 'run'
-    options = (*network, '--weights', weights, '--strategy', 'uniform:4', '--epochs', '1', '--lr', '0.01',
+    options = (*small, '--weights', small_weights, '--strategy', 'uniform:4', '--epochs', '1', '--lr', '0.01',
                '--train_batch', '44', '--sync_bn', '-c', folder)
     out = pair('finetune.py', *options, cwd=home)
     assert out.count('epoch 1/1') == 1

@@ -15,6 +15,7 @@ from lib.record.checkpoint import read_checkpoint
 from lib.record.download import read_download
 from lib.utils.quantize_utils import quantizable_layers
 from tests.runs import last_line
+from tests.small import build
 
 
 @pytest.mark.usefixtures('kmeans_finetune')
@@ -78,27 +79,27 @@ def test_weights_for_other_classes(tmp_path, call, network):
 
 
 @pytest.mark.parametrize('script', ['finetune.py', 'pretrain.py'])
-def test_an_average_beside_the_weights_is_named_and_taken_by_ema(tmp_path, call, succeed, network, weights, script):
-    state = read_checkpoint(weights)['state_dict']
+def test_an_average_beside_the_weights_is_named_and_taken_by_ema(tmp_path, call, succeed, small, small_weights, script):
+    state = read_checkpoint(small_weights)['state_dict']
     raw = {key: torch.zeros_like(value) for key, value in state.items()}
     torch.save({'state_dict': raw, 'model_ema': {f'module.{key}': value for key, value in state.items()} |
                 {'n_averaged': torch.tensor(3)}, 'args': argparse.Namespace(out=Path('x'))}, tmp_path / 'ema.pth')
     safetensors.torch.save_file({f'model.{key}': value for key, value in state.items()}, tmp_path / 'net.safetensors')
     strategy = ('--strategy', 'uniform:8') if script == 'finetune.py' else ()
-    options = (script, *network, *strategy, '--eval', '--weights')
-    plain = succeed(*options, weights, cwd=tmp_path)
+    options = (script, *small, *strategy, '--eval', '--weights')
+    plain = succeed(*options, small_weights, cwd=tmp_path)
     average = succeed(*options, tmp_path / 'ema.pth', '--ema', cwd=tmp_path)
     assert last_line(average) == last_line(plain)
     assert 'taken: model_ema, an average; beside them: state_dict' in average.out
     assert last_line(succeed(*options, tmp_path / 'net.safetensors', cwd=tmp_path)) == last_line(plain)
-    taken = call('pretrain.py', *network, '--eval', '--weights', tmp_path / 'ema.pth', cwd=tmp_path)
+    taken = call('pretrain.py', *small, '--eval', '--weights', tmp_path / 'ema.pth', cwd=tmp_path)
     assert 'taken: the raw weights; beside them: model_ema, an average (--ema takes it)' in taken.out
     assert last_line(taken) != last_line(plain)
     torch.save(torch.nn.Linear(2, 2), tmp_path / 'whole.pth')
     refused = call(*options, tmp_path / 'whole.pth', cwd=tmp_path)
     assert refused.code == 1 and [line.partition('(')[0] for line in refused.err.splitlines()[1:]] == [
         'import torch; network = torch.load', 'torch.save'], refused.err
-    refused = call(*options, weights, '--ema', cwd=tmp_path)
+    refused = call(*options, small_weights, '--ema', cwd=tmp_path)
     assert refused.code == 1 and refused.err.startswith('error: --ema: ') and 'holds no average' in refused.err
 
 
@@ -148,23 +149,24 @@ def test_torchvision_s_cache_is_read_without_running_code_from_it(tmp_path, monk
     assert not (tmp_path / 'harm').exists()
 
 
-def test_batch_norm_is_estimated_anew_or_folded(tmp_path, succeed, call, linear, weights, table):
-    options = (*linear, '--linear_quantization', '--cost', table, '--weights', weights, '--strategy', 'uniform:8')
+def test_batch_norm_is_estimated_anew_or_folded(tmp_path, succeed, call, small, small_weights):
+    flow = (*small, '--linear_quantization', '--cost', 'file_size')
+    options = (*flow, '--weights', small_weights, '--strategy', 'uniform:8')
     plain = last_line(succeed('finetune.py', *options, '--eval', cwd=tmp_path))
     assert last_line(succeed('finetune.py', *options, '--eval', '--bn_batches', '3', cwd=tmp_path)) != plain
     done = succeed('finetune.py', *options, '--fold_bn', '--epochs', '1', '--lr', '1e-9', '-c', 'run', cwd=tmp_path)
-    assert '19 BatchNorms are folded' in done.out
+    assert '4 BatchNorms are folded' in done.out
     checkpoint = read_checkpoint(tmp_path / 'run' / 'checkpoint.pth.tar')
     assert checkpoint['folded'] is True
     assert not any('bn' in key for key in checkpoint['state_dict'])
-    assert {f'{name}.bias' for name in quantizable_layers(models.create_model('resnet20'))} <= \
+    assert {f'{name}.bias' for name in quantizable_layers(build(10))} <= \
         checkpoint['state_dict'].keys()
     (tmp_path / 'run' / 'args.json').unlink()  # the checkpoint itself knows that it is folded
-    again = succeed('finetune.py', *linear, '--linear_quantization', '--cost', table, '--resume',
-                    tmp_path / 'run' / 'checkpoint.pth.tar', '--eval', cwd=tmp_path)
+    again = succeed('finetune.py', *flow, '--resume', tmp_path / 'run' / 'checkpoint.pth.tar', '--eval',
+                    cwd=tmp_path)
     assert last_line(again) == last_line(done)
     both = call('finetune.py', *options, '--fold_bn', '--bn_batches', '3', '--eval', cwd=tmp_path)
     assert both.code == 1 and 'no BatchNorm' in both.err
-    kmeans = call('finetune.py', *linear[:2], '--arch', 'resnet20', *linear[4:], '--weights', weights, '--fold_bn',
-                  '--strategy', 'uniform:3', '--eval', cwd=tmp_path)
+    kmeans = call('finetune.py', *small, '--weights', small_weights, '--fold_bn', '--strategy', 'uniform:3', '--eval',
+                  cwd=tmp_path)
     assert kmeans.code == 1 and '--fold_bn belongs to the linear flow' in kmeans.err
