@@ -5,12 +5,12 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.run
 
 from lib.runtime.ending import ending, process_number
 from tests.runs import SCRIPTS, wait_for
@@ -31,6 +31,7 @@ class Data(torch.utils.data.Dataset):
 def build(split):
     return Data()
 """
+HARMLESS = DATASET.replace('os.kill(os.getpid(), signal.SIGKILL)', 'pass')
 
 
 def no_memory():
@@ -191,12 +192,16 @@ def gone(pids, seconds=20):
     return True
 
 
+def options_of(small, workers):
+    """A long training on images that need no import."""
+    return ('--dataset_file', 'data.py:build', *small[2:4], '--num_classes', '10', '--image_size', '8', '--device',
+            'cpu', '--workers', workers, '--epochs', '500', '-c', 'run')
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
 def test_loader_processes_end_with_the_run(start, small, tmp_path, number):
-    (tmp_path / 'data.py').write_text(DATASET.replace('os.kill(os.getpid(), signal.SIGKILL)', 'pass'))
-    options = ('--dataset_file', 'data.py:build', *small[2:4], '--num_classes', '10', '--image_size', '8',
-               '--device', 'cpu', '--workers', '1', '--epochs', '500', '-c', 'run')
-    process = start('pretrain.py', *options, cwd=tmp_path, bare=number == signal.SIGKILL)
+    (tmp_path / 'data.py').write_text(HARMLESS)
+    process = start('pretrain.py', *options_of(small, workers=1), cwd=tmp_path, bare=number == signal.SIGKILL)
     wait_for(tmp_path / 'run' / 'checkpoint.pth.tar', process)
     below = children(process.pid)
     assert below
@@ -206,15 +211,14 @@ def test_loader_processes_end_with_the_run(start, small, tmp_path, number):
     assert process.returncode == (143 if number == signal.SIGTERM else -9)
 
 
-def test_torchrun_that_is_asked_to_end_takes_all_with_it(tmp_path, small):
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
-               SCRIPTS / 'pretrain.py', *small, '--train_batch', '256', '--epochs', '500', '-c', 'run']
-    process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+def test_torchrun_that_is_asked_to_end_takes_all_with_it(start, small, tmp_path):
+    (tmp_path / 'data.py').write_text(HARMLESS)
+    process = start(torch.distributed.run.__file__, '--standalone', '--nproc_per_node', '2', SCRIPTS / 'pretrain.py',
+                    *options_of(small, workers=0), cwd=tmp_path, OMP_NUM_THREADS='1')
     wait_for(tmp_path / 'run' / 'checkpoint.pth.tar', process)
     below = children(process.pid)
     assert len(below) >= 2
-    process.terminate()
-    out, _ = process.communicate(timeout=90)
+    process.send_signal(signal.SIGTERM)
+    out = ''.join(process.communicate(timeout=90))
     assert process.returncode and gone(below)
     assert out.count('ended by SIGTERM; continue with --resume') == 1, out

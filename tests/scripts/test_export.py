@@ -109,9 +109,9 @@ def test_only_quantized_networks_have_integers(place, call, tmp_path):
     assert done.code == 1 and '--integer' in done.err
 
 
-def test_the_linear_flow(linear, call, succeed, tmp_path):
-    succeed('finetune.py', *linear, '--strategy', 'uniform:6', '--epochs', '1', '--train_batch', '80', '-c', 'run',
-            cwd=tmp_path)
+def test_the_linear_flow(small, call, succeed, tmp_path):
+    succeed('finetune.py', *small, '--linear_quantization', '--cost', 'file_size', '--strategy', 'uniform:6',
+            '--epochs', '1', '--train_batch', '80', '-c', 'run', cwd=tmp_path)
     done = call('export.py', '--integer', '--resume', 'run/checkpoint.pth.tar', '--images', '40', cwd=tmp_path)
     assert done.code == 0, done.err
     report = json.loads((tmp_path / 'run' / 'integer' / 'report.json').read_text())
