@@ -119,17 +119,19 @@ def test_a_second_process_in_the_folder_of_a_search(kmeans_options, start, call,
 # ---- in this process, stopped at exact points
 
 
-def test_a_search_that_ends_between_two_files(home, linear_options, linear_search, crash, succeed, tmp_path):
+def test_a_search_that_ends_between_two_files(small_search, crash, succeed, tmp_path):
     """Three times: before anything is saved, on the way, before the agent of the last episode is."""
-    run = tmp_path / 'qresnet20_digits'
-    crash('search.pth.tar', 1, 'rl_quantize.py', *linear_options, '--output', tmp_path, cwd=tmp_path)
+    options = (*small_search, '--linear_quantization', '--cost', 'file_size', '--preserve_ratio', 'uniform:4')
+    run, whole = tmp_path / 'small_digits', tmp_path / 'small_digits_whole'
+    succeed('rl_quantize.py', *options, '--output', tmp_path, '--suffix', 'whole', cwd=tmp_path)
+    crash('search.pth.tar', 1, 'rl_quantize.py', *options, '--output', tmp_path, cwd=tmp_path)
     assert not (run / 'search.pth.tar').exists()
     crash('log.txt', 3, 'rl_quantize.py', '--resume', run, cwd=tmp_path)
     assert 0 < len(history(run)) < 4
     crash('critic.pkl', 4 - len(history(run)), 'rl_quantize.py', '--resume', run, cwd=tmp_path)
     assert len(history(run)) == 4
     succeed('rl_quantize.py', '--resume', run, cwd=tmp_path)
-    check_same_search(run, home / 'save' / 'qresnet20_digits')
+    check_same_search(run, whole)
 
 
 def test_fine_tuning_that_ends_between_two_files(small, small_weights, crash, succeed, tmp_path):

@@ -39,21 +39,20 @@ def test_a_linear_checkpoint_brings_its_strategy_and_ranges(home, succeed, linea
 
 
 @pytest.mark.usefixtures('kmeans_finetune', 'linear_finetune')
-def test_an_evaluation_reads_training_images_only_where_it_needs_them(home, call, succeed, network, linear, table,
-                                                                      weights, request):
+def test_an_evaluation_reads_training_images_only_where_it_needs_them(home, call, succeed, linear, table, weights,
+                                                                      small, small_weights, request):
     linear = (*linear, '--linear_quantization', '--cost', table)
     evaluations = [
         ('pretrain.py', '--resume', weights),
         ('finetune.py', '--resume', home / 'tuned_k' / 'checkpoint.pth.tar'),
         ('finetune.py', '--resume', home / 'tuned_l' / 'checkpoint.pth.tar'),
-        ('finetune.py', *network, '--weights', weights, '--strategy', 'uniform:4'),
-        ('qat_train.py', '--arch', 'resnet20', *network[:2], *network[4:], '--weights', weights, '--k_bits', '8'),
+        ('finetune.py', *small, '--weights', small_weights, '--strategy', 'uniform:4'),
+        ('qat_train.py', *small, '--weights', small_weights, '--k_bits', '8'),
     ]
     needy = [
         ('finetune.py', *linear, '--weights', weights, '--strategy', 'uniform:4'),
-        ('finetune.py', *network, '--weights', weights, '--strategy', 'uniform:4', '--bn_batches', '1'),
-        ('qat_train.py', '--arch', 'resnet20', *network[:2], *network[4:], '--weights', weights, '--k_bits', '8',
-         '--act_quantizer', 'lsq'),
+        ('finetune.py', *small, '--weights', small_weights, '--strategy', 'uniform:4', '--bn_batches', '1'),
+        ('qat_train.py', *small, '--weights', small_weights, '--k_bits', '8', '--act_quantizer', 'lsq'),
     ]
     before = [last_line(succeed(*options, '--eval', cwd=home)) for options in evaluations]
     request.getfixturevalue('validation_images_alone')
