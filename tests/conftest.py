@@ -12,7 +12,7 @@ import pytest
 
 # Files that need the same searches and fine-tunings, or tests/processes.py.
 SHARED = ('test_bad_input', 'test_distributed', 'test_ends', 'test_flows', 'test_kill_and_resume', 'test_mutations',
-          'test_resume', 'test_several_processes', 'test_starting_weights')
+          'test_predict', 'test_resume', 'test_several_processes', 'test_starting_weights')
 # Files that look at figures, or at what becomes of one; drawing takes most of the time of runs as short as those here.
 DRAWN = ('test_plots.py', 'test_table_report.py', 'test_comparison_report.py', 'test_figures.py', 'test_network_run.py',
          'test_flows.py', 'test_costs.py', 'test_parts.py')

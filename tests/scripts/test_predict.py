@@ -107,6 +107,21 @@ def test_a_network_of_your_own(place, succeed, call, tmp_path):
     assert done.code == 1 and 'net.py:build: give that file by --model_file' in done.err
 
 
+@pytest.fixture(scope='module')
+def spoilt(place, pack):
+    """The folder in which the user works, with files that cannot be used beside good ones."""
+    data = pack('tuned_k').read_bytes()
+    (place / 'damaged.safetensors').write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    packed = read_packed(place / 'tuned_k.safetensors')
+    write_other(place / 'other.safetensors', packed, network={**packed.about['network'], 'arch': 'vgg16'})
+    write_other(place / 'strange.safetensors', packed, quantization='qat', strategy=[[4, 4]] * 20,
+                qat={'arch': 'resnet20', 'network': {}, 'quantizers': {'alpha': 'x'}})
+    (place / 'digits.txt').write_text('a\nb\n')
+    (place / 'empty').mkdir(exist_ok=True)
+    (place / 'some.onnx').write_bytes(b'')
+    return place
+
+
 @pytest.mark.parametrize(('command', 'words'), [
     ('export.py --resume tuned_k/checkpoint.pth.tar', '--packed'),
     ('export.py --resume tuned_k/checkpoint.pth.tar --packed tuned_k.safetensors', 'there already'),
@@ -124,18 +139,9 @@ def test_a_network_of_your_own(place, succeed, call, tmp_path):
     ('predict.py strange.safetensors digits/val', 'says of its network what none is made of'),
     ('predict.py some.onnx digits/val', 'requirements-export.txt'),
 ])
-def test_what_a_person_gets_wrong(place, pack, refused, command, words, monkeypatch):
-    data = pack('tuned_k').read_bytes()
-    (place / 'damaged.safetensors').write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    packed = read_packed(place / 'tuned_k.safetensors')
-    write_other(place / 'other.safetensors', packed, network={**packed.about['network'], 'arch': 'vgg16'})
-    write_other(place / 'strange.safetensors', packed, quantization='qat', strategy=[[4, 4]] * 20,
-                qat={'arch': 'resnet20', 'network': {}, 'quantizers': {'alpha': 'x'}})
-    (place / 'digits.txt').write_text('a\nb\n')
-    (place / 'empty').mkdir(exist_ok=True)
-    (place / 'some.onnx').write_bytes(b'')
+def test_what_a_person_gets_wrong(spoilt, refused, command, words, monkeypatch):
     monkeypatch.setattr('lib.export.onnx_packages.MISSING', 'No module named onnx')
-    refused(place, [words], *command.split())
+    refused(spoilt, [words], *command.split())
 
 
 def write_other(path, packed, **changes):
