@@ -20,6 +20,7 @@ from lib.utils.quantize_utils import (
     quantized_layers,
 )
 from tests.meta import on_meta
+from tests.small import build
 
 NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 ROWS = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)]  # of MobileNetV2
@@ -148,13 +149,13 @@ def test_qmobilenetv2_060_gives_the_logits_of_the_original(tmp_path, strategy):
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
-def test_kmeans_weights_are_recognised_and_trained_without_clustering_anew(tmp_path, succeed, weights):
-    net = models.create_model('resnet20', num_classes=10)
-    load_weights(net, state_dict_of(read_checkpoint(weights)))
-    bits = [4, 3, 2, 5] * 5
+def test_kmeans_weights_are_recognised_and_trained_without_clustering_anew(tmp_path, succeed, small, small_weights):
+    net = build(10)
+    load_weights(net, state_dict_of(read_checkpoint(small_weights)))
+    bits = [4, 3, 2, 5, 4]
     KMeansQuantization(net, bits)
-    path = original_file(tmp_path / 'resnet20_0.1.pth.tar', net.state_dict())
-    options = ('--arch', 'resnet20', '--dataset', 'digits', '--image_size', '8', '--device', 'cpu', '--weights', path)
+    path = original_file(tmp_path / 'small_0.1.pth.tar', net.state_dict())
+    options = (*small, '--weights', path)
     done = succeed('finetune.py', *options, '--eval', cwd=tmp_path)
     assert 'taken as the centroids' in done.out
     sizes = [layer.weight.numel() for layer in quantizable_layers(net).values()]

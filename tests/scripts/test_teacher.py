@@ -5,16 +5,16 @@ import torch
 import models
 
 
-def test_a_deeper_network_teaches(network, weights, succeed, refused, tmp_path):
+def test_a_deeper_network_teaches(small, small_weights, succeed, refused, tmp_path):
     torch.manual_seed(0)
     deeper = tmp_path / 'deeper.pth'
-    torch.save(models.create_model('resnet32', num_classes=10).state_dict(), deeper)
-    own = ('--dataset', 'digits', '--arch', 'resnet32', *network[4:])
+    torch.save(models.create_model('resnet20', num_classes=10).state_dict(), deeper)
+    own = ('--dataset', 'digits', '--arch', 'resnet20', *small[4:])
     alone = succeed('pretrain.py', *own, '--weights', deeper, '--eval', cwd=tmp_path).out
     top1 = alone.rpartition('top-1 ')[2].split()[0]
-    options = ('finetune.py', *network, '--weights', weights, '--strategy', 'uniform:4', '--train_batch', '80', '--lr',
-               '0.001', '--distill', 'float', '-c', 'run')
-    done = succeed(*options, '--teacher', 'resnet32', '--teacher_weights', 'deeper.pth', '--epochs', '1', cwd=tmp_path)
+    options = ('finetune.py', *small, '--weights', small_weights, '--strategy', 'uniform:4', '--train_batch', '80',
+               '--lr', '0.001', '--distill', 'float', '-c', 'run')
+    done = succeed(*options, '--teacher', 'resnet20', '--teacher_weights', 'deeper.pth', '--epochs', '1', cwd=tmp_path)
     assert f'the teacher has top-1 {top1} %' in done.out
     run, moved = tmp_path / 'run' / 'checkpoint.pth.tar', tmp_path / 'moved.pth'
     deeper.rename(moved)
