@@ -155,7 +155,7 @@ def test_in_noise_the_posterior_chooses_better_than_the_highest_reward():
     space, true = SPACES['weights'], rises(np.random.default_rng(0), 5, False)
     noise, chosen, luckiest = 0.5 * 2.5 * np.std([value(true, s, space) for s in all_of(space)]), [], []
     for seed in range(6):
-        found = search(BayesSearcher(space, seed, true * 2), true, 16, noise, seed)
+        found = search(BayesSearcher(space, seed, true * 2), true, 12, noise, seed)
         lucky = max(found.history, key=lambda entry: entry[1])[0]
         chosen.append(value(true, found.best(), space))
         luckiest.append(value(true, lucky, space))
