@@ -1,4 +1,4 @@
-"""Print runs side by side and plots accuracy against budget: float, uniform bits, searched bits.
+"""Print runs side by side and plot accuracy against budget: float, uniform bits, searched bits.
 
 Reads the results.json that pretrain.py, finetune.py and qat_train.py leave in their folders when they finish. Runs of
 the same label, such as several seeds of one command, become one row: their mean and its standard error.
@@ -56,7 +56,7 @@ def mean_run(runs):
     for key in ('cost_name', 'quantization'):
         if len(found := {row[key] for row in runs}) > 1:
             raise ValueError(f"{runs[0]['label']}: its {len(runs)} runs have several {key}s "
-                             f"({', '.join(sorted(found))}): give runs of different kinds different labels")
+                             f"({', '.join(sorted(map(str, found)))}): give runs of different kinds different labels")
     top1s = [row['top1'] for row in runs]
     error = statistics.stdev(top1s) / len(runs)**0.5 if len(runs) > 1 else None
     return {**runs[0], 'top1': statistics.mean(top1s), 'ratio': statistics.mean(row['ratio'] for row in runs),
